@@ -1,0 +1,135 @@
+"""INRs at the published size: zoo fitting, encoder forward and training step, beside the machine's matrix-product rate.
+
+python -m benchmarks.inr                       # one JSON line for each measurement
+python -m benchmarks.inr --batch-sizes 64 --micro-batches 4 8 16 64
+"""
+
+import dataclasses
+import functools
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks import timing
+from experiments.inr import environment
+from jax_scalegmn import architecture, models, network, train, zoo
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    batch_sizes: tuple[int, ...] = (16, 64, 128)
+    micro_batches: tuple[int, ...] = (8, 16)
+    """Networks differentiated at a time, where they divide the batch."""
+    widths: tuple[int, ...] = (2, 32, 32, 1)
+    side: int = 28
+    """Of the square images."""
+    features: int = 128
+    num_layers: int = 4
+    orbit_weight: float = 0.0
+    repeats: int = 5
+    zoo_networks: int = 128
+    zoo_steps: int = 50
+    zoo_chunks: tuple[int, ...] = (16, 32, 128)
+    matmul_size: int = 2048
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """Prints one JSON line for each measurement and returns them."""
+    arch = architecture.siren(config.widths)
+    model = models.Autoencoder(arch, config.features, num_layers=config.num_layers)
+    largest = max(config.batch_sizes)
+    keys = jax.random.split(jax.random.key(0), largest)
+    stack = jax.vmap(lambda key: network.init(arch, key, initialization=network.near_zero))(keys)
+    rows = []
+    for batch_size in config.batch_sizes:
+        batch = jax.tree.map(lambda leaf: leaf[:batch_size], stack)  # noqa: B023 (used in this round alone)
+        rows += _measure_model(config, model, batch, batch_size)
+    rows += _measure_zoo(config, arch)
+    environment_now = environment()
+    for row in rows:
+        row["environment"] = environment_now
+        print(json.dumps(row))
+    return rows
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _measure_model(config: Config, model: models.Autoencoder, batch: Any, batch_size: int) -> list[dict[str, Any]]:
+    tx = train.make_optimizer()
+    state = train.init(model, tx, jax.tree.map(lambda leaf: leaf[0], batch), jax.random.key(0))
+    loss = train.autoencoder_loss(model, size=(config.side, config.side), orbit_weight=config.orbit_weight)
+
+    def encode(variables: Any, stack: Any) -> jax.Array:
+        return jax.vmap(lambda params: model.apply(variables, params, method="encode"))(stack)
+
+    compiled = {"encoder_forward": timing.compile_once(encode, state.variables, batch)}
+    arguments: dict[str, tuple[Any, ...]] = {"encoder_forward": (state.variables, batch)}
+    for micro in [None, *[size for size in config.micro_batches if size < batch_size and batch_size % size == 0]]:
+        name = "training_step" if micro is None else f"training_step_micro_{micro}"
+        compiled[name] = timing.compile_once(train.make_step(loss, tx, micro_batch=micro), state, batch)
+        arguments[name] = (state, batch)
+    # The compiler counts the body of a loop once, so the operations of a step are those of the one without.
+    gflop = {name: compiled["training_step" if "step" in name else name].gflop for name in compiled}
+    product, product_gflop = timing.matmul(config.matmul_size)
+    calls = {name: functools.partial(one.call, *arguments[name]) for name, one in compiled.items()}
+    seconds = timing.in_turn({**calls, "matmul": product}, repeats=config.repeats)
+    rate = product_gflop / seconds["matmul"]["median_s"]
+    return [
+        {
+            "benchmark": name,
+            "batch_size": batch_size,
+            "graphs_per_second": batch_size / seconds[name]["median_s"],
+            "gflop_per_graph": gflop[name] / batch_size,
+            "share_of_matmul_rate": gflop[name] / seconds[name]["median_s"] / rate,
+            "matmul_gflop_per_second": rate,
+            "compile_seconds": one.compile_seconds,
+            "peak_mib": one.peak_mib,
+            **seconds[name],
+        }
+        for name, one in compiled.items()
+    ]
+
+
+def _measure_zoo(config: Config, arch: architecture.Architecture) -> list[dict[str, Any]]:
+    size = (config.side, config.side)
+    images = np.random.default_rng(0).uniform(size=(config.zoo_networks, *size)).astype(np.float32)
+    rows = []
+    for chunk in config.zoo_chunks:
+        # Compiling is part of a fit: the difference of two lengths gives the time of a step alone.
+        def run(steps: int, chunk: int = chunk) -> Any:
+            fitted = zoo.fit_images(
+                arch,
+                images,
+                np.zeros(len(images), int),
+                image_index=np.arange(len(images)),
+                num_steps=steps,
+                chunk=chunk,
+            )
+            return jnp.asarray(fitted.records["loss"])
+
+        seconds = timing.in_turn(
+            {"short": functools.partial(run, 1), "long": functools.partial(run, 1 + config.zoo_steps)},
+            repeats=max(1, config.repeats // 2),
+        )
+        spent = seconds["long"]["median_s"] - seconds["short"]["median_s"]
+        rows.append(
+            {
+                "benchmark": "zoo_fit",
+                "chunk": chunk,
+                "networks": config.zoo_networks,
+                "network_steps_per_second": config.zoo_networks * config.zoo_steps / spent,
+                "networks_per_second_at_1000_steps": config.zoo_networks * config.zoo_steps / spent / 1000,
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,465 @@
+"""INRs of images are canonicalised by a ScaleGMN autoencoder and merged (Boufalis et al. 2025, arXiv 2511.12601).
+
+    python -m experiments.inr digits                      # scikit-learn's digits, no files needed
+    python -m experiments.inr mnist --data mnist.npz      # the published setting; a GPU helps
+    python -m experiments.inr tiny                        # seconds
+
+Zoo, autoencoder, canonicalisation, merging, evaluation, report. Everything lands in `--out`: the zoos, the
+checkpoints, results.json with every number, report.html with every picture. `--resume` goes on where a run stopped.
+"""
+
+import dataclasses
+import enum
+import functools
+import importlib.metadata
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import evaluation, progress, report
+from jax_scalegmn import architecture, checkpoint, datasets, models, network, train, zoo
+from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.zoo import Zoo
+
+
+class Initialization(enum.Enum):
+    """How the INRs start: see `network.standard` and `network.near_zero`."""
+
+    STANDARD = "standard"
+    NEAR_ZERO = "near_zero"
+
+
+@dataclasses.dataclass(frozen=True)
+class ZooConfig:
+    """The INRs."""
+
+    widths: tuple[int, ...] = (2, 16, 16, 1)
+    w0: float = 30.0
+    initialization: Initialization = Initialization.NEAR_ZERO
+    steps: int = 300
+    learning_rate: float = 1e-3
+    train_fits: int = 4
+    """Independent fits of every training image; selection and scoring images get two."""
+    train_images: int | None = None
+    """At most so many training images; None for all but those for selection and, in digits, scoring."""
+    selection_images: int = 100
+    scoring_images: int = 297
+    part: int = 8192
+    """Networks fitted by one call and saved together: what an interruption can lose."""
+    chunk: int = 128
+    """Networks trained side by side inside a call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The autoencoder."""
+
+    features: int = 32
+    num_layers: int = 3
+    dropout: float = 0.0
+    normalized: bool = True
+    """Variance-preserving sums and weights divided by their usual size; False as published."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training of the autoencoder."""
+
+    batch_size: int = 64
+    epochs: int = 40
+    learning_rate: float = 8e-3
+    warmup_steps: int = 200
+    cosine: bool = True
+    """Whether the learning rate falls to 0 along a cosine until the last epoch; False as published."""
+    weight_decay: float = 0.01
+    clip_norm: float = 10.0
+    orbit_weight: float = 0.0
+    """Weight of the orbit-distance term, in units of the training images' variance; 0 as published."""
+    patience: int = 50
+    """Epochs without a lower smoothed validation loss until training stops."""
+    micro_batch: int | None = 16
+    """Networks differentiated at a time, for less memory; None for the whole batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The scoring."""
+
+    noises: tuple[float, ...] = (0.0, 0.001, 0.002, 0.005)
+    """Standard deviations of the perturbation of transformed copies."""
+    points: int = 40
+    orbits: int = 20
+    """Networks whose orbits are embedded."""
+    orbit_size: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run. Options of an unfinished run must stay the same when it is resumed."""
+
+    out: Path
+    data: Path | None = None
+    """mnist.npz, or a folder of MNIST or Fashion-MNIST IDX files; None for scikit-learn's digits."""
+    resume: bool = False
+    """Go on in a folder that holds a run already."""
+    seed: int = 0
+    zoo: ZooConfig = ZooConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+SPLITS = ("train", "selection", "scoring")
+
+PRESETS = {
+    "digits": ("scikit-learn's digits, 8 x 8; minutes on two cores", Config(Path("runs/digits"))),
+    "mnist": (
+        "the published setting on 28 x 28 images; needs --data",
+        Config(
+            Path("runs/mnist"),
+            zoo=ZooConfig(
+                (2, 32, 32, 1), steps=1000, train_fits=1, selection_images=5000, scoring_images=500, chunk=32
+            ),
+            model=ModelConfig(128, 4, dropout=0.2),
+            train=TrainConfig(128, epochs=150, learning_rate=1e-3, warmup_steps=1000, micro_batch=2),
+        ),
+    ),
+    "tiny": (
+        "a few digits in seconds, to try the machinery",
+        Config(
+            Path("runs/tiny"),
+            zoo=ZooConfig((2, 6, 6, 1), steps=60, train_fits=2, train_images=32, selection_images=8, scoring_images=8),
+            model=ModelConfig(8, 2),
+            train=TrainConfig(16, epochs=3, warmup_steps=2, micro_batch=8),
+            evaluation=EvaluationConfig((0.0, 0.005), points=5, orbits=3, orbit_size=4),
+        ),
+    ),
+}
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Runs the experiment and returns the results, which also stand in config.out / "results.json"."""
+    start = time.perf_counter()
+    images = load_images(config)
+    _claim(config)
+    arch = architecture.siren(config.zoo.widths, w0=config.zoo.w0)
+    with progress.Interruption() as interruption:
+        zoos = {split: fit_zoo(config, arch, split, images[split], interruption) for split in images}
+        zoo_seconds = time.perf_counter() - start
+        size = images["train"].images.shape[1:]
+        trained = fit_autoencoder(config, zoos, size, float(images["train"].images.var()), interruption)
+    train_seconds = time.perf_counter() - start - zoo_seconds
+    results = {
+        "config": _plain(config),
+        "environment": environment(),
+        "zoo": {split: _describe_zoo(one) for split, one in zoos.items()},
+        "model": {"parameters": sum(leaf.size for leaf in jax.tree.leaves(trained["variables"]))},
+        "training": trained["history"],
+        **score(config, trained["model"], trained["variables"], zoos, images),
+    }
+    pictures = results.pop("pictures")
+    results["seconds"] = {"zoo": zoo_seconds, "training": train_seconds, "total": time.perf_counter() - start}
+    (config.out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
+    report.write(config.out / "report.html", results, pictures)
+    progress.console.print(report.table(results))
+    progress.console.print(f"Report: {config.out / 'report.html'}, numbers: {config.out / 'results.json'}")
+    return results
+
+
+# --- data and zoo -------------------------------------------------------------------------------------------------
+
+
+def load_images(config: Config) -> dict[str, datasets.Images]:
+    """The images of training, selection and scoring; no image is in two of them.
+
+    Files bring their own test images, which serve for scoring; of the digits some are set apart.
+    """
+    settings = config.zoo
+    if config.data is None:
+        given = datasets.digits()
+        held_out = settings.scoring_images
+    else:
+        given, scoring = datasets.load(config.data)
+        held_out = 0
+    order = np.random.default_rng(config.seed).permutation(len(given.images))
+    rest = len(order) - settings.selection_images - held_out
+    count = rest if settings.train_images is None else settings.train_images
+    if not 1 <= count <= rest:
+        raise ValueError(
+            f"zoo.train_images is {count}; of {len(order)} images {rest} are left beside {settings.selection_images} "
+            f"for selection and {held_out} for scoring. Lower one of the three."
+        )
+    selected = order[rest : rest + settings.selection_images]
+    if config.data is None:
+        scoring = _rows(given, order[rest + settings.selection_images :])
+    else:
+        rows = np.random.default_rng(config.seed).permutation(len(scoring.images))
+        scoring = _rows(scoring, rows[: settings.scoring_images])
+    return dict(zip(SPLITS, (_rows(given, order[:count]), _rows(given, selected), scoring), strict=True))
+
+
+def fit_zoo(
+    config: Config, arch: Architecture, split: str, given: datasets.Images, interruption: progress.Interruption
+) -> Zoo:
+    """The INRs of one split, fitted in parts; parts that a former run saved are read instead."""
+    settings = config.zoo
+    fits = settings.train_fits if split == "train" else 2
+    image_index = np.tile(np.arange(len(given.images)), fits)
+    parts = []
+    with progress.bar(f"INRs for {split}", len(image_index), "networks") as advance:
+        for number, first in enumerate(range(0, len(image_index), settings.part)):
+            path = config.out / "zoo" / f"{split}-{number:04d}.safetensors"
+            rows = image_index[first : first + settings.part]
+            if path.exists():
+                parts.append(zoo.load(path))
+                advance(len(rows), "read")
+                continue
+            # Every part of every split starts from keys of its own.
+            entropy = [config.seed, SPLITS.index(split), number]
+            seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]) // 2
+            part = zoo.fit_images(
+                arch,
+                given.images,
+                given.labels,
+                image_index=rows,
+                seed=seed,
+                learning_rate=settings.learning_rate,
+                num_steps=settings.steps,
+                initialization=getattr(network, settings.initialization.value),
+                chunk=settings.chunk,
+                progress=advance,
+            )
+            zoo.save(part, path)
+            parts.append(part)
+            interruption.stop_if_requested(f"{first + len(rows)} of {len(image_index)} INRs for {split}")
+    return zoo.concatenate(parts)
+
+
+# --- autoencoder --------------------------------------------------------------------------------------------------
+
+
+def fit_autoencoder(
+    config: Config, zoos: dict[str, Zoo], size: tuple[int, int], variance: float, interruption: progress.Interruption
+) -> dict[str, Any]:
+    """Trains the autoencoder, or goes on with it: model, best variables on the selection split, and history."""
+    settings = config.train
+    arch = zoos["train"].arch
+    model = models.Autoencoder(
+        arch,
+        config.model.features,
+        num_layers=config.model.num_layers,
+        dropout=config.model.dropout,
+        normalized=config.model.normalized,
+        scales=zoo.scales(zoos["train"]) if config.model.normalized else None,
+    )
+    epoch_steps = len(zoos["train"]) // settings.batch_size
+    tx = train.make_optimizer(
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        decay_steps=epoch_steps * settings.epochs if settings.cosine else None,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+    )
+    loss = functools.partial(train.autoencoder_loss, model, size=size, orbit_weight=settings.orbit_weight * variance)
+    example = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
+    state = train.init(model, tx, example, jax.random.key(config.seed))
+    like = jax.eval_shape(lambda: state)
+    saved = checkpoint.Checkpoints(
+        config.out / "checkpoints", {"model": models.as_json(model), "train": _plain(settings), "seed": config.seed}
+    )
+    monitor, history = train.Monitor(), []
+    if not saved.is_empty:
+        state, monitor, history = saved.restore_last(like)
+    validate = train.make_evaluation(loss(train=False))
+    epochs = train.fit(
+        train.make_step(loss(), tx, micro_batch=settings.micro_batch),
+        state,
+        zoos["train"].params,
+        batch_size=settings.batch_size,
+        num_epochs=settings.epochs,
+    )
+    with progress.bar("Autoencoder", settings.epochs, "epochs") as advance:
+        advance(len(history))
+        while monitor.since_best < settings.patience:
+            begin = time.perf_counter()
+            epoch = next(epochs, None)
+            if epoch is None:
+                break
+            state, metrics = jax.block_until_ready(epoch)
+            seconds = time.perf_counter() - begin
+            selection = validate(state.variables, zoos["selection"].params)
+            monitor = monitor.update(float(selection["loss"]))
+            history.append(
+                {f"train_{name}": float(value) for name, value in metrics.items()}
+                | {f"selection_{name}": float(value) for name, value in selection.items()}
+                | {"step": int(state.step), "seconds": seconds}
+            )
+            saved.save(state, loss=float(selection["loss"]), monitor=monitor, history=history)
+            share = float(selection["reconstruction"]) / variance
+            advance(
+                1,
+                f"reconstruction {share:.1%} of the variance, {epoch_steps * settings.batch_size / seconds:.0f} INRs/s",
+            )
+            interruption.stop_if_requested(f"a checkpoint behind epoch {len(history)} of {settings.epochs}")
+    best = saved.restore_best(like).state
+    saved.close()
+    return {"model": model, "variables": best.variables, "history": history}
+
+
+# --- scoring ------------------------------------------------------------------------------------------------------
+
+
+def score(
+    config: Config, model: models.Autoencoder, variables: Any, zoos: dict[str, Zoo], images: dict[str, datasets.Images]
+) -> dict[str, Any]:
+    """All numbers of the report on networks and images that neither training nor selection has seen."""
+    settings, arch = config.evaluation, model.arch
+    keys = iter(jax.random.split(jax.random.key(config.seed + 1), 1000))
+    count = len(zoos["scoring"]) // 2
+    first, second = zoos["scoring"][:count].params, zoos["scoring"][count:].params
+    truth = jnp.asarray(images["scoring"].images)
+    size = truth.shape[1:]
+    recognise = _recogniser(images["train"])
+    fixed = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
+    methods = evaluation.methods(arch, model, variables, fixed)
+
+    pairs = {report.INDEPENDENT: second}
+    groups = {"P": (True, False), "D": (False, True), "PD": (True, True)}
+    for group, (permute, flip) in groups.items():
+        transform = jax.jit(functools.partial(evaluation.transformed_copies, arch, permute=permute, flip=flip))
+        for noise in settings.noises:
+            pairs[f"{group}, noise {noise:g}"] = transform(first, jax.random.split(next(keys), count), noise=noise)
+
+    read = evaluation.make_read(model, variables)
+    readers = {method.network for method in methods.values()}
+    follow = {reader: evaluation.make_follow(arch, reader, num_points=settings.points) for reader in readers}
+    film = {reader: evaluation.make_filmstrip(arch, reader, size) for reader in readers}
+    member = read(first)
+    merging: dict[str, Any] = {}
+    pictures: dict[str, Any] = {"paths": {}}
+    with progress.bar("Merging", len(pairs) * len(methods), "tables") as advance:
+        for kind, stack in pairs.items():
+            other = read(stack)
+            merging[kind] = {}
+            for name, method in methods.items():
+                start, end = method.end_points(member, other)
+                paths = follow[method.network](start, end, member, other, truth)
+                merging[kind][name] = {
+                    "label": method.label,
+                    **evaluation.summary(paths, next(keys)),
+                    "recognised": float((recognise(paths.middle) == images["scoring"].labels).mean()),
+                }
+                if kind == report.INDEPENDENT:
+                    some = jax.tree.map(lambda leaf: leaf[:3], (start, end))
+                    pictures["paths"][name] = np.asarray(film[method.network](*some))
+                advance(1)
+
+    drawn = jax.jit(jax.vmap(lambda params: network.render(arch, params, size)))
+    original, decoded = drawn(member.params), drawn(member.decoded)
+    error = float(jnp.square(decoded - original).mean())
+    variance = float(images["train"].images.var())
+    spread = evaluation.orbit_spread(
+        arch, read, jax.tree.map(lambda leaf: leaf[: settings.orbits], first), next(keys), settings.orbit_size
+    )
+    orbit_latent = np.asarray(spread.pop("latent"))
+    pictures |= {
+        "truth": np.asarray(truth[:12]),
+        "original": np.asarray(original[:12]),
+        "decoded": np.asarray(decoded[:12]),
+        "latent": np.asarray(member.latent),
+        "labels": images["scoring"].labels,
+        "orbits": orbit_latent,
+        "orbit_labels": images["scoring"].labels[: settings.orbits],
+    }
+    return {
+        "reconstruction": {
+            "mse": error,
+            "image_variance": variance,
+            "share_of_variance": error / variance,
+            "mean_image_mse": float(jnp.square(truth - images["train"].images.mean(0)).mean()),
+            "recognised": {
+                "images": float((recognise(truth) == images["scoring"].labels).mean()),
+                "original": float((recognise(original) == images["scoring"].labels).mean()),
+                "decoded": float((recognise(decoded) == images["scoring"].labels).mean()),
+            },
+        },
+        "orbit": spread,
+        "merging": merging,
+        "pictures": pictures,
+    }
+
+
+def environment() -> dict[str, str]:
+    """The device and the versions that numbers were measured with."""
+    packages = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy")
+    return {
+        "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _claim(config: Config) -> None:
+    """Makes the folder of the run, or checks that a run in it may go on."""
+    path = config.out / "config.json"
+    mine = _plain(dataclasses.replace(config, resume=False))
+    if path.exists():
+        if not config.resume:
+            raise SystemExit(f"{config.out} holds a run already. Go on with --resume, or name another folder by --out.")
+        theirs = json.loads(path.read_text())
+        if theirs != mine:
+            differences = [f"{k}: {theirs.get(k)} then, {v} now" for k, v in mine.items() if theirs.get(k) != v]
+            raise SystemExit(
+                f"{config.out} holds a run with other options ({'; '.join(differences)}). Use the same ones."
+            )
+        return
+    config.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mine, indent=1))
+
+
+def _plain(value: Any) -> Any:
+    """A configuration as JSON values."""
+
+    def convert(leaf: Any) -> Any:
+        return leaf.value if isinstance(leaf, enum.Enum) else str(leaf)
+
+    return json.loads(json.dumps(dataclasses.asdict(value), default=convert))
+
+
+def _rows(given: datasets.Images, rows: np.ndarray) -> datasets.Images:
+    return datasets.Images(given.images[rows], given.labels[rows])
+
+
+def _describe_zoo(one: Zoo) -> dict[str, Any]:
+    psnr = one.records["psnr"]
+    names = [architecture.describe(parameter.path) for parameter in one.arch.parameters]
+    return {
+        "networks": len(one),
+        "images": len(np.unique(one.records["image_index"])),
+        "psnr_db": {str(q): float(np.percentile(psnr, q)) for q in (5, 50, 95)},
+        "scales": dict(zip(names, zoo.scales(one), strict=True)),
+    } | one.settings
+
+
+def _recogniser(given: datasets.Images) -> Any:
+    """A digit classifier trained on the training images: an outside judge of whether a drawn digit can be read."""
+    from sklearn.svm import SVC
+
+    count = min(len(given.images), 5000)
+    judge = SVC(gamma="scale").fit(given.images[:count].reshape(count, -1), given.labels[:count])
+    return lambda drawn: judge.predict(np.asarray(drawn).reshape(len(drawn), -1))
+
+
+if __name__ == "__main__":
+    main(tyro.extras.overridable_config_cli(PRESETS))

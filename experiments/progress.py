@@ -1,0 +1,61 @@
+"""What a person sees while an experiment runs: progress bars, and a clean way out."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import rich.console
+import rich.progress
+
+console = rich.console.Console()
+
+
+@contextlib.contextmanager
+def bar(description: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """A progress bar with rate and remaining time; yields `advance(amount, note="")`."""
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn(f"{unit}, {{task.fields[rate]}}"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.fields[note]}"),
+    )
+    with rich.progress.Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=total, rate="", note="")
+
+        def advance(amount: int, note: str = "") -> None:
+            progress.advance(task, amount)
+            shown = progress.tasks[0]
+            rate = shown.completed / shown.elapsed if shown.elapsed else 0.0
+            progress.update(task, rate=f"{rate:.1f}/s", note=note)
+
+        yield advance
+
+
+class Interruption:
+    """Turns SIGINT and SIGTERM into a flag for the length of a `with`; a second SIGINT stops at once."""
+
+    requested = False
+
+    def __enter__(self) -> "Interruption":
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def stop_if_requested(self, saved: str) -> None:
+        """Ends the program, with what was saved and how to go on, if a signal came."""
+        if self.requested:
+            raise SystemExit(f"Interrupted. Saved: {saved}. Go on with the same command and --resume.")
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        console.print(f"{signal.Signals(number).name}: stopping behind the current piece of work ...")

@@ -1,0 +1,100 @@
+"""Sweeps of the INR experiment: weight of the orbit-distance term, model size and training time.
+
+    python -m experiments.sweep --out runs/sweep --results benchmarks/results/orbit_weight.json
+
+The zoo is fitted once and shared by all runs. Finished runs are kept: the same command goes on where it stopped.
+"""
+
+import dataclasses
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import rich.table
+import tyro
+
+from experiments import inr, progress, report
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to sweep."""
+
+    out: Path = Path("runs/sweep")
+    results: Path = Path("runs/sweep/sweep.json")
+    base: str = "digits"
+    """The preset whose other options hold."""
+    orbit_weights: tuple[float, ...] = (0.0, 0.3, 1.0, 3.0)
+    features: tuple[int, ...] = (32,)
+    epochs: tuple[int, ...] = (20,)
+    noises: tuple[float, ...] = (0.001,)
+
+
+METHODS = ("naive", "matching_pd_forward", "fixed_frame", "canonical_frame", "autoencoder")
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """Runs what is not there yet, prints the table, writes it and returns its rows."""
+    base = inr.PRESETS[config.base][1]
+    rows: list[dict[str, Any]] = []
+    zoo = None
+    for features, epochs, weight in itertools.product(config.features, config.epochs, config.orbit_weights):
+        out = config.out / f"features-{features}-epochs-{epochs}-weight-{weight:g}"
+        if zoo is not None and not out.exists():
+            shutil.copytree(zoo, out / "zoo")
+        done = out / "results.json"
+        if done.exists():
+            results = json.loads(done.read_text())
+        else:
+            results = inr.main(
+                dataclasses.replace(
+                    base,
+                    out=out,
+                    resume=True,
+                    model=dataclasses.replace(base.model, features=features),
+                    train=dataclasses.replace(base.train, epochs=epochs, orbit_weight=weight),
+                    evaluation=dataclasses.replace(base.evaluation, noises=config.noises),
+                )
+            )
+        zoo = out / "zoo"
+        rows.append(_row(config, results))
+        config.results.parent.mkdir(parents=True, exist_ok=True)
+        document = {"environment": results["environment"], "rows": rows}
+        config.results.write_text(json.dumps(document, indent=1))
+    progress.console.print(_table(rows))
+    return rows
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _row(config: Config, results: dict[str, Any]) -> dict[str, Any]:
+    settings = results["config"]
+    copies = f"PD, noise {config.noises[0]:g}"
+    return {
+        "features": settings["model"]["features"],
+        "epochs": settings["train"]["epochs"],
+        "orbit_weight": settings["train"]["orbit_weight"],
+        "reconstruction_share": results["reconstruction"]["share_of_variance"],
+        "independent": {name: results["merging"][report.INDEPENDENT][name]["midpoint"] for name in METHODS},
+        copies: {name: results["merging"][copies][name]["midpoint"] for name in METHODS},
+        "training_seconds": sum(epoch["seconds"] for epoch in results["training"]),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> rich.table.Table:
+    table = rich.table.Table(title="Mean squared error at t = 1/2, independent fits | transformed copies")
+    for name in ("features", "epochs", "orbit weight", "reconstruction", *METHODS):
+        table.add_column(name, justify="right")
+    for row in rows:
+        kinds = [value for value in row.values() if isinstance(value, dict)]
+        merged = [" | ".join(f"{kind[name]['mean']:.4f}" for kind in kinds) for name in METHODS]
+        cells = (row["features"], row["epochs"], row["orbit_weight"], f"{row['reconstruction_share']:.1%}")
+        table.add_row(*map(str, cells), *merged)
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

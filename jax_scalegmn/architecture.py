@@ -1,0 +1,481 @@
+"""What a network is made of: neuron layers, and for every axis of every parameter the neuron layer it indexes.
+
+From one `Architecture` follow the symmetry group, its action, the graph, the matching problem and the tests.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from jax_scalegmn.types import Params
+
+
+class Scaling(enum.Enum):
+    """What may act on the neurons of one layer without a change of the function (arXiv 2406.10685, section 4)."""
+
+    FIXED = "fixed"
+    """Nothing: inputs and outputs."""
+    PERMUTATION = "permutation"
+    """Permutations only: gelu, silu, sigmoid."""
+    SIGN = "sign"
+    """Permutations and sign flips: odd activations, sine and tanh."""
+    POSITIVE = "positive"
+    """Permutations and positive rescalings: homogeneous activations, relu and leaky relu."""
+
+
+SCALING_OF_ACTIVATION: Mapping[str, Scaling] = {
+    "sine": Scaling.SIGN,
+    "tanh": Scaling.SIGN,
+    "relu": Scaling.POSITIVE,
+    "leaky_relu": Scaling.POSITIVE,
+    "gelu": Scaling.PERMUTATION,
+    "silu": Scaling.PERMUTATION,
+    "sigmoid": Scaling.PERMUTATION,
+    "softplus": Scaling.PERMUTATION,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Neurons:
+    """One neuron layer: the units, or the channels, that share a symmetry."""
+
+    name: str
+    width: int
+    scaling: Scaling
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A parameter's axis that indexes a neuron layer.
+
+    `power` says how the entries follow a rescaling q of the neuron: +1 with it (its outgoing side: biases and the
+    kernels that feed it), -1 against it (the kernels that read it), 0 not at all. `repeat` counts how often the
+    layer stands along the axis, channels fastest: h * w where an [h, w, channels] map is flattened.
+    """
+
+    neurons: str
+    power: int
+    repeat: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One array of the params pytree; an axis that is a number is a spatial one of that size."""
+
+    path: tuple[str, ...]
+    axes: tuple[Axis | int, ...]
+
+    @property
+    def neuron_axes(self) -> tuple[Axis, ...]:
+        return tuple(axis for axis in self.axes if isinstance(axis, Axis))
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """`name` applied to `frequency` times its input; the frequency is a SIREN's w0."""
+
+    name: str
+    frequency: float = 1.0
+
+    @property
+    def scaling(self) -> Scaling:
+        """The diagonal group that commutes with the activation."""
+        return SCALING_OF_ACTIVATION[self.name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """act(x @ kernel + bias) + offset, with params[name] = {"kernel": [in, out], "bias": [out]}."""
+
+    name: str
+    activation: Activation | None
+    offset: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """act(conv(x) + bias) on [h, w, in] maps, with params[name] = {"kernel": [kh, kw, in, out], "bias": [out]}."""
+
+    name: str
+    activation: Activation | None
+    strides: tuple[int, int]
+    padding: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalMeanPool:
+    """The mean of an [h, w, channels] map over h and w."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flatten:
+    """An [h, w, channels] map as one vector, channels fastest."""
+
+
+Layer: TypeAlias = Dense | Conv | GlobalMeanPool | Flatten
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How a network is wired: the one value from which everything else follows.
+
+    Frozen, hashable and a pytree without leaves, so that it crosses `jax.jit` and `jax.vmap` as an ordinary
+    argument. It carries no arrays.
+
+    Attributes:
+      name: short and printable, like "siren 2-16-16-1".
+      neurons: the neuron layers in topological order, inputs first.
+      parameters: every array of the params pytree.
+      layers: how `network.apply` computes the function. Empty for a network with a function of its own: all but
+        `network` works on it, and `testing.assert_function_preserved` checks the description against that function.
+
+    Raises:
+      ValueError: if the parts do not fit together.
+    """
+
+    name: str
+    neurons: tuple[Neurons, ...]
+    parameters: tuple[Parameter, ...]
+    layers: tuple[Layer, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [neurons.name for neurons in self.neurons]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.name!r} names two neuron layers alike: {names}. Give each its own name.")
+        for neurons in self.neurons:
+            if neurons.width < 1:
+                raise ValueError(f"{self.name!r}: neuron layer {neurons.name!r} has width {neurons.width}, not >= 1.")
+        paths = [parameter.path for parameter in self.parameters]
+        if len(set(paths)) != len(paths):
+            raise ValueError(f"{self.name!r} describes a parameter twice: {[describe(path) for path in paths]}.")
+        for parameter in self.parameters:
+            _check_axes(self, parameter)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def layer(self, name: str) -> Neurons:
+        """The neuron layer of that name."""
+        for neurons in self.neurons:
+            if neurons.name == name:
+                return neurons
+        raise ValueError(f"{self.name!r} has no neuron layer {name!r}; it has {[n.name for n in self.neurons]}.")
+
+    def shape(self, parameter: Parameter) -> tuple[int, ...]:
+        """The shape of a parameter's array."""
+        return tuple(
+            axis if isinstance(axis, int) else self.layer(axis.neurons).width * axis.repeat for axis in parameter.axes
+        )
+
+    @property
+    def hidden(self) -> tuple[Neurons, ...]:
+        """The neuron layers on which a group acts."""
+        return tuple(neurons for neurons in self.neurons if neurons.scaling is not Scaling.FIXED)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers one network has."""
+        return sum(math.prod(self.shape(parameter)) for parameter in self.parameters)
+
+    def as_json(self) -> dict[str, Any]:
+        """The description as plain JSON values, for files; `from_json` reads it."""
+        return {
+            "name": self.name,
+            "neurons": [[neurons.name, neurons.width, neurons.scaling.value] for neurons in self.neurons],
+            "parameters": [
+                [list(parameter.path), [a if isinstance(a, int) else dataclasses.astuple(a) for a in parameter.axes]]
+                for parameter in self.parameters
+            ],
+            "layers": [{"type": type(layer).__name__, **dataclasses.asdict(layer)} for layer in self.layers],
+        }
+
+
+def from_json(description: Mapping[str, Any]) -> Architecture:
+    """The architecture that `Architecture.as_json` described.
+
+    Raises:
+      ValueError: if the description is not one of an architecture.
+    """
+    try:
+        return Architecture(
+            name=description["name"],
+            neurons=tuple(Neurons(name, width, Scaling(value)) for name, width, value in description["neurons"]),
+            parameters=tuple(
+                Parameter(tuple(path), tuple(a if isinstance(a, int) else Axis(*a) for a in axes))
+                for path, axes in description["parameters"]
+            ),
+            layers=tuple(_layer_from_json(layer) for layer in description["layers"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"This is no description of an architecture ({error!r}): expected the JSON of Architecture.as_json, "
+            f"got {str(description)[:200]!r}. The file is foreign or damaged."
+        ) from error
+
+
+# --- builders -----------------------------------------------------------------------------------------------------
+
+
+def mlp(widths: Sequence[int], activation: str | Sequence[str] = "relu") -> Architecture:
+    """A multilayer perceptron in the params of Flax: Dense_0, Dense_1, ...
+
+    Args:
+      widths: neurons of every layer, input and output included, like (784, 64, 64, 10).
+      activation: the activation of all hidden layers, or one for each of them.
+
+    Raises:
+      ValueError: on fewer than two widths, or an activation whose group is unknown.
+    """
+    widths = _widths(widths)
+    names = [activation] * (len(widths) - 2) if isinstance(activation, str) else list(activation)
+    if len(names) != len(widths) - 2:
+        raise ValueError(f"Got {len(names)} activations {names} for the {len(widths) - 2} hidden layers of {widths}.")
+    activations = [_activation(name) for name in names]
+    label = activation if isinstance(activation, str) else ",".join(names)
+    return _dense_chain(f"mlp {_dashes(widths)} {label}", widths, activations, offset=0.0)
+
+
+def siren(widths: Sequence[int], *, w0: float = 30.0, offset: float = 0.5) -> Architecture:
+    """An implicit neural representation with sine activations (Sitzmann et al. 2020, arXiv 2006.09661).
+
+    h' = sin(w0 (h @ W + b)), output h @ W + b + `offset`; the published INRs of images have w0 = 30, offset 0.5.
+
+    Args:
+      widths: neurons of every layer, like (2, 32, 32, 1).
+      w0: the frequency, in radians; finite and not 0.
+      offset: added to the output.
+    """
+    widths = _widths(widths)
+    if not (math.isfinite(w0) and w0 != 0):
+        raise ValueError(f"w0 is {w0}; a SIREN needs a finite frequency other than 0, like 30.")
+    activations = [Activation("sine", float(w0))] * (len(widths) - 2)
+    return _dense_chain(f"siren {_dashes(widths)} w0={w0:g}", widths, activations, offset=float(offset))
+
+
+def cnn(
+    channels: Sequence[int],
+    outputs: int,
+    *,
+    activation: str = "relu",
+    kernel_size: int | Sequence[int] = 3,
+    strides: int = 2,
+    padding: str = "VALID",
+    flatten: tuple[int, int] | None = None,
+) -> Architecture:
+    """Convolutions, a pooling or flattening, and a dense head, in the params of Flax: Conv_0, ..., Dense_0.
+
+    Args:
+      channels: of the image and of every convolution, like (1, 16, 16, 16).
+      outputs: how many numbers the dense head gives.
+      activation: of every convolution.
+      kernel_size: of all the (square) kernels, or one for each convolution.
+      strides: of every convolution, along both spatial axes.
+      padding: "VALID" or "SAME".
+      flatten: the (height, width) of the images where the last map is flattened; None for global mean pooling, which
+        takes images of any size.
+
+    Raises:
+      ValueError: on widths, kernels or image sizes that fit no network, or an activation whose group is unknown.
+    """
+    channels = _widths(channels)
+    convolutions = len(channels) - 1
+    sizes = [kernel_size] * convolutions if isinstance(kernel_size, int) else list(kernel_size)
+    if len(sizes) != convolutions:
+        raise ValueError(f"Got {len(sizes)} kernel sizes {sizes} for {convolutions} convolutions {channels}.")
+    if any(size < 1 for size in [*sizes, strides]):
+        raise ValueError(f"kernel sizes are {sizes}, strides {strides}; expected numbers >= 1.")
+    if padding not in ("VALID", "SAME"):
+        raise ValueError(f"padding is {padding!r}; expected 'VALID' or 'SAME'.")
+    act = _activation(activation)
+    hidden = [Neurons(f"hidden_{i}", width, act.scaling) for i, width in enumerate(channels[1:])]
+    neurons = (
+        Neurons("input", channels[0], Scaling.FIXED),
+        *hidden,
+        Neurons("output", outputs, Scaling.FIXED),
+    )
+    parameters: list[Parameter] = []
+    layers: list[Layer] = []
+    for i, size in enumerate(sizes):
+        name = f"Conv_{i}"
+        kernel = (size, size, Axis(neurons[i].name, -1), Axis(neurons[i + 1].name, 1))
+        parameters += [Parameter((name, "kernel"), kernel), Parameter((name, "bias"), (Axis(neurons[i + 1].name, 1),))]
+        layers.append(Conv(name, act, (strides, strides), padding))
+    repeat = 1
+    if flatten is None:
+        layers.append(GlobalMeanPool())
+    else:
+        layers.append(Flatten())
+        repeat = math.prod(_map_size(side, sizes, strides, padding) for side in flatten)
+    head = Axis(neurons[-2].name, -1, repeat), Axis("output", 1)
+    parameters += [Parameter(("Dense_0", "kernel"), head), Parameter(("Dense_0", "bias"), (Axis("output", 1),))]
+    layers.append(Dense("Dense_0", None))
+    return Architecture(f"cnn {_dashes([*channels, outputs])} {activation}", neurons, tuple(parameters), tuple(layers))
+
+
+# --- params at the door ---------------------------------------------------------------------------------------------
+
+
+def unpack(arch: Architecture, params: Params, *, name: str = "params") -> list[Any]:
+    """The arrays of a params pytree in the order of `arch.parameters`, checked.
+
+    Shapes are always checked; values wherever they are at hand, that is outside `jax.jit` and `jax.vmap`.
+
+    Raises:
+      ValueError: on a missing, additional or misshapen parameter, or one with a NaN or an infinity.
+    """
+    leaves = _leaves(params)
+    expected = {parameter.path for parameter in arch.parameters}
+    for path in leaves:
+        if path not in expected:
+            cure = (
+                f"Pass {name}['params']."
+                if path[:1] == ("params",)
+                else "Remove it, or describe it in the Architecture."
+            )
+            raise ValueError(
+                f"{name}{describe(path)} is no parameter of {arch.name!r}, which has {_listed(arch)}. {cure}"
+            )
+    values = []
+    for parameter in arch.parameters:
+        where = f"{name}{describe(parameter.path)}"
+        if parameter.path not in leaves:
+            raise ValueError(f"{where} is missing; {arch.name!r} expects shape {arch.shape(parameter)}.")
+        leaf = leaves[parameter.path]
+        if np.shape(leaf) != arch.shape(parameter):
+            raise ValueError(
+                f"{where} has shape {np.shape(leaf)}; {arch.name!r} expects {arch.shape(parameter)}. "
+                "PyTorch kernels are transposed (use interop.from_torch); a stack of networks needs jax.vmap."
+            )
+        if not isinstance(leaf, jax.core.Tracer):
+            _check_finite(where, leaf)
+        values.append(leaf)
+    return values
+
+
+def pack(arch: Architecture, values: Sequence[Any]) -> dict[str, Any]:
+    """The params pytree of arrays that stand in the order of `arch.parameters`."""
+    params: dict[str, Any] = {}
+    for parameter, value in zip(arch.parameters, values, strict=True):
+        node = params
+        for key in parameter.path[:-1]:
+            node = node.setdefault(key, {})
+        node[parameter.path[-1]] = value
+    return params
+
+
+def check_stack(arch: Architecture, params: Params, *, name: str = "params") -> int:
+    """Checks a stack of networks, one leading axis on every array, and returns how many it holds.
+
+    Raises:
+      ValueError: as `unpack`, or if the arrays disagree on how many networks there are.
+    """
+    leaves = _leaves(params)
+    counts = {path: (np.shape(leaf) or (0,))[0] for path, leaf in leaves.items()}
+    if len(set(counts.values())) != 1:
+        listed = {describe(path): count for path, count in counts.items()}
+        raise ValueError(f"The arrays of {name} disagree on how many networks they hold: {listed}.")
+    for path, leaf in leaves.items():
+        _check_finite(f"{name}{describe(path)}", leaf)
+    jax.eval_shape(lambda stack: jax.vmap(lambda one: unpack(arch, one, name=name))(stack), dict(params))
+    return int(next(iter(counts.values())))
+
+
+def describe(path: Sequence[str]) -> str:
+    """A path as it is written in Python: ['Dense_0']['kernel']."""
+    return "".join(f"[{key!r}]" for key in path)
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _leaves(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    if isinstance(tree, Mapping):
+        return {where: leaf for key, node in tree.items() for where, leaf in _leaves(node, (*path, str(key))).items()}
+    return {path: tree}
+
+
+def _check_finite(where: str, leaf: Any) -> None:
+    finite = np.isfinite(np.asarray(leaf))
+    if not finite.all():
+        first = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise ValueError(
+            f"{where} holds {int((~finite).sum())} NaN or infinite entries, the first at {first}; expected finite "
+            "numbers. The network diverged or its file is damaged: train or export it again."
+        )
+
+
+def _check_axes(arch: Architecture, parameter: Parameter) -> None:
+    where = f"{arch.name!r}: parameter {describe(parameter.path)}"
+    if not 1 <= len(parameter.neuron_axes) <= 2:
+        raise ValueError(f"{where} has {len(parameter.neuron_axes)} neuron axes; expected 1 (a bias) or 2 (a kernel).")
+    for axis in parameter.neuron_axes:
+        arch.layer(axis.neurons)
+        if axis.power not in (-1, 0, 1):
+            raise ValueError(f"{where} has power {axis.power} on {axis.neurons!r}; expected -1, 0 or 1.")
+        if axis.repeat < 1:
+            raise ValueError(f"{where} repeats {axis.neurons!r} {axis.repeat} times; expected at least 1.")
+
+
+def _listed(arch: Architecture) -> str:
+    return ", ".join(describe(parameter.path) for parameter in arch.parameters)
+
+
+def _layer_from_json(fields: Mapping[str, Any]) -> Layer:
+    kinds = {kind.__name__: kind for kind in (Dense, Conv, GlobalMeanPool, Flatten)}
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items() if key != "type"}
+    if isinstance(values.get("activation"), Mapping):
+        values["activation"] = Activation(**values["activation"])
+    return kinds[fields["type"]](**values)
+
+
+def _activation(name: str) -> Activation:
+    if name not in SCALING_OF_ACTIVATION:
+        raise ValueError(
+            f"activation is {name!r}, whose symmetry group is unknown; known are {sorted(SCALING_OF_ACTIVATION)}. "
+            "For another one write the Architecture yourself; Scaling.PERMUTATION is always safe."
+        )
+    return Activation(name)
+
+
+def _dense_chain(
+    name: str, widths: tuple[int, ...], activations: Sequence[Activation], *, offset: float
+) -> Architecture:
+    hidden = [
+        Neurons(f"hidden_{i}", w, a.scaling) for i, (w, a) in enumerate(zip(widths[1:-1], activations, strict=True))
+    ]
+    neurons = (Neurons("input", widths[0], Scaling.FIXED), *hidden, Neurons("output", widths[-1], Scaling.FIXED))
+    parameters: list[Parameter] = []
+    layers: list[Layer] = []
+    for i, activation in enumerate([*activations, None]):
+        dense, senders, receivers = f"Dense_{i}", neurons[i].name, neurons[i + 1].name
+        parameters.append(Parameter((dense, "kernel"), (Axis(senders, -1), Axis(receivers, 1))))
+        parameters.append(Parameter((dense, "bias"), (Axis(receivers, 1),)))
+        layers.append(Dense(dense, activation, offset if activation is None else 0.0))
+    return Architecture(name, neurons, tuple(parameters), tuple(layers))
+
+
+def _widths(widths: Sequence[int]) -> tuple[int, ...]:
+    if len(widths) < 2 or any(width < 1 for width in widths):
+        raise ValueError(f"widths are {tuple(widths)}; expected two or more numbers >= 1, like (2, 32, 32, 1).")
+    return tuple(int(width) for width in widths)
+
+
+def _map_size(side: int, kernel_sizes: Sequence[int], strides: int, padding: str) -> int:
+    size = side
+    for kernel in kernel_sizes:
+        size = -(-size // strides) if padding == "SAME" else (size - kernel) // strides + 1
+        if size < 1:
+            raise ValueError(
+                f"Images of side {side} are too small for kernels {list(kernel_sizes)}, strides {strides}."
+            )
+    return size
+
+
+def _dashes(widths: Sequence[int]) -> str:
+    return "-".join(str(width) for width in widths)

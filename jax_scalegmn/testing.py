@@ -1,0 +1,214 @@
+"""Checks that users run on their own networks: is it really equivariant, did the function really stay the same?
+
+Each draws random group elements, compares, and raises an AssertionError that names what is wrong; each returns the
+largest deviation that it saw, so that it can be reported too.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_scalegmn import architecture, symmetry
+from jax_scalegmn.architecture import Architecture, Axis
+from jax_scalegmn.types import Key, Params
+
+
+def assert_invariant(
+    arch: Architecture,
+    fn: Callable[[Params], Any],
+    params: Params,
+    key: Key,
+    *,
+    tolerance: float = 1e-5,
+    **options: Any,
+) -> float:
+    """Raises unless fn(act(Q, params)) = fn(params) for random group elements Q.
+
+    Args:
+      arch: of the network that `fn` reads.
+      fn: one network's params to arrays, like an encoder.
+      params: the network.
+      key: consumed.
+      tolerance: largest deviation of any output array, relative to its own largest entry.
+      options: permute and scale of `symmetry.random`, and `samples`, the number of elements (8).
+
+    Returns:
+      The largest relative deviation.
+
+    Raises:
+      AssertionError: if a deviation exceeds the tolerance or an output is not finite.
+    """
+    return _assert_commutes(arch, fn, lambda _, out: out, params, key, tolerance, "invariant", **options)
+
+
+def assert_equivariant(
+    arch: Architecture,
+    fn: Callable[[Params], Params],
+    params: Params,
+    key: Key,
+    *,
+    tolerance: float = 1e-5,
+    **options: Any,
+) -> float:
+    """Raises unless fn(act(Q, params)) = act(Q, fn(params)) for random group elements Q.
+
+    Args as `assert_invariant`, with `fn` from one network's params to params of the same architecture.
+    """
+
+    def moved(element: symmetry.Element, out: Any) -> Any:
+        return symmetry.act(arch, element, out)
+
+    return _assert_commutes(arch, fn, moved, params, key, tolerance, "equivariant", **options)
+
+
+def assert_function_preserved(
+    arch: Architecture,
+    apply: Callable[[Params, Any], Any],
+    params: Params,
+    inputs: Any,
+    key: Key,
+    *,
+    tolerance: float = 1e-5,
+    samples: int = 8,
+) -> float:
+    """Raises unless the network computes the same function behind random elements of its group.
+
+    This is the check of a hand-written `Architecture`: where the function changes, the neuron layers and parameters
+    whose description is wrong are named, found by letting the group act on one layer, and one axis less, at a time.
+
+    Args:
+      arch: the description to check.
+      apply: (params, inputs) -> outputs: the network's own function.
+      params: the network.
+      inputs: what it is applied to, as `apply` takes it; several random examples.
+      key: consumed.
+      tolerance: largest deviation of the outputs, relative to their largest entry.
+      samples: group elements to try.
+
+    Returns:
+      The largest relative deviation.
+
+    Raises:
+      AssertionError: if a deviation exceeds the tolerance or an output is not finite.
+    """
+    expected = apply(params, inputs)
+    worst = 0.0
+    for sample_key in jax.random.split(key, samples):
+        element = symmetry.random(arch, sample_key)
+        deviation = _deviation(apply(symmetry.act(arch, element, params), inputs), expected)
+        if not deviation <= tolerance:
+            layers = [n.name for n in arch.hidden if _breaks(arch, apply, params, inputs, element, n.name, tolerance)]
+            suspects = [
+                description
+                for name in layers
+                for description in _suspects(arch, apply, params, inputs, element, name, tolerance)
+            ]
+            raise AssertionError(
+                f"{arch.name!r} does not describe this function: a group element changes the output by {deviation:.2e} "
+                f"of its size (tolerance {tolerance:.0e}). Neuron layers whose group acts wrongly: {layers}. "
+                f"{_advice(suspects)}"
+            )
+        worst = max(worst, deviation)
+    return worst
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _assert_commutes(
+    arch: Architecture,
+    fn: Callable[[Params], Any],
+    moved: Callable[[symmetry.Element, Any], Any],
+    params: Params,
+    key: Key,
+    tolerance: float,
+    word: str,
+    *,
+    samples: int = 8,
+    permute: bool = True,
+    scale: bool = True,
+) -> float:
+    out = fn(params)
+    worst = 0.0
+    for index, sample_key in enumerate(jax.random.split(key, samples)):
+        element = symmetry.random(arch, sample_key, permute=permute, scale=scale)
+        deviation = _deviation(fn(symmetry.act(arch, element, params)), moved(element, out))
+        if not deviation <= tolerance:
+            raise AssertionError(
+                f"Not {word} under the group of {arch.name!r} (permute={permute}, scale={scale}): element {index} "
+                f"deviates by {deviation:.2e} of the largest entry, more than {tolerance:.0e}."
+            )
+        worst = max(worst, deviation)
+    return worst
+
+
+def _deviation(got: Any, expected: Any) -> float:
+    """The largest deviation of any array relative to its largest entry; infinite where one is not finite."""
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            return float("inf")
+        size = float(jnp.abs(b).max())
+        gap = float(jnp.abs(a - b).max())
+        worst = max(worst, gap / size if size > 0 else gap)
+    return worst
+
+
+def _only(arch: Architecture, element: symmetry.Element, name: str) -> symmetry.Element:
+    """The element's action on one neuron layer alone."""
+    rest = symmetry.identity(arch)
+    return symmetry.Element(
+        rest.permutation | {name: element.permutation[name]}, rest.scale | {name: element.scale[name]}
+    )
+
+
+def _breaks(
+    arch: Architecture,
+    apply: Callable[[Params, Any], Any],
+    params: Params,
+    inputs: Any,
+    element: symmetry.Element,
+    name: str,
+    tolerance: float,
+) -> bool:
+    changed = apply(symmetry.act(arch, _only(arch, element, name), params), inputs)
+    return not _deviation(changed, apply(params, inputs)) <= tolerance
+
+
+def _suspects(
+    arch: Architecture,
+    apply: Callable[[Params, Any], Any],
+    params: Params,
+    inputs: Any,
+    element: symmetry.Element,
+    name: str,
+    tolerance: float,
+) -> list[str]:
+    """The single corrections of an axis's power, on one layer, that make the description right."""
+    found = []
+    for index, parameter in enumerate(arch.parameters):
+        for position, axis in enumerate(parameter.axes):
+            if not (isinstance(axis, Axis) and axis.neurons == name):
+                continue
+            for power in {-1, 0, 1} - {axis.power}:
+                axes = list(parameter.axes)
+                axes[position] = dataclasses.replace(axis, power=power)
+                fixed = dataclasses.replace(parameter, axes=tuple(axes))
+                parameters = (*arch.parameters[:index], fixed, *arch.parameters[index + 1 :])
+                other = dataclasses.replace(arch, parameters=parameters)
+                if not _breaks(other, apply, params, inputs, element, name, tolerance):
+                    where = architecture.describe(parameter.path)
+                    found.append(
+                        f"params{where} axis {position} ({name!r}) should have power {power}, not {axis.power}"
+                    )
+    return found
+
+
+def _advice(suspects: list[str]) -> str:
+    if suspects:
+        return f"One change each that would be right: {'; '.join(suspects)}."
+    return "No single power explains it: a parameter of these layers may be missing, or their Scaling too large."

@@ -1,0 +1,205 @@
+"""Tensors from files: safetensors, npz, and PyTorch checkpoints read without PyTorch and without running a pickle."""
+
+import io
+import math
+import os
+import pickle
+import pickletools
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_STORAGES = {
+    "FloatStorage": np.dtype(np.float32),
+    "DoubleStorage": np.dtype(np.float64),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(jnp.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors, .npz, .pt or .pth file by name; no code in the file is run, PyTorch is not needed.
+
+    A .pt or .pth file holds a state_dict, or a dict with one under "state_dict", "model_state_dict" or "model". Names
+    come in the order of the file. A safetensors file keeps none, so there they come sorted, layer 2 before layer 10.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is truncated, foreign, holds anything but tensors, or asks for code to be run.
+    """
+    path = Path(path)
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path}: expected a name that ends in {', '.join(_READERS)}; got {path.suffix!r}. Rename it.")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no file there; expected the tensors of a network or model.")
+    try:
+        return _READERS[path.suffix](path)
+    except Exception as error:  # a damaged or hostile file can fail anywhere in zipfile, zlib, pickle or NumPy
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(
+            f"{path}: expected a {path.suffix} file of plain tensors by name; {reason}. Get it again, or save "
+            "model.state_dict() again with torch.save of a recent PyTorch, or as safetensors."
+        ) from error
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+class _Storage(NamedTuple):
+    """One record of a checkpoint, as its pickle names it."""
+
+    type: str
+    key: str
+    length: int
+
+
+class _View(NamedTuple):
+    """A tensor as the pickle describes it: entries of a storage."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class _StateDict(dict[str, Any]):
+    """Stands for an OrderedDict, without the attributes that a pickle may want to set."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a checkpoint's pickle into descriptions of tensors; nothing that it names is imported or called.
+
+    What `find_class` gives are strings, an inert class and functions made on the spot: a pickle can change none of
+    the library's own objects through them.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module, name:
+            case "collections", "OrderedDict":
+                return _StateDict
+            case "torch", _ if name in _STORAGES:
+                return name
+            case "torch._utils", "_rebuild_tensor_v2":
+                return lambda storage, offset, size, stride, *_: _View(storage, offset, size, stride)
+            case "torch._utils", "_rebuild_parameter":
+                return lambda data, *_: data
+        raise ValueError(f"it asks for {module}.{name}, which is refused: only tensors of real numbers are read")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage_type, key, _, length = pid
+        if kind != "storage":
+            raise ValueError(f"it refers to a {kind!r}, expected a storage")
+        return _Storage(storage_type, key, length)
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            raise ValueError(
+                f"got no zip archive, but a file that begins with {file.read(8)!r}: truncated, foreign, or of a "
+                "PyTorch before 1.6"
+            )
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.rpartition("/")[-1] == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError(f"got a zip archive with {len(pickles)} files named data.pkl, not one: not of torch.save")
+        folder = pickles[0].removesuffix("data.pkl")
+        pickled = archive.read(pickles[0])
+        slots = [int(arg or 0) for code, arg, _ in pickletools.genops(pickled) if code.name in ("PUT", "LONG_BINPUT")]
+        if max(slots, default=0) > len(pickled):  # the unpickler would reserve gigabytes for them
+            raise ValueError(f"its pickle has {len(pickled)} bytes, but refers to the {max(slots)}th of its objects")
+        content = _Unpickler(io.BytesIO(pickled), encoding="utf-8").load()
+        order = f"{folder}byteorder"
+        byteorder = archive.read(order).decode() if order in archive.namelist() else "little"
+        return {name: _array(archive, folder, byteorder, name, view) for name, view in _unwrapped(content).items()}
+
+
+def _unwrapped(content: Any) -> Mapping[str, _View]:
+    """The one flat dict of tensors that a checkpoint is or holds."""
+
+    def is_flat(node: Any) -> bool:
+        if not isinstance(node, dict) or not node:
+            return False
+        return all(isinstance(name, str) and isinstance(value, _View) for name, value in node.items())
+
+    if is_flat(content):
+        return content
+    if not isinstance(content, dict):
+        raise ValueError(f"got a {type(content).__name__}, no state_dict")
+    inner = [key for key in _WRAPPERS if is_flat(content.get(key))]
+    if len(inner) != 1:
+        raise ValueError(
+            f"got a dict with the keys {list(content)[:10]}, of which {inner} hold a flat dict of tensors, expected "
+            f"just one of {_WRAPPERS}"
+        )
+    return content[inner[0]]
+
+
+def _array(archive: zipfile.ZipFile, folder: str, byteorder: str, name: str, view: _View) -> np.ndarray:
+    """The tensor's own copy of its entries, never read beyond its storage."""
+    storage, offset, size, stride = view
+    dtype = _STORAGES[storage.type]
+    raw = archive.read(f"{folder}data/{storage.key}")
+    if byteorder not in ("little", "big") or len(raw) != storage.length * dtype.itemsize:
+        raise ValueError(
+            f"the storage of tensor {name!r} has {len(raw)} bytes in {byteorder!r} order, expected {storage.length} x "
+            f"{dtype.itemsize} in little or big order"
+        )
+    if not _fits(view):
+        raise ValueError(
+            f"tensor {name!r} has offset {offset}, size {size} and stride {stride}, which its storage of "
+            f"{storage.length} entries does not hold (an expanded tensor needs .contiguous() before it is saved)"
+        )
+    entries = np.frombuffer(raw, np.uint8).reshape(-1, dtype.itemsize)
+    if byteorder != sys.byteorder:
+        entries = entries[:, ::-1]
+    flat = np.ascontiguousarray(entries).reshape(-1).view(dtype)
+    steps = [step * dtype.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(flat[offset:], size, steps).copy()
+
+
+def _fits(view: _View) -> bool:
+    """Whether a tensor lies within its storage and repeats none of it."""
+    if any(type(n) is not int or n < 0 for n in (view.offset, *view.size, *view.stride)):
+        return False
+    count = math.prod(view.size)
+    last = view.offset + sum((n - 1) * step for n, step in zip(view.size, view.stride, strict=True))
+    return count == 0 or (count <= view.storage.length and last < view.storage.length)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("got no zip archive: truncated or foreign")
+    with np.load(path, allow_pickle=False) as file:
+        return {name: np.asarray(file[name]) for name in file.files}
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    with safetensors.safe_open(path, framework="numpy") as file:
+        names = sorted(file.keys(), key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
+        return {name: file.get_tensor(name) for name in names}
+
+
+_READERS: Mapping[str, Callable[[Path], dict[str, np.ndarray]]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".pt": _read_torch,
+    ".pth": _read_torch,
+}

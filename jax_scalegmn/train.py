@@ -1,0 +1,262 @@
+"""Training: a step for any loss of one network, epochs as one compiled scan, early stopping.
+
+step = make_step(autoencoder_loss(model, size=(8, 8)), tx)
+for state, metrics in fit(step, state, data, batch_size=64, num_epochs=10): ...
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from jax_scalegmn import matching, network
+from jax_scalegmn.models import Autoencoder
+from jax_scalegmn.types import Key, Params
+
+Metrics: TypeAlias = dict[str, Array]
+
+# (variables, one row of the data, key) -> (scalar loss, metrics)
+LossFn: TypeAlias = Callable[[Any, Any, Key], tuple[Array, Metrics]]
+
+
+class State(NamedTuple):
+    """All that training goes on from: with the same data, the next step follows from it bit for bit.
+
+    Attributes:
+      variables: of the model.
+      opt_state: of the optimiser.
+      key: never changes; order and dropout of a step follow from it and the number of the step.
+      step: updates made so far.
+    """
+
+    variables: Any
+    opt_state: Any
+    key: Key
+    step: Array
+
+
+Step: TypeAlias = Callable[[State, Any], tuple[State, Metrics]]
+
+
+def make_optimizer(
+    *,
+    learning_rate: float = 1e-3,
+    warmup_steps: int = 1000,
+    decay_steps: int | None = None,
+    weight_decay: float = 0.01,
+    clip_norm: float = 10.0,
+) -> optax.GradientTransformation:
+    """AdamW behind a clipped global norm, with a linear warm-up (published: 1e-3, 1000 steps, 0.01, 10).
+
+    Args:
+      learning_rate: after the warm-up; step t has learning_rate * min(1, (t + 1) / warmup_steps).
+      warmup_steps: 0 for none.
+      decay_steps: a cosine to 0 that ends at this step; None for a constant rate, as published.
+      weight_decay: decoupled, on all parameters.
+      clip_norm: of the gradient of all parameters together.
+    """
+    after: optax.Schedule = optax.constant_schedule(learning_rate)
+    if decay_steps is not None:
+        after = optax.cosine_decay_schedule(learning_rate, max(1, decay_steps - warmup_steps))
+    schedule = after
+    if warmup_steps > 0:
+        rise = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1))
+        schedule = optax.join_schedules([rise, after], [warmup_steps])
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, weight_decay=weight_decay))
+
+
+def init(model: Any, tx: optax.GradientTransformation, params: Params, key: Key) -> State:
+    """The state before the first step, for a model that reads networks like `params`."""
+    init_key, key = jax.random.split(key)
+    variables = jax.jit(model.init)(init_key, params)
+    return State(variables, tx.init(variables), key, jnp.asarray(0))
+
+
+def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, micro_batch: int | None = None) -> Step:
+    """One update on the mean loss over a batch.
+
+    Args:
+      loss_fn: written for one network; it gets a key of its own.
+      tx: the optimiser.
+      micro_batch: networks differentiated at a time, for less memory and fuller caches with the same result; must
+        divide the batch. None: all at once.
+
+    Returns:
+      (state, batch) -> (state, metrics): the means of the loss's metrics, with loss and grad_norm.
+    """
+
+    def mean_loss(variables: Any, rows: Any, keys: Key) -> tuple[Array, Metrics]:
+        losses, metrics = jax.vmap(loss_fn, (None, 0, 0))(variables, rows, keys)
+        return losses.mean(), {name: value.mean() for name, value in metrics.items()} | {"loss": losses.mean()}
+
+    def gradient(variables: Any, rows: Any, keys: Key) -> tuple[Metrics, Any]:
+        grad, metrics = jax.grad(mean_loss, has_aux=True)(variables, rows, keys)
+        return metrics, grad
+
+    def step(state: State, batch: Any) -> tuple[State, Metrics]:
+        size = len(jax.tree.leaves(batch)[0])
+        keys = jax.random.split(jax.random.fold_in(_purpose(state.key, "loss"), state.step), size)
+        if micro_batch is None or micro_batch >= size:
+            result = gradient(state.variables, batch, keys)
+        else:
+            if size % micro_batch:
+                raise ValueError(f"micro_batch is {micro_batch}; expected a divisor of the batch size {size}.")
+            # Every part takes rows from the whole batch: where devices share it, each has its rows at hand.
+            # Every part takes rows from all over the batch, so that a batch shared out over devices stays shared out.
+            parts = jax.tree.map(
+                lambda leaf: leaf.reshape(micro_batch, -1, *leaf.shape[1:]).swapaxes(0, 1), (batch, keys)
+            )
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, state.variables, *_first(parts)))
+
+            def add(total: Any, part: Any) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, gradient(state.variables, *part)), None
+
+            total, _ = jax.lax.scan(add, zeros, parts)
+            result = jax.tree.map(lambda leaf: leaf * (micro_batch / size), total)
+        metrics, grad = result
+        updates, opt_state = tx.update(grad, state.opt_state, state.variables)
+        variables = optax.apply_updates(state.variables, updates)
+        metrics |= {"grad_norm": optax.tree.norm(grad)}
+        return State(variables, opt_state, state.key, state.step + 1), metrics
+
+    return step
+
+
+def make_evaluation(loss_fn: LossFn, *, batch_size: int = 64) -> Callable[[Any, Any], Metrics]:
+    """(variables, data) -> the means of the loss and its metrics over all networks of `data`, compiled.
+
+    `batch_size` networks are computed at a time. Give it a loss without randomness: every network gets the same key.
+    """
+
+    def evaluate(variables: Any, data: Any) -> Metrics:
+        losses, metrics = jax.lax.map(
+            lambda row: loss_fn(variables, row, jax.random.key(0)), data, batch_size=batch_size
+        )
+        return {name: value.mean() for name, value in metrics.items()} | {"loss": losses.mean()}
+
+    return jax.jit(evaluate)
+
+
+def fit(
+    step: Step, state: State, data: Any, *, batch_size: int, num_epochs: int, mesh: Mesh | None = None
+) -> Iterator[tuple[State, Metrics]]:
+    """Yields the state and the mean metrics behind every epoch; an epoch is one compiled scan, the data on the device.
+
+    Every epoch draws its own order from the state's key; networks that fill no batch wait for another epoch. A state
+    from the middle of training goes on where it stood.
+
+    Args:
+      step: of `make_step`.
+      state: where to begin; its buffers are not kept.
+      data: a pytree whose arrays have a leading axis [models].
+      batch_size: networks a step.
+      num_epochs: in all, those before `state` included.
+      mesh: a mesh with an axis "data" that shares the batch out; the data and the model stand on every device.
+
+    Raises:
+      ValueError: if the data hold less than a batch, or a mesh does not divide it.
+    """
+    count = len(jax.tree.leaves(data)[0])
+    steps = count // batch_size
+    if steps == 0:
+        raise ValueError(f"The data hold {count} networks, fewer than one batch of {batch_size}. Lower batch_size.")
+    if mesh is not None and batch_size % mesh.shape["data"]:
+        raise ValueError(f"batch_size is {batch_size}; the mesh's {mesh.shape['data']} devices do not divide it.")
+
+    def epoch(state: State, data: Any) -> tuple[State, Metrics]:
+        order_key = jax.random.fold_in(_purpose(state.key, "order"), state.step // steps)
+        order = jax.random.permutation(order_key, count)[: steps * batch_size].reshape(steps, batch_size)
+
+        def body(state: State, rows: Array) -> tuple[State, Metrics]:
+            return step(state, shard(jax.tree.map(lambda leaf: leaf[rows], data), mesh))
+
+        state, metrics = jax.lax.scan(body, state, order)
+        return state, jax.tree.map(lambda values: values.mean(0), metrics)
+
+    if mesh is not None:
+        state, data = jax.device_put((state, data), NamedSharding(mesh, PartitionSpec()))
+    compiled = jax.jit(epoch, donate_argnums=0)
+    for _ in range(int(state.step) // steps, num_epochs):
+        state, metrics = compiled(state, data)
+        yield state, metrics
+
+
+def shard(batch: Any, mesh: Mesh | None) -> Any:
+    """The batch, shared out over the axis "data" of a mesh; as it is without one. For use inside `jax.jit`."""
+    if mesh is None:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
+
+
+class Monitor(NamedTuple):
+    """Early stopping on an exponentially smoothed validation loss.
+
+    Attributes:
+      smoothed: the smoothed loss, infinite before the first.
+      best: its lowest value so far.
+      since_best: validations since then.
+    """
+
+    smoothed: float = math.inf
+    best: float = math.inf
+    since_best: int = 0
+
+    def update(self, loss: float, *, smoothing: float = 0.5) -> "Monitor":
+        """The monitor behind one more validation.
+
+        Raises:
+          FloatingPointError: if the loss is NaN or infinite.
+        """
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"The validation loss is {loss}: training diverged. Lower the learning rate.")
+        smoothed = loss if math.isinf(self.smoothed) else smoothing * self.smoothed + (1 - smoothing) * loss
+        if smoothed < self.best:
+            return Monitor(smoothed, smoothed, 0)
+        return Monitor(smoothed, self.best, self.since_best + 1)
+
+
+def autoencoder_loss(
+    model: Autoencoder, *, size: tuple[int, int], orbit_weight: float = 0.0, max_sweeps: int = 3, train: bool = True
+) -> LossFn:
+    """Mean squared error between the images that the original and the decoded INR draw (arXiv 2511.12601, section 3).
+
+    Args:
+      model: the autoencoder.
+      size: (height, width) of the images.
+      orbit_weight: weight of `matching.orbit_distance` from the decoded network to the original's orbit, in units of
+        the squared image values; 0 as published.
+      max_sweeps: of the matching for that term.
+      train: False for validation, without dropout.
+
+    Returns:
+      A loss of (variables, params, key) with the metrics reconstruction and, where it is weighted, orbit_distance.
+    """
+
+    def loss_fn(variables: Any, params: Params, key: Key) -> tuple[Array, Metrics]:
+        decoded = model.apply(variables, params, train=train, rngs={"dropout": key})
+        gap = network.render(model.arch, decoded, size) - network.render(model.arch, params, size)
+        metrics = {"reconstruction": jnp.square(gap).mean()}
+        loss = metrics["reconstruction"]
+        if orbit_weight:
+            metrics["orbit_distance"] = matching.orbit_distance(model.arch, params, decoded, max_sweeps=max_sweeps)
+            loss += orbit_weight * metrics["orbit_distance"]
+        return loss, metrics
+
+    return loss_fn
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _purpose(key: Key, name: str) -> Key:
+    """Independent keys for the different uses of one."""
+    return jax.random.fold_in(key, {"order": 0, "loss": 1}[name])
+
+
+def _first(parts: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], parts)

@@ -1,0 +1,19 @@
+"""Names of the types that every floor shares, and the axis words of shape annotations.
+
+Axis words: ``models`` networks of a batch or zoo, ``points`` positions on a path or pixels, ``n`` neurons of
+one layer, ``nodes`` and ``edges`` of a graph, ``features`` of a node or edge, ``latent`` entries of an embedding.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+
+# Nested mappings of arrays in Flax's own shape: {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}.
+Params: TypeAlias = Mapping[str, Any]
+
+# A typed JAX key, as `jax.random.key` makes it.
+Key: TypeAlias = jax.Array
+
+# (a, b, t) -> the point between them.
+Interpolate: TypeAlias = Callable[[Any, Any, Any], Any]

@@ -1,0 +1,132 @@
+"""Small networks, random numbers and comparisons that several tests share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_scalegmn import architecture, network, symmetry
+from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
+
+ARCHITECTURES = {
+    "siren": architecture.siren((2, 5, 4, 1)),
+    "tanh mlp": architecture.mlp((3, 5, 4, 2), "tanh"),
+    "relu mlp": architecture.mlp((3, 5, 4, 2), "relu"),
+    "mixed mlp": architecture.mlp((3, 5, 4, 6, 2), ("tanh", "leaky_relu", "gelu")),
+    "relu cnn": architecture.cnn((1, 3, 4), 2),
+    "tanh cnn": architecture.cnn((2, 3, 4), 3, activation="tanh", kernel_size=(3, 2), padding="SAME", flatten=(7, 9)),
+}
+SIGN = {name: ARCHITECTURES[name] for name in ("siren", "tanh mlp", "tanh cnn")}
+GROUPS = {
+    "P": {"permute": True, "scale": False},
+    "D": {"permute": False, "scale": True},
+    "PD": {"permute": True, "scale": True},
+}
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+
+act = jax.jit(symmetry.act)
+
+
+def precision(dtype):
+    """The context in which arrays of that dtype exist."""
+    return jax.enable_x64(dtype == "float64")
+
+
+def random_params(arch: Architecture, seed: int = 0, dtype="float32", models: tuple[int, ...] = ()):
+    """Params of a generic network, biases included, with pre-activations of order one."""
+    rng = np.random.default_rng(seed)
+    frequency = {layer.name: layer.activation.frequency for layer in arch.layers if getattr(layer, "activation", None)}
+    values = []
+    for parameter in arch.parameters:
+        shape = arch.shape(parameter)
+        size = 1 / np.sqrt(np.prod(shape[:-1], initial=1)) / frequency.get(parameter.path[0], 1)
+        values.append(jnp.asarray(size * rng.normal(size=(*models, *shape)), dtype))
+    return architecture.pack(arch, values)
+
+
+def random_variables(model, *inputs, seed: int = 0, dtype="float32"):
+    """Generic variables of a model, no entry at a special value such as 0 or 1; nothing is compiled."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        size = 1 / np.sqrt(leaf.shape[0]) if "kernel" in name or "gamma" in name else 0.3
+        return jnp.asarray(("norm_scale" in name) + size * rng.normal(size=leaf.shape), dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), *inputs))
+
+
+def random_elements(arch: Architecture, count: int, *, permute=True, scale=True, seed=0, dtype="float32"):
+    """A stack of group elements, drawn with NumPy."""
+    rng = np.random.default_rng(seed)
+    permutation, scales = {}, {}
+    for neurons in arch.hidden:
+        order = np.tile(np.arange(neurons.width), (count, 1))
+        permutation[neurons.name] = rng.permuted(order, axis=1) if permute else order
+        draw = {
+            Scaling.SIGN: rng.choice([-1.0, 1.0], order.shape),
+            Scaling.POSITIVE: np.exp(rng.normal(size=order.shape)),
+        }.get(neurons.scaling, np.ones(order.shape))
+        scales[neurons.name] = (draw if scale else np.ones(order.shape)).astype(dtype)
+    return symmetry.Element(permutation, scales)
+
+
+def rows(stack, index):
+    """One member of a stack, or some."""
+    return jax.tree.map(lambda leaf: leaf[index], stack)
+
+
+def example(arch: Architecture, count: int = 4, seed: int = 0, dtype="float32"):
+    """A batch of inputs."""
+    shape = (7, 9, arch.neurons[0].width) if arch.name.startswith("cnn") else (arch.neurons[0].width,)
+    return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (count, *shape)), dtype)
+
+
+@jax.jit
+def outputs(arch: Architecture, params, x):
+    """The network's function on a batch."""
+    return jax.vmap(lambda one: network.apply(arch, params, one))(x)
+
+
+def deviation(got, expected) -> float:
+    """The largest deviation of any array, relative to the largest entry of its counterpart."""
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape
+        assert np.isfinite(a).all()
+        assert np.isfinite(b).all()
+        worst = max(worst, np.abs(a - b).max() / np.abs(b).max())
+    return worst
+
+
+def assert_identical(got, expected) -> None:
+    """Equal structure, dtypes and bits."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def batch_norm_mlp() -> tuple[Architecture, object]:
+    """A hand-written description of a tanh network with normalisation, and its function."""
+    neurons = (
+        Neurons("pixels", 3, Scaling.FIXED),
+        Neurons("units", 5, Scaling.SIGN),
+        Neurons("classes", 2, Scaling.FIXED),
+    )
+    powers = {"scale": 1, "bias": 1, "mean": 0, "var": 0}
+    parameters = (
+        Parameter(("dense", "kernel"), (Axis("pixels", 0), Axis("units", 0))),
+        *(Parameter(("norm", name), (Axis("units", power),)) for name, power in powers.items()),
+        Parameter(("head", "kernel"), (Axis("units", -1), Axis("classes", 0))),
+        Parameter(("head", "bias"), (Axis("classes", 0),)),
+    )
+
+    def apply(params, x):
+        norm = params["norm"]
+        u = (x @ params["dense"]["kernel"] - norm["mean"]) / jnp.sqrt(1 + jnp.square(norm["var"]))
+        return jnp.tanh(u * norm["scale"] + norm["bias"]) @ params["head"]["kernel"] + params["head"]["bias"]
+
+    return Architecture("normalised mlp", neurons, parameters), apply

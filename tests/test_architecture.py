@@ -1,0 +1,216 @@
+"""One description, in the params of vanilla Flax, that refuses what does not fit it."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+from flax import linen as nn
+
+from jax_scalegmn import architecture, graph, matching, network
+from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
+
+SIREN = support.ARCHITECTURES["siren"]
+
+
+class FlaxMLP(nn.Module):
+    widths: tuple
+    activation: object
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x):
+        for width in self.widths[1:-1]:
+            x = self.activation(nn.Dense(width)(x))
+        return nn.Dense(self.widths[-1])(x) + self.offset
+
+
+class FlaxCNN(nn.Module):
+    channels: tuple
+    outputs: int
+    activation: object
+    sizes: tuple
+    strides: int
+    padding: str
+    flatten: bool
+
+    @nn.compact
+    def __call__(self, x):
+        for channels, size in zip(self.channels[1:], self.sizes, strict=True):
+            x = self.activation(nn.Conv(channels, (size, size), self.strides, self.padding)(x))
+        return nn.Dense(self.outputs)(x.reshape(-1) if self.flatten else x.mean((0, 1)))
+
+
+@pytest.mark.parametrize(
+    ("arch", "module"),
+    [
+        (SIREN, FlaxMLP((2, 5, 4, 1), lambda x: jnp.sin(30 * x), 0.5)),
+        (support.ARCHITECTURES["tanh mlp"], FlaxMLP((3, 5, 4, 2), nn.tanh)),
+        (support.ARCHITECTURES["relu cnn"], FlaxCNN((1, 3, 4), 2, nn.relu, (3, 3), 2, "VALID", flatten=False)),
+        (support.ARCHITECTURES["tanh cnn"], FlaxCNN((2, 3, 4), 3, nn.tanh, (3, 2), 2, "SAME", flatten=True)),
+        (
+            architecture.cnn((1, 2, 3), 2, activation="silu", kernel_size=(2, 5), strides=1, flatten=(7, 9)),
+            FlaxCNN((1, 2, 3), 2, nn.silu, (2, 5), 1, "VALID", flatten=True),
+        ),
+    ],
+    ids=str,
+)
+def test_params_and_function_are_those_of_vanilla_flax(arch, module, key):
+    params, x = support.random_params(arch), support.example(arch)
+    theirs = jax.eval_shape(module.init, key, x[0])["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, theirs)
+    assert arch.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(theirs))
+    expected = jax.jit(jax.vmap(module.apply, (None, 0)))({"params": params}, x)
+    assert support.deviation(support.outputs(arch, params, x), expected) < 1e-6
+
+
+def test_json_round_trip(arch):
+    assert architecture.from_json(json.loads(json.dumps(arch.as_json()))) == arch
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {},
+        {**SIREN.as_json(), "neurons": None},
+        {**SIREN.as_json(), "neurons": [["input", 2]]},
+        {**SIREN.as_json(), "layers": [{"type": "X"}]},
+    ],
+)
+def test_foreign_json_is_refused(foreign):
+    with pytest.raises(ValueError, match=r"no description of an architecture .* expected .* got"):
+        architecture.from_json(foreign)
+
+
+def test_is_a_value_that_crosses_jit_and_vmap(arch, params):
+    """Hashable, equal by content, without leaves: an equal description compiles nothing anew."""
+    twin = architecture.from_json(json.loads(json.dumps(arch.as_json())))
+    assert jax.tree.leaves(arch) == []
+    assert hash(twin) == hash(arch)
+    assert twin is not arch
+    assert dataclasses.replace(arch, name="other") != arch
+    traces = []
+
+    @jax.jit
+    def sizes(arch, params):
+        traces.append(arch)
+        return [jnp.size(value) for value in architecture.unpack(arch, params)]
+
+    assert sum(sizes(arch, params)) == sum(sizes(twin, params)) == arch.num_parameters
+    assert len(traces) == 1
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), params)
+    support.assert_identical(jax.vmap(lambda a, p: architecture.pack(a, architecture.unpack(a, p)))(arch, stack), stack)
+
+
+def test_check_stack_counts_networks_and_refuses_uneven_ones():
+    stack = support.random_params(SIREN, models=(3,))
+    assert architecture.check_stack(SIREN, stack) == 3
+    stack["Dense_1"]["bias"] = stack["Dense_1"]["bias"][:2]
+    with pytest.raises(ValueError, match=r"disagree on how many .*\['Dense_1'\]\['bias'\]\": 2"):
+        architecture.check_stack(SIREN, stack)
+
+
+def changed(path, value):
+    """The SIREN's params with one entry replaced, or removed where the value is None."""
+    params = support.random_params(SIREN)
+    if value is None:
+        del params[path[0]][path[1]]
+    else:
+        params.setdefault(path[0], {})[path[1]] = value
+    return params
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            changed(("Dense_0", "bias"), None),
+            r"params\['Dense_0'\]\['bias'\] is missing; 'siren .*' expects shape \(5,\)",
+        ),
+        (
+            changed(("Dense_9", "bias"), jnp.zeros(5)),
+            r"params\['Dense_9'\]\['bias'\] is no parameter of 'siren .*has \[",
+        ),
+        ({"params": support.random_params(SIREN)}, r"Pass params\['params'\]"),
+        (
+            changed(("Dense_1", "kernel"), jnp.zeros((4, 5))),
+            r"\['kernel'\] has shape \(4, 5\); 'siren .*expects \(5, 4\)",
+        ),
+        (changed(("Dense_1", "bias"), jnp.full(4, np.nan)), r"params\['Dense_1'\]\['bias'\] holds 4 NaN .* at \(0,\)"),
+        (
+            changed(("Dense_1", "bias"), jnp.array([1, 2, np.inf, 4])),
+            r"holds 1 NaN or infinite .* at \(2,\); expected fi",
+        ),
+        (support.random_params(SIREN, models=(3,)), r"has shape \(3, 2, 5\); .* expects \(2, 5\).*jax.vmap"),
+    ],
+)
+def test_wrong_params_are_refused_with_path_expected_and_got(params, message):
+    with pytest.raises(ValueError, match=message):
+        architecture.unpack(SIREN, params)
+
+
+def test_values_are_not_looked_at_inside_jit():
+    params = jax.tree.map(lambda leaf: leaf * np.nan, support.random_params(SIREN))
+    assert len(jax.jit(architecture.unpack, static_argnums=0)(SIREN, params)) == 6
+
+
+def described(**changes):
+    """A small architecture with one part of its description replaced."""
+    parts = {
+        "names": ("a", "b"),
+        "width": 3,
+        "power": 1,
+        "repeat": 1,
+        "axes": 1,
+        "paths": ("x", "y"),
+        "to": "b",
+    } | changes
+    neurons = tuple(Neurons(name, parts["width"], Scaling.SIGN) for name in parts["names"])
+    axis = Axis(parts["to"], parts["power"], parts["repeat"])
+    return Architecture("small", neurons, tuple(Parameter((path,), (axis,) * parts["axes"]) for path in parts["paths"]))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: described(names=("b", "b")), r"'small' names two neuron layers alike: \['b', 'b'\]"),
+        (lambda: described(width=0), r"layer 'a' has width 0, not >= 1"),
+        (lambda: described(paths=("x", "x")), "describes a parameter twice"),
+        (lambda: described(power=2), r"\['x'\] has power 2 on 'b'; expected -1, 0 or 1"),
+        (lambda: described(repeat=0), r"repeats 'b' 0 times; expected at least 1"),
+        (lambda: described(axes=3), "has 3 neuron axes; expected 1 .* or 2"),
+        (lambda: described(axes=0), "has 0 neuron axes"),
+        (lambda: described(to="c"), r"no neuron layer 'c'; it has \['a', 'b'\]"),
+        (lambda: architecture.mlp((3,)), r"widths are \(3,\); expected two or more"),
+        (lambda: architecture.mlp((3, 0, 2)), r"widths are \(3, 0, 2\)"),
+        (lambda: architecture.mlp((3, 4, 2), "swish"), "activation is 'swish', .* known are .*'tanh'"),
+        (lambda: architecture.mlp((3, 4, 2), ("relu", "relu")), "Got 2 activations .* for the 1 hidden"),
+        (lambda: architecture.siren((2, 4, 1), w0=0.0), "w0 is 0.0; .* finite frequency other than 0"),
+        (lambda: architecture.siren((2, 4, 1), w0=np.nan), "w0 is nan"),
+        (lambda: architecture.cnn((1, 4), 2, activation="swish"), "activation is 'swish'"),
+        (lambda: architecture.cnn((1, 4), 2, padding="same"), "padding is 'same'; expected 'VALID' or 'SAME'"),
+        (lambda: architecture.cnn((1, 4), 2, kernel_size=(3, 3)), "Got 2 kernel sizes .* for 1 convolutions"),
+        (lambda: architecture.cnn((1, 4), 2, kernel_size=0), "kernel sizes are .0., strides 2; expected numbers >= 1"),
+        (lambda: architecture.cnn((1, 4), 2, strides=0), "strides 0; expected numbers >= 1"),
+        (lambda: architecture.cnn((1, 4, 4), 2, flatten=(4, 4)), "Images of side 4 are too small"),
+    ],
+)
+def test_impossible_descriptions_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_a_hand_written_description_without_layers_serves_all_but_network(key):
+    arch, apply = support.batch_norm_mlp()
+    params = support.random_params(arch)
+    x = jnp.ones((1, 3))
+    moved = support.act(arch, support.rows(support.random_elements(arch, 1), 0), params)
+    assert support.deviation(apply(moved, x), apply(params, x)) < 1e-6
+    support.assert_identical(jax.jit(matching.align)(arch, params, moved), moved)
+    assert graph.from_params(arch, params).nodes.shape == (10, 4)  # scale, bias, mean and var of every unit
+    for call in (lambda: network.init(arch, key), lambda: network.apply(arch, params, x[0])):
+        with pytest.raises(ValueError, match="'normalised mlp' does not say how to compute its function"):
+            call()

@@ -1,0 +1,151 @@
+"""What is restored is what was saved, or an error that says why not."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+
+from jax_scalegmn import checkpoint, models, train
+
+TX = train.make_optimizer(learning_rate=0.1, warmup_steps=3)
+MODEL = models.Encoder(support.ARCHITECTURES["siren"], 3, num_layers=1)
+CONFIG = {"model": models.as_json(MODEL), "learning_rate": 0.1}
+
+
+def state_of(seed):
+    """A training state with numbers of its own."""
+    variables = support.random_variables(MODEL, support.random_params(MODEL.arch), seed=seed)
+    opt_state = jax.tree.map(lambda leaf: leaf + seed, TX.init(variables))
+    return train.State(variables, opt_state, jax.random.key(seed), jnp.asarray(seed))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of a run with checkpoints at steps 1 to 4; the second is the best."""
+    run = checkpoint.Checkpoints(tmp_path_factory.mktemp("written"), CONFIG)
+    for seed, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
+        run.save(state_of(seed), loss=loss, monitor=train.Monitor(loss, 1.0, seed), history=[{"loss": loss}])
+    run.close()
+    return run.directory
+
+
+@pytest.fixture
+def run(written, tmp_path):
+    """That run, opened by another program in a copy of the folder."""
+    shutil.copytree(written, tmp_path / "run")
+    return checkpoint.Checkpoints(tmp_path / "run", CONFIG)
+
+
+def test_the_best_and_the_last_come_back_bit_for_bit(run):
+    for restored, seed, loss in ((run.restore_best(state_of(0)), 2, 1.0), (run.restore_last(state_of(0)), 4, 2.5)):
+        support.assert_identical(restored.state, state_of(seed))
+        assert restored.monitor == train.Monitor(loss, 1.0, seed)
+        assert restored.history == [{"loss": loss}]
+    assert sorted(path.name for path in run.directory.iterdir()) == ["2", "4"]
+
+
+def test_shapes_are_enough_to_restore(run):
+    shapes = jax.eval_shape(lambda: state_of(0))
+    support.assert_identical(run.restore_last(shapes).state, state_of(4))
+
+
+def test_load_gives_the_model_and_its_best_variables(run):
+    model, variables = checkpoint.load(run.directory)
+    assert model == MODEL
+    support.assert_identical(variables, state_of(2).variables)
+
+
+def test_an_empty_folder_is_said_to_be_empty(tmp_path):
+    run = checkpoint.Checkpoints(tmp_path / "new", CONFIG)
+    assert run.is_empty
+    for restore in (run.restore_last, run.restore_best):
+        with pytest.raises(FileNotFoundError, match="new: no checkpoint there"):
+            restore(state_of(0))
+    for folder in ("new", "absent"):
+        with pytest.raises(FileNotFoundError, match=f"{folder}: no checkpoint there"):
+            checkpoint.load(tmp_path / folder)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_another_configuration_is_refused_and_named(run):
+    other = checkpoint.Checkpoints(run.directory, CONFIG | {"learning_rate": 0.2, "seed": 7})
+    with pytest.raises(ValueError, match=r"run/4: .*learning_rate is 0.1 in the checkpoint and 0.2 here; seed is None"):
+        other.restore_last(state_of(0))
+
+
+def test_a_state_of_another_model_is_refused(run):
+    other = models.Encoder(MODEL.arch, 4, num_layers=1)
+    variables = support.random_variables(other, support.random_params(MODEL.arch))
+    with pytest.raises(ValueError, match="run/4: variables, training of this checkpoint cannot be read"):
+        run.restore_last(state_of(0)._replace(variables=variables, opt_state=TX.init(variables)))
+
+
+def truncate(folder):
+    for path in folder.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-20])
+
+
+def delete_arrays(folder):
+    for path in folder.rglob("d/*"):
+        path.unlink()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # threads of orbax that gave up
+@pytest.mark.parametrize(
+    ("damage", "item"),
+    [
+        (truncate, "variables"),
+        (delete_arrays, "variables"),
+        (shutil.rmtree, "variables"),
+        (truncate, "training"),
+        (shutil.rmtree, "training"),
+        (lambda folder: (folder / "metadata").write_text('{"config": '), "info"),
+        (lambda folder: (folder / "metadata").unlink(), "info"),
+        (lambda folder: (folder / "metadata").write_text("{}"), "info"),
+        (lambda folder: (folder / "metadata").write_text('{"config": {}, "monitor": {}, "history": []}'), "info"),
+    ],
+)
+def test_damaged_checkpoints_are_refused_with_their_path(run, damage, item):
+    for step in ("2", "4"):
+        damage(run.directory / step / item)
+    with pytest.raises(ValueError, match="run/4: "):
+        run.restore_last(state_of(0))
+    if item != "training":
+        with pytest.raises(ValueError, match="run/2: "):
+            checkpoint.load(run.directory)
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "weights.bin").write_bytes(b"something")
+    with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)):
+        checkpoint.load(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)):
+        checkpoint.Checkpoints(tmp_path, CONFIG).restore_last(state_of(0))
+
+
+def test_training_resumes_from_disk_bit_for_bit(tmp_path):
+    def loss_fn(variables, row, key):
+        loss = jnp.square(row @ variables["w"] + jax.random.normal(key)).mean()
+        return loss, {"size": jnp.abs(variables["w"]).sum()}
+
+    def start():
+        variables = {"w": jnp.ones(3)}
+        return train.State(variables, TX.init(variables), jax.random.key(5), jnp.asarray(0))
+
+    def fit(state, num_epochs):
+        states, metrics = zip(*train.fit(step, state, data, batch_size=4, num_epochs=num_epochs), strict=True)
+        return states[-1], jax.device_get(metrics)
+
+    step, data = train.make_step(loss_fn, TX), jnp.asarray(np.random.default_rng(0).normal(size=(9, 2, 3)), jnp.float32)
+    whole, metrics = fit(start(), 4)
+    middle, first = fit(start(), 2)
+    run = checkpoint.Checkpoints(tmp_path / "run", {})
+    run.save(middle, loss=1.0)
+    run.close()
+    end, second = fit(checkpoint.Checkpoints(tmp_path / "run", {}).restore_last(start()).state, 4)
+    support.assert_identical(end, whole)
+    support.assert_identical(first + second, metrics)

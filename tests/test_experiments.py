@@ -1,0 +1,142 @@
+"""The experiments and benchmarks run, resume and refuse."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import inr as inr_benchmark
+from experiments import inr, sweep
+from jax_scalegmn import checkpoint
+
+TINY = inr.PRESETS["tiny"][1]
+METHODS = {
+    "naive",
+    "matching_p_identity",
+    "matching_p_forward",
+    "matching_pd_identity",
+    "matching_pd_forward",
+    "fixed_frame",
+    "canonical_frame",
+    "autoencoder",
+    "latent",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished tiny run: its folder and results."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return out, inr.main(dataclasses.replace(TINY, out=out))
+
+
+def test_results_are_complete_and_stand_in_the_files(run):
+    out, results = run
+    stored = json.loads((out / "results.json").read_text())
+    assert stored["merging"].keys() == results["merging"].keys()
+    assert len(stored["merging"]) == 1 + 3 * len(TINY.evaluation.noises)
+    for kind in stored["merging"].values():
+        assert kind.keys() == METHODS
+        for numbers in kind.values():
+            assert numbers["midpoint"]["low"] <= numbers["midpoint"]["mean"] <= numbers["midpoint"]["high"]
+            assert len(numbers["path"]) == TINY.evaluation.points
+            assert numbers["barrier"]["mean"] >= 0
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert "http://" not in page and "https://" not in page
+
+
+def test_end_points_are_exact_where_the_original_networks_are_merged(run):
+    _, results = run
+    for kind in results["merging"].values():
+        for name in METHODS - {"autoencoder", "latent"}:
+            assert kind[name]["end_point_gap"]["mean"] < 1e-9
+        assert kind["autoencoder"]["end_point_gap"]["mean"] > 1e-5
+
+
+def test_noiseless_copies_merge_without_loss_by_the_right_matching_and_by_the_autoencoder(run):
+    _, results = run
+    for group, name in (("P", "matching_p_forward"), ("PD", "matching_pd_forward"), ("D", "matching_pd_forward")):
+        assert results["merging"][f"{group}, noise 0"][name]["barrier"]["mean"] < 1e-8
+        assert results["merging"][f"{group}, noise 0"]["autoencoder"]["barrier"]["mean"] < 1e-8
+    assert results["merging"]["PD, noise 0"]["naive"]["barrier"]["mean"] > 1e-3
+    assert results["orbit"]["ratio"] < 1e-4
+
+
+def test_images_of_training_selection_and_scoring_are_disjoint():
+    images = inr.load_images(TINY)
+    everything = np.concatenate([one.images.reshape(len(one.images), -1) for one in images.values()])
+    assert len(everything) == 32 + 8 + 8
+    assert len(np.unique(everything, axis=0)) == len(everything)
+
+
+def test_a_used_folder_is_refused_without_resume_and_with_other_options(run):
+    out, _ = run
+    with pytest.raises(SystemExit, match="--resume"):
+        inr.main(dataclasses.replace(TINY, out=out))
+    with pytest.raises(SystemExit, match="other options.*seed"):
+        inr.main(dataclasses.replace(TINY, out=out, resume=True, seed=1))
+
+
+def test_too_many_images_are_refused():
+    settings = dataclasses.replace(TINY.zoo, train_images=100_000)
+    with pytest.raises(ValueError, match=r"zoo.train_images is 100000"):
+        inr.load_images(dataclasses.replace(TINY, zoo=settings))
+
+
+def test_a_run_stopped_by_sigterm_resumes_to_the_same_numbers(run, tmp_path):
+    """The signal comes while the autoencoder trains; the resumed run ends with the very same variables and tables."""
+    whole, expected = run
+    out = tmp_path / "stopped"
+    command = [sys.executable, "-m", "experiments.inr", "tiny", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=_root())
+    deadline = time.monotonic() + 300
+    while not list((out / "checkpoints").glob("[0-9]*/commit_success.txt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
+    if process.returncode == 0:
+        pytest.skip("The run ended before the signal came.")
+    assert "Go on with the same command and --resume" in output
+    assert not (out / "results.json").exists()
+    results = inr.main(dataclasses.replace(TINY, out=out, resume=True))
+    for name in ("merging", "orbit", "reconstruction"):
+        assert results[name] == expected[name]
+    assert _variables(whole) == _variables(out)
+
+
+def test_sweep_prints_one_row_for_each_setting(tmp_path):
+    rows = sweep.main(
+        sweep.Config(
+            tmp_path, base="tiny", orbit_weights=(0.0, 0.3), features=(8,), epochs=(1,), results=tmp_path / "s.json"
+        )
+    )
+    assert [row["orbit_weight"] for row in rows] == [0.0, 0.3]
+    assert json.loads((tmp_path / "s.json").read_text())["rows"] == rows
+
+
+def test_benchmark_measures_every_part(capsys):
+    config = inr_benchmark.Config(
+        (4,), (2,), (2, 4, 4, 1), 6, 8, 2, repeats=1, zoo_networks=4, zoo_steps=2, zoo_chunks=(2,)
+    )
+    rows = inr_benchmark.main(dataclasses.replace(config, matmul_size=64))
+    names = [row["benchmark"] for row in rows]
+    assert names == ["encoder_forward", "training_step", "training_step_micro_2", "zoo_fit"]
+    assert [json.loads(line)["benchmark"] for line in capsys.readouterr().out.splitlines()] == names
+
+
+def _variables(out: Path) -> list:
+    import jax
+
+    return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(checkpoint.load(out / "checkpoints")[1])]
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parents[1]

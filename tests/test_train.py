@@ -1,0 +1,223 @@
+"""Training is a pure function of its state, on one device or several."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import support
+from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jax_scalegmn import matching, network, train
+from jax_scalegmn.models import Autoencoder
+
+SIREN = support.ARCHITECTURES["siren"]
+RNG = np.random.default_rng(0)
+DATA = {name: jnp.asarray(RNG.normal(size=(18, 5, size)), jnp.float32) for name, size in (("x", 3), ("y", 2))}
+TX = train.make_optimizer(learning_rate=0.1, warmup_steps=3)
+
+
+def loss_fn(variables, row, key):
+    """Of a linear map with noisy inputs, the noise from the key."""
+    x = row["x"] + 0.3 * jax.random.normal(key, row["x"].shape)
+    gap = x @ variables["kernel"] + variables["bias"] - row["y"]
+    return jnp.square(gap).mean(), {"bias": jnp.abs(gap.mean())}
+
+
+def start():
+    variables = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+    return train.State(variables, TX.init(variables), jax.random.key(5), jnp.asarray(0))
+
+
+def mesh():
+    return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+
+def history(state=None, num_epochs=4, **options):
+    """The last state, and the metrics of every epoch."""
+    step, state = train.make_step(loss_fn, TX), state or start()
+    epochs = list(train.fit(step, state, DATA, batch_size=8, num_epochs=num_epochs, **options))
+    return epochs[-1][0] if epochs else state, [jax.device_get(metrics) for _, metrics in epochs]
+
+
+def test_micro_batches_give_what_the_full_batch_gives():
+    batch = support.rows(DATA, slice(12))
+    expected = jax.jit(train.make_step(loss_fn, TX))(start(), batch)
+    assert set(expected[1]) == {"bias", "loss", "grad_norm"}
+    for micro_batch in (1, 4, 12, 100):
+        got = jax.jit(train.make_step(loss_fn, TX, micro_batch=micro_batch))(start(), batch)
+        assert support.deviation((got[0].variables, got[1]), (expected[0].variables, expected[1])) < 1e-5
+        assert got[0].step == 1
+    with pytest.raises(ValueError, match="micro_batch is 5; expected a divisor of the batch size 12"):
+        train.make_step(loss_fn, TX, micro_batch=5)(start(), batch)
+
+
+def test_a_step_is_the_gradient_of_the_mean_loss():
+    batch = support.rows(DATA, slice(6))
+
+    def noiseless(variables, row, key):
+        return loss_fn(variables, row | {"x": row["x"] * 0}, jax.random.key(0))[0], {}
+
+    tx = optax.sgd(1.0)
+    state = start()._replace(opt_state=tx.init(start().variables))
+    after, metrics = train.make_step(noiseless, tx)(state, batch)
+    grad = jax.grad(lambda v: jnp.stack([noiseless(v, support.rows(batch, i), None)[0] for i in range(6)]).mean())
+    expected = grad(state.variables)
+    assert support.deviation(after.variables, jax.tree.map(jnp.subtract, state.variables, expected)) < 1e-5
+    assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(expected)), rel=1e-5)
+
+
+def rates(count, **options):
+    """The learning rate at every step: the update of Adam on a constant gradient."""
+    tx = train.make_optimizer(weight_decay=0.0, **options)
+    state = tx.init(jnp.ones(()))
+    updates = []
+    for _ in range(count):
+        update, state = tx.update(jnp.ones(()), state, jnp.ones(()))
+        updates.append(-float(update))
+    return updates
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+@pytest.mark.parametrize("decay", [None, 10])
+def test_learning_rate_rises_linearly_and_ends_on_a_cosine(warmup, decay):
+    """lr * min(1, (t + 1) / warmup), then constant or to 0 at `decay_steps`."""
+    expected = [0.5 * min(1, (t + 1) / max(1, warmup)) for t in range(12)]
+    if decay:
+        falling = [0.25 * (1 + math.cos(math.pi * min(1, t / (decay - warmup)))) for t in range(12 - warmup)]
+        expected[warmup:] = falling
+    got = rates(12, learning_rate=0.5, warmup_steps=warmup, decay_steps=decay)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_optimizer_clips_the_global_norm_and_decays_weights():
+    def run(*grads, **options):
+        tx = train.make_optimizer(learning_rate=0.5, warmup_steps=0, **options)
+        params = {"a": jnp.full(1, 2.0), "b": jnp.full(1, 3.0)}
+        state = tx.init(params)
+        for a, b in grads:
+            updates, state = tx.update({"a": jnp.full(1, a), "b": jnp.full(1, b)}, state, params)
+        return np.concatenate([updates["a"], updates["b"]])
+
+    clipped = run((0.3, 0.4), (3e5, 4e5), clip_norm=1.0)
+    np.testing.assert_allclose(clipped, run((0.3, 0.4), (0.6, 0.8), clip_norm=1.0), rtol=1e-5)
+    assert not np.allclose(clipped, run((0.3, 0.4), (0.9, 1.2), clip_norm=10.0), rtol=1e-3)
+    np.testing.assert_allclose(run((0.0, 0.0), weight_decay=0.1), [-0.5 * 0.1 * 2, -0.5 * 0.1 * 3], rtol=1e-5)
+
+
+def test_training_goes_on_bit_for_bit_from_the_middle():
+    """Order, noise and optimiser follow from the state alone."""
+    whole, metrics = history()
+    middle, first = history(num_epochs=2)
+    end, second = history(middle, num_epochs=4)
+    support.assert_identical(end, whole)
+    assert first + second == metrics
+    assert int(whole.step) == 8
+    assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
+    assert history(end, num_epochs=4)[1] == []
+
+
+def test_an_epoch_uses_every_network_once_in_an_order_of_its_own():
+    def step(state, batch):
+        where = jnp.zeros((9, 18)).at[jnp.arange(9), batch].add(1)
+        return state._replace(step=state.step + 1), {"where": where.at[0].add(0)}
+
+    rows, seen = jnp.arange(18), []
+    for _, metrics in train.fit(step, start(), rows, batch_size=9, num_epochs=3):
+        seen.append(2 * np.asarray(metrics["where"]))
+        np.testing.assert_array_equal(seen[-1].sum(0), 1)
+    assert not np.array_equal(seen[0], seen[1])
+    assert not np.array_equal(seen[1], seen[2])
+
+
+def test_eight_devices_give_the_losses_of_one():
+    _, alone = history()
+    _, shared = history(mesh=mesh())
+    assert support.deviation(shared, alone) < 1e-5
+
+
+def collectives(step, state, batch):
+    """The communication in the compiled step, state on every device and batch shared out."""
+    whole, shared = (NamedSharding(mesh(), PartitionSpec(*axes)) for axes in ((), ("data",)))
+    text = jax.jit(step, in_shardings=(whole, shared)).lower(state, batch).compile().as_text()
+    return re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 8])
+def test_a_step_over_devices_communicates_once(micro_batch):
+    """One all-reduce of the gradients and metrics, and nothing else."""
+    step = train.make_step(loss_fn, TX, micro_batch=micro_batch)
+    assert collectives(step, start(), support.rows(DATA, slice(16))) == ["all-reduce"]
+
+
+def test_an_autoencoder_step_over_devices_communicates_once():
+    """Graphs are built inside the step from static topology: no gather of networks."""
+    model = Autoencoder(SIREN, 3, num_layers=1)
+    variables = support.random_variables(model, support.random_params(SIREN))
+    step = train.make_step(train.autoencoder_loss(model, size=(2, 2)), TX)
+    state = train.State(variables, TX.init(variables), jax.random.key(0), jnp.asarray(0))
+    assert collectives(step, state, support.random_params(SIREN, models=(16,))) == ["all-reduce"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 19}, "hold 18 networks, fewer than one batch of 19. Lower batch_size"),
+        ({"batch_size": 9, "mesh": True}, "batch_size is 9; the mesh's 8 devices do not divide it"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(options, message):
+    if "mesh" in options:
+        options = options | {"mesh": mesh()}
+    with pytest.raises(ValueError, match=message):
+        next(train.fit(train.make_step(loss_fn, TX), start(), DATA, num_epochs=1, **options))
+
+
+class Linear(nn.Module):
+    @nn.compact
+    def __call__(self, params):
+        return nn.Dense(2)(params["Dense_0"]["bias"])
+
+
+def test_init_begins_at_step_0_and_follows_its_key():
+    params = support.random_params(SIREN)
+    states = [train.init(Linear(), TX, params, jax.random.key(seed)) for seed in (0, 0, 1)]
+    support.assert_identical(states[0], states[1])
+    assert states[0].step == 0
+    kernels = [state.variables["params"]["Dense_0"]["kernel"] for state in states]
+    assert not np.array_equal(kernels[0], kernels[2])
+
+
+def test_autoencoder_loss_is_the_distance_of_images_and_of_the_orbit():
+    """With dropout from the key; the orbit distance in units of the reconstruction."""
+    model = Autoencoder(SIREN, 3, num_layers=1, dropout=0.5)
+    params = support.random_params(SIREN)
+    variables = support.random_variables(model, params)
+    key = jax.random.key(0)
+    loss, metrics = jax.jit(train.autoencoder_loss(model, size=(3, 2), orbit_weight=0.5))(variables, params, key)
+    decoded = jax.jit(lambda k: model.apply(variables, params, train=True, rngs={"dropout": k}))(key)
+    images = [network.render(SIREN, one, (3, 2)) for one in (decoded, params)]
+    reconstruction = float(np.square(np.subtract(*images)).mean())
+    distance = float(jax.jit(matching.orbit_distance)(SIREN, params, decoded))
+    assert metrics["reconstruction"] == pytest.approx(reconstruction, rel=1e-4)
+    assert metrics["orbit_distance"] == pytest.approx(distance, rel=1e-4)
+    assert loss == pytest.approx(reconstruction + 0.5 * distance, rel=1e-4)
+    plain = jax.jit(train.autoencoder_loss(model, size=(3, 2)))
+    assert set(plain(variables, params, key)[1]) == {"reconstruction"}
+    assert plain(variables, params, jax.random.key(1))[0] != plain(variables, params, key)[0]
+
+
+def test_monitor_smooths_and_counts_since_the_best():
+    monitor, seen = train.Monitor(), []
+    for loss in (4.0, 2.0, 5.0, 2.0, 1.0):
+        monitor = monitor.update(loss)
+        seen.append(tuple(monitor))
+    assert seen == [(4, 4, 0), (3, 3, 0), (4, 3, 1), (3, 3, 2), (2, 2, 0)]
+    assert monitor.update(4.0, smoothing=0.75).smoothed == 2.5
+    for loss in (math.nan, math.inf):
+        with pytest.raises(FloatingPointError, match=f"loss is {loss}: training diverged"):
+            monitor.update(loss)

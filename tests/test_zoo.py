@@ -1,0 +1,161 @@
+"""Many networks trained in one program are the networks trained one by one, and files give back what was written."""
+
+import json
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+import support
+
+from jax_scalegmn import architecture, network, zoo
+
+ARCH = architecture.siren((2, 4, 1), w0=10.0)
+IMAGES = np.random.default_rng(0).uniform(size=(3, 4, 4)).astype(np.float32)
+LABELS, INDEX = np.array([7, 8, 9]), np.array([0, 1, 2, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return zoo.fit_images(ARCH, IMAGES, LABELS, image_index=INDEX, seed=3, num_steps=30, learning_rate=0.01)
+
+
+def mean_square(params, row):
+    return jnp.square(network.apply(ARCH, params, row["x"]) - row["y"]).mean()
+
+
+DATA = {"x": jnp.linspace(-1, 1, 10).reshape(5, 2), "y": jnp.linspace(0, 1, 5)}
+KEYS = jax.random.split(jax.random.key(1), 5)
+
+
+def fit(rows, **options):
+    options = {"num_steps": 10, "tx": optax.adam(0.01)} | options
+    return zoo.fit(ARCH, mean_square, support.rows(DATA, rows), KEYS[rows], **options)
+
+
+def test_every_network_is_the_one_fitted_alone():
+    """Whatever the chunk, also one that does not divide the number of networks; progress counts each network once."""
+    whole = fit(slice(None))
+    for chunk in (1, 4):
+        done = []
+        other = fit(slice(None), chunk=chunk, progress=done.append)
+        assert support.deviation(other.params, whole.params) < 1e-5
+        np.testing.assert_allclose(other.records["loss"], whole.records["loss"], rtol=1e-3, atol=1e-8)
+        assert sorted(done) == sorted({1: [1] * 5, 4: [4, 1]}[chunk])
+    alone = fit(slice(3, 4))
+    assert support.deviation(alone.params, whole[3:4].params) < 1e-5
+    assert support.deviation(whole[2:3].params, whole[3:4].params) > 1e-2
+
+
+def test_fitting_lowers_every_loss_from_the_initial_one():
+    first, last = fit(slice(None), num_steps=1), fit(slice(None), num_steps=100)
+    assert (last.records["loss"] < 0.5 * first.records["loss"]).all()
+    assert last.settings == {"steps": 100, "initialization": "standard"}
+
+
+def test_records_tell_where_every_network_comes_from(fitted):
+    assert len(fitted) == 5
+    assert set(fitted.records) == {"loss", "psnr", "image_index", "label", "seed"}
+    np.testing.assert_array_equal(fitted.records["image_index"], INDEX)
+    np.testing.assert_array_equal(fitted.records["label"], LABELS[INDEX])
+    np.testing.assert_array_equal(fitted.records["seed"], 3)
+    np.testing.assert_allclose(fitted.records["psnr"], -10 * np.log10(fitted.records["loss"]), rtol=1e-6)
+    assert fitted.settings == {"steps": 30, "initialization": "near_zero", "learning_rate": 0.01, "w0": 10.0}
+    drawn = jax.jit(jax.vmap(lambda p: network.render(ARCH, p, (4, 4))))(fitted.params)
+    np.testing.assert_allclose(fitted.records["loss"], np.square(drawn - IMAGES[INDEX]).mean((1, 2)), rtol=1e-4)
+    assert not np.allclose(drawn[0], drawn[3])  # two independent fits of one image
+
+
+def test_slices_indices_and_masks_pick_networks(fitted):
+    for rows in (slice(1, 3), np.array([1, 2]), fitted.records["label"] == 8):
+        part = fitted[rows]
+        np.testing.assert_array_equal(part.records["image_index"], INDEX[rows])
+        support.assert_identical(part.params, support.rows(fitted.params, rows))
+
+
+def test_scales_are_root_mean_squares_and_1_where_all_is_zero():
+    params = support.random_params(ARCH, models=(4,))
+    params["Dense_1"]["bias"] *= 0
+    got = zoo.scales(zoo.Zoo(ARCH, params, {}, {}))
+    expected = [np.sqrt(np.square(value).mean()) for value in (layer[k] for layer in params.values() for k in layer)]
+    np.testing.assert_allclose(got, [*expected[:-1], 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fit(slice(None), tx=optax.sgd(1e30)), r"5 of 5 networks diverged .* in row 0. Lower the"),
+        (lambda: fit(slice(0)), r"there are none: \[0\]"),
+        (lambda: zoo.fit(ARCH, mean_square, DATA, KEYS[:3], tx=optax.sgd(1), num_steps=1), r"how many .*\[3, 5\]"),
+        (lambda: fit(slice(None), num_steps=0), "num_steps is 0 and chunk 128"),
+        (lambda: fit(slice(None), chunk=0), "chunk 0; expected numbers >= 1"),
+        (lambda: zoo.fit_images(ARCH, 2 * IMAGES, INDEX, image_index=INDEX), r"images lie in .* expected .* \[0, 1\]"),
+        (lambda: zoo.fit_images(ARCH, IMAGES, INDEX, image_index=np.array([3])), r"entries outside of 0..2"),
+        (
+            lambda: zoo.Zoo(ARCH, support.random_params(ARCH, models=(2,)), {"loss": np.ones(3)}, {}),
+            r"zoo.records\['loss'\] has 3 rows for 2 networks",
+        ),
+        (lambda: zoo.Zoo(ARCH, support.random_params(ARCH), {}, {}), "disagree on how many networks"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_files_give_back_every_bit(fitted, tmp_path):
+    path = tmp_path / "new" / "folder" / "inrs.safetensors"
+    zoo.save(fitted, path)
+    loaded = zoo.load(path)
+    support.assert_identical(loaded.params, fitted.params)
+    support.assert_identical(loaded.records, fitted.records)
+    assert (loaded.arch, loaded.settings) == (fitted.arch, fitted.settings)
+    assert [file.name for file in path.parent.iterdir()] == ["inrs.safetensors"]  # no temporary file is left
+
+
+def rewritten(path, change):
+    """The file with its arrays and header changed, as a foreign writer would leave it."""
+    arrays = safetensors.numpy.load_file(path)
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    header = json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]
+    change(arrays, header)
+    path.write_bytes(safetensors.numpy.save(arrays, metadata=header))
+
+
+def other_architecture(arrays, header):
+    header["arch"] = json.dumps(architecture.siren((2, 5, 1)).as_json())
+
+
+def not_a_number(arrays, header):
+    arrays["params/Dense_0/bias"][2, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "truncated or foreign"),
+        (lambda path: path.write_bytes(b"not a zoo"), "truncated or foreign"),
+        (lambda path: path.write_bytes(safetensors.numpy.save({"x": np.ones(2)})), "format is None, expected 'jax"),
+        (lambda path: rewritten(path, lambda arrays, header: header.update(format="v0")), "format is 'v0', expected"),
+        (lambda path: rewritten(path, lambda arrays, header: header.update(arch="{}")), "no description of an arch"),
+        (lambda path: rewritten(path, lambda arrays, header: header.update(arch="{")), "Expecting property name"),
+        (lambda path: rewritten(path, other_architecture), r"\['Dense_0'\]\['kernel'\] has shape \(2, 4\)"),
+        (lambda path: rewritten(path, lambda a, _: a.pop("params/Dense_1/bias")), r"\['Dense_1'\]\['bias'\] is miss"),
+        (lambda path: rewritten(path, lambda a, _: a.update({"records/x": np.ones(2)})), "has 2 rows for 5 networks"),
+        (lambda path: rewritten(path, not_a_number), r"\['Dense_0'\]\['bias'\] holds 1 NaN .* at \(2, 1\)"),
+    ],
+)
+def test_damaged_and_foreign_files_are_refused_with_their_path(fitted, tmp_path, damage, message):
+    path = tmp_path / "inrs.safetensors"
+    zoo.save(fitted, path)
+    damage(path)
+    with pytest.raises(ValueError, match=rf"inrs.safetensors: .*{message}"):
+        zoo.load(path)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none.safetensors: no zoo there"):
+        zoo.load(tmp_path / "none.safetensors")
