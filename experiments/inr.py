@@ -73,19 +73,21 @@ class TrainConfig:
     """The training of the autoencoder."""
 
     batch_size: int = 64
-    epochs: int = 40
+    epochs: int = 32
     learning_rate: float = 8e-3
     warmup_steps: int = 200
     cosine: bool = True
     """Whether the learning rate falls to 0 along a cosine until the last epoch; False as published."""
     weight_decay: float = 0.01
     clip_norm: float = 10.0
-    orbit_weight: float = 0.0
+    orbit_weight: float = 0.3
     """Weight of the orbit-distance term, in units of the training images' variance; 0 as published."""
     patience: int = 50
     """Epochs without a lower smoothed validation loss until training stops."""
     micro_batch: int | None = 16
-    """Networks differentiated at a time, for less memory; None for the whole batch."""
+    """Networks differentiated at a time, for less memory and fuller caches; None for the whole batch."""
+    data_parallel: bool = False
+    """Whether every batch is shared out over all devices; works best with micro_batch None."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +286,7 @@ def fit_autoencoder(
         zoos["train"].params,
         batch_size=settings.batch_size,
         num_epochs=settings.epochs,
+        mesh=_mesh() if settings.data_parallel else None,
     )
     with progress.bar("Autoencoder", settings.epochs, "epochs") as advance:
         advance(len(history))
@@ -410,6 +413,10 @@ def environment() -> dict[str, str]:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
+def _mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
 def _claim(config: Config) -> None:
     """Makes the folder of the run, or checks that a run in it may go on."""
     path = config.out / "config.json"
@@ -424,6 +431,10 @@ def _claim(config: Config) -> None:
                 f"{config.out} holds a run with other options ({'; '.join(differences)}). Use the same ones."
             )
         return
+    if config.resume:
+        raise SystemExit(
+            f"{config.out} holds no run to resume. Name the folder of one by --out, or leave out --resume."
+        )
     config.out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(mine, indent=1))
 

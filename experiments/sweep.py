@@ -52,7 +52,7 @@ def main(config: Config) -> list[dict[str, Any]]:
                 dataclasses.replace(
                     base,
                     out=out,
-                    resume=True,
+                    resume=(out / "config.json").exists(),
                     model=dataclasses.replace(base.model, features=features),
                     train=dataclasses.replace(base.train, epochs=epochs, orbit_weight=weight),
                     evaluation=dataclasses.replace(base.evaluation, noises=config.noises),

@@ -1,0 +1,17 @@
+"""Learning on, aligning and merging neural networks in weight space.
+
+architecture  what a network is made of; the value from which all else follows
+network       initialise it, compute its function
+symmetry      its symmetry group and how that acts on params
+graph         params as a jraph graph, and back
+matching      the group element that brings one network closest to another
+merge         from several networks to one
+landscape     the loss between two networks
+zoo           thousands of networks trained at once
+datasets      labelled images from scikit-learn or files
+models        ScaleGMN, encoder, decoder, autoencoder
+train         steps, epochs, early stopping
+checkpoint    best and last, with their configuration
+interop       networks and models from PyTorch (files: torch_file)
+testing       the checks, for your own networks
+"""

@@ -6,6 +6,7 @@ and rho(-x) share one product, rho's last kernel is multiplied into phi's first,
 "weight times a vector" is never multiplied edge by edge.
 """
 
+import functools
 import math
 from typing import NamedTuple, TypeAlias
 
@@ -67,6 +68,14 @@ def scale_by_sender(edges: Edges, kernel: Float[Array, "features out"], senders:
     return scaled if products < direct else scaled.value()
 
 
+# Computed again for the gradient: that is cheaper than to keep what lies between, in memory and in time.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _norm_silu(centered: Array, scale: Array, bias: Array) -> Array:
+    """silu of the layer normalisation of rows that have mean 0 already."""
+    normed = centered * jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + EPSILON)
+    return nn.silu(normed * scale + bias)
+
+
 class MLP(nn.Module):
     """Linear, layer normalisation, silu, linear: the published mlp, with its steps callable one by one.
 
@@ -98,9 +107,7 @@ class MLP(nn.Module):
 
     def activate(self, u: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
         """silu(layernorm(u + bias)) for products u with the centered kernel."""
-        u = u + (self.bias_in - self.bias_in.mean())
-        normed = u * jax.lax.rsqrt(jnp.square(u).mean(-1, keepdims=True) + EPSILON)
-        return nn.silu(normed * self.norm_scale + self.norm_bias)
+        return _norm_silu(u + (self.bias_in - self.bias_in.mean()), self.norm_scale, self.norm_bias)
 
     def activate_even(self, u: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
         """What u and -u give together: the even part, with one product."""

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks import inr as inr_benchmark
-from experiments import inr, sweep
-from jax_scalegmn import checkpoint
+from experiments import inr, progress, sweep
+from jax_scalegmn import checkpoint, zoo
 
 TINY = inr.PRESETS["tiny"][1]
 METHODS = {
@@ -50,7 +50,8 @@ def test_results_are_complete_and_stand_in_the_files(run):
             assert numbers["barrier"]["mean"] >= 0
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5
-    assert "http://" not in page and "https://" not in page
+    assert "http://" not in page
+    assert "https://" not in page
 
 
 def test_end_points_are_exact_where_the_original_networks_are_merged(run):
@@ -77,12 +78,58 @@ def test_images_of_training_selection_and_scoring_are_disjoint():
     assert len(np.unique(everything, axis=0)) == len(everything)
 
 
+def test_files_bring_their_own_scoring_images(tmp_path):
+    """The official test part serves for scoring alone; training and selection share the rest."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"x_{part}": rng.integers(0, 256, (count, 6, 6), np.uint8) for part, count in (("train", 60), ("test", 20))
+    }
+    arrays |= {f"y_{part}": np.arange(count) % 10 for part, count in (("train", 60), ("test", 20))}
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    images = inr.load_images(dataclasses.replace(TINY, data=tmp_path / "mnist.npz"))
+    assert {name: len(one.images) for name, one in images.items()} == {"train": 32, "selection": 8, "scoring": 8}
+
+    def known(one, part):
+        return {image.tobytes() for image in one.images} <= {
+            image.tobytes() for image in (arrays[f"x_{part}"] / 255).astype(np.float32)
+        }
+
+    assert known(images["scoring"], "test")
+    assert known(images["train"], "train")
+    assert known(images["selection"], "train")
+    with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
+        inr.main(dataclasses.replace(TINY, out=tmp_path / "run", data=tmp_path / "absent.npz"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_used_folder_is_refused_without_resume_and_with_other_options(run):
     out, _ = run
     with pytest.raises(SystemExit, match="--resume"):
         inr.main(dataclasses.replace(TINY, out=out))
-    with pytest.raises(SystemExit, match="other options.*seed"):
+    with pytest.raises(SystemExit, match=r"other options.*seed"):
         inr.main(dataclasses.replace(TINY, out=out, resume=True, seed=1))
+
+
+def test_resuming_where_there_is_no_run_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="absent holds no run to resume"):
+        inr.main(dataclasses.replace(TINY, out=tmp_path / "absent", resume=True))
+    assert not (tmp_path / "absent").exists()
+
+
+def test_training_over_eight_devices_has_the_losses_of_training_on_one(run, tmp_path):
+    out, results = run
+    zoos = {
+        split: zoo.concatenate([zoo.load(path) for path in sorted((out / "zoo").glob(f"{split}-*"))])
+        for split in inr.SPLITS
+    }
+    settings = dataclasses.replace(TINY.train, data_parallel=True, micro_batch=None)
+    config = dataclasses.replace(TINY, out=tmp_path, train=settings)
+    with progress.Interruption() as interruption:
+        variance = results["reconstruction"]["image_variance"]
+        history = inr.fit_autoencoder(config, zoos, (8, 8), variance, interruption)["history"]
+    for shared, alone in zip(history, results["training"], strict=True):
+        assert shared["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-3)
+        assert shared["selection_loss"] == pytest.approx(alone["selection_loss"], rel=1e-3)
 
 
 def test_too_many_images_are_refused():

@@ -216,7 +216,7 @@ def test_gradient_of_the_invariant_loss_is_equivariant():
     loss, (_, grad) = gradients()(params)
     loss_moved, (_, grad_moved) = gradients()(act_on_stack(SIREN, element, params))
     assert support.deviation(loss_moved, loss) < 1e-5
-    assert support.deviation(grad_moved, act_on_stack(SIREN, element, grad)) < 1e-5
+    assert support.deviation(grad_moved, act_on_stack(SIREN, element, grad)) < 1e-4
 
 
 def test_autoencoder_maps_an_orbit_to_one_network():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import architecture, symmetry, testing
+from jax_scalegmn import architecture, testing
 from jax_scalegmn.architecture import Axis, Scaling
 
 SIREN = support.ARCHITECTURES["siren"]
