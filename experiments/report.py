@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import rich.table
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
+from sklearn.decomposition import PCA
 
 INDEPENDENT = "independent fits"
 
@@ -155,18 +155,22 @@ def _reconstructions(pictures: Mapping[str, Any]) -> Figure:
 
 
 def _embeddings(pictures: Mapping[str, Any]) -> Figure:
-    """t-SNE of all embeddings together: the scoring networks by label, on top members of a few orbits."""
+    """The embeddings' two principal components: the scoring networks by label, on top members of a few orbits.
+
+    A linear map, so that what looks like one point is one.
+    """
     orbits = pictures["orbits"]
-    together = np.concatenate([pictures["latent"], orbits.reshape(-1, orbits.shape[-1])])
-    flat = TSNE(perplexity=min(30, len(together) - 1), init="pca", random_state=0).fit_transform(together)
-    count = len(pictures["latent"])
+    components = PCA(2).fit(pictures["latent"])
     figure = Figure(figsize=(8, 6))
     axes = figure.subplots()
-    dots = axes.scatter(*flat[:count].T, c=pictures["labels"], cmap="tab10", s=12, vmin=-0.5, vmax=9.5)
+    dots = axes.scatter(
+        *components.transform(pictures["latent"]).T, c=pictures["labels"], cmap="tab10", s=12, vmin=-0.5, vmax=9.5
+    )
     labels = np.repeat(pictures["orbit_labels"], orbits.shape[1])
-    axes.scatter(*flat[count:].T, c=labels, cmap="tab10", s=40, marker="x", vmin=-0.5, vmax=9.5)
+    members = components.transform(orbits.reshape(-1, orbits.shape[-1]))
+    axes.scatter(*members.T, c=labels, cmap="tab10", s=60, marker="x", vmin=-0.5, vmax=9.5)
     figure.colorbar(dots, label="label", ticks=range(10))
-    axes.set(title=f"t-SNE of embeddings; crosses: orbits of {orbits.shape[1]} members each", xticks=[], yticks=[])
+    axes.set(title=f"crosses: {len(orbits)} orbits of {orbits.shape[1]} members each", xticks=[], yticks=[])
     return figure
 
 

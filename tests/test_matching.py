@@ -69,7 +69,7 @@ def test_matching_never_lowers_the_similarity():
     params, target, unmatched, ascended, forward = noisy()
     once = match(SIREN, params, target, start=Start.IDENTITY, max_sweeps=1, assign=matching.scipy_assignment)
     steps = [result.similarity for result in (unmatched, once, ascended)]
-    for before, after in zip(steps[:-1], steps[1:], strict=True):
+    for before, after in itertools.pairwise(steps):
         assert (after >= before - 1e-6).all()
         assert after.mean() > before.mean()
     assert (forward.similarity > unmatched.similarity).all()

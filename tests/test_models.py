@@ -238,7 +238,7 @@ def test_autoencoder_maps_an_orbit_to_one_network():
 
 def test_a_network_of_width_one_is_read():
     arch = architecture.siren((2, 1, 1, 1))
-    model = Encoder(arch, 3, num_layers=2)
+    model = Encoder(arch, 3, num_layers=1)
     params = support.random_params(arch)
     variables = support.random_variables(model, params)
     value, grad = jax.jit(jax.value_and_grad(lambda v: model.apply(v, params).sum()))(variables)
