@@ -87,7 +87,7 @@ class TrainConfig:
     micro_batch: int | None = 16
     """Networks differentiated at a time, for less memory and fuller caches; None for the whole batch."""
     data_parallel: bool = False
-    """Whether every batch is shared out over all devices; works best with micro_batch None."""
+    """Whether every batch is shared out over all devices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,14 +279,17 @@ def fit_autoencoder(
     monitor, history = train.Monitor(), []
     if not saved.is_empty:
         state, monitor, history = saved.restore_last(like)
+    data, mesh = zoos["train"].params, None
+    if settings.data_parallel:
+        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        state, data = train.replicate((state, data), mesh)
     validate = train.make_evaluation(loss(train=False))
     epochs = train.fit(
-        train.make_step(loss(), tx, micro_batch=settings.micro_batch),
+        train.make_step(loss(), tx, micro_batch=settings.micro_batch, mesh=mesh),
         state,
-        zoos["train"].params,
+        data,
         batch_size=settings.batch_size,
         num_epochs=settings.epochs,
-        mesh=_mesh() if settings.data_parallel else None,
     )
     with progress.bar("Autoencoder", settings.epochs, "epochs") as advance:
         advance(len(history))
@@ -411,10 +414,6 @@ def environment() -> dict[str, str]:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
-
-
-def _mesh() -> jax.sharding.Mesh:
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def _claim(config: Config) -> None:

@@ -38,13 +38,13 @@ def write(path: Path, results: Mapping[str, Any], pictures: Mapping[str, Any]) -
 
 
 def table(results: Mapping[str, Any]) -> rich.table.Table:
-    """The methods on independent fits, for a terminal."""
-    header, *rows = _method_rows(results)
-    shown = rich.table.Table(title="Two independent fits of one unseen image")
-    for index, name in enumerate(header):
-        shown.add_column(name, justify="right" if index else "left")
-    for row in rows:
-        shown.add_row(*row)
+    """The methods' means on independent fits, for a terminal."""
+    shown = rich.table.Table("method", title="Two independent fits of one unseen image")
+    for name in ("midpoint", "barrier", "end-point gap", "read"):
+        shown.add_column(name, justify="right")
+    for method in results["merging"][INDEPENDENT].values():
+        means = [f"{method[key]['mean']:.4f}" for key in ("midpoint", "barrier", "end_point_gap")]
+        shown.add_row(method["label"], *means, f"{method['recognised']:.1%}")
     return shown
 
 

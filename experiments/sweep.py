@@ -32,7 +32,12 @@ class Config:
     noises: tuple[float, ...] = (0.001,)
 
 
-METHODS = ("naive", "matching_pd_forward", "fixed_frame", "canonical_frame", "autoencoder")
+SHORT_METHODS = {
+    "matching_pd_forward": "pairwise",
+    "fixed_frame": "fixed",
+    "canonical_frame": "canonical",
+    "autoencoder": "autoencoder",
+}
 
 
 def main(config: Config) -> list[dict[str, Any]]:
@@ -78,19 +83,18 @@ def _row(config: Config, results: dict[str, Any]) -> dict[str, Any]:
         "epochs": settings["train"]["epochs"],
         "orbit_weight": settings["train"]["orbit_weight"],
         "reconstruction_share": results["reconstruction"]["share_of_variance"],
-        "independent": {name: results["merging"][report.INDEPENDENT][name]["midpoint"] for name in METHODS},
-        copies: {name: results["merging"][copies][name]["midpoint"] for name in METHODS},
+        "independent": {name: results["merging"][report.INDEPENDENT][name]["midpoint"] for name in SHORT_METHODS},
+        copies: {name: results["merging"][copies][name]["midpoint"] for name in SHORT_METHODS},
         "training_seconds": sum(epoch["seconds"] for epoch in results["training"]),
     }
 
 
 def _table(rows: list[dict[str, Any]]) -> rich.table.Table:
-    table = rich.table.Table(title="Mean squared error at t = 1/2, independent fits | transformed copies")
-    for name in ("features", "epochs", "orbit weight", "reconstruction", *METHODS):
+    table = rich.table.Table(title="Independent fits: mean squared error at t = 1/2")
+    for name in ("features", "epochs", "weight", "reconstruction", *SHORT_METHODS.values()):
         table.add_column(name, justify="right")
     for row in rows:
-        kinds = [value for value in row.values() if isinstance(value, dict)]
-        merged = [" | ".join(f"{kind[name]['mean']:.4f}" for kind in kinds) for name in METHODS]
+        merged = [f"{row['independent'][name]['mean']:.4f}" for name in SHORT_METHODS]
         cells = (row["features"], row["epochs"], row["orbit_weight"], f"{row['reconstruction_share']:.1%}")
         table.add_row(*map(str, cells), *merged)
     return table

@@ -420,6 +420,15 @@ def _check_axes(arch: Architecture, parameter: Parameter) -> None:
             raise ValueError(f"{where} has power {axis.power} on {axis.neurons!r}; expected -1, 0 or 1.")
         if axis.repeat < 1:
             raise ValueError(f"{where} repeats {axis.neurons!r} {axis.repeat} times; expected at least 1.")
+    if len(parameter.neuron_axes) == 2:
+        reads, feeds = parameter.neuron_axes
+        if reads.neurons == feeds.neurons:
+            raise ValueError(f"{where} leads from {reads.neurons!r} to itself; kernels inside one layer have no graph.")
+        if reads.power > 0 or feeds.power < 0:
+            raise ValueError(
+                f"{where} has powers {reads.power} and {feeds.power}; a kernel's first neuron axis is the one that it "
+                "reads (-1 or 0), the second the one that it feeds (0 or 1). Transpose kernels that are [out, in]."
+            )
 
 
 def _listed(arch: Architecture) -> str:

@@ -53,6 +53,8 @@ def near_zero(arch: Architecture, index: int, fan_in: int) -> tuple[float, float
     activation = _affine(arch)[index].activation
     if activation is None:
         return 1 / math.sqrt(fan_in), 0.0
+    if activation.name != "sine":
+        raise ValueError(f"near_zero is of SIRENs; {arch.name!r} has a layer with {activation.name!r}. Use standard.")
     return 3 / activation.frequency if index == 0 else math.sqrt(6 / fan_in) / activation.frequency, 0.0
 
 

@@ -77,54 +77,71 @@ def init(model: Any, tx: optax.GradientTransformation, params: Params, key: Key)
     return State(variables, tx.init(variables), key, jnp.asarray(0))
 
 
-def make_step(loss_fn: LossFn, tx: optax.GradientTransformation, *, micro_batch: int | None = None) -> Step:
+def make_step(
+    loss_fn: LossFn, tx: optax.GradientTransformation, *, micro_batch: int | None = None, mesh: Mesh | None = None
+) -> Step:
     """One update on the mean loss over a batch.
 
     Args:
       loss_fn: written for one network; it gets a key of its own.
       tx: the optimiser.
-      micro_batch: networks differentiated at a time, for less memory and fuller caches with the same result; must
-        divide the batch. None: all at once.
+      micro_batch: networks that a device differentiates at a time, for less memory and fuller caches with the same
+        result; must divide its share of the batch. None: all at once.
+      mesh: a mesh with an axis "data", over whose devices every batch is shared out; one all-reduce a step. State and
+        data must stand on all of them: `replicate`. None: one device.
 
     Returns:
-      (state, batch) -> (state, metrics): the means of the loss's metrics, with loss and grad_norm.
+      (state, batch) -> (state, metrics): the means of the loss's metrics, with loss and grad_norm. It raises
+      ValueError where the batch cannot be shared out.
     """
 
     def mean_loss(variables: Any, rows: Any, keys: Key) -> tuple[Array, Metrics]:
         losses, metrics = jax.vmap(loss_fn, (None, 0, 0))(variables, rows, keys)
         return losses.mean(), {name: value.mean() for name, value in metrics.items()} | {"loss": losses.mean()}
 
-    def gradient(variables: Any, rows: Any, keys: Key) -> tuple[Metrics, Any]:
-        grad, metrics = jax.grad(mean_loss, has_aux=True)(variables, rows, keys)
-        return metrics, grad
+    def gradient(variables: Any, rows: Any, keys: Key) -> tuple[Any, Metrics]:
+        size = len(keys)
+        if micro_batch is None or micro_batch >= size:
+            return jax.grad(mean_loss, has_aux=True)(variables, rows, keys)
+        if size % micro_batch:
+            raise ValueError(f"micro_batch is {micro_batch}; expected a divisor of the {size} networks of a device.")
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, micro_batch, *leaf.shape[1:]), (rows, keys))
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, jax.grad(mean_loss, has_aux=True)(variables, *part)), None
+
+        first = jax.tree.map(lambda leaf: leaf[0], parts)
+        shapes = jax.eval_shape(jax.grad(mean_loss, has_aux=True), variables, *first)
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), parts)
+        return jax.tree.map(lambda leaf: leaf * (micro_batch / size), total)
+
+    def shared_gradient(variables: Any, rows: Any, keys: Key) -> tuple[Any, Metrics]:
+        return jax.lax.pmean(gradient(variables, rows, keys), "data")
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         size = len(jax.tree.leaves(batch)[0])
         keys = jax.random.split(jax.random.fold_in(_purpose(state.key, "loss"), state.step), size)
-        if micro_batch is None or micro_batch >= size:
-            result = gradient(state.variables, batch, keys)
-        else:
-            if size % micro_batch:
-                raise ValueError(f"micro_batch is {micro_batch}; expected a divisor of the batch size {size}.")
-            # Every part takes rows from the whole batch: where devices share it, each has its rows at hand.
-            # Every part takes rows from all over the batch, so that a batch shared out over devices stays shared out.
-            parts = jax.tree.map(
-                lambda leaf: leaf.reshape(micro_batch, -1, *leaf.shape[1:]).swapaxes(0, 1), (batch, keys)
+        compute = gradient
+        if mesh is not None:
+            if size % mesh.shape["data"]:
+                raise ValueError(f"The batch has {size} networks; {mesh.shape['data']} devices do not divide it.")
+            # By hand, so that loops inside the loss end on each device by themselves.
+            specs = (PartitionSpec(), PartitionSpec("data"), PartitionSpec("data"))
+            compute = jax.shard_map(
+                shared_gradient, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
             )
-            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, state.variables, *_first(parts)))
-
-            def add(total: Any, part: Any) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, gradient(state.variables, *part)), None
-
-            total, _ = jax.lax.scan(add, zeros, parts)
-            result = jax.tree.map(lambda leaf: leaf * (micro_batch / size), total)
-        metrics, grad = result
+        grad, metrics = compute(state.variables, batch, keys)
         updates, opt_state = tx.update(grad, state.opt_state, state.variables)
         variables = optax.apply_updates(state.variables, updates)
         metrics |= {"grad_norm": optax.tree.norm(grad)}
         return State(variables, opt_state, state.key, state.step + 1), metrics
 
     return step
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A pytree, like state or data, on every device of a mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def make_evaluation(loss_fn: LossFn, *, batch_size: int = 64) -> Callable[[Any, Any], Metrics]:
@@ -142,9 +159,7 @@ def make_evaluation(loss_fn: LossFn, *, batch_size: int = 64) -> Callable[[Any, 
     return jax.jit(evaluate)
 
 
-def fit(
-    step: Step, state: State, data: Any, *, batch_size: int, num_epochs: int, mesh: Mesh | None = None
-) -> Iterator[tuple[State, Metrics]]:
+def fit(step: Step, state: State, data: Any, *, batch_size: int, num_epochs: int) -> Iterator[tuple[State, Metrics]]:
     """Yields the state and the mean metrics behind every epoch; an epoch is one compiled scan, the data on the device.
 
     Every epoch draws its own order from the state's key; networks that fill no batch wait for another epoch. A state
@@ -152,45 +167,33 @@ def fit(
 
     Args:
       step: of `make_step`.
-      state: where to begin; its buffers are not kept.
+      state: where to begin. Its buffers, and those of a yielded state, are gone once the next epoch runs.
       data: a pytree whose arrays have a leading axis [models].
       batch_size: networks a step.
       num_epochs: in all, those before `state` included.
-      mesh: a mesh with an axis "data" that shares the batch out; the data and the model stand on every device.
 
     Raises:
-      ValueError: if the data hold less than a batch, or a mesh does not divide it.
+      ValueError: if the data hold less than a batch.
     """
     count = len(jax.tree.leaves(data)[0])
     steps = count // batch_size
     if steps == 0:
         raise ValueError(f"The data hold {count} networks, fewer than one batch of {batch_size}. Lower batch_size.")
-    if mesh is not None and batch_size % mesh.shape["data"]:
-        raise ValueError(f"batch_size is {batch_size}; the mesh's {mesh.shape['data']} devices do not divide it.")
 
     def epoch(state: State, data: Any) -> tuple[State, Metrics]:
         order_key = jax.random.fold_in(_purpose(state.key, "order"), state.step // steps)
         order = jax.random.permutation(order_key, count)[: steps * batch_size].reshape(steps, batch_size)
 
         def body(state: State, rows: Array) -> tuple[State, Metrics]:
-            return step(state, shard(jax.tree.map(lambda leaf: leaf[rows], data), mesh))
+            return step(state, jax.tree.map(lambda leaf: leaf[rows], data))
 
         state, metrics = jax.lax.scan(body, state, order)
         return state, jax.tree.map(lambda values: values.mean(0), metrics)
 
-    if mesh is not None:
-        state, data = jax.device_put((state, data), NamedSharding(mesh, PartitionSpec()))
     compiled = jax.jit(epoch, donate_argnums=0)
     for _ in range(int(state.step) // steps, num_epochs):
         state, metrics = compiled(state, data)
         yield state, metrics
-
-
-def shard(batch: Any, mesh: Mesh | None) -> Any:
-    """The batch, shared out over the axis "data" of a mesh; as it is without one. For use inside `jax.jit`."""
-    if mesh is None:
-        return batch
-    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec("data")))
 
 
 class Monitor(NamedTuple):
@@ -256,7 +259,3 @@ def autoencoder_loss(
 def _purpose(key: Key, name: str) -> Key:
     """Independent keys for the different uses of one."""
     return jax.random.fold_in(key, {"order": 0, "loss": 1}[name])
-
-
-def _first(parts: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], parts)

@@ -214,3 +214,16 @@ def test_a_hand_written_description_without_layers_serves_all_but_network(key):
     for call in (lambda: network.init(arch, key), lambda: network.apply(arch, params, x[0])):
         with pytest.raises(ValueError, match="'normalised mlp' does not say how to compute its function"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("reads", "feeds", "message"),
+    [
+        (Axis("h", 1), Axis("x", -1), r"powers 1 and -1; .*Transpose kernels that are \[out, in\]"),
+        (Axis("h", -1), Axis("h", 1), "leads from 'h' to itself"),
+    ],
+)
+def test_kernels_lead_from_what_they_read_to_what_they_feed(reads, feeds, message):
+    neurons = (Neurons("x", 2, Scaling.FIXED), Neurons("h", 2, Scaling.SIGN))
+    with pytest.raises(ValueError, match=message):
+        Architecture("wrong", neurons, (Parameter(("kernel",), (reads, feeds)),))

@@ -122,7 +122,7 @@ def test_training_over_eight_devices_has_the_losses_of_training_on_one(run, tmp_
         split: zoo.concatenate([zoo.load(path) for path in sorted((out / "zoo").glob(f"{split}-*"))])
         for split in inr.SPLITS
     }
-    settings = dataclasses.replace(TINY.train, data_parallel=True, micro_batch=None)
+    settings = dataclasses.replace(TINY.train, data_parallel=True, micro_batch=1)
     config = dataclasses.replace(TINY, out=tmp_path, train=settings)
     with progress.Interruption() as interruption:
         variance = results["reconstruction"]["image_variance"]

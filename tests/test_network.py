@@ -91,3 +91,8 @@ def test_only_an_inr_renders():
     arch = support.ARCHITECTURES["tanh mlp"]
     with pytest.raises(ValueError, match=r"maps 3 inputs to 2 outputs; an INR .* 2 coordinates to 1"):
         network.render(arch, support.random_params(arch), (4, 4))
+
+
+def test_the_regime_of_the_published_inrs_is_refused_for_other_networks():
+    with pytest.raises(ValueError, match=r"near_zero is of SIRENs.*'tanh'. Use standard"):
+        network.init(support.ARCHITECTURES["tanh mlp"], jax.random.key(0), initialization=network.near_zero)

@@ -37,10 +37,12 @@ def mesh():
     return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 
 
-def history(state=None, num_epochs=4, **options):
-    """The last state, and the metrics of every epoch."""
-    step, state = train.make_step(loss_fn, TX), state or start()
-    epochs = list(train.fit(step, state, DATA, batch_size=8, num_epochs=num_epochs, **options))
+def history(state=None, num_epochs=4, over=None):
+    """The last state, and the metrics of every epoch, trained over the devices of a mesh or on one."""
+    step, state, data = train.make_step(loss_fn, TX, mesh=over), state or start(), DATA
+    if over is not None:
+        state, data = train.replicate((state, data), over)
+    epochs = list(train.fit(step, state, data, batch_size=8, num_epochs=num_epochs))
     return epochs[-1][0] if epochs else state, [jax.device_get(metrics) for _, metrics in epochs]
 
 
@@ -52,7 +54,7 @@ def test_micro_batches_give_what_the_full_batch_gives():
         got = jax.jit(train.make_step(loss_fn, TX, micro_batch=micro_batch))(start(), batch)
         assert support.deviation((got[0].variables, got[1]), (expected[0].variables, expected[1])) < 1e-5
         assert got[0].step == 1
-    with pytest.raises(ValueError, match="micro_batch is 5; expected a divisor of the batch size 12"):
+    with pytest.raises(ValueError, match="micro_batch is 5; expected a divisor of the 12 networks of a device"):
         train.make_step(loss_fn, TX, micro_batch=5)(start(), batch)
 
 
@@ -150,7 +152,7 @@ def test_an_epoch_uses_every_network_once_in_an_order_of_its_own():
 
 def test_eight_devices_give_the_losses_of_one():
     _, alone = history()
-    _, shared = history(mesh=mesh())
+    _, shared = history(over=mesh())
     assert support.deviation(shared, alone) < 1e-5
 
 
@@ -161,34 +163,29 @@ def collectives(step, state, batch):
     return re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(", text)
 
 
-@pytest.mark.parametrize("micro_batch", [None, 8])
+@pytest.mark.parametrize("micro_batch", [None, 1])
 def test_a_step_over_devices_communicates_once(micro_batch):
     """One all-reduce of the gradients and metrics, and nothing else."""
-    step = train.make_step(loss_fn, TX, micro_batch=micro_batch)
+    step = train.make_step(loss_fn, TX, micro_batch=micro_batch, mesh=mesh())
     assert collectives(step, start(), support.rows(DATA, slice(16))) == ["all-reduce"]
 
 
-def test_an_autoencoder_step_over_devices_communicates_once():
-    """Graphs are built inside the step from static topology: no gather of networks."""
+@pytest.mark.parametrize("orbit_weight", [0.0, 0.3])
+def test_an_autoencoder_step_over_devices_communicates_once(orbit_weight):
+    """Graphs are built inside the step from static topology, and every device matches by itself: no gather, no vote."""
     model = Autoencoder(SIREN, 3, num_layers=1)
     variables = support.random_variables(model, support.random_params(SIREN))
-    step = train.make_step(train.autoencoder_loss(model, size=(2, 2)), TX)
+    step = train.make_step(train.autoencoder_loss(model, size=(2, 2), orbit_weight=orbit_weight), TX, mesh=mesh())
     state = train.State(variables, TX.init(variables), jax.random.key(0), jnp.asarray(0))
     assert collectives(step, state, support.random_params(SIREN, models=(16,))) == ["all-reduce"]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 19}, "hold 18 networks, fewer than one batch of 19. Lower batch_size"),
-        ({"batch_size": 9, "mesh": True}, "batch_size is 9; the mesh's 8 devices do not divide it"),
-    ],
-)
-def test_batches_that_do_not_fit_are_refused(options, message):
-    if "mesh" in options:
-        options = options | {"mesh": mesh()}
-    with pytest.raises(ValueError, match=message):
-        next(train.fit(train.make_step(loss_fn, TX), start(), DATA, num_epochs=1, **options))
+def test_batches_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"hold 18 networks, fewer than one batch of 19\. Lower batch_size"):
+        next(train.fit(train.make_step(loss_fn, TX), start(), DATA, batch_size=19, num_epochs=1))
+    step = train.make_step(loss_fn, TX, mesh=mesh())
+    with pytest.raises(ValueError, match="batch has 9 networks; 8 devices do not divide it"):
+        next(train.fit(step, start(), DATA, batch_size=9, num_epochs=1))
 
 
 class Linear(nn.Module):
