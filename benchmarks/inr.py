@@ -7,6 +7,7 @@ python -m benchmarks.inr --batch-sizes 64 --micro-batches 4 8 16 64
 import dataclasses
 import functools
 import json
+import operator
 from typing import Any
 
 import jax
@@ -46,15 +47,16 @@ def main(config: Config) -> list[dict[str, Any]]:
     largest = max(config.batch_sizes)
     keys = jax.random.split(jax.random.key(0), largest)
     stack = jax.vmap(lambda key: network.init(arch, key, initialization=network.near_zero))(keys)
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def keep(measured: list[dict[str, Any]]) -> None:
+        for row in measured:
+            rows.append(row | {"environment": environment()})
+            print(json.dumps(rows[-1]), flush=True)
+
     for batch_size in config.batch_sizes:
-        batch = jax.tree.map(lambda leaf: leaf[:batch_size], stack)  # noqa: B023 (used in this round alone)
-        rows += _measure_model(config, model, batch, batch_size)
-    rows += _measure_zoo(config, arch)
-    environment_now = environment()
-    for row in rows:
-        row["environment"] = environment_now
-        print(json.dumps(row))
+        keep(_measure_model(config, model, jax.tree.map(operator.itemgetter(slice(batch_size)), stack), batch_size))
+    keep(_measure_zoo(config, arch))
     return rows
 
 
