@@ -194,7 +194,7 @@ def _suspects(
         for position, axis in enumerate(parameter.axes):
             if not (isinstance(axis, Axis) and axis.neurons == name):
                 continue
-            for power in {-1, 0, 1} - {axis.power}:
+            for power in _powers(parameter, axis) - {axis.power}:
                 axes = list(parameter.axes)
                 axes[position] = dataclasses.replace(axis, power=power)
                 fixed = dataclasses.replace(parameter, axes=tuple(axes))
@@ -206,6 +206,13 @@ def _suspects(
                         f"params{where} axis {position} ({name!r}) should have power {power}, not {axis.power}"
                     )
     return found
+
+
+def _powers(parameter: architecture.Parameter, axis: Axis) -> set[int]:
+    """What an axis can have: a kernel's first neuron axis is read, its second is fed."""
+    if len(parameter.neuron_axes) == 1:
+        return {-1, 0, 1}
+    return {-1, 0} if axis is parameter.neuron_axes[0] else {0, 1}
 
 
 def _advice(suspects: list[str]) -> str:

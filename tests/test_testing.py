@@ -62,9 +62,9 @@ def test_a_group_that_is_too_large_is_named(key):
 
 
 def test_an_axis_of_the_wrong_neuron_layer_is_found(key):
-    """A square kernel described in PyTorch's order."""
+    """A square kernel whose two layers are exchanged."""
     arch = architecture.mlp((3, 4, 4, 2), "tanh")
-    turned = dataclasses.replace(arch.parameters[2], axes=(Axis("hidden_1", 1), Axis("hidden_0", -1)))
+    turned = dataclasses.replace(arch.parameters[2], axes=(Axis("hidden_1", -1), Axis("hidden_0", 1)))
     wrong = dataclasses.replace(arch, parameters=(*arch.parameters[:2], turned, *arch.parameters[3:]))
     params, x = support.random_params(arch), support.example(arch)
     with pytest.raises(AssertionError, match=r"acts wrongly: \['hidden_0', 'hidden_1'\]"):
