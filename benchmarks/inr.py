@@ -17,7 +17,7 @@ import tyro
 
 from benchmarks import timing
 from experiments.inr import environment
-from jax_scalegmn import architecture, models, network, train, zoo
+from jax_scalegmn import architecture, losses, models, network, train, zoo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Config:
 def main(config: Config) -> list[dict[str, Any]]:
     """Prints one JSON line for each measurement and returns them."""
     arch = architecture.siren(config.widths)
-    model = models.Autoencoder(arch, config.features, num_layers=config.num_layers)
+    model = models.autoencoder(arch, config.features, num_layers=config.num_layers)
     largest = max(config.batch_sizes)
     keys = jax.random.split(jax.random.key(0), largest)
     stack = jax.vmap(lambda key: network.init(arch, key, initialization=network.near_zero))(keys)
@@ -66,7 +66,7 @@ def main(config: Config) -> list[dict[str, Any]]:
 def _measure_model(config: Config, model: models.Autoencoder, batch: Any, batch_size: int) -> list[dict[str, Any]]:
     tx = train.make_optimizer()
     state = train.init(model, tx, jax.tree.map(lambda leaf: leaf[0], batch), jax.random.key(0))
-    loss = train.autoencoder_loss(model, size=(config.side, config.side), orbit_weight=config.orbit_weight)
+    loss = losses.autoencoder_loss(model, size=(config.side, config.side), orbit_weight=config.orbit_weight)
 
     def encode(variables: Any, stack: Any) -> jax.Array:
         return jax.vmap(lambda params: model.apply(variables, params, method="encode"))(stack)

@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 
 from experiments import evaluation, progress, report
-from jax_scalegmn import architecture, checkpoint, datasets, models, network, train, zoo
+from jax_scalegmn import architecture, checkpoint, datasets, losses, models, network, train, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.zoo import Zoo
 
@@ -253,7 +253,7 @@ def fit_autoencoder(
     """Trains the autoencoder, or goes on with it: model, best variables on the selection split, and history."""
     settings = config.train
     arch = zoos["train"].arch
-    model = models.Autoencoder(
+    model = models.autoencoder(
         arch,
         config.model.features,
         num_layers=config.model.num_layers,
@@ -269,7 +269,7 @@ def fit_autoencoder(
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm,
     )
-    loss = functools.partial(train.autoencoder_loss, model, size=size, orbit_weight=settings.orbit_weight * variance)
+    loss = functools.partial(losses.autoencoder_loss, model, size=size, orbit_weight=settings.orbit_weight * variance)
     example = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
     state = train.init(model, tx, example, jax.random.key(config.seed))
     like = jax.eval_shape(lambda: state)

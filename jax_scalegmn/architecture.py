@@ -318,6 +318,29 @@ def cnn(
     return Architecture(f"cnn {_dashes([*channels, outputs])} {activation}", neurons, tuple(parameters), tuple(layers))
 
 
+def restrict(arch: Architecture, scaling: Scaling) -> Architecture:
+    """The same network described with a smaller group: every hidden layer's group is cut down to `scaling`.
+
+    With PERMUTATION, what reads, matches or merges networks follows permutations alone, for comparison.
+
+    Args:
+      arch: the architecture.
+      scaling: PERMUTATION; or the group that some layers have, which then keep it while the others fall to PERMUTATION.
+
+    Raises:
+      ValueError: for FIXED, which would leave no symmetry at all.
+    """
+    if scaling is Scaling.FIXED:
+        raise ValueError(f"Cannot restrict {arch.name!r} to FIXED: no symmetry would be left. Use PERMUTATION.")
+    neurons = tuple(
+        n if n.scaling in (Scaling.FIXED, scaling) else dataclasses.replace(n, scaling=Scaling.PERMUTATION)
+        for n in arch.neurons
+    )
+    if neurons == arch.neurons:
+        return arch
+    return dataclasses.replace(arch, name=f"{arch.name} ({scaling.value} only)", neurons=neurons)
+
+
 # --- params at the door ---------------------------------------------------------------------------------------------
 
 

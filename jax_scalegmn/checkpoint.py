@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from jax_scalegmn import architecture, models
+from jax_scalegmn import models
 from jax_scalegmn.train import Monitor, State
 
 
@@ -126,9 +126,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, Any]:
             model = models.from_json(info["config"].get("model", {}))
         except ValueError as error:
             raise ValueError(f"{directory / str(best)}: {error}") from error
-        arch: architecture.Architecture = model.arch
-        example = architecture.pack(arch, [jax.ShapeDtypeStruct(arch.shape(p), "float32") for p in arch.parameters])
-        wanted = jax.eval_shape(model.init, jax.random.key(0), example)
+        wanted = models.abstract_variables(model)
         items = _read(manager, directory, best, variables=ocp.args.StandardRestore(wanted))
         return model, items["variables"]
 

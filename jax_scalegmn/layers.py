@@ -1,4 +1,4 @@
-"""Sign-equivariant building blocks of a ScaleGMN, in the exact form that costs least.
+"""Building blocks of a ScaleGMN for every group, in the exact form that costs least.
 
 The published layers (arXiv 2406.10685, section 5) apply every map to every edge. Here the same functions are computed
 with a third of the floating-point operations: products of a node stay on the node until an edge needs them, rho(x)
@@ -6,22 +6,59 @@ and rho(-x) share one product, rho's last kernel is multiplied into phi's first,
 "weight times a vector" is never multiplied edge by edge.
 """
 
+import enum
 import functools
 import math
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jax_scalegmn.graph import Block, Topology
+from jax_scalegmn.architecture import Scaling
 
 EPSILON = 1e-5  # of every layer normalisation, as published
+PUBLISHED_NORM_EPSILON = 1e-10  # added to every norm in the published code, which costs invariance
 
-# An axis word that begins with "_" may differ from one array to the next: layers have different widths.
-Nodes: TypeAlias = dict[str, Float[Array, "_n features"]]
+
+class Canonical(enum.Enum):
+    """How a feature x loses the group element that it carries."""
+
+    SYMMETRISED = "symmetrised"
+    """Signs by rho(x) + rho(-x), positive scales by x / |x| (arXiv 2406.10685, section 5 and appendix)."""
+    ABSOLUTE = "absolute"
+    """Signs by the absolute value of every entry, positive scales by x / |x|."""
+    ABLATED = "ablated"
+    """Not at all, by rho(x): a baseline without the scale symmetry."""
+
+
+class IO(enum.Enum):
+    """The rule for inputs and outputs, on which no group acts."""
+
+    GATE = "gate"
+    """(x @ gamma) * mlp(x): a free gate (published for INRs)."""
+    SHARED = "shared"
+    """One mlp(x) for inputs and outputs (published for relu CNNs)."""
+    SEPARATE = "separate"
+    """One mlp(x) for inputs, another for outputs (published for tanh CNNs and editing)."""
+
+
+class End(enum.Enum):
+    """Which end of the network a neuron layer without a group is."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+
+
+class Groups(NamedTuple):
+    """Which group acts on a hidden neuron layer: one, or of several that whose `present` is true."""
+
+    scalings: tuple[Scaling, ...]
+    present: tuple[Bool[Array, ""], ...] = ()
+
+
+Rule: TypeAlias = End | Groups
 
 
 class Factored(NamedTuple):
@@ -51,6 +88,11 @@ Edges: TypeAlias = Factored | Float[Array, "_senders _receivers features"]
 Features: TypeAlias = Factored | Float[Array, "*batch features"]
 
 
+def value(x: Features) -> Float[Array, "*batch features"]:
+    """The features as one array."""
+    return x.value() if isinstance(x, Factored) else x
+
+
 def project(x: Features, kernel: Float[Array, "features out"]) -> Float[Array, "*batch out"]:
     """x @ kernel, on the basis alone where x is factored."""
     if isinstance(x, Factored):
@@ -58,22 +100,46 @@ def project(x: Features, kernel: Float[Array, "features out"]) -> Float[Array, "
     return x @ kernel
 
 
-def scale_by_sender(edges: Edges, kernel: Float[Array, "features out"], senders: Float[Array, "n out"]) -> Edges:
-    """(edges @ kernel) * senders, the senders broadcast over their edges; factored edges stay factored."""
+def scale_edges(edges: Edges, kernel: Float[Array, "features out"], nodes: Float[Array, "n out"], axis: int) -> Edges:
+    """(edges @ kernel) * nodes, the nodes standing along that axis; factored edges stay factored if that is cheaper."""
     if not isinstance(edges, Factored):
-        return (edges @ kernel) * senders[:, None, :]
-    basis = (edges.basis @ kernel) * senders[:, None, None, :]
+        return (edges @ kernel) * jnp.expand_dims(nodes, 1 - axis)
+    basis = (edges.basis @ kernel) * jnp.expand_dims(nodes, (1 - axis, 2))
     scaled = Factored(edges.weights, basis)
     products, direct = math.prod(basis.shape[:3]), math.prod(edges.weights.shape[:2])
     return scaled if products < direct else scaled.value()
 
 
+def inverse_norm(x: Float[Array, "*batch features"], epsilon: float = 0.0) -> Float[Array, "*batch 1"]:
+    """1 / |x| in float32 or better, exact for features of any size; 0 with gradient 0 where x is 0.
+
+    Dead neurons are common: there x / |x| must be 0, and its gradient finite.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(-1, keepdims=True))
+    nonzero = largest > jnp.finfo(x.dtype).tiny
+    largest = jnp.where(nonzero, largest, 1)
+    square = jnp.square(x / largest).sum(-1, keepdims=True)
+    return jnp.where(nonzero, 1 / (jnp.sqrt(jnp.where(nonzero, square, 1)) * largest + epsilon), 0)
+
+
 # Computed again for the gradient: that is cheaper than to keep what lies between, in memory and in time.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _norm_silu(centered: Array, scale: Array, bias: Array) -> Array:
-    """silu of the layer normalisation of rows that have mean 0 already."""
-    normed = centered * jax.lax.rsqrt(jnp.square(centered).mean(-1, keepdims=True) + EPSILON)
-    return nn.silu(normed * scale + bias)
+    """silu of the layer normalisation of rows that have mean 0 already, in float32 or better."""
+    u = centered.astype(jnp.promote_types(centered.dtype, jnp.float32))
+    normed = u * jax.lax.rsqrt(jnp.square(u).mean(-1, keepdims=True) + EPSILON)
+    return nn.silu(normed * scale + bias).astype(centered.dtype)
+
+
+def value_width(x: Features) -> int:
+    """How many features x has."""
+    return int(x.basis.shape[-1] if isinstance(x, Factored) else x.shape[-1])
+
+
+def cast(x: Array, dtype: str | None) -> Array:
+    """x in that dtype, or as it is."""
+    return x if dtype is None else x.astype(dtype)
 
 
 class MLP(nn.Module):
@@ -81,33 +147,42 @@ class MLP(nn.Module):
 
     The layer normalisation subtracts a mean over the hidden units. That is linear, so it is taken out of the kernel
     and the bias once, instead of out of every row.
+
+    Attributes:
+      inputs: features that it reads, those that `extra` adds included.
+      dtype: of the products; None for that of the parameters.
     """
 
     inputs: int
     hidden: int
     outputs: int
     output_bias: float = 0.0
+    dtype: str | None = None
 
     def setup(self) -> None:
-        uniform = nn.initializers.uniform
-        self.kernel_in = self.param("kernel_in", nn.initializers.lecun_normal(), (self.inputs, self.hidden))
+        uniform, lecun = nn.initializers.uniform, nn.initializers.lecun_normal()
         bound = 1 / math.sqrt(self.inputs)
-        self.bias_in = self.param("bias_in", lambda *a: uniform(2 * bound)(*a) - bound, (self.hidden,))
-        self.norm_scale = self.param("norm_scale", nn.initializers.ones, (self.hidden,))
-        self.norm_bias = self.param("norm_bias", nn.initializers.zeros, (self.hidden,))
-        self.kernel_out = self.param("kernel_out", nn.initializers.lecun_normal(), (self.hidden, self.outputs))
-        self.bias_out = self.param("bias_out", nn.initializers.constant(self.output_bias), (self.outputs,))
+        kernel_in = self.param("kernel_in", lecun, (self.inputs, self.hidden))
+        bias_in = self.param("bias_in", lambda *a: uniform(2 * bound)(*a) - bound, (self.hidden,))
+        norm_scale = self.param("norm_scale", nn.initializers.ones, (self.hidden,))
+        norm_bias = self.param("norm_bias", nn.initializers.zeros, (self.hidden,))
+        kernel_out = self.param("kernel_out", lecun, (self.hidden, self.outputs))
+        bias_out = self.param("bias_out", nn.initializers.constant(self.output_bias), (self.outputs,))
+        self.centered_kernel = cast(kernel_in - kernel_in.mean(-1, keepdims=True), self.dtype)
+        self.centered_bias = cast(bias_in - bias_in.mean(), self.dtype)
+        self.norm = (norm_scale, norm_bias)
+        self.kernel_out, self.bias_out = cast(kernel_out, self.dtype), cast(bias_out, self.dtype)
 
-    def __call__(self, x: Features) -> Array:
-        return self.lower(self.activate(project(x, self.centered_kernel())))
-
-    def centered_kernel(self) -> Float[Array, "inputs hidden"]:
-        """The first kernel less the mean that the layer normalisation would subtract behind it."""
-        return self.kernel_in - self.kernel_in.mean(-1, keepdims=True)
+    def __call__(self, x: Features, extra: Array | None = None) -> Array:
+        """The mlp of x, or of [x, extra]; `extra` broadcasts against x."""
+        u = project(x, self.centered_kernel[: value_width(x)])
+        if extra is not None:
+            u += extra @ self.centered_kernel[value_width(x) :]
+        return self.lower(self.activate(u))
 
     def activate(self, u: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
         """silu(layernorm(u + bias)) for products u with the centered kernel."""
-        return _norm_silu(u + (self.bias_in - self.bias_in.mean()), self.norm_scale, self.norm_bias)
+        return _norm_silu(u + self.centered_bias, *self.norm)
 
     def activate_even(self, u: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
         """What u and -u give together: the even part, with one product."""
@@ -117,105 +192,120 @@ class MLP(nn.Module):
         return a @ self.kernel_out + self.bias_out
 
 
-class SignInvariant(nn.Module):
-    """ScaleInv for signs: phi(rho(x) + rho(-x)) (arXiv 2406.10685, equation 8). Even in x."""
+class CanonicalMap(nn.Module):
+    """c(x), which the group of x's neuron does not change: even under signs, of degree 0 under positive scales.
+
+    Where no scale acts, c(x) = x. (arXiv 2406.10685, section 5.)
+    """
+
+    inputs: int
+    hidden: int
+    kind: Canonical
+    epsilon: float = 0.0
+    dtype: str | None = None
+
+    def setup(self) -> None:
+        self.rho = MLP(self.inputs, self.hidden, self.inputs, dtype=self.dtype)
+
+    def project(self, x: Features, kernel: Float[Array, "features out"], groups: Groups) -> Float[Array, "*batch out"]:
+        """c(x) @ kernel, with the two kernels multiplied first where rho's last meets this one."""
+        first, *others = (self._under(scaling, x, kernel) for scaling in groups.scalings)
+        for present, other in zip(groups.present[1:], others, strict=True):
+            first = jnp.where(present, other, first)
+        return first
+
+    def _under(self, scaling: Scaling, x: Features, kernel: Array) -> Array:
+        if self.kind is Canonical.ABLATED:
+            u = self.rho.activate(project(x, self.rho.centered_kernel))
+            return u @ (self.rho.kernel_out @ kernel) + self.rho.bias_out @ kernel
+        if scaling is Scaling.POSITIVE:
+            return project(x, kernel) * inverse_norm(value(x), self.epsilon).astype(kernel.dtype)
+        if scaling is Scaling.SIGN and self.kind is Canonical.ABSOLUTE:
+            return jnp.abs(value(x)) @ kernel
+        if scaling is Scaling.SIGN:
+            even = self.rho.activate_even(project(x, self.rho.centered_kernel))
+            return even @ (self.rho.kernel_out @ kernel) + 2 * self.rho.bias_out @ kernel
+        return project(x, kernel)
+
+
+class ScaleInvariant(nn.Module):
+    """ScaleInv(x) = phi([c(x), extra]) (arXiv 2406.10685, equation 8), of invariant further features `extra`."""
 
     inputs: int
     hidden: int
     outputs: int
+    kind: Canonical
+    epsilon: float = 0.0
+    extra: int = 0
     output_bias: float = 0.0
+    dtype: str | None = None
 
     def setup(self) -> None:
-        self.rho = MLP(self.inputs, self.hidden, self.inputs)
-        self.phi = MLP(self.inputs, self.hidden, self.outputs, self.output_bias)
+        self.canonical = CanonicalMap(self.inputs, self.hidden, self.kind, self.epsilon, self.dtype)
+        self.phi = MLP(self.inputs + self.extra, self.hidden, self.outputs, self.output_bias, self.dtype)
 
-    def __call__(self, x: Features) -> Array:
-        even = self.rho.activate_even(project(x, self.rho.centered_kernel()))
-        kernel = self.phi.centered_kernel()
-        u = even @ (self.rho.kernel_out @ kernel) + 2 * self.rho.bias_out @ kernel
+    def __call__(self, x: Features, groups: Groups, extra: Array | None = None) -> Array:
+        kernel = self.phi.centered_kernel
+        u = self.canonical.project(x, kernel[: self.inputs], groups)
+        if extra is not None:
+            u += extra @ kernel[self.inputs :]
         return self.phi.lower(self.phi.activate(u))
 
 
-class SignEquivariant(nn.Module):
-    """ScaleEq for signs: (x @ gamma) * ScaleInv(x) (arXiv 2406.10685, equation 7). Odd in x.
+class ScaleEquivariant(nn.Module):
+    """ScaleEq(x) = (x @ gamma) * ScaleInv(x) (arXiv 2406.10685, equation 7): it follows signs and positive scales.
 
-    Inputs and outputs carry no group element: there the gate is any mlp of x ("gate" rule of the published INRs).
+    Inputs and outputs carry no group element, so that any map may act there: the `io` rule.
     """
 
     inputs: int
     hidden: int
     outputs: int
+    kind: Canonical
+    io: IO
+    epsilon: float = 0.0
+    extra: int = 0
+    dtype: str | None = None
 
     def setup(self) -> None:
-        self.gamma = self.param("gamma", nn.initializers.lecun_normal(), (self.inputs, self.outputs))
-        self.gate = SignInvariant(self.inputs, self.hidden, self.outputs, output_bias=1.0)
-        self.io_gate = MLP(self.inputs, self.hidden, self.outputs, output_bias=1.0)
+        gamma = self.param("gamma", nn.initializers.lecun_normal(), (self.inputs, self.outputs))
+        self.gamma_kernel = cast(gamma, self.dtype)
+        sizes = self.inputs, self.hidden, self.outputs
+        self.gate = ScaleInvariant(*sizes, self.kind, self.epsilon, extra=self.extra, output_bias=1.0, dtype=self.dtype)
+        bias = 1.0 if self.io is IO.GATE else 0.0
+        free = functools.partial(MLP, self.inputs + self.extra, self.hidden, self.outputs, bias, self.dtype)
+        self.end_input = free()
+        self.end_output = free()
 
-    def __call__(self, x: Features, *, io: bool) -> Array:
-        return project(x, self.gamma) * (self.io_gate(x) if io else self.gate(x))
+    def __call__(self, x: Features, rule: Rule, extra: Array | None = None) -> Array:
+        if isinstance(rule, Groups):
+            return project(x, self.gamma_kernel) * self.gate(x, rule, extra)
+        separate = self.io is IO.SEPARATE and rule is End.INPUT
+        free = (self.end_input if separate else self.end_output)(x, extra)
+        return project(x, self.gamma_kernel) * free if self.io is IO.GATE else free
 
 
-class EdgeUpdate(nn.Module):
-    """e' = (e @ W) * phi([c(h_sender), c(h_receiver)]) with c(h) = rho(h) + rho(-h) (arXiv 2406.10685, equation 15)."""
+class ScaleEquivariantNet(nn.Module):
+    """Several ScaleEq maps in sequence; the first changes the number of features."""
 
-    features: int
+    num_layers: int
+    inputs: int
     hidden: int
+    outputs: int
+    kind: Canonical
+    io: IO
+    epsilon: float = 0.0
+    extra: int = 0
+    dtype: str | None = None
 
     def setup(self) -> None:
-        self.kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.features, self.features))
-        self.rho = MLP(self.features, self.hidden, self.features)
-        self.phi = MLP(2 * self.features, self.hidden, self.features, output_bias=1.0)
+        widths = (self.inputs, *[self.outputs] * (self.num_layers - 1))
+        self.maps = [
+            ScaleEquivariant(width, self.hidden, self.outputs, self.kind, self.io, self.epsilon, self.extra, self.dtype)
+            for width in widths
+        ]
 
-    def __call__(self, blocks: tuple[Block, ...], nodes: Nodes, edges: list[Edges]) -> list[Edges]:
-        first, second = jnp.split(self.phi.centered_kernel(), 2)
-        even = {name: self.rho.activate_even(h @ self.rho.centered_kernel()) for name, h in nodes.items()}
-        sending = self.rho.kernel_out @ first
-        receiving = self.rho.kernel_out @ second
-        shift = 2 * self.rho.bias_out @ (first + second)
-        updated: list[Edges] = []
-        for block, e in zip(blocks, edges, strict=True):
-            u = (even[block.sender] @ sending)[:, None, :] + (even[block.receiver] @ receiving + shift)
-            updated.append(project(e, self.kernel) * self.phi.lower(self.phi.activate(u)))
-        return updated
-
-
-class MessagePassing(nn.Module):
-    """One forward layer (arXiv 2406.10685, equations 12 to 15): messages, their sums, node update, edge update.
-
-    The sums are divided by the square root of the number of senders where `normalized`, which keeps their variance;
-    the published layers sum plainly.
-    """
-
-    topology: Topology
-    features: int
-    hidden: int
-    normalized: bool
-    update_edges: bool
-
-    @nn.compact
-    def __call__(self, nodes: Nodes, edges: list[Edges]) -> tuple[Nodes, list[Edges]]:
-        d, topo = self.features, self.topology
-        lecun = nn.initializers.lecun_normal()
-        sender_kernel = self.param("sender_kernel", lecun, (d, d))
-        edge_kernel = self.param("edge_kernel", lecun, (d, d))
-        skip_kernel = self.param("skip_kernel", lecun, (d, d))
-        message = SignEquivariant(d, self.hidden, d, name="message")
-        update = SignEquivariant(2 * d, self.hidden, d, name="update")
-
-        sums = {name: jnp.zeros_like(h) for name, h in nodes.items()}
-        for block, e in zip(topo.blocks, edges, strict=True):
-            m = scale_by_sender(e, edge_kernel, nodes[block.sender] @ sender_kernel)
-            total = message(m, io=block.receiver in topo.io).sum(0)
-            sums[block.receiver] += total / math.sqrt(block.shape[0]) if self.normalized else total
-        # One call for all hidden layers and one for inputs and outputs: few large products.
-        updated: Nodes = {}
-        for io in (False, True):
-            names = [name for name in nodes if (name in topo.io) == io]
-            h = jnp.concatenate([nodes[name] for name in names])
-            new = update(jnp.concatenate([h, jnp.concatenate([sums[name] for name in names])], -1), io=io)
-            new += h @ skip_kernel
-            ends = np.cumsum([nodes[name].shape[0] for name in names])[:-1]
-            updated |= zip(names, jnp.split(new, ends), strict=True)
-        if self.update_edges:
-            edges = EdgeUpdate(d, self.hidden, name="edge_update")(topo.blocks, nodes, edges)
-        return {name: updated[name] for name in nodes}, edges
+    def __call__(self, x: Features, rule: Rule, extra: Array | None = None) -> Array:
+        for layer in self.maps:
+            x = layer(x, rule, extra)
+        return x

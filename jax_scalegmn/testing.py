@@ -21,7 +21,7 @@ def assert_invariant(
     arch: Architecture,
     fn: Callable[[Params], Any],
     params: Params,
-    key: Key,
+    key: Key | None = None,
     *,
     tolerance: float = 1e-5,
     **options: Any,
@@ -32,9 +32,10 @@ def assert_invariant(
       arch: of the network that `fn` reads.
       fn: one network's params to arrays, like an encoder.
       params: the network.
-      key: consumed.
+      key: consumed; None for jax.random.key(0).
       tolerance: largest deviation of any output array, relative to its own largest entry.
-      options: permute and scale of `symmetry.random`, and `samples`, the number of elements (8).
+      options: permute, scale and log_scale_std of `symmetry.random`, and `samples`, the number of elements (8). A
+        log_scale_std of 4.6 draws positive scales of 1e-6 to 1e6 (three standard deviations).
 
     Returns:
       The largest relative deviation.
@@ -49,7 +50,7 @@ def assert_equivariant(
     arch: Architecture,
     fn: Callable[[Params], Params],
     params: Params,
-    key: Key,
+    key: Key | None = None,
     *,
     tolerance: float = 1e-5,
     **options: Any,
@@ -67,13 +68,14 @@ def assert_equivariant(
 
 def assert_function_preserved(
     arch: Architecture,
-    apply: Callable[[Params, Any], Any],
+    apply: Callable[..., Any],
     params: Params,
-    inputs: Any,
-    key: Key,
+    inputs: Any = None,
+    key: Key | None = None,
     *,
     tolerance: float = 1e-5,
     samples: int = 8,
+    log_scale_std: float = 1.0,
 ) -> float:
     """Raises unless the network computes the same function behind random elements of its group.
 
@@ -82,12 +84,13 @@ def assert_function_preserved(
 
     Args:
       arch: the description to check.
-      apply: (params, inputs) -> outputs: the network's own function.
+      apply: (params, inputs) -> outputs: the network's own function. Without inputs: params -> outputs.
       params: the network.
-      inputs: what it is applied to, as `apply` takes it; several random examples.
-      key: consumed.
+      inputs: what it is applied to, as `apply` takes it; several random examples. None where `apply` holds them itself.
+      key: consumed; None for jax.random.key(0).
       tolerance: largest deviation of the outputs, relative to their largest entry.
       samples: group elements to try.
+      log_scale_std: of `symmetry.random`; 4.6 draws positive scales of 1e-6 to 1e6 (three standard deviations).
 
     Returns:
       The largest relative deviation.
@@ -95,17 +98,16 @@ def assert_function_preserved(
     Raises:
       AssertionError: if a deviation exceeds the tolerance or an output is not finite.
     """
-    expected = apply(params, inputs)
+    fn = apply if inputs is None else lambda moved: apply(moved, inputs)
+    expected = fn(params)
     worst = 0.0
-    for sample_key in jax.random.split(key, samples):
-        element = symmetry.random(arch, sample_key)
-        deviation = _deviation(apply(symmetry.act(arch, element, params), inputs), expected)
+    for sample_key in _keys(key, samples):
+        element = symmetry.random(arch, sample_key, log_scale_std=log_scale_std)
+        deviation = _deviation(fn(symmetry.act(arch, element, params)), expected)
         if not deviation <= tolerance:
-            layers = [n.name for n in arch.hidden if _breaks(arch, apply, params, inputs, element, n.name, tolerance)]
+            layers = [n.name for n in arch.hidden if _breaks(arch, fn, params, element, n.name, tolerance)]
             suspects = [
-                description
-                for name in layers
-                for description in _suspects(arch, apply, params, inputs, element, name, tolerance)
+                description for name in layers for description in _suspects(arch, fn, params, element, name, tolerance)
             ]
             raise AssertionError(
                 f"{arch.name!r} does not describe this function: a group element changes the output by {deviation:.2e} "
@@ -124,18 +126,19 @@ def _assert_commutes(
     fn: Callable[[Params], Any],
     moved: Callable[[symmetry.Element, Any], Any],
     params: Params,
-    key: Key,
+    key: Key | None,
     tolerance: float,
     word: str,
     *,
     samples: int = 8,
     permute: bool = True,
     scale: bool = True,
+    log_scale_std: float = 1.0,
 ) -> float:
     out = fn(params)
     worst = 0.0
-    for index, sample_key in enumerate(jax.random.split(key, samples)):
-        element = symmetry.random(arch, sample_key, permute=permute, scale=scale)
+    for index, sample_key in enumerate(_keys(key, samples)):
+        element = symmetry.random(arch, sample_key, permute=permute, scale=scale, log_scale_std=log_scale_std)
         deviation = _deviation(fn(symmetry.act(arch, element, params)), moved(element, out))
         if not deviation <= tolerance:
             raise AssertionError(
@@ -144,6 +147,10 @@ def _assert_commutes(
             )
         worst = max(worst, deviation)
     return worst
+
+
+def _keys(key: Key | None, count: int) -> Key:
+    return jax.random.split(jax.random.key(0) if key is None else key, count)
 
 
 def _deviation(got: Any, expected: Any) -> float:
@@ -168,22 +175,20 @@ def _only(arch: Architecture, element: symmetry.Element, name: str) -> symmetry.
 
 def _breaks(
     arch: Architecture,
-    apply: Callable[[Params, Any], Any],
+    fn: Callable[[Params], Any],
     params: Params,
-    inputs: Any,
     element: symmetry.Element,
     name: str,
     tolerance: float,
 ) -> bool:
-    changed = apply(symmetry.act(arch, _only(arch, element, name), params), inputs)
-    return not _deviation(changed, apply(params, inputs)) <= tolerance
+    changed = fn(symmetry.act(arch, _only(arch, element, name), params))
+    return not _deviation(changed, fn(params)) <= tolerance
 
 
 def _suspects(
     arch: Architecture,
-    apply: Callable[[Params, Any], Any],
+    fn: Callable[[Params], Any],
     params: Params,
-    inputs: Any,
     element: symmetry.Element,
     name: str,
     tolerance: float,
@@ -200,7 +205,7 @@ def _suspects(
                 fixed = dataclasses.replace(parameter, axes=tuple(axes))
                 parameters = (*arch.parameters[:index], fixed, *arch.parameters[index + 1 :])
                 other = dataclasses.replace(arch, parameters=parameters)
-                if not _breaks(other, apply, params, inputs, element, name, tolerance):
+                if not _breaks(other, fn, params, element, name, tolerance):
                     where = architecture.describe(parameter.path)
                     found.append(
                         f"params{where} axis {position} ({name!r}) should have power {power}, not {axis.power}"

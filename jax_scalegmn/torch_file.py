@@ -35,7 +35,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The tensors of a .safetensors, .npz, .pt or .pth file by name; no code in the file is run, PyTorch is not needed.
 
     A .pt or .pth file holds a state_dict, or a dict with one under "state_dict", "model_state_dict" or "model". Names
-    come in the order of the file. A safetensors file keeps none, so there they come sorted, layer 2 before layer 10.
+    come in the order of the file. A safetensors file keeps none, so there they come sorted, layer 2 before layer 10. A
+    number beside the tensors of a .pt or .pth file, like the label in published ones, comes as an array without axes.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -128,16 +129,19 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         content = _Unpickler(io.BytesIO(pickled), encoding="utf-8").load()
         order = f"{folder}byteorder"
         byteorder = archive.read(order).decode() if order in archive.namelist() else "little"
-        return {name: _array(archive, folder, byteorder, name, view) for name, view in _unwrapped(content).items()}
+        return {
+            name: _array(archive, folder, byteorder, name, value) if isinstance(value, _View) else _scalar(value)
+            for name, value in _unwrapped(content).items()
+        }
 
 
-def _unwrapped(content: Any) -> Mapping[str, _View]:
-    """The one flat dict of tensors that a checkpoint is or holds."""
+def _unwrapped(content: Any) -> Mapping[str, _View | int | float]:
+    """The one flat dict of tensors, and perhaps numbers, that a checkpoint is or holds."""
 
     def is_flat(node: Any) -> bool:
-        if not isinstance(node, dict) or not node:
+        if not isinstance(node, dict) or not any(isinstance(value, _View) for value in node.values()):
             return False
-        return all(isinstance(name, str) and isinstance(value, _View) for name, value in node.items())
+        return all(isinstance(name, str) and type(value) in (_View, int, float) for name, value in node.items())
 
     if is_flat(content):
         return content
@@ -150,6 +154,10 @@ def _unwrapped(content: Any) -> Mapping[str, _View]:
             f"just one of {_WRAPPERS}"
         )
     return content[inner[0]]
+
+
+def _scalar(value: int | float) -> np.ndarray:
+    return np.array(value, np.int64 if isinstance(value, int) else np.float64)
 
 
 def _array(archive: zipfile.ZipFile, folder: str, byteorder: str, name: str, view: _View) -> np.ndarray:

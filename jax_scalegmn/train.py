@@ -1,6 +1,6 @@
 """Training: a step for any loss of one network, epochs as one compiled scan, early stopping.
 
-step = make_step(autoencoder_loss(model, size=(8, 8)), tx)
+step = make_step(losses.autoencoder_loss(model, size=(8, 8)), tx)
 for state, metrics in fit(step, state, data, batch_size=64, num_epochs=10): ...
 """
 
@@ -14,14 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jax_scalegmn import matching, network
-from jax_scalegmn.models import Autoencoder
-from jax_scalegmn.types import Key, Params
-
-Metrics: TypeAlias = dict[str, Array]
-
-# (variables, one row of the data, key) -> (scalar loss, metrics)
-LossFn: TypeAlias = Callable[[Any, Any, Key], tuple[Array, Metrics]]
+from jax_scalegmn.types import Key, LossFn, Metrics
 
 
 class State(NamedTuple):
@@ -70,10 +63,10 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, weight_decay=weight_decay))
 
 
-def init(model: Any, tx: optax.GradientTransformation, params: Params, key: Key) -> State:
-    """The state before the first step, for a model that reads networks like `params`."""
+def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *, method: str | None = None) -> State:
+    """The state before the first step, for a model that reads networks like `example`, by `method` if it is given."""
     init_key, key = jax.random.split(key)
-    variables = jax.jit(model.init)(init_key, params)
+    variables = jax.jit(lambda key, example: model.init(key, example, method=method))(init_key, example)
     return State(variables, tx.init(variables), key, jnp.asarray(0))
 
 
@@ -221,36 +214,6 @@ class Monitor(NamedTuple):
         if smoothed < self.best:
             return Monitor(smoothed, smoothed, 0)
         return Monitor(smoothed, self.best, self.since_best + 1)
-
-
-def autoencoder_loss(
-    model: Autoencoder, *, size: tuple[int, int], orbit_weight: float = 0.0, max_sweeps: int = 3, train: bool = True
-) -> LossFn:
-    """Mean squared error between the images that the original and the decoded INR draw (arXiv 2511.12601, section 3).
-
-    Args:
-      model: the autoencoder.
-      size: (height, width) of the images.
-      orbit_weight: weight of `matching.orbit_distance` from the decoded network to the original's orbit, in units of
-        the squared image values; 0 as published.
-      max_sweeps: of the matching for that term.
-      train: False for validation, without dropout.
-
-    Returns:
-      A loss of (variables, params, key) with the metrics reconstruction and, where it is weighted, orbit_distance.
-    """
-
-    def loss_fn(variables: Any, params: Params, key: Key) -> tuple[Array, Metrics]:
-        decoded = model.apply(variables, params, train=train, rngs={"dropout": key})
-        gap = network.render(model.arch, decoded, size) - network.render(model.arch, params, size)
-        metrics = {"reconstruction": jnp.square(gap).mean()}
-        loss = metrics["reconstruction"]
-        if orbit_weight:
-            metrics["orbit_distance"] = matching.orbit_distance(model.arch, params, decoded, max_sweeps=max_sweeps)
-            loss += orbit_weight * metrics["orbit_distance"]
-        return loss, metrics
-
-    return loss_fn
 
 
 # --- private ------------------------------------------------------------------------------------------------------

@@ -15,5 +15,11 @@ Params: TypeAlias = Mapping[str, Any]
 # A typed JAX key, as `jax.random.key` makes it.
 Key: TypeAlias = jax.Array
 
+# Named numbers of a training step or an evaluation.
+Metrics: TypeAlias = dict[str, jax.Array]
+
+# (variables, one row of the data, key) -> (scalar loss, metrics)
+LossFn: TypeAlias = Callable[[Any, Any, Key], tuple[jax.Array, Metrics]]
+
 # (a, b, t) -> the point between them.
 Interpolate: TypeAlias = Callable[[Any, Any, Any], Any]

@@ -9,16 +9,16 @@ import jax_scalegmn
 
 FLOORS = (
     ("types", "architecture"),
-    ("network", "symmetry", "graph"),
-    ("matching", "layers", "torch_file"),
-    ("merge", "zoo", "models"),
-    ("landscape", "datasets", "train", "interop"),
+    ("network", "symmetry", "graph", "layers"),
+    ("matching", "message_passing", "torch_file", "canonical"),
+    ("merge", "zoo", "models", "baselines"),
+    ("landscape", "datasets", "train", "losses", "interop"),
     ("checkpoint", "testing"),
 )
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 FILES = {path.stem: path for path in Path(jax_scalegmn.__file__).parent.glob("*.py") if path.stem != "__init__"}
 NEVER = {"experiments", "benchmarks", "tests", "matplotlib", "argparse", "tyro", "logging", "rich", "tqdm"}
-FLAX = {"layers", "models", "interop"}
+FLAX = {"layers", "message_passing", "models", "baselines", "interop"}
 
 
 def imported(tree):

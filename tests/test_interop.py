@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_scalegmn import architecture, interop, network, torch_file, train
+from jax_scalegmn import architecture, interop, losses, network, torch_file, train
 
 FIXTURES = Path(__file__).parent / "fixtures"
 INR = architecture.siren((2, 32, 32, 1))
@@ -159,7 +159,7 @@ def test_the_gradient_is_the_published_one():
     with jax.enable_x64(True):
         model, variables = interop.autoencoder_from_published(INR, group(AUTOENCODER, "param", np.float64))
         _, published = interop.autoencoder_from_published(INR, group(TRAINING, "grad", np.float64))
-        loss_fn = jax.vmap(train.autoencoder_loss(model, size=(28, 28)), (None, 0, None))
+        loss_fn = jax.vmap(losses.autoencoder_loss(model, size=(28, 28)), (None, 0, None))
 
         def mean_loss(variables: Any, params: Any) -> jax.Array:
             return loss_fn(variables, params, jax.random.key(0))[0].mean()
@@ -172,16 +172,16 @@ def test_three_optimizer_steps_are_the_published_ones():
     expected = golden(TRAINING)
     model, variables = interop.autoencoder_from_published(INR, group(AUTOENCODER, "param"))
     tx = train.make_optimizer(warmup_steps=10)
-    loss_fn = train.autoencoder_loss(model, size=(28, 28))
+    loss_fn = losses.autoencoder_loss(model, size=(28, 28))
     step = jax.jit(train.make_step(loss_fn, tx))
     state = train.State(variables, tx.init(variables), jax.random.key(0), jnp.asarray(0))
-    batch, losses, norms, states = networks(AUTOENCODER), [], [], []
+    batch, values, norms, states = networks(AUTOENCODER), [], [], []
     for _ in range(4):
         states.append(state)
         state, metrics = step(state, batch)
-        losses.append(metrics["loss"])
+        values.append(metrics["loss"])
         norms.append(metrics["grad_norm"])
-    assert_close(losses, expected["train/losses"], 1e-5)
+    assert_close(values, expected["train/losses"], 1e-5)
     assert_close(norms[0], expected["grad_norm"], 1e-5)
     assert_close(norms[:3], expected["train/grad_norms_before_clip"], 1e-5)
     _, published = interop.autoencoder_from_published(INR, group(TRAINING, "after3"))

@@ -10,7 +10,7 @@ import pytest
 import support
 import twin
 
-from jax_scalegmn import architecture, graph, layers, models, network, symmetry, train
+from jax_scalegmn import architecture, graph, layers, losses, models, network, symmetry
 from jax_scalegmn.models import Autoencoder, Decoder, Encoder, ScaleGMN
 
 SIREN = support.ARCHITECTURES["siren"]
@@ -155,7 +155,7 @@ def test_encoder_equals_its_plain_twin(name, dtype, normalized):
 
 
 MODEL = Autoencoder(SIREN, 6)
-LOSS_FN = train.autoencoder_loss(MODEL, size=(4, 4))
+LOSS_FN = losses.autoencoder_loss(MODEL, size=(4, 4))
 
 
 @functools.cache
@@ -343,5 +343,5 @@ def test_published_size_reads_a_network_in_1_1_gflop():
 
 def test_published_size_takes_3_3_gflop_a_training_step_and_network(key):
     params, variables = published_shapes()
-    step_fn = jax.grad(train.autoencoder_loss(PUBLISHED, size=(28, 28)), has_aux=True)
+    step_fn = jax.grad(losses.autoencoder_loss(PUBLISHED, size=(28, 28)), has_aux=True)
     assert 2.7e9 < flops(step_fn, variables, params, key) <= 3.3e9

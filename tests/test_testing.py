@@ -1,6 +1,7 @@
 """The checks that users run pass on what is right and name what is wrong."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,57 @@ def test_right_descriptions_pass(arch, params, key):
     x = support.example(arch)
     worst = testing.assert_function_preserved(arch, lambda p, x: support.outputs(arch, p, x), params, x, key, samples=2)
     assert 0 <= worst <= 1e-5
+
+
+def test_inputs_and_key_are_optional():
+    """Without inputs `apply` is of params alone; without a key it is key 0."""
+    arch = support.ARCHITECTURES["relu mlp"]
+    params, x = support.random_params(arch), support.example(arch)
+    key = jax.random.key(0)
+
+    def apply(params, x):
+        return support.outputs(arch, params, x)
+
+    def closed(params):
+        return apply(params, x)
+
+    worst = testing.assert_function_preserved(arch, apply, params, x, key)
+    assert worst > 0
+    assert testing.assert_function_preserved(arch, apply, params, x) == worst
+    assert testing.assert_function_preserved(arch, closed, params) == worst
+    assert testing.assert_function_preserved(arch, closed, params, key=key) == worst
+    assert testing.assert_function_preserved(arch, closed, params, None, jax.random.key(1)) != worst
+    assert testing.assert_invariant(arch, closed, params) == testing.assert_invariant(arch, closed, params, key) > 0
+    turned = functools.partial(jax.tree.map, jnp.sin)
+    assert testing.assert_equivariant(arch, turned, params) == testing.assert_equivariant(arch, turned, params, key)
+
+
+@pytest.mark.parametrize("name", ["relu mlp", "relu cnn"])
+def test_rescales_from_1e_minus_6_to_1e6_are_drawn_where_asked_for(name):
+    """Right descriptions pass all checks with them; they find what rescales near 1 let pass."""
+    arch = support.ARCHITECTURES[name]
+    params, x = support.random_params(arch), support.example(arch)
+
+    def closed(params):
+        return support.outputs(arch, params, x)
+
+    assert testing.assert_function_preserved(arch, closed, params, log_scale_std=4.6) < 1e-5
+    assert testing.assert_invariant(arch, closed, params, log_scale_std=4.6) < 1e-5
+    assert testing.assert_equivariant(arch, doubled, params, log_scale_std=4.6) < 1e-5
+
+    def saturating(params):
+        return closed(jax.tree.map(lambda leaf: jnp.clip(leaf, -1e3, 1e3), params))
+
+    def saturated(params):
+        return jax.tree.map(lambda leaf: jnp.clip(leaf, -1e3, 1e3), params)
+
+    assert testing.assert_function_preserved(arch, saturating, params) < 1e-5
+    with pytest.raises(AssertionError, match="does not describe this function"):
+        testing.assert_function_preserved(arch, saturating, params, log_scale_std=4.6)
+    for check, fn in [(testing.assert_invariant, saturating), (testing.assert_equivariant, saturated)]:
+        assert check(arch, fn, params) < 1e-5
+        with pytest.raises(AssertionError, match="deviates by"):
+            check(arch, fn, params, log_scale_std=4.6)
 
 
 def with_power(arch, path, position, power):
@@ -47,8 +99,11 @@ def test_the_axis_with_a_wrong_power_is_named(path, position, power, right, key)
     assert testing.assert_function_preserved(arch, apply, params, x, key, samples=2) < 1e-5
     where = "".join(rf"\['{part}'\]" for part in path)
     advice = rf"One change .*params{where} axis {position} \('units'\) should have power {right}, not {power}"
+    wrong = with_power(arch, path, position, power)
     with pytest.raises(AssertionError, match=rf"'normalised mlp' does not describe .*\['units'\]. {advice}"):
-        testing.assert_function_preserved(with_power(arch, path, position, power), apply, params, x, key)
+        testing.assert_function_preserved(wrong, apply, params, x, key)
+    with pytest.raises(AssertionError, match=rf"'normalised mlp' does not describe .*\['units'\]. {advice}"):
+        testing.assert_function_preserved(wrong, lambda params: apply(params, x), params)
 
 
 def test_a_group_that_is_too_large_is_named(key):

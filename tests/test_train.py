@@ -12,7 +12,7 @@ import support
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jax_scalegmn import network, train
+from jax_scalegmn import losses, network, train
 from jax_scalegmn.models import Autoencoder
 
 SIREN = support.ARCHITECTURES["siren"]
@@ -175,7 +175,7 @@ def test_an_autoencoder_step_over_devices_communicates_once(orbit_weight):
     """Graphs are built inside the step from static topology, and every device matches by itself: no gather, no vote."""
     model = Autoencoder(SIREN, 3, num_layers=1)
     variables = support.random_variables(model, support.random_params(SIREN))
-    step = train.make_step(train.autoencoder_loss(model, size=(2, 2), orbit_weight=orbit_weight), TX, mesh=mesh())
+    step = train.make_step(losses.autoencoder_loss(model, size=(2, 2), orbit_weight=orbit_weight), TX, mesh=mesh())
     state = train.State(variables, TX.init(variables), jax.random.key(0), jnp.asarray(0))
     assert collectives(step, state, support.random_params(SIREN, models=(16,))) == ["all-reduce"]
 
@@ -214,14 +214,14 @@ class Noisy(Autoencoder):
 def test_autoencoder_loss_is_the_distance_of_images_and_of_the_orbit():
     """With dropout from the key; the orbit distance of scaled weights is the scale squared."""
     model, params, key = Noisy(SIREN, 3), support.random_params(SIREN), jax.random.key(0)
-    loss, metrics = jax.jit(train.autoencoder_loss(model, size=(3, 2), orbit_weight=0.5))({}, params, key)
+    loss, metrics = jax.jit(losses.autoencoder_loss(model, size=(3, 2), orbit_weight=0.5))({}, params, key)
     decoded = model.apply({}, params, train=True, rngs={"dropout": key})
     images = [network.render(SIREN, one, (3, 2)) for one in (decoded, params)]
     scale = float(decoded["Dense_0"]["bias"][0] / params["Dense_0"]["bias"][0])
     assert metrics["reconstruction"] == pytest.approx(float(np.square(np.subtract(*images)).mean()), rel=1e-4)
     assert metrics["orbit_distance"] == pytest.approx((scale - 1) ** 2, rel=1e-4)
     assert loss == pytest.approx(float(metrics["reconstruction"] + 0.5 * metrics["orbit_distance"]), rel=1e-5)
-    plain = jax.jit(train.autoencoder_loss(model, size=(3, 2)))
+    plain = jax.jit(losses.autoencoder_loss(model, size=(3, 2)))
     assert plain({}, params, key)[0] == pytest.approx(float(metrics["reconstruction"]), rel=1e-5)
     assert set(plain({}, params, key)[1]) == {"reconstruction"}
     assert plain({}, params, jax.random.key(1))[0] != plain({}, params, key)[0]
