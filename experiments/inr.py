@@ -9,11 +9,7 @@ checkpoints, results.json with every number, report.html with every picture. `--
 """
 
 import dataclasses
-import enum
 import functools
-import importlib.metadata
-import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -23,38 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments import evaluation, progress, report
+from experiments import evaluation, progress, report, runs
+from experiments.runs import ZooConfig
 from jax_scalegmn import architecture, checkpoint, datasets, losses, models, network, train, zoo
-from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.zoo import Zoo
-
-
-class Initialization(enum.Enum):
-    """How the INRs start: see `network.standard` and `network.near_zero`."""
-
-    STANDARD = "standard"
-    NEAR_ZERO = "near_zero"
-
-
-@dataclasses.dataclass(frozen=True)
-class ZooConfig:
-    """The INRs."""
-
-    widths: tuple[int, ...] = (2, 16, 16, 1)
-    w0: float = 30.0
-    initialization: Initialization = Initialization.NEAR_ZERO
-    steps: int = 300
-    learning_rate: float = 1e-3
-    train_fits: int = 4
-    """Independent fits of every training image; selection and scoring images get two."""
-    train_images: int | None = None
-    """At most so many training images; None for all but those for selection and, in digits, scoring."""
-    selection_images: int = 100
-    scoring_images: int = 297
-    part: int = 8192
-    """Networks fitted by one call and saved together: what an interruption can lose."""
-    chunk: int = 128
-    """Networks trained side by side inside a call."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,22 +71,13 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(runs.Config):
     """One run. Options of an unfinished run must stay the same when it is resumed."""
 
-    out: Path
-    data: Path | None = None
-    """mnist.npz, or a folder of MNIST or Fashion-MNIST IDX files; None for scikit-learn's digits."""
-    resume: bool = False
-    """Go on in a folder that holds a run already."""
-    seed: int = 0
-    zoo: ZooConfig = ZooConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
-
-SPLITS = ("train", "selection", "scoring")
 
 PRESETS = {
     "digits": ("scikit-learn's digits, 8 x 8; minutes on two cores", Config(Path("runs/digits"))),
@@ -149,99 +108,30 @@ PRESETS = {
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which also stand in config.out / "results.json"."""
     start = time.perf_counter()
-    images = load_images(config)
-    _claim(config)
+    images = runs.load_images(config)
+    runs.claim(config)
     arch = architecture.siren(config.zoo.widths, w0=config.zoo.w0)
     with progress.Interruption() as interruption:
-        zoos = {split: fit_zoo(config, arch, split, images[split], interruption) for split in images}
+        zoos = {split: runs.fit_zoo(config, arch, split, images[split], interruption) for split in images}
         zoo_seconds = time.perf_counter() - start
         size = images["train"].images.shape[1:]
         trained = fit_autoencoder(config, zoos, size, float(images["train"].images.var()), interruption)
     train_seconds = time.perf_counter() - start - zoo_seconds
     results = {
-        "config": _plain(config),
-        "environment": environment(),
-        "zoo": {split: _describe_zoo(one) for split, one in zoos.items()},
+        "config": runs.plain(config),
+        "environment": runs.environment(),
+        "zoo": {split: runs.describe_zoo(one) for split, one in zoos.items()},
         "model": {"parameters": sum(leaf.size for leaf in jax.tree.leaves(trained["variables"]))},
         "training": trained["history"],
         **score(config, trained["model"], trained["variables"], zoos, images),
     }
     pictures = results.pop("pictures")
     results["seconds"] = {"zoo": zoo_seconds, "training": train_seconds, "total": time.perf_counter() - start}
-    (config.out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False))
+    runs.write_json(config.out / "results.json", results)
     report.write(config.out / "report.html", results, pictures)
     progress.console.print(report.table(results))
     progress.console.print(f"Report: {config.out / 'report.html'}, numbers: {config.out / 'results.json'}")
     return results
-
-
-# --- data and zoo -------------------------------------------------------------------------------------------------
-
-
-def load_images(config: Config) -> dict[str, datasets.Images]:
-    """The images of training, selection and scoring; no image is in two of them.
-
-    Files bring their own test images, which serve for scoring; of the digits some are set apart.
-    """
-    settings = config.zoo
-    if config.data is None:
-        given = datasets.digits()
-        held_out = settings.scoring_images
-    else:
-        given, scoring = datasets.load(config.data)
-        held_out = 0
-    order = np.random.default_rng(config.seed).permutation(len(given.images))
-    rest = len(order) - settings.selection_images - held_out
-    count = rest if settings.train_images is None else settings.train_images
-    if not 1 <= count <= rest:
-        raise ValueError(
-            f"zoo.train_images is {count}; of {len(order)} images {rest} are left beside {settings.selection_images} "
-            f"for selection and {held_out} for scoring. Lower one of the three."
-        )
-    selected = order[rest : rest + settings.selection_images]
-    if config.data is None:
-        scoring = _rows(given, order[rest + settings.selection_images :])
-    else:
-        rows = np.random.default_rng(config.seed).permutation(len(scoring.images))
-        scoring = _rows(scoring, rows[: settings.scoring_images])
-    return dict(zip(SPLITS, (_rows(given, order[:count]), _rows(given, selected), scoring), strict=True))
-
-
-def fit_zoo(
-    config: Config, arch: Architecture, split: str, given: datasets.Images, interruption: progress.Interruption
-) -> Zoo:
-    """The INRs of one split, fitted in parts; parts that a former run saved are read instead."""
-    settings = config.zoo
-    fits = settings.train_fits if split == "train" else 2
-    image_index = np.tile(np.arange(len(given.images)), fits)
-    parts = []
-    with progress.bar(f"INRs for {split}", len(image_index), "networks") as advance:
-        for number, first in enumerate(range(0, len(image_index), settings.part)):
-            path = config.out / "zoo" / f"{split}-{number:04d}.safetensors"
-            rows = image_index[first : first + settings.part]
-            if path.exists():
-                parts.append(zoo.load(path))
-                advance(len(rows), "read")
-                continue
-            # Every part of every split starts from keys of its own.
-            entropy = [config.seed, SPLITS.index(split), number]
-            seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]) // 2
-            part = zoo.fit_images(
-                arch,
-                given.images,
-                given.labels,
-                image_index=rows,
-                seed=seed,
-                learning_rate=settings.learning_rate,
-                num_steps=settings.steps,
-                initialization=getattr(network, settings.initialization.value),
-                chunk=settings.chunk,
-                progress=advance,
-            )
-            zoo.save(part, path)
-            parts.append(part)
-            interruption.stop_if_requested(f"{first + len(rows)} of {len(image_index)} INRs for {split}")
-    return zoo.concatenate(parts)
 
 
 # --- autoencoder --------------------------------------------------------------------------------------------------
@@ -274,7 +164,7 @@ def fit_autoencoder(
     state = train.init(model, tx, example, jax.random.key(config.seed))
     like = jax.eval_shape(lambda: state)
     saved = checkpoint.Checkpoints(
-        config.out / "checkpoints", {"model": models.as_json(model), "train": _plain(settings), "seed": config.seed}
+        config.out / "checkpoints", {"model": models.as_json(model), "train": runs.plain(settings), "seed": config.seed}
     )
     monitor, history = train.Monitor(), []
     if not saved.is_empty:
@@ -402,64 +292,7 @@ def score(
     }
 
 
-def environment() -> dict[str, str]:
-    """The device and the versions that numbers were measured with."""
-    packages = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy")
-    return {
-        "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-
-
 # --- private ------------------------------------------------------------------------------------------------------
-
-
-def _claim(config: Config) -> None:
-    """Makes the folder of the run, or checks that a run in it may go on."""
-    path = config.out / "config.json"
-    mine = _plain(dataclasses.replace(config, resume=False))
-    if path.exists():
-        if not config.resume:
-            raise SystemExit(f"{config.out} holds a run already. Go on with --resume, or name another folder by --out.")
-        theirs = json.loads(path.read_text())
-        if theirs != mine:
-            differences = [f"{k}: {theirs.get(k)} then, {v} now" for k, v in mine.items() if theirs.get(k) != v]
-            raise SystemExit(
-                f"{config.out} holds a run with other options ({'; '.join(differences)}). Use the same ones."
-            )
-        return
-    if config.resume:
-        raise SystemExit(
-            f"{config.out} holds no run to resume. Name the folder of one by --out, or leave out --resume."
-        )
-    config.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mine, indent=1))
-
-
-def _plain(value: Any) -> Any:
-    """A configuration as JSON values."""
-
-    def convert(leaf: Any) -> Any:
-        return leaf.value if isinstance(leaf, enum.Enum) else str(leaf)
-
-    return json.loads(json.dumps(dataclasses.asdict(value), default=convert))
-
-
-def _rows(given: datasets.Images, rows: np.ndarray) -> datasets.Images:
-    return datasets.Images(given.images[rows], given.labels[rows])
-
-
-def _describe_zoo(one: Zoo) -> dict[str, Any]:
-    psnr = one.records["psnr"]
-    names = [architecture.describe(parameter.path) for parameter in one.arch.parameters]
-    return {
-        "networks": len(one),
-        "images": len(np.unique(one.records["image_index"])),
-        "psnr_db": {str(q): float(np.percentile(psnr, q)) for q in (5, 50, 95)},
-        "scales": dict(zip(names, zoo.scales(one), strict=True)),
-    } | one.settings
 
 
 def _recogniser(given: datasets.Images) -> Any:

@@ -16,5 +16,6 @@ losses        what they are trained on
 train         steps, epochs, early stopping
 checkpoint    best and last, with their configuration
 interop       networks and models from PyTorch (files: torch_file)
+archives      published data sets of networks, from their files
 testing       the checks, for your own networks
 """

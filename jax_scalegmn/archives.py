@@ -4,7 +4,6 @@ INRs are folders of PyTorch checkpoints, the Small CNN Zoo is one matrix with tw
 """
 
 import csv
-import dataclasses
 import gzip
 import itertools
 import json
@@ -61,7 +60,7 @@ def load_inrs(
 
     Returns:
       The zoo, with the record label (int32), the record image_index where every name ends in a number, and the
-      settings source and part.
+      settings source and part. Reading 60,000 files takes minutes, `zoo.load` of what `zoo.save` wrote seconds.
 
     Raises:
       FileNotFoundError: if there is no such split, or networks are missing.
@@ -208,6 +207,7 @@ def load_cnn_zoo(
       ValueError: if a file is damaged or foreign, holds Python objects, or does not fit the others; if no network has
         that step and activation, or one has a NaN and `finite_only` is not set.
     """
+    part = _canonical(part)
     paths = _cnn_paths(files)
     weights = _open_weights(paths["weights"])
     arch, slots = _read_layout(paths["layout"], weights.shape[1], activation)
@@ -233,7 +233,6 @@ def load_cnn_zoo(
         raise ValueError(
             f"{paths['metrics']}: no row has the activation {activation!r}; there are {present}. Pass one."
         )
-    part = _canonical(part)
     if part is not None:
         places = places[_published_part(len(places), part)]
     if heading:
@@ -248,8 +247,8 @@ def load_cnn_zoo(
         )
     if not finite.any():
         raise ValueError(
-            f"{paths['weights']}: of {len(rows)} networks with activation {activation!r}, step {step} and part {part!r} "
-            "none is left; expected one or more. Choose another part, or a larger zoo."
+            f"{paths['weights']}: none of {len(rows)} networks with activation {activation!r}, step {step} and part "
+            f"{part!r} is left; expected one or more. Choose another part, or a larger zoo."
         )
     matrix, rows = (matrix, rows) if finite.all() else (matrix[finite], rows[finite])
     values = [jnp.asarray(matrix[:, slot.start : slot.end].reshape(-1, *slot.shape)) for slot in slots]
@@ -268,7 +267,7 @@ def save_cnn_zoo(folder: str | os.PathLike[str], cnns: zoo.Zoo, *, overwrite: bo
     """Writes a zoo of CNNs as the three files of the Small CNN Zoo, from which `load_cnn_zoo` reads the same bits.
 
     The records become columns, the settings are not written. A zoo without the record step is read with step=None.
-    An interrupted write leaves no weights.npy, and so no zoo that could be read.
+    A write that fails leaves what was there, or no weights.npy, and so no zoo that could be read.
 
     Args:
       folder: where weights.npy, metrics.csv.gz and layout.csv are written.
@@ -702,7 +701,7 @@ def _cnn_activation(arch: Architecture) -> str:
     if convolutions and len(sizes) == len(widths) - 2:
         name = convolutions[0].activation.name  # type: ignore[union-attr]
         held = architecture.cnn(widths[:-1], widths[-1], activation=name, kernel_size=sizes)
-        if dataclasses.replace(held, name=arch.name) == arch:
+        if (held.parameters, held.layers) == (arch.parameters, arch.layers):
             return name
     raise ValueError(
         f"{arch.name!r} has no place in a Small CNN Zoo; expected an architecture.cnn with one activation, square "

@@ -45,7 +45,7 @@ def wrap_phase(arch: Architecture, params: Params) -> dict[str, dict[str, Array]
 
     Raises:
       ValueError: if params do not fit the architecture, if it has no `layers` or no sine among them, or if a sine layer
-        has no bias, an offset, neurons that are not of `Scaling.SIGN`, neurons that it shares with another layer or a
+        has no bias, an offset, neurons of `Scaling.FIXED` (an output), neurons that it shares with another layer or a
         normalisation, or nothing that reads it.
 
     Source: arXiv 2406.10685, algorithm 1. Its published script, which leaves out w0, flips the kernels that feed the
@@ -98,10 +98,10 @@ def _neurons(arch: Architecture, layer: Dense | Conv, w0: float) -> str:
             f"{where} keeps its phases in params{architecture.describe(path)}, expected as one vector with power 1 on "
             f"its neurons; got the axes {axes}. Give the layer a bias (zeros do), described as in architecture.siren."
         )
-    scaling = arch.layer(own.neurons).scaling
-    if scaling is not Scaling.SIGN:
+    # Not only SIGN: the signs of `architecture.restrict`-ed sines flip all the same.
+    if arch.layer(own.neurons).scaling is Scaling.FIXED:
         raise ValueError(
-            f"{where} gives {own.neurons!r} of {scaling}; expected {Scaling.SIGN}, since half a turn flips signs. "
+            f"{where} gives {own.neurons!r} of {Scaling.FIXED}; expected {Scaling.SIGN}, since it flips signs. "
             "Describe a hidden sine so; for one on the output, which nothing reads, describe the network without it."
         )
     if isinstance(layer, Dense) and layer.offset:

@@ -109,6 +109,7 @@ class Topology(NamedTuple):
       blocks: the edges, kernel by kernel, in the order of `arch.parameters`.
       scalings: of each hidden neuron layer, the groups that may act on it: one, but for a bucket of several.
       inputs, outputs: the neuron layers on which no group acts; outputs are fed by some kernel.
+      biased: the neuron layers that have parameters of their own, like a bias.
       node_types: [nodes]: every input and every output neuron its own, each hidden layer one.
       num_edge_types: first blocks have one a sender, last blocks one a receiver, hidden blocks one.
       columns: of a node feature.
@@ -121,6 +122,7 @@ class Topology(NamedTuple):
     scalings: dict[str, tuple[Scaling, ...]]
     inputs: frozenset[str]
     outputs: frozenset[str]
+    biased: frozenset[str]
     node_types: np.ndarray
     num_edge_types: int
     columns: Columns
@@ -200,6 +202,7 @@ def topology(arch: Readable) -> Topology:
         scalings=scalings,
         inputs=io - fed,
         outputs=io & fed,
+        biased=frozenset(n.name for member in members for n in member.neurons if any(_columns(member, n.name))),
         node_types=np.asarray(node_types, np.int32),
         num_edge_types=first_type,
         columns=Columns(max(1, along), against, free),
@@ -254,7 +257,7 @@ def from_params(arch: Architecture, params: Params, *, bucket: Bucket | None = N
         edges=edges,
         senders=senders,
         receivers=receivers,
-        globals=None if bucket is None else jax.tree.map(jnp.asarray, _presence(arch, bucket)),
+        globals=None if bucket is None else _presence(arch, bucket),
         n_node=np.asarray([topo.num_nodes], np.int32),
         n_edge=np.asarray([len(senders)], np.int32),
     )
@@ -289,12 +292,12 @@ def to_params(arch: Architecture, graph: jraph.GraphsTuple) -> dict[str, dict[st
 
 
 class _Kernel(NamedTuple):
-    """Which block of a topology a kernel is: `index` counts those between the same layers."""
+    """Which block of a topology a kernel is: `number` counts those between the same layers."""
 
     sender: str
     receiver: str
     lifted: bool
-    index: int
+    number: int
 
 
 def _ordered_layers(members: tuple[Architecture, ...]) -> tuple[str, ...]:
@@ -328,7 +331,7 @@ def _kernels(arch: Architecture) -> dict[Parameter, _Kernel]:
             )
         lifted = feeds.power == 0 and arch.layer(feeds.neurons).scaling in SCALED
         key = _Kernel(reads.neurons, feeds.neurons, lifted, 0)
-        found[parameter] = key._replace(index=sum(other._replace(index=0) == key for other in found.values()))
+        found[parameter] = key._replace(number=sum(other._replace(number=0) == key for other in found.values()))
     return found
 
 
@@ -376,10 +379,10 @@ def _presence(arch: Architecture, bucket: Bucket) -> Presence:
     )
     own = {neurons.name: neurons.scaling for neurons in arch.hidden}
     scalings = {
-        name: {scaling.value: np.asarray(own.get(name) is scaling) for scaling in possible}
+        name: {scaling.value: jnp.asarray(own.get(name) is scaling) for scaling in possible}
         for name, possible in topo.scalings.items()
     }
-    return Presence(nodes, edges, scalings)
+    return Presence(jnp.asarray(nodes), jnp.asarray(edges), scalings)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,8 +1,9 @@
 """Networks and models from PyTorch: tensors (`torch_file.read_state_dict`) as the params of Flax."""
 
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -11,8 +12,8 @@ import numpy as np
 from flax import traverse_util
 
 from jax_scalegmn import architecture, models
-from jax_scalegmn.architecture import Architecture, Conv, Dense, Parameter
-from jax_scalegmn.types import Params
+from jax_scalegmn.architecture import Architecture, Conv, Dense, Parameter, Scaling
+from jax_scalegmn.layers import IO, Canonical
 
 # Tensors by name, in PyTorch's layout and in the order of the modules.
 StateDict: TypeAlias = Mapping[str, np.ndarray]
@@ -65,49 +66,79 @@ def from_torch(arch: Architecture, state_dict: StateDict) -> dict[str, dict[str,
 
 
 def encoder_from_published(
-    arch: Architecture, state_dict: StateDict, *, dropout: float = 0.0
+    arch: Architecture,
+    state_dict: StateDict,
+    *,
+    ablated: bool = False,
+    dropout: float = 0.0,
+    parity: bool = False,
 ) -> tuple[models.Encoder, dict[str, Any]]:
-    """The published invariant ScaleGMN for INRs (arXiv 2511.12601, forward, sign) as our model and its variables.
+    """The published invariant ScaleGMN (arXiv 2406.10685, 2511.12601) as our model and its variables.
 
-    All sizes follow from the tensors. `readout.phi`, which the published code never calls, is left out.
+    Sizes and options follow from the tensors, the groups from `arch`. Tensors that the published code builds and never
+    uses, like `readout.phi`, are left out.
 
     Args:
-      arch: of the networks that the model reads; one output.
+      arch: of the networks that the model reads. For the permutation-only model, `architecture.restrict(arch,
+        Scaling.PERMUTATION)`.
       state_dict: of the published model, in PyTorch's layout; or its gradients, since the import is linear.
+      ablated: whether it was trained with ablate_symmetry, which the tensors do not tell.
       dropout: rate in training, which the tensors do not tell; published: 0.2.
+      parity: whether the model repeats the published defects (`models.ScaleGMN`). A bidirectional model of positive
+        scales has no other form.
 
     Raises:
       ValueError: on a missing, additional or misshapen tensor, one with a NaN, or networks that the model cannot read.
     """
-    keys = _encoder_keys(_count(state_dict, r"gnn\.fw_layers\.(\d+)\."))
-    _check_keys(state_dict, keys, unused="gnn.readout.phi.")
-    model = models.Encoder(arch, **_encoder_sizes(state_dict, ""), dropout=dropout, normalized=False)
-    return model, _variables(model, keys, state_dict)
+    model = _encoder(arch, state_dict, "", ablated=ablated, dropout=dropout, parity=parity)
+    return model, _variables(
+        arch, model, state_dict, functools.partial(_encoder_key, model), _unused(model.gmn, ends=_ends(model))
+    )
+
+
+def editor_from_published(
+    arch: Architecture, state_dict: StateDict, *, dropout: float = 0.0, parity: bool = False
+) -> tuple[models.Editor, dict[str, Any]]:
+    """The published equivariant ScaleGMN (arXiv 2406.10685, section 5: editing) as our model and its variables.
+
+    Args and errors as `encoder_from_published`.
+    """
+    model = models.Editor(_gmn(arch, state_dict, "", ablated=False, dropout=dropout, parity=parity))
+    return model, _variables(
+        arch, model, state_dict, functools.partial(_gmn_key, model.gmn), _unused(model.gmn, ends=True)
+    )
 
 
 def autoencoder_from_published(
-    arch: Architecture, state_dict: StateDict, *, dropout: float = 0.0
+    arch: Architecture,
+    state_dict: StateDict,
+    *,
+    ablated: bool = False,
+    dropout: float = 0.0,
+    parity: bool = False,
 ) -> tuple[models.Autoencoder, dict[str, Any]]:
-    """The published ScaleGMN autoencoder for INRs (arXiv 2511.12601, forward, sign) as our model and its variables.
+    """The published ScaleGMN autoencoder (arXiv 2511.12601) as our model and its variables.
 
-    As `encoder_from_published`, with the decoder; its outputs are reordered from the order of PyTorch's state_dict to
-    that of `arch.parameters`.
+    As `encoder_from_published`, with the decoder; its outputs are reordered from the published order, that of
+    PyTorch's state_dict for INRs and that of the Small CNN Zoo's layout for CNNs, to that of `arch.parameters`.
 
     Raises:
       ValueError: as `encoder_from_published`.
     """
-    encoder = _encoder_keys(_count(state_dict, r"encoder\.gnn\.fw_layers\.(\d+)\."))
-    keys = {f"encoder/{ours}": f"encoder.{theirs}" for ours, theirs in encoder.items()}
-    depth = max(1, _count(state_dict, r"decoder\.net\.fc\.(\d+)\."))
-    for index in range(depth):
-        name = "output" if index + 1 == depth else f"dense_{index}"
-        keys |= {f"decoder/{name}/kernel": f"decoder.net.fc.{index}.weight"}
-        keys |= {f"decoder/{name}/bias": f"decoder.net.fc.{index}.bias"}
-    _check_keys(state_dict, keys, unused="encoder.gnn.readout.phi.")
-    widths = tuple(np.size(state_dict[f"decoder.net.fc.{index}.bias"]) for index in range(depth - 1))
-    sizes = _encoder_sizes(state_dict, "encoder.")
-    model = models.Autoencoder(arch, **sizes, dropout=dropout, normalized=False, decoder_hidden=widths)
-    variables = _variables(model, keys, state_dict)
+    encoder = _encoder(arch, state_dict, "encoder.", ablated=ablated, dropout=dropout, parity=parity)
+    depth = _count(state_dict, r"decoder\.net\.fc\.(\d+)\.")
+    widths = tuple(np.size(_present(state_dict, f"decoder.net.fc.{index}.bias")) for index in range(depth - 1))
+    model = models.Autoencoder(encoder, models.Decoder(arch, widths))
+
+    def key(path: str) -> str:
+        part, _, rest = path.partition("/")
+        if part == "encoder":
+            return f"encoder.{_encoder_key(encoder, rest)}"
+        layer, kind = rest.split("/")
+        index = depth - 1 if layer == "output" else int(layer.removeprefix("dense_"))
+        return f"decoder.net.fc.{index}.{_DENSE[kind]}"
+
+    variables = _variables(arch, model, state_dict, key, _unused(encoder.gmn, ends=_ends(encoder), prefix="encoder."))
     order = _output_order(arch)
     output = variables["params"]["decoder"]["output"]
     variables["params"]["decoder"]["output"] = {name: value[..., order] for name, value in output.items()}
@@ -156,111 +187,244 @@ def _from_torch_layout(arch: Architecture, parameter: Parameter, value: np.ndarr
 
 
 def _output_order(arch: Architecture) -> np.ndarray:
-    """Where each entry of our flat network stands in PyTorch's."""
-    order, start = [], 0
-    for parameter in arch.parameters:
-        shape = _torch_shape(arch, parameter)
+    """Where each entry of our flat network stands in the published one.
+
+    INRs: in PyTorch's order and layout. CNNs: layer by layer with the bias in front, in our layout.
+    """
+    convolutional = any(isinstance(layer, Conv) for layer in arch.layers)
+    layers = list(dict.fromkeys(parameter.path[0] for parameter in arch.parameters))
+    first = "bias" if convolutional else "kernel"
+    in_order = sorted(arch.parameters, key=lambda p: (layers.index(p.path[0]), p.path[-1] != first))
+    order, start = {}, 0
+    for parameter in in_order:
+        shape = arch.shape(parameter) if convolutional else _torch_shape(arch, parameter)
         index = start + np.arange(math.prod(shape)).reshape(shape)
-        order.append(_from_torch_layout(arch, parameter, index).reshape(-1))
+        order[parameter] = (index if convolutional else _from_torch_layout(arch, parameter, index)).reshape(-1)
         start += index.size
-    return np.concatenate(order)
+    return np.concatenate([order[parameter] for parameter in arch.parameters])
 
 
 # --- private: the published model -----------------------------------------------------------------------------------
 
+_MLP = {
+    "kernel_in": "fc.0.weight",
+    "bias_in": "fc.0.bias",
+    "norm_scale": "ln.0.weight",
+    "norm_bias": "ln.0.bias",
+    "kernel_out": "fc.1.weight",
+    "bias_out": "fc.1.bias",
+}
+_DENSE = {"kernel": "weight", "bias": "bias"}
+_FEATURES = {
+    "node_kernel": "construct_graph.proj_bias.weight",
+    "edge_kernel": "construct_graph.proj_weight.weight",
+    "node_encoding": "positional_embeddings.pos_embed",
+    "edge_encoding": "positional_embeddings_edge.pos_embed",
+}
 
-def _mlp_keys(ours: str, theirs: str) -> dict[str, str]:
-    names = {
-        "kernel_in": "fc.0.weight",
-        "bias_in": "fc.0.bias",
-        "norm_scale": "ln.0.weight",
-        "norm_bias": "ln.0.bias",
-        "kernel_out": "fc.1.weight",
-        "bias_out": "fc.1.bias",
+
+def _encoder(
+    arch: Architecture, state_dict: StateDict, prefix: str, *, ablated: bool, dropout: float, parity: bool
+) -> models.Encoder:
+    gmn = _gmn(arch, state_dict, prefix, ablated=ablated, dropout=dropout, parity=parity)
+    readouts = {
+        "local_mlp": (models.Readout.DEEP_SET, "global_mlp"),
+        "rho": (models.Readout.LAST_LAYER, "rho"),
+        "global_mlp": (models.Readout.FULL_GRAPH, "global_mlp"),
     }
-    return {f"{ours}/{name}": f"{theirs}.{key}" for name, key in names.items()}
+    for name, (readout, mlp) in readouts.items():
+        if f"{prefix}gnn.readout.{name}.fc.0.weight" in state_dict:
+            latent = np.size(_present(state_dict, f"{prefix}gnn.readout.{mlp}.fc.1.bias"))
+            return models.Encoder(gmn, latent, readout)
+    raise ValueError(
+        f"{_FOREIGN}: it has no tensors {prefix}gnn.readout.*. An equivariant model needs editor_from_published."
+    )
 
 
-def _encoder_keys(num_layers: int) -> dict[str, str]:
-    """The published name of every tensor of the encoder by its path in our variables."""
-    keys = {
-        "gmn/node_kernel": "construct_graph.proj_bias.weight",
-        "gmn/edge_kernel": "construct_graph.proj_weight.weight",
-        "gmn/node_encoding": "positional_embeddings.pos_embed",
-        "gmn/edge_encoding": "positional_embeddings_edge.pos_embed",
-        **_mlp_keys("invariant/rho", "gnn.readout.g1.rho"),
-        **_mlp_keys("invariant/phi", "gnn.readout.g1.phi"),
-        **_mlp_keys("readout", "gnn.readout.global_mlp"),
-    }
-    for index in range(num_layers):
-        ours, theirs = f"gmn/layer_{index}", f"gnn.fw_layers.{index}"
-        keys |= {
-            f"{ours}/sender_kernel": f"{theirs}.w_v.weight",
-            f"{ours}/edge_kernel": f"{theirs}.w_e.weight",
-            f"{ours}/skip_kernel": f"gnn.skip_layers.{index}.weight",
-        }
-        for name, net in (("message", "message_fn"), ("update", "update_node_feats_fn")):
-            layer = f"{theirs}.{net}.eq_layers.0"
-            keys |= {f"{ours}/{name}/gamma": f"{layer}.W.weight"}
-            keys |= _mlp_keys(f"{ours}/{name}/gate/rho", f"{layer}.g.g1.rho")
-            keys |= _mlp_keys(f"{ours}/{name}/gate/phi", f"{layer}.g.g1.phi")
-            keys |= _mlp_keys(f"{ours}/{name}/io_gate", f"{layer}.g.phi_in")
-        if index + 1 < num_layers:
-            update = f"{theirs}.update_edge_attr_fn"
-            keys |= {f"{ours}/edge_update/kernel": f"{update}.W.weight"}
-            keys |= _mlp_keys(f"{ours}/edge_update/rho", f"{update}.g1.rho")
-            keys |= _mlp_keys(f"{ours}/edge_update/phi", f"{update}.phi")
-    return keys
+_FOREIGN = "The state_dict is not of the published model"
 
 
-def _encoder_sizes(state_dict: StateDict, prefix: str) -> dict[str, Any]:
-    readout = f"{prefix}gnn.readout.global_mlp.fc"
-    return {
-        "features": np.size(state_dict[f"{prefix}construct_graph.proj_bias.weight"]),
-        "hidden": np.size(state_dict[f"{readout}.0.bias"]),
-        "latent": np.size(state_dict[f"{readout}.1.bias"]),
+def _gmn(
+    arch: Architecture, state_dict: StateDict, prefix: str, *, ablated: bool, dropout: float, parity: bool
+) -> models.ScaleGMN:
+    """The model whose sizes and options the tensors show."""
+    layer = f"{prefix}gnn.fw_layers.0.message_fn"
+    groups = {neurons.scaling for neurons in arch.hidden}
+    plain = f"{layer}.rho.fc.0.weight" in state_dict
+    if plain and groups != {Scaling.PERMUTATION}:
+        raise ValueError(
+            f"The state_dict is of a permutation-only model; {arch.name!r} has the groups "
+            f"{sorted(group.value for group in groups)}. Pass architecture.restrict(arch, Scaling.PERMUTATION)."
+        )
+    if not plain and len(groups) != 1:
+        raise ValueError(
+            f"{arch.name!r} has hidden layers of the groups {sorted(group.value for group in groups)}; the published "
+            "models read networks of one."
+        )
+    bidirectional = any(key.startswith(f"{prefix}gnn.bw_layers.") for key in state_dict)
+    if bidirectional and Scaling.POSITIVE in groups and not parity:
+        raise ValueError(
+            "The published bidirectional model of positive scales is not equivariant: no equivariant model has these "
+            "weights. Import it with parity=True to repeat it, or train one anew."
+        )
+    features = np.size(_present(state_dict, f"{prefix}construct_graph.proj_bias.weight"))
+    options: dict[str, Any] = {
         "num_layers": _count(state_dict, re.escape(prefix) + r"gnn\.fw_layers\.(\d+)\."),
+        "bidirectional": bidirectional,
+        "node_encoding": f"{prefix}positional_embeddings.pos_embed" in state_dict,
+        "edge_encoding": f"{prefix}positional_embeddings_edge.pos_embed" in state_dict,
+        "skip": f"{prefix}gnn.skip_layers.0.weight" in state_dict,
+        "dropout": dropout,
+        "normalized": False,
+        "parity": parity,
     }
+    if plain:
+        hidden = np.size(_present(state_dict, f"{layer}.rho.fc.0.bias"))
+        return models.ScaleGMN(arch, features, hidden=hidden, **options)
+    gate = f"{layer}.eq_layers.0.g"
+    phi = _present(state_dict, f"{gate}.g1.phi.fc.0.weight")
+    update = f"{prefix}gnn.update_node_feats_fn.0" if bidirectional else f"{prefix}gnn.fw_layers.0.update_node_feats_fn"
+    separate, shared = (f"{layer}.eq_layers_{end}.0.rho.fc.0.weight" in state_dict for end in ("last", "in"))
+    symmetrised = Scaling.SIGN not in groups or f"{gate}.g1.rho.fc.0.weight" in state_dict
+    return models.ScaleGMN(
+        arch,
+        features,
+        hidden=len(phi),
+        canonical=Canonical.ABLATED if ablated else Canonical.SYMMETRISED if symmetrised else Canonical.ABSOLUTE,
+        io=IO.SEPARATE if separate else IO.SHARED if shared else IO.GATE,
+        encoding_features=phi.shape[-1] == 2 * features,
+        message_layers=_count(state_dict, re.escape(layer) + r"\.eq_layers\.(\d+)\."),
+        update_layers=_count(state_dict, re.escape(update) + r"\.eq_layers\.(\d+)\."),
+        **options,
+    )
+
+
+def _encoder_key(model: models.Encoder, path: str) -> str:
+    """The published name of the tensor at a path of our variables."""
+    part, _, rest = path.partition("/")
+    if part == "gmn":
+        return _gmn_key(model.gmn, path)
+    if part in ("outputs", "inputs"):
+        return f"gnn.project_{'last' if part == 'outputs' else 'first'}.{_DENSE[rest]}"
+    if part == "invariant":
+        return f"gnn.readout.g1.{_mlp_key(rest)}"
+    name = {"local": "local_mlp", "mlp": "rho" if model.readout is models.Readout.LAST_LAYER else "global_mlp"}[part]
+    return f"gnn.readout.{name}.{_MLP[rest]}"
+
+
+def _gmn_key(model: models.ScaleGMN, path: str) -> str:
+    """As `_encoder_key`, for the paths below gmn, and for the scales of an editor."""
+    _, first, *rest = path.split("/")
+    if first in _FEATURES:
+        return _FEATURES[first]
+    index = int(first.removeprefix("layer_"))
+    direction = "bw" if rest[0].startswith("backward_") else "fw"
+    part, inner = rest[0].removeprefix("backward_"), "/".join(rest[1:])
+    layer = f"gnn.{direction}_layers.{index}"
+    if part == "skip_kernel":
+        return f"gnn.skip_layers.{index}.weight"
+    if part in ("sender_kernel", "edge_kernel"):
+        return f"{layer}.{'w_v' if part == 'sender_kernel' else 'w_e'}.weight"
+    if part == "edge_update":
+        module = (
+            f"gnn.{direction}_update_edge_attr_fn.{index}" if model.bidirectional else f"{layer}.update_edge_attr_fn"
+        )
+        if inner == "kernel":
+            return f"{module}.W.weight"
+        return f"{module}.phi.{_MLP[inner]}" if inner in _MLP else f"{module}.{_mlp_key(inner, 'g1.')}"
+    module = f"{layer}.message_fn"
+    if part == "update":
+        module = f"gnn.update_node_feats_fn.{index}" if model.bidirectional else f"{layer}.update_node_feats_fn"
+    if inner in _MLP:
+        return f"{module}.rho.{_MLP[inner]}"
+    maps, part, *rest = inner.split("/")
+    number = int(maps.removeprefix("maps_"))
+    if part == "gamma":
+        return f"{module}.eq_layers.{number}.W.weight"
+    if part == "gate":
+        return f"{module}.eq_layers.{number}.g.g1.{_mlp_key('/'.join(rest))}"
+    if model.io is IO.GATE:
+        return f"{module}.eq_layers.{number}.g.phi_in.{_MLP[rest[0]]}"
+    end = "last" if part == "end_output" and model.io is IO.SEPARATE else "in"
+    return f"{module}.eq_layers_{end}.{number}.rho.{_MLP[rest[0]]}"
+
+
+def _mlp_key(path: str, prefix: str = "") -> str:
+    """canonical/rho/... and phi/... of an invariant map."""
+    *_, mlp, name = path.split("/")
+    return f"{prefix if mlp == 'rho' else ''}{mlp}.{_MLP[name]}"
+
+
+def _ends(model: models.Encoder) -> bool:
+    return model.readout is models.Readout.LAST_LAYER
+
+
+def _unused(model: models.ScaleGMN, *, ends: bool, prefix: str = "") -> str:
+    """A pattern of the tensors that the published code builds and that have no part in its result."""
+    patterns = [r"gnn\.readout\.(phi|aggr)\."]
+    if model.io is not IO.GATE:  # a message never comes to the inputs, and backward never to the outputs
+        patterns.append(r"gnn\.(fw|bw)_layers\.\d+\.message_fn\.eq_layers_(in|last)\.")
+    if ends:  # what the last layer computes for nodes that nothing reads
+        patterns.append(rf"gnn\.((fw|bw)_layers|update_node_feats_fn)\.{model.num_layers - 1}\.")
+    return re.escape(prefix) + f"({'|'.join(patterns)})"
 
 
 def _count(state_dict: StateDict, pattern: str) -> int:
-    """How many modules there are, by the highest number in their names."""
-    return max((int(found[1]) + 1 for key in state_dict if (found := re.match(pattern, key))), default=0)
+    """How many modules there are, by the highest number in their names; at least one, to be found missing."""
+    return max((int(found[1]) + 1 for key in state_dict if (found := re.match(pattern, key))), default=1)
 
 
-def _check_keys(state_dict: StateDict, keys: Mapping[str, str], *, unused: str) -> None:
-    expected = set(keys.values())
-    missing = sorted(expected - set(state_dict))
-    additional = sorted(key for key in set(state_dict) - expected if not key.startswith(unused))
-    if missing or additional:
-        raise ValueError(
-            f"The state_dict is not of the published model: missing are {len(missing)} tensors {missing[:5]}, "
-            f"additional {len(additional)} {additional[:5]}. Only the INR configuration can be imported: forward, sign "
-            "with sign_symmetrization, mlp_on_io False, gnn_skip_connections, both positional encodings, full_graph "
-            "readout."
-        )
+def _present(state_dict: StateDict, key: str) -> np.ndarray:
+    if key not in state_dict:
+        raise ValueError(f"{_FOREIGN}: {key!r} is missing among {len(state_dict)} tensors {list(state_dict)[:5]}.")
+    return np.asarray(state_dict[key])
 
 
 def _variables(
-    model: models.Encoder | models.Autoencoder, keys: Mapping[str, str], state_dict: StateDict
+    arch: Architecture,
+    model: models.Encoder | models.Editor | models.Autoencoder,
+    state_dict: StateDict,
+    key_of: Callable[[str], str],
+    unused: str,
 ) -> dict[str, Any]:
     """The model's variables from published tensors, in exactly the structure of `model.init`."""
-    arch = model.arch
-    if arch.neurons[-1].width != 1:
+    gmn = model.encoder.gmn if isinstance(model, models.Autoencoder) else model.gmn
+    outputs = arch.neurons[-1].width
+    if outputs != 1 and gmn.edge_encoding:
         raise ValueError(
-            f"{arch.name!r} has {arch.neurons[-1].width} outputs; expected 1. With more, the published edge encodings "
+            f"{arch.name!r} has {outputs} outputs; expected 1. With more, the published edge encodings "
             "depend on the order of the hidden neurons, so that no invariant model has these weights. Train one anew."
         )
-    network: Params = architecture.pack(
-        arch, [jax.ShapeDtypeStruct(arch.shape(parameter), jnp.float32) for parameter in arch.parameters]
-    )
-    expected = jax.eval_shape(model.init, jax.random.key(0), network)
+    expected = models.abstract_variables(model)
     shapes: dict[str, Any] = dict(traverse_util.flatten_dict(jax.tree.map(np.shape, expected["params"]), sep="/"))
-    if keys.keys() != shapes.keys():
-        raise ValueError(f"{model} has other parameters than the published one: {sorted(keys.keys() ^ shapes.keys())}.")
+    scales = shapes.pop("out_scales", None)
+    keys = {path: key_of(path) for path in shapes}
+    own = {} if scales is None else _scale_keys(arch)
+    _check_keys(state_dict, {*keys.values(), *own.values()}, unused)
     params = {}
     for path, key in keys.items():
         flip = key.endswith(".weight")  # Linear.weight is [out, in]; of a vector the transpose is itself
         value = _tensor(state_dict, key, shapes[path][::-1] if flip else shapes[path], arch.name)
         params[path] = jnp.asarray(value.T if flip else value)
+    if scales is not None:
+        params["out_scales"] = jnp.stack([jnp.asarray(_tensor(state_dict, key, (), arch.name)) for key in own.values()])
     return {"params": traverse_util.unflatten_dict(params, sep="/")}
+
+
+def _scale_keys(arch: Architecture) -> dict[Parameter, str]:
+    """The learned factor of an editor for every parameter, in the order of `arch.parameters`."""
+    layers = list(dict.fromkeys(parameter.path[0] for parameter in arch.parameters))
+    return {
+        parameter: f"{'weight' if parameter.path[-1] == 'kernel' else 'bias'}_scale.{layers.index(parameter.path[0])}"
+        for parameter in arch.parameters
+    }
+
+
+def _check_keys(state_dict: StateDict, expected: set[str], unused: str) -> None:
+    missing = sorted(expected - set(state_dict))
+    additional = sorted(key for key in set(state_dict) - expected if not re.match(unused, key))
+    if missing or additional:
+        raise ValueError(
+            f"{_FOREIGN}: missing are {len(missing)} tensors {missing[:5]}, additional {len(additional)} "
+            f"{additional[:5]}. Check that the architecture and its groups are those of the training."
+        )

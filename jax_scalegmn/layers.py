@@ -192,6 +192,17 @@ class MLP(nn.Module):
         return a @ self.kernel_out + self.bias_out
 
 
+class Kernel(nn.Module):
+    """A linear map without bias, which is there only where it is used."""
+
+    shape: tuple[int, int]
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "features out"]:
+        return cast(self.param("kernel", nn.initializers.lecun_normal(), self.shape), self.dtype)
+
+
 class CanonicalMap(nn.Module):
     """c(x), which the group of x's neuron does not change: even under signs, of degree 0 under positive scales.
 
@@ -268,8 +279,7 @@ class ScaleEquivariant(nn.Module):
     dtype: str | None = None
 
     def setup(self) -> None:
-        gamma = self.param("gamma", nn.initializers.lecun_normal(), (self.inputs, self.outputs))
-        self.gamma_kernel = cast(gamma, self.dtype)
+        self.gamma = Kernel((self.inputs, self.outputs), self.dtype)
         sizes = self.inputs, self.hidden, self.outputs
         self.gate = ScaleInvariant(*sizes, self.kind, self.epsilon, extra=self.extra, output_bias=1.0, dtype=self.dtype)
         bias = 1.0 if self.io is IO.GATE else 0.0
@@ -279,10 +289,10 @@ class ScaleEquivariant(nn.Module):
 
     def __call__(self, x: Features, rule: Rule, extra: Array | None = None) -> Array:
         if isinstance(rule, Groups):
-            return project(x, self.gamma_kernel) * self.gate(x, rule, extra)
+            return project(x, self.gamma()) * self.gate(x, rule, extra)
         separate = self.io is IO.SEPARATE and rule is End.INPUT
         free = (self.end_input if separate else self.end_output)(x, extra)
-        return project(x, self.gamma_kernel) * free if self.io is IO.GATE else free
+        return project(x, self.gamma()) * free if self.io is IO.GATE else free
 
 
 class ScaleEquivariantNet(nn.Module):
@@ -306,6 +316,8 @@ class ScaleEquivariantNet(nn.Module):
         ]
 
     def __call__(self, x: Features, rule: Rule, extra: Array | None = None) -> Array:
-        for layer in self.maps:
-            x = layer(x, rule, extra)
-        return x
+        first, *others = self.maps
+        y: Array = first(x, rule, extra)
+        for layer in others:
+            y = layer(y, rule, extra)
+        return y

@@ -5,6 +5,7 @@ equivariant. Both work forward alone or in both directions (arXiv 2406.10685, se
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -40,8 +41,9 @@ def rules(topology: Topology, presence: Presence | None) -> dict[str, Rule]:
     for name in topology.nodes:
         if name in topology.scalings:
             scalings = topology.scalings[name]
-            several = presence is not None and len(scalings) > 1
-            present = tuple(presence.scalings[name][scaling.value] for scaling in scalings) if several else ()
+            present: tuple[Array, ...] = ()
+            if presence is not None and len(scalings) > 1:
+                present = tuple(presence.scalings[name][scaling.value] for scaling in scalings)
             found[name] = Groups(scalings, present)
         else:
             found[name] = End.INPUT if name in topology.inputs else End.OUTPUT
@@ -120,7 +122,7 @@ def aggregate(
     return total / jnp.sqrt(count).astype(total.dtype) if normalized else total
 
 
-def by_rule(rules: dict[str, Rule], names: tuple[str, ...]) -> list[tuple[str, ...]]:
+def by_rule(rules: Mapping[str, Rule], names: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The neuron layers by their rule: few large products instead of many small ones."""
     found: dict[Rule | str, tuple[str, ...]] = {}
     for name in names:
@@ -136,8 +138,10 @@ def join(features: Nodes, names: tuple[str, ...]) -> Float[Array, "nodes feature
     return jnp.concatenate([features[name] for name in names])
 
 
-def split(joined: Float[Array, "nodes features"], names: tuple[str, ...], like: Nodes) -> Nodes:
-    """What `join` joined, by neuron layer."""
+def split(
+    joined: Float[Array, "nodes features"], names: tuple[str, ...], like: dict[str, Float[Array, "_n _features"]]
+) -> Nodes:
+    """What `join` joined, by neuron layer, each as long as in `like`."""
     ends = np.cumsum([like[name].shape[0] for name in names])[:-1]
     return dict(zip(names, jnp.split(joined, ends), strict=True))
 
@@ -153,7 +157,9 @@ class EdgeUpdate(nn.Module):
     dtype: str | None = None
 
     @nn.compact
-    def __call__(self, context: Context, direction: Direction, nodes: Nodes, edges: list[Edges]) -> list[Edges]:
+    def __call__(
+        self, context: Context, direction: Direction, nodes: Nodes, edges: list[Edges]
+    ) -> list[Float[Array, "_senders _receivers outputs"]]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.features, self.outputs))
         canonical = CanonicalMap(self.features, self.hidden, self.kind, self.epsilon, self.dtype, name="canonical")
         phi = MLP(2 * self.features, self.hidden, self.outputs, 1.0, self.dtype, name="phi")
@@ -161,7 +167,7 @@ class EdgeUpdate(nn.Module):
         parts = {
             name: jnp.split(canonical.project(h, halves, context.groups[name]), 2, -1) for name, h in nodes.items()
         }
-        updated: list[Edges] = []
+        updated = []
         for block, e in zip(context.topology.blocks, edges, strict=True):
             sender, receiver = direction.ends(block)
             u = direction.at_sender(parts[sender][0]) + direction.at_receiver(parts[receiver][1])
@@ -238,11 +244,13 @@ class MessagePassing(nn.Module):
 
     def _sums(self, context: Context, direction: Direction, nodes: Nodes, edges: list[Edges]) -> Nodes:
         """The sums of the messages to every neuron layer that is updated; zeros where none comes."""
+        sums = {name: jnp.zeros_like(h) for name, h in nodes.items()}
+        if not any(direction.ends(block)[1] in self.updated for block in context.topology.blocks):
+            return sums
         prefix = "" if direction is FORWARD else "backward_"
         sender_kernel = self._kernel(f"{prefix}sender_kernel", self.features)
         edge_kernel = self._kernel(f"{prefix}edge_kernel", self.features)
         message = self._equivariant(f"{prefix}message", self.features, self.message_layers, self.features)
-        sums = {name: jnp.zeros_like(h) for name, h in nodes.items()}
         for index, (block, e) in enumerate(zip(context.topology.blocks, edges, strict=True)):
             sender, receiver = direction.ends(block)
             if receiver not in self.updated:

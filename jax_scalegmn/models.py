@@ -135,7 +135,11 @@ class ScaleGMN(nn.Module):
         plain = not topo.is_under(*graph.SCALED)
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         context, state, raw = self._start(topo, graph_in, plain)
-        ends = topo.outputs | (topo.inputs if self.bidirectional else frozenset())
+        wanted = {
+            Output.FEATURES: frozenset(topo.nodes),
+            Output.ENDS: topo.outputs | (topo.inputs if self.bidirectional else frozenset()),
+            Output.PARAMETERS: topo.biased,
+        }[output]
         for index in range(self.num_layers):
             last = index + 1 == self.num_layers
             writes = last and output is Output.PARAMETERS
@@ -145,9 +149,7 @@ class ScaleGMN(nn.Module):
                 "hidden": self.hidden or self.features,
                 "outputs": self.features,
                 "edge_outputs": edge_outputs,
-                "updated": tuple(name for name in topo.nodes if name in ends)
-                if last and output is Output.ENDS
-                else tuple(topo.nodes),
+                "updated": tuple(name for name in topo.nodes if name in wanted or not last),
                 "bidirectional": self.bidirectional,
                 "skip": self.skip and not writes,
                 "normalized": self.normalized,
@@ -173,6 +175,13 @@ class ScaleGMN(nn.Module):
                 )(context, state, [r or e for r, e in zip(raw, state.edges, strict=True)] if writes else None)
             if not writes:
                 state = state._replace(nodes={name: dropout(h) for name, h in state.nodes.items()})
+        if output is Output.PARAMETERS:  # neurons without parameters of their own get zeros
+            state = state._replace(
+                nodes={
+                    name: h if name in wanted else jnp.zeros((len(h), topo.node_features), h.dtype)
+                    for name, h in state.nodes.items()
+                }
+            )
         nodes = jnp.concatenate(list(state.nodes.values()))
         edges = jnp.concatenate([value(e).reshape(math.prod(e.shape[:2]), -1) for e in map(value, state.edges)])
         return graph_in._replace(nodes=nodes, edges=edges)
@@ -317,8 +326,8 @@ class Encoder(nn.Module):
                 dtype=gmn.dtype,
                 name="invariant",
             )
-            found = rules(topo, read.globals)
-            groups = by_rule(found, tuple(topo.scalings))
+            found = {name: rule for name, rule in rules(topo, read.globals).items() if isinstance(rule, Groups)}
+            groups = by_rule(found, tuple(found))
             inner = jnp.concatenate([invariant(join(nodes, names), found[names[0]]) for names in groups])
             present = None
             if read.globals is not None:
@@ -470,7 +479,7 @@ def abstract_variables(model: nn.Module) -> Any:
     Raises:
       ValueError: for a Decoder alone, whose input is not part of its description.
     """
-    arch: Readable = model.arch  # type: ignore[attr-defined]
+    arch: Readable = model.arch
     if isinstance(model, Decoder):
         raise ValueError("A Decoder alone does not know its input; describe the Autoencoder.")
     member = arch.members[0] if isinstance(arch, Bucket) else arch
@@ -564,7 +573,7 @@ def _degree_reversals(topo: Topology, graph_in: jraph.GraphsTuple) -> list[Array
         for block in topo.blocks:
             if block.receiver == name and order[block.sender] < order[name] and not block.lifted:
                 w = jnp.square(edges[block.edges]).sum(-1).reshape(block.shape)
-                count = block.shape[0]
+                count: int | Array = block.shape[0]
                 if presence is not None:
                     count = jnp.maximum(presence.nodes[topo.nodes[block.sender]].sum(), 1)
                 square[name] += square[block.sender] @ w / count

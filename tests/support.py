@@ -130,3 +130,83 @@ def batch_norm_mlp() -> tuple[Architecture, object]:
         return jnp.tanh(u * norm["scale"] + norm["bias"]) @ params["head"]["kernel"] + params["head"]["bias"]
 
     return Architecture("normalised mlp", neurons, parameters), apply
+
+
+def layer_norm_mlp() -> tuple[Architecture, object]:
+    """A residual stream between layer normalisations, on which permutations alone act, and its function.
+
+    The units that write to the stream read it too: their graph has a cycle.
+    """
+    neurons = (
+        Neurons("pixels", 3, Scaling.FIXED),
+        Neurons("stream", 5, Scaling.PERMUTATION),
+        Neurons("units", 4, Scaling.POSITIVE),
+        Neurons("classes", 2, Scaling.FIXED),
+    )
+    parameters = (
+        Parameter(("embed", "kernel"), (Axis("pixels", -1), Axis("stream", 1))),
+        *(Parameter((norm, name), (Axis("stream", 1),)) for norm in ("norm", "end") for name in ("scale", "bias")),
+        Parameter(("up", "kernel"), (Axis("stream", -1), Axis("units", 1))),
+        Parameter(("up", "bias"), (Axis("units", 1),)),
+        Parameter(("down", "kernel"), (Axis("units", -1), Axis("stream", 1))),
+        Parameter(("head", "kernel"), (Axis("stream", -1), Axis("classes", 1))),
+    )
+
+    def normed(x, norm):
+        x = x - x.mean(-1, keepdims=True)
+        return x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-3) * norm["scale"] + norm["bias"]
+
+    def apply(params, x):
+        stream = x @ params["embed"]["kernel"]
+        units = jax.nn.relu(normed(stream, params["norm"]) @ params["up"]["kernel"] + params["up"]["bias"])
+        stream = stream + units @ params["down"]["kernel"]
+        return normed(stream, params["end"]) @ params["head"]["kernel"]
+
+    return Architecture("layer norm mlp", neurons, parameters), apply
+
+
+def residual_mlp(activation: str) -> tuple[Architecture, object]:
+    """A stream that two kernels feed, the second behind batch normalisations, and its function.
+
+    The stream and the units carry the group of the activation. One normalisation divides by its gain, which so goes
+    against a rescaling.
+    """
+    scaling, act = {"relu": (Scaling.POSITIVE, jax.nn.relu), "tanh": (Scaling.SIGN, jnp.tanh)}[activation]
+    neurons = (
+        Neurons("pixels", 3, Scaling.FIXED),
+        Neurons("stream", 5, scaling),
+        Neurons("units", 4, scaling),
+        Neurons("classes", 2, Scaling.FIXED),
+    )
+    powers = {"bias": 1, "mean": 0, "var": 0}
+    parameters = (
+        Parameter(("embed", "kernel"), (Axis("pixels", 0), Axis("stream", 1))),
+        Parameter(("embed", "bias"), (Axis("stream", 1),)),
+        Parameter(("up", "kernel"), (Axis("stream", -1), Axis("units", 0))),
+        *(Parameter(("inner", name), (Axis("units", power),)) for name, power in {"gain": -1, **powers}.items()),
+        Parameter(("down", "kernel"), (Axis("units", -1), Axis("stream", 0))),
+        *(Parameter(("outer", name), (Axis("stream", power),)) for name, power in {"gain": 1, **powers}.items()),
+        Parameter(("head", "kernel"), (Axis("stream", -1), Axis("classes", 0))),
+        Parameter(("head", "bias"), (Axis("classes", 0),)),
+    )
+
+    def normed(x, norm):
+        return (x - norm["mean"]) / jnp.sqrt(1 + jnp.square(norm["var"]))
+
+    def apply(params, x):
+        stream = act(x @ params["embed"]["kernel"] + params["embed"]["bias"])
+        inner, outer = params["inner"], params["outer"]
+        units = act(normed(stream @ params["up"]["kernel"], inner) / inner["gain"] + inner["bias"])
+        stream = act(stream + normed(units @ params["down"]["kernel"], outer) * outer["gain"] + outer["bias"])
+        return stream @ params["head"]["kernel"] + params["head"]["bias"]
+
+    return Architecture(f"residual mlp {activation}", neurons, parameters), apply
+
+
+# Networks with a function of their own: name -> (architecture, apply).
+HAND_WRITTEN = {
+    "batch norm": batch_norm_mlp(),
+    "layer norm": layer_norm_mlp(),
+    "residual relu": residual_mlp("relu"),
+    "residual tanh": residual_mlp("tanh"),
+}

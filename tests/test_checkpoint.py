@@ -11,7 +11,7 @@ import support
 from jax_scalegmn import checkpoint, models, train
 
 TX = train.make_optimizer(learning_rate=0.1, warmup_steps=3)
-MODEL = models.Encoder(support.ARCHITECTURES["siren"], 3, num_layers=1)
+MODEL = models.Encoder(models.ScaleGMN(support.ARCHITECTURES["siren"], 3, num_layers=1))
 CONFIG = {"model": models.as_json(MODEL), "learning_rate": 0.1}
 
 
@@ -77,7 +77,7 @@ def test_another_configuration_is_refused_and_named(run):
 
 
 def test_a_state_of_another_model_is_refused(run):
-    other = models.Encoder(MODEL.arch, 4, num_layers=1)
+    other = models.Encoder(models.ScaleGMN(MODEL.arch, 4, num_layers=1))
     variables = support.random_variables(other, support.random_params(MODEL.arch))
     with pytest.raises(ValueError, match="run/4: variables, training of this checkpoint cannot be read"):
         run.restore_last(state_of(0)._replace(variables=variables, opt_state=TX.init(variables)))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import inr as inr_benchmark
-from experiments import inr, progress, sweep
+from experiments import inr, progress, runs, sweep
 from jax_scalegmn import checkpoint, zoo
 
 TINY = inr.PRESETS["tiny"][1]
@@ -72,7 +72,7 @@ def test_noiseless_copies_merge_without_loss_by_the_right_matching_and_by_the_au
 
 
 def test_images_of_training_selection_and_scoring_are_disjoint():
-    images = inr.load_images(TINY)
+    images = runs.load_images(TINY)
     everything = np.concatenate([one.images.reshape(len(one.images), -1) for one in images.values()])
     assert len(everything) == 32 + 8 + 8
     assert len(np.unique(everything, axis=0)) == len(everything)
@@ -86,7 +86,7 @@ def test_files_bring_their_own_scoring_images(tmp_path):
     }
     arrays |= {f"y_{part}": np.arange(count) % 10 for part, count in (("train", 60), ("test", 20))}
     np.savez(tmp_path / "mnist.npz", **arrays)
-    images = inr.load_images(dataclasses.replace(TINY, data=tmp_path / "mnist.npz"))
+    images = runs.load_images(dataclasses.replace(TINY, data=tmp_path / "mnist.npz"))
     assert {name: len(one.images) for name, one in images.items()} == {"train": 32, "selection": 8, "scoring": 8}
 
     def known(one, part):
@@ -120,7 +120,7 @@ def test_training_over_eight_devices_has_the_losses_of_training_on_one(run, tmp_
     out, results = run
     zoos = {
         split: zoo.concatenate([zoo.load(path) for path in sorted((out / "zoo").glob(f"{split}-*"))])
-        for split in inr.SPLITS
+        for split in runs.SPLITS
     }
     settings = dataclasses.replace(TINY.train, data_parallel=True, micro_batch=1)
     config = dataclasses.replace(TINY, out=tmp_path, train=settings)
@@ -135,7 +135,7 @@ def test_training_over_eight_devices_has_the_losses_of_training_on_one(run, tmp_
 def test_too_many_images_are_refused():
     settings = dataclasses.replace(TINY.zoo, train_images=100_000)
     with pytest.raises(ValueError, match=r"zoo.train_images is 100000"):
-        inr.load_images(dataclasses.replace(TINY, zoo=settings))
+        runs.load_images(dataclasses.replace(TINY, zoo=settings))
 
 
 def test_a_run_stopped_by_sigterm_resumes_to_the_same_numbers(run, tmp_path):

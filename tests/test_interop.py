@@ -1,17 +1,15 @@
 """Networks and models from PyTorch compute what they did there; imported models give the published numbers."""
 
-import functools
-import os
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_scalegmn import architecture, interop, losses, network, torch_file, train
+from jax_scalegmn import architecture, interop, network, torch_file
+from jax_scalegmn.layers import IO
 
 FIXTURES = Path(__file__).parent / "fixtures"
 INR = architecture.siren((2, 32, 32, 1))
@@ -77,119 +75,17 @@ def test_an_architecture_without_layers_is_refused():
 # --- the published models -------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def golden(name: str) -> dict[str, np.ndarray]:
-    folders = [Path(__file__).parent / "golden", Path(os.environ.get("JAX_SCALEGMN_GOLDEN", "golden"))]
-    path = next(folder / f"{name}.npz" for folder in folders if (folder / f"{name}.npz").is_file())
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+ENCODER, AUTOENCODER = "case1_inr_sign_forward", "case5_inr_sign_autoencoder"
 
 
-def group(name: str, kind: str, dtype: Any = np.float32) -> dict[str, np.ndarray]:
-    """The arrays of one kind: param, grad or after3."""
-    arrays = {key.partition("/"): value for key, value in golden(name).items()}
-    return {rest: value.astype(dtype) for (first, _, rest), value in arrays.items() if first == kind}
-
-
-def networks(name: str, dtype: Any = np.float32) -> dict[str, dict[str, jax.Array]]:
-    """The input networks of a golden file: weights [batch, in, out, 1], biases [batch, out, 1]."""
-    read = lambda key: jnp.asarray(golden(name)[key][..., 0].astype(dtype))  # noqa: E731
-    return {f"Dense_{i}": {"kernel": read(f"in/weights_{i}"), "bias": read(f"in/biases_{i}")} for i in range(3)}
-
-
-def assert_close(ours: Any, published: Any, relative: float) -> None:
-    """Agreement relative to the largest entry of the published tensor."""
-    ours, published = np.asarray(ours), np.asarray(published)
-    assert ours.shape == published.shape
-    assert abs(ours - published).max() <= relative * abs(published).max()
-
-
-def assert_trees_close(ours: Any, published: Any, relative: float) -> None:
-    assert jax.tree.structure(ours) == jax.tree.structure(published)
-    jax.tree.map(functools.partial(assert_close, relative=relative), ours, published)
-
-
-ENCODER, AUTOENCODER, TRAINING = (
-    "case1_inr_sign_forward",
-    "case5_inr_sign_autoencoder",
-    "case5_inr_sign_autoencoder_train",
-)
-
-
-@pytest.mark.parametrize(
-    ("out", "dtype", "relative"), [("out", np.float32, 1e-5), ("out64", np.float64, 1e-10)], ids=["float32", "float64"]
-)
-def test_the_published_encoder_gives_its_published_embeddings(out, dtype, relative):
-    with jax.enable_x64(dtype == np.float64):
-        model, variables = interop.encoder_from_published(INR, group(ENCODER, "param", dtype))
-        embeddings = jax.jit(jax.vmap(model.apply, (None, 0)))(variables, networks(ENCODER, dtype))
-        assert embeddings.dtype == dtype
-        assert_close(embeddings, golden(ENCODER)[f"{out}/embedding"], relative)
-
-
-def test_the_published_autoencoder_gives_its_published_networks_images_and_loss():
-    model, variables = interop.autoencoder_from_published(INR, group(AUTOENCODER, "param"))
-    assert (model.features, model.latent, model.num_layers, model.decoder_hidden) == (8, 8, 2, (16, 6))
-
-    @jax.jit
-    @functools.partial(jax.vmap, in_axes=(None, 0))
-    def run(variables: Any, params: Any) -> dict[str, Any]:
-        z = model.apply(variables, params, method="encode")
-        decoded = model.apply(variables, z, method="decode")
-        original, reconstructed = (network.render(INR, p, (28, 28)) for p in (params, decoded))
-        # The published flat vector: layer by layer, the weight [out, in] row by row, then the bias.
-        flat = [part for layer in decoded.values() for part in (layer["kernel"].T.reshape(-1), layer["bias"])]
-        return {
-            "embedding": z,
-            "decoded_flat": jnp.concatenate(flat),
-            "image_original": original,
-            "image_reconstructed": reconstructed,
-        }
-
-    results = run(variables, networks(AUTOENCODER))
-    for name, value in results.items():
-        assert_close(value, golden(AUTOENCODER)[f"out/{name}"], 1e-5)
-    loss = jnp.square(results["image_original"] - results["image_reconstructed"]).mean()
-    assert_close(loss, golden(AUTOENCODER)["out/loss"][0], 1e-5)
-
-
-def test_the_gradient_is_the_published_one():
-    # In float64, since single tensors have gradients of 1e-6 where others have 1: the published float32 ones are
-    # themselves off by up to 1.1e-5 of a tensor's largest entry, ours in float32 by up to 2e-5 and more.
-    with jax.enable_x64(True):
-        model, variables = interop.autoencoder_from_published(INR, group(AUTOENCODER, "param", np.float64))
-        _, published = interop.autoencoder_from_published(INR, group(TRAINING, "grad", np.float64))
-        loss_fn = jax.vmap(losses.autoencoder_loss(model, size=(28, 28)), (None, 0, None))
-
-        def mean_loss(variables: Any, params: Any) -> jax.Array:
-            return loss_fn(variables, params, jax.random.key(0))[0].mean()
-
-        gradient = jax.jit(jax.grad(mean_loss))(variables, networks(AUTOENCODER, np.float64))
-        assert_trees_close(gradient, published, 2e-5)
-
-
-def test_three_optimizer_steps_are_the_published_ones():
-    expected = golden(TRAINING)
-    model, variables = interop.autoencoder_from_published(INR, group(AUTOENCODER, "param"))
-    tx = train.make_optimizer(warmup_steps=10)
-    loss_fn = losses.autoencoder_loss(model, size=(28, 28))
-    step = jax.jit(train.make_step(loss_fn, tx))
-    state = train.State(variables, tx.init(variables), jax.random.key(0), jnp.asarray(0))
-    batch, values, norms, states = networks(AUTOENCODER), [], [], []
-    for _ in range(4):
-        states.append(state)
-        state, metrics = step(state, batch)
-        values.append(metrics["loss"])
-        norms.append(metrics["grad_norm"])
-    assert_close(values, expected["train/losses"], 1e-5)
-    assert_close(norms[0], expected["grad_norm"], 1e-5)
-    assert_close(norms[:3], expected["train/grad_norms_before_clip"], 1e-5)
-    _, published = interop.autoencoder_from_published(INR, group(TRAINING, "after3"))
-    assert_trees_close(states[3].variables, published, 1e-5)
+def tensors_of(name: str) -> dict[str, np.ndarray]:
+    """The state_dict of a published model."""
+    with np.load(Path(__file__).parent / "golden" / f"{name}.npz", allow_pickle=False) as file:
+        return {key.removeprefix("param/"): file[key] for key in file.files if key.startswith("param/")}
 
 
 def test_parameters_that_the_published_code_never_uses_may_be_there_or_not():
-    tensors = group(ENCODER, "param")
+    tensors = tensors_of(ENCODER)
     used = {key: value for key, value in tensors.items() if not key.startswith("gnn.readout.phi.")}
     assert len(used) < len(tensors)
     with_them, without = (interop.encoder_from_published(INR, t)[1] for t in (tensors, used))
@@ -197,22 +93,41 @@ def test_parameters_that_the_published_code_never_uses_may_be_there_or_not():
 
 
 def test_imported_variables_have_the_structure_of_fresh_ones():
-    model, variables = interop.autoencoder_from_published(INR, group(AUTOENCODER, "param"), dropout=0.2)
+    model, variables = interop.autoencoder_from_published(INR, tensors_of(AUTOENCODER), dropout=0.2)
     fresh = jax.eval_shape(model.init, jax.random.key(0), network.init(INR, jax.random.key(0)))
-    assert model.dropout == 0.2
-    assert not model.normalized
-    assert model.scales is None
+    gmn = model.encoder.gmn
+    assert (gmn.features, gmn.num_layers, model.encoder.latent, model.decoder.hidden) == (8, 2, 8, (16, 6))
+    assert (gmn.dropout, gmn.normalized, gmn.parity, model.encoder.scales) == (0.2, False, False, None)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), fresh
     )
 
 
 @pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("case1_inr_sign_forward", {}),
+        ("case2_inr_sign_bidirectional", {"bidirectional": True}),
+        (
+            "case2b_inr_sign_bidir_mnistcls",
+            {"bidirectional": True, "skip": False, "edge_encoding": False, "encoding_features": True},
+        ),
+        ("case7_cnn_sign_forward", {"io": IO.SEPARATE, "skip": False, "edge_encoding": False}),
+    ],
+)
+def test_options_follow_from_the_tensors(name, options):
+    arch = architecture.cnn((1, 16, 16, 16), 10, activation="tanh") if "cnn" in name else INR
+    model, _ = interop.encoder_from_published(arch, tensors_of(name))
+    expected = {"bidirectional": False, "skip": True, "edge_encoding": True, "encoding_features": False, "io": IO.GATE}
+    assert {option: getattr(model.gmn, option) for option in expected} == expected | options
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"gnn.fw_layers.1.w_v.weight": None}, r"missing are 1 tensors \['gnn.fw_layers.1.w_v.weight'\]"),
-        ({"gnn.skip_layers.2.weight": None}, "missing are 1 tensors.*gnn_skip_connections"),
-        ({"gnn.bw_layers.0.w_v.weight": np.zeros((8, 8))}, r"additional 1 \['gnn.bw_layers.0.w_v.weight'\]"),
+        ({"gnn.skip_layers.2.weight": None}, "missing are 1 tensors.*skip_layers.2"),
+        ({"gnn.sw_layers.0.w_v.weight": np.zeros((8, 8))}, r"additional 1 \['gnn.sw_layers.0.w_v.weight'\]"),
         ({"gnn.fw_layers.0.w_v.weight": np.zeros((8, 7))}, r"w_v.weight'\] has shape \(8, 7\); .* expects \(8, 8\)"),
         ({"gnn.readout.global_mlp.fc.0.weight": np.zeros((32, 12))}, r"shape \(32, 12\); .* expects \(12, 32\)"),
         ({"positional_embeddings.pos_embed": np.zeros((6, 8))}, r"pos_embed'\] has shape \(6, 8\); .* \(5, 8\)"),
@@ -221,20 +136,53 @@ def test_imported_variables_have_the_structure_of_fresh_ones():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_tensors_that_fit_no_published_encoder_are_named(changes, message):
-    tensors = {key: value for key, value in (group(ENCODER, "param") | changes).items() if value is not None}
+    tensors = {key: value for key, value in (tensors_of(ENCODER) | changes).items() if value is not None}
     with pytest.raises(ValueError, match=message):
         interop.encoder_from_published(INR, tensors)
 
 
-def test_other_models_and_networks_are_refused():
-    tensors = group(AUTOENCODER, "param")
-    with pytest.raises(ValueError, match="not of the published model"):
-        interop.encoder_from_published(INR, tensors)
+SCALED = architecture.cnn((1, 16, 16, 16), 10)
+
+
+@pytest.mark.parametrize(
+    ("importer", "arch", "name", "message"),
+    [
+        (interop.encoder_from_published, INR, AUTOENCODER, "not of the published model.*is missing"),
+        (interop.editor_from_published, INR, ENCODER, "missing are 19 tensors .*bias_scale"),
+        (interop.encoder_from_published, INR, "case4_inr_sign_equivariant_forward", "needs editor_from_published"),
+        (
+            interop.autoencoder_from_published,
+            architecture.siren((2, 32, 32, 3)),
+            AUTOENCODER,
+            "has 3 outputs; expected 1",
+        ),
+        (
+            interop.encoder_from_published,
+            architecture.mlp((2, 32, 32, 1)),
+            ENCODER,
+            "additional 54 .*groups are those of the training",
+        ),
+        (
+            interop.autoencoder_from_published,
+            architecture.siren((2, 16, 32, 1)),
+            AUTOENCODER,
+            re.escape("decoder.net.fc.2.bias'] has shape (1185,)"),
+        ),
+        (interop.encoder_from_published, INR, "case3_inr_permutation_forward", "Pass architecture.restrict"),
+        (
+            interop.encoder_from_published,
+            architecture.mlp((2, 32, 32, 1), ("tanh", "relu")),
+            ENCODER,
+            "published models read networks of one",
+        ),
+        (interop.encoder_from_published, SCALED, "caseB_cnn_scale_bidirectional", "not equivariant.*parity=True"),
+    ],
+)
+def test_other_models_and_networks_are_refused(importer, arch, name, message):
+    with pytest.raises(ValueError, match=message):
+        importer(arch, tensors_of(name))
+
+
+def test_an_empty_state_dict_is_refused():
     with pytest.raises(ValueError, match="not of the published model"):
         interop.autoencoder_from_published(INR, {})
-    with pytest.raises(ValueError, match="has 3 outputs; expected 1"):
-        interop.autoencoder_from_published(architecture.siren((2, 32, 32, 3)), tensors)
-    with pytest.raises(ValueError, match="sign symmetries"):
-        interop.autoencoder_from_published(architecture.mlp((2, 32, 32, 1)), tensors)
-    with pytest.raises(ValueError, match=re.escape("decoder.net.fc.2.weight'] has shape (1185, 6)")):
-        interop.autoencoder_from_published(architecture.siren((2, 16, 32, 1)), tensors)

@@ -1,0 +1,1076 @@
+"""Published data sets of networks are read as their authors wrote them, and nothing in them is run or guessed."""
+
+import csv
+import gzip
+import io
+import json
+import math
+import pickle
+import random
+import re
+import tracemalloc
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+from test_torch_file import HOSTILE, mapping, number, tensor, write_torch
+
+from jax_scalegmn import architecture, archives, interop, network, zoo
+
+# --- folders of INRs, written byte by byte ----------------------------------------------------------------------------
+
+INR = architecture.siren((2, 3, 3, 1))
+SHAPES = {"seq.0.weight": (3, 2), "seq.0.bias": (3,), "seq.1.weight": (3, 3), "seq.1.bias": (3,)} | {
+    "seq.2.weight": (1, 3),
+    "seq.2.bias": (1,),
+}
+
+
+def tensors(seed: int, dtype="<f4") -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=shape).astype(dtype) for name, shape in SHAPES.items()}
+
+
+def write_inr(path: Path, values: dict[str, np.ndarray], **numbers: int) -> None:
+    """A checkpoint of torch.save, with whole numbers beside the tensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = {"f": "FloatStorage", "d": "DoubleStorage", "l": "LongStorage"}
+    content, records = {}, {}
+    for key, (name, value) in enumerate(values.items()):
+        strides = tuple(math.prod(value.shape[axis + 1 :]) for axis in range(value.ndim))
+        content[name] = tensor(kinds[value.dtype.char], str(key), value.size, 0, value.shape, strides)
+        records[str(key)] = value.tobytes()
+    write_torch(path, mapping(content | {name: number(value) for name, value in numbers.items()}), records)
+
+
+MNIST = {  # labels and indices by folder
+    "mnist_png_training_5_0": (5, 0),
+    "mnist_png_training_0_1": (0, 1),
+    "mnist_png_training_9_12": (9, 12),
+    "mnist_png_testing_7_0": (7, 0),
+}
+
+
+def write_mnist(root: Path) -> list[str]:
+    """Networks 0, 1, ... in the order of MNIST; their paths as mnist_splits.json has them."""
+    for seed, name in enumerate(MNIST):
+        write_inr(root / name / "checkpoints" / "model_final.pth", tensors(seed))
+    return [f"data/mnist-inrs/{name}/checkpoints/model_final.pth" for name in MNIST]
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """The published form: split and networks, the split's paths of another machine."""
+    root = tmp_path / "inrs"
+    paths = write_mnist(root)
+    parts = {
+        "train": {"path": [paths[2], paths[0]], "label": ["9", "5"]},
+        "test": {"path": [paths[3]], "label": ["7"]},
+        "val": {"path": [paths[1]], "label": ["0"]},
+    }
+    (root / "mnist_splits.json").write_text(json.dumps(parts))
+    return root
+
+
+def assert_networks(loaded: zoo.Zoo, seeds: list[int]) -> None:
+    """The zoo holds the transposed tensors of these networks, in this order."""
+    assert loaded.arch == INR
+    assert len(loaded) == len(seeds)
+    for row, seed in enumerate(seeds):
+        values = tensors(seed)
+        for layer in range(3):
+            got = support.rows(loaded.params[f"Dense_{layer}"], row)
+            np.testing.assert_array_equal(got["kernel"], values[f"seq.{layer}.weight"].T)
+            np.testing.assert_array_equal(got["bias"], values[f"seq.{layer}.bias"])
+
+
+def by_hand(values: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """A SIREN as PyTorch computes it, in float64."""
+    for layer in range(3):
+        x = values[f"seq.{layer}.weight"].astype(float) @ x + values[f"seq.{layer}.bias"].astype(float)
+        x = np.sin(30 * x) if layer < 2 else x + 0.5
+    return x
+
+
+def test_the_published_form_is_read_in_the_order_of_its_split(mnist):
+    split = mnist / "mnist_splits.json"
+    for part, rows, labels in (("train", [2, 0], [9, 5]), ("validation", [1], [0]), ("test", [3], [7])):
+        loaded = archives.load_inrs(split, INR, part=part, root=mnist)
+        assert_networks(loaded, rows)
+        assert set(loaded.records) == {"label", "image_index"}
+        assert loaded.records["label"].dtype == np.int32
+        np.testing.assert_array_equal(loaded.records["label"], labels)
+        np.testing.assert_array_equal(loaded.records["image_index"], [list(MNIST.values())[row][1] for row in rows])
+        assert loaded.settings == {"source": str(split), "part": part}
+    assert archives.load_inrs(split, INR, part="val", root=mnist).settings["part"] == "validation"
+
+
+def test_a_loaded_inr_computes_what_the_file_says(mnist):
+    loaded = archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
+    x = np.array([0.3, -0.7])
+    got = network.apply(INR, support.rows(loaded.params, 0), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, by_hand(tensors(2), x), atol=1e-4)  # phases of up to 100 radians in float32
+    assert abs(got - by_hand(tensors(0), x)) > 1e-2
+
+
+def test_a_loaded_zoo_is_saved_like_any_other(mnist, tmp_path):
+    loaded = archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
+    zoo.save(loaded, tmp_path / "zoo.safetensors")
+    again = zoo.load(tmp_path / "zoo.safetensors")
+    support.assert_identical(again.params, loaded.params)
+    assert again.settings == loaded.settings
+
+
+@pytest.mark.parametrize("from_folder", ["of the split", "working"])
+def test_without_a_root_paths_are_relative_to_the_split_or_the_working_folder(tmp_path, monkeypatch, from_folder):
+    paths = write_mnist(tmp_path / "data" / "mnist-inrs")
+    split = (tmp_path if from_folder == "of the split" else tmp_path / "elsewhere") / "splits.json"
+    split.parent.mkdir(exist_ok=True)
+    split.write_text(json.dumps({"test": {"path": paths[3:], "label": [7]}}))
+    if from_folder == "working":
+        monkeypatch.chdir(tmp_path)
+    assert_networks(archives.load_inrs(split, INR, part="test"), [3])
+
+
+def test_absolute_paths_are_read_as_they_are(tmp_path):
+    write_mnist(tmp_path)
+    path = tmp_path / "mnist_png_training_5_0" / "checkpoints" / "model_final.pth"
+    loaded = archives.load_inrs({"train": {"path": [str(path)]}}, INR, part="train")
+    assert_networks(loaded, [0])
+    assert loaded.settings["source"] == str(path.parent)
+
+
+def test_labels_come_from_the_split_else_from_the_name(mnist):
+    path = "mnist_png_training_5_0/checkpoints/model_final.pth"
+    for part, label in (({"path": [path], "label": [3]}, 3), ({"path": [path]}, 5), ([path], 5)):
+        loaded = archives.load_inrs({"train": part}, INR, part="train", root=mnist)
+        np.testing.assert_array_equal(loaded.records["label"], [label])
+
+
+@pytest.mark.parametrize("stored", ["number", "tensor"])
+def test_fashion_mnist_has_its_labels_in_the_files(tmp_path, stored):
+    """Its splits.json lists paths of another machine, with labels nowhere but in the files."""
+    for seed in (4, 17):
+        label = np.array(seed % 10)
+        values = tensors(seed) | ({"label": label} if stored == "tensor" else {})
+        numbers = {} if stored == "tensor" else {"label": seed % 10}
+        write_inr(tmp_path / "train" / f"model_{seed}.pth", values, **numbers)
+    paths = [f"/home/other/fmnist_inrs/train/model_{seed}.pth" for seed in (17, 4)]
+    (tmp_path / "splits.json").write_text(json.dumps({"train": paths, "val": [], "test": []}))
+    loaded = archives.load_inrs(tmp_path / "splits.json", INR, part="train", root=tmp_path)
+    assert_networks(loaded, [17, 4])
+    np.testing.assert_array_equal(loaded.records["label"], [7, 4])
+    np.testing.assert_array_equal(loaded.records["image_index"], [17, 4])
+
+
+def test_names_without_a_number_give_no_image_index(tmp_path):
+    write_inr(tmp_path / "a_5_x" / "checkpoints" / "model_final.pth", tensors(0))
+    part = {"path": ["a_5_x/checkpoints/model_final.pth"]}
+    loaded = archives.load_inrs({"test": part}, INR, part="test", root=tmp_path)
+    assert set(loaded.records) == {"label"}
+
+
+# --- splits of folders ----------------------------------------------------------------------------------------------
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_a_split_is_made_from_the_names_of_the_folders(tmp_path):
+    for index in range(20):
+        touch(tmp_path / f"mnist_png_training_{index % 10}_{index}" / "checkpoints" / "model_final.pth")
+        touch(tmp_path / f"mnist_png_testing_{index % 7}_{index}" / "checkpoints" / "model_final.pth")
+    split = archives.split_inrs(tmp_path, validation=6)
+    assert list(split) == ["train", "val", "test"]
+    assert [len(part["path"]) for part in split.values()] == [14, 6, 20]
+    assert json.loads(json.dumps(split)) == split
+    names = {name: [Path(path).parts[-3] for path in part["path"]] for name, part in split.items()}
+    assert all(name.startswith("mnist_png_testing") for name in names["test"])
+    assert all(name.startswith("mnist_png_training") for name in names["train"] + names["val"])
+    assert len(set(names["train"] + names["val"])) == 20
+    for part in split.values():
+        assert part["label"] == [int(Path(path).parts[-3].split("_")[-2]) for path in part["path"]]
+    assert archives.split_inrs(tmp_path, validation=6) == split
+    assert archives.split_inrs(tmp_path, validation=6, seed=1)["val"] != split["val"]
+    assert archives.split_inrs(tmp_path, validation=0)["val"] == {"path": [], "label": []}
+
+
+def test_a_made_split_is_read_like_a_published_one(mnist, tmp_path):
+    split = archives.split_inrs(mnist, validation=1)
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    for source in (split, tmp_path / "split.json"):
+        loaded = [archives.load_inrs(source, INR, part=part) for part in ("train", "val", "test")]
+        assert [len(part) for part in loaded] == [2, 1, 1]
+        assert_networks(loaded[2], [3])
+        np.testing.assert_array_equal(np.sort(np.concatenate([part.records["label"] for part in loaded])), [0, 5, 7, 9])
+
+
+def test_cifar_networks_are_split_by_their_numbers_without_augmented_copies(tmp_path):
+    folders = {0: 3, 49_994: 1, 49_997: 3, 49_999: 0, 50_000: 9, 100_000: 3}
+    for index, label in folders.items():
+        write_inr(tmp_path / f"randinit_smaller_{label}s" / f"net{index}.pth", tensors(index))
+        write_inr(tmp_path / f"randinit_smaller_aug0_{label}s" / f"net{index}.pth", tensors(index + 1))
+    split = archives.split_inrs(tmp_path, validation=2)
+    for part, indices in (("train", [0, 49_994]), ("val", [49_997, 49_999]), ("test", [50_000, 100_000])):
+        loaded = archives.load_inrs(split, INR, part=part)
+        assert_networks(loaded, indices)
+        np.testing.assert_array_equal(loaded.records["label"], [folders[index] for index in indices])
+        np.testing.assert_array_equal(loaded.records["image_index"], indices)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "error", "message"),
+    [
+        ([], {}, FileNotFoundError, "expected folders like mnist_png_training_5_0/checkpoints.*got none"),
+        (["x_testing_1_0", "x_5_1"], {}, ValueError, "x_5_1.*expected 'training' or 'testing'.*neither"),
+        (["x_train_test_5_1"], {}, ValueError, "x_train_test_5_1.*neither or both"),
+        (["x_training_5_1"], {}, ValueError, "fewer validation than training networks, got 5000 of 1"),
+        (["x_training_5_1"], {"validation": -1}, ValueError, "got -1 of 1"),
+        (["x_training_cat_1"], {"validation": 0}, ValueError, "x_training_cat_1.*label is 'cat'; expected the number"),
+    ],
+)
+def test_folders_that_tell_no_split_are_refused(tmp_path, names, options, error, message):
+    for name in names:
+        touch(tmp_path / name / "checkpoints" / "model_final.pth")
+    with pytest.raises(error, match=message):
+        archives.split_inrs(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a_1s/net3.pth", "b_1s/net3.pth", "a_1s/net4.pth"], "1 networks have the number of another one"),
+        (["a_1s/net3.pth", "a_1s/netx.pth"], "netx.*ends in a number"),
+    ],
+)
+def test_cifar_networks_without_a_number_of_their_own_are_refused(tmp_path, names, message):
+    for name in names:
+        touch(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        archives.split_inrs(tmp_path, validation=0)
+
+
+# --- damaged splits and networks --------------------------------------------------------------------------------------
+
+ONE = "mnist_png_training_5_0/checkpoints/model_final.pth"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "expected JSON"),
+        (b"\xff\xfe\x00", "expected JSON"),
+        (b"[]", "expected an object with the parts.*got a list"),
+        (b'{"val": {}}', r"has no part 'train'; it has \['val'\]"),
+        (b'{"train": {}}', "expected the paths of part 'train' as a list of names, got 'None'"),
+        (b'{"train": {"path": []}}', r"expected the paths .* got '\[\]'"),
+        (b'{"train": {"path": [1]}}', r"expected the paths .* got '\[1\]'"),
+        (b'{"train": {"path": ["a", "b"], "label": [1]}}', "2 paths and as labels 1; expected a label for each path"),
+        (b'{"train": {"path": ["a"], "label": 1}}', "1 paths and as labels a int"),
+        (b'{"train": {"path": ["%s"], "label": ["cat"]}}', "label is 'cat'; expected the number of a class"),
+        (b'{"train": {"path": ["%s"], "label": [1.5]}}', "label is 1.5"),
+        (b'{"train": {"path": ["%s"], "label": [true]}}', "label is True"),
+        (b'{"train": {"path": ["%s"], "label": [-1]}}', "label is -1"),
+        (b'{"train": {"path": ["%s"], "label": [null]}}', "has no label"),
+        (b'{"train": {"path": ["%s"], "label": ["99999999999"]}}', "label is '99999999999'"),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else value,
+)
+def test_damaged_splits_are_refused(mnist, content, message):
+    split = mnist / "damaged.json"
+    split.write_bytes(content.replace(b"%s", ONE.encode()))
+    with pytest.raises(ValueError, match=message) as caught:
+        archives.load_inrs(split, INR, part="train", root=mnist)
+    assert str(mnist) in str(caught.value)
+
+
+def test_missing_splits_parts_and_networks_are_named(mnist):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json: no split there.*split_inrs"):
+        archives.load_inrs(mnist / "nowhere.json", INR, part="train")
+    with pytest.raises(ValueError, match="part is 'training'; expected 'train', 'validation' or 'test'"):
+        archives.load_inrs(mnist / "mnist_splits.json", INR, part="training", root=mnist)
+    with pytest.raises(FileNotFoundError, match=r"2 of 2 networks .* missing, the first is .*_9_12/.*Pass as `root`"):
+        archives.load_inrs(mnist / "mnist_splits.json", INR, part="train")
+    (mnist / ONE).unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 networks .* the first is .*inrs/mnist_png_training_5_0/"):
+        archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seq.1.weight": np.zeros((4, 3), "<f4")}, r"\['seq.1.weight'\] has shape \(4, 3\)"),
+        ({"seq.3.weight": np.zeros((1, 1), "<f4")}, "4 modules .* expects 3"),
+        ({"seq.1.bias": np.full(3, np.nan, "<f4")}, "3 NaN"),
+        ({"step": np.array(3)}, r"\['step'\] is no weight or bias"),
+        ({"label": np.array(4)}, "says label 5, the file 4"),
+        ({"label": np.array([5])}, r"label is \[5\]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_networks_of_another_kind_are_named_by_their_file(mnist, changes, message):
+    write_inr(mnist / ONE, tensors(0) | changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
+    assert "mnist_png_training_5_0" in str(caught.value)
+
+
+def test_networks_of_two_precisions_are_not_mixed(mnist):
+    with support.precision("float64"):
+        write_inr(mnist / ONE, tensors(0, "<f8"))
+        with pytest.raises(ValueError, match=r"training_5_0.*are float64, those of .*training_9_12.* float32"):
+            archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
+
+
+def test_a_network_without_any_label_is_named(tmp_path):
+    write_inr(tmp_path / "train" / "model_3.pth", tensors(3))
+    with pytest.raises(ValueError, match=r"model_3\.pth: the network has no label"):
+        archives.load_inrs({"train": ["train/model_3.pth"]}, INR, part="train", root=tmp_path)
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_a_hostile_network_is_refused_and_not_run(mnist, attack):
+    marker = mnist / "owned"
+    write_torch(mnist / ONE, mapping({"seq.0.weight": HOSTILE[attack](marker)}), {})
+    with pytest.raises(ValueError, match=r"training_5_0.*which is refused"):
+        archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
+    assert not marker.exists()
+
+
+def test_a_label_beyond_all_integers_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    huge = b"\x8a\x0a" + (2**70).to_bytes(10, "little")
+    content = mapping({"seq.0.bias": tensor("FloatStorage", "0", 1, 0, (1,), (1,)), "label": huge})
+    write_torch(tmp_path / "train" / "model_1.pth", content, {"0": bytes(4)})
+    with pytest.raises(ValueError, match=r"model_1\.pth: expected a \.pth file.*OverflowError"):
+        archives.load_inrs({"train": ["train/model_1.pth"]}, INR, part="train", root=tmp_path)
+
+
+def test_numbers_alone_are_no_network(tmp_path):
+    write_inr(tmp_path / "a_1s" / "net1.pth", {}, label=1)
+    with pytest.raises(ValueError, match=r"net1\.pth.*keys \['label'\]"):
+        archives.load_inrs({"train": ["a_1s/net1.pth"]}, INR, part="train", root=tmp_path)
+
+
+# --- the Small CNN Zoo, written by hand -----------------------------------------------------------------------------
+
+PUBLISHED = {  # shapes in the order of its layout.csv
+    "sequential/conv2d/bias:0": (16,),
+    "sequential/conv2d/kernel:0": (3, 3, 1, 16),
+    "sequential/conv2d_1/bias:0": (16,),
+    "sequential/conv2d_1/kernel:0": (3, 3, 16, 16),
+    "sequential/conv2d_2/bias:0": (16,),
+    "sequential/conv2d_2/kernel:0": (3, 3, 16, 16),
+    "sequential/dense/bias:0": (10,),
+    "sequential/dense/kernel:0": (16, 10),
+}
+SMALL = {
+    "sequential/conv2d/bias:0": (2,),
+    "sequential/conv2d/kernel:0": (3, 3, 1, 2),
+    "sequential/conv2d_1/bias:0": (3,),
+    "sequential/conv2d_1/kernel:0": (2, 2, 2, 3),
+    "sequential/dense/bias:0": (2,),
+    "sequential/dense/kernel:0": (3, 2),
+}
+CNN = architecture.cnn((1, 2, 3), 2, kernel_size=(3, 2))
+STEPS = (0, 40, 86)
+HEADER = [
+    *("", "config.activation", "config.learning_rate", "config.num_units", "config.optimizer", "config.dropout"),
+    *("step", "laststep", "test_accuracy", "test_loss", "train_accuracy", "train_loss"),
+]
+
+
+def layout_lines(shapes: dict[str, tuple[int, ...]]) -> list[list]:
+    lines, start = [], 0
+    for name, shape in shapes.items():
+        lines.append([name, start, start + math.prod(shape), math.prod(shape), str(shape)])
+        start += math.prod(shape)
+    return lines
+
+
+def write_layout(path: Path, lines: list[list]) -> None:
+    path.write_text(
+        "varname,start_idx,end_idx,size,shape\n"
+        + "".join(f'{name},{start},{end},{size},"{shape}"\n' for name, start, end, size, shape in lines)
+    )
+
+
+def metrics_rows(networks: int) -> list[list]:
+    """One row for each step of each network, with gaps in one column; relu for two of three networks."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for i in range(networks):
+        for step in STEPS:
+            activation = "tanh" if i % 3 == 0 else "relu"
+            dropout = "" if i % 2 else "0.25"
+            floats = [repr(float(value)) for value in rng.uniform(size=4)]
+            rows.append([len(rows), activation, repr(0.1 / (i + 1)), 16, "adam", dropout, step, step == 86, *floats])
+    return rows
+
+
+def write_metrics(path: Path, rows: list[list], header=tuple(HEADER)) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    path.write_bytes(gzip.compress(text.getvalue().encode()))
+
+
+def write_zoo(folder: Path, networks: int = 12, shapes=None, dtype="<f4") -> np.ndarray:
+    """The three files, and the matrix that stands in them."""
+    shapes = SMALL if shapes is None else shapes
+    folder.mkdir(exist_ok=True)
+    width = sum(math.prod(shape) for shape in shapes.values())
+    matrix = np.random.default_rng(0).normal(size=(networks * len(STEPS), width)).astype(dtype)
+    np.save(folder / "weights.npy", matrix)
+    write_metrics(folder / "metrics.csv.gz", metrics_rows(networks))
+    write_layout(folder / "layout.csv", layout_lines(shapes))
+    return matrix
+
+
+def column(name: str, networks: int = 12) -> list:
+    return [row[HEADER.index(name)] for row in metrics_rows(networks)]
+
+
+def flat(loaded: zoo.Zoo) -> np.ndarray:
+    """The networks of a zoo with two convolutions as rows of the matrix."""
+    leaves = [loaded.params[layer][kind] for layer in ("Conv_0", "Conv_1", "Dense_0") for kind in ("bias", "kernel")]
+    return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def rows_of(activation: str, step: int | None = 86, networks: int = 12) -> list[int]:
+    return [
+        row
+        for row, (name, at) in enumerate(
+            zip(column("config.activation", networks), column("step", networks), strict=True)
+        )
+        if name == activation and step in (None, at)
+    ]
+
+
+def test_the_published_zoo_is_read_to_its_function(tmp_path):
+    """Against a NumPy evaluation in TensorFlow's layout, of every activation."""
+    matrix = write_zoo(tmp_path, networks=4, shapes=PUBLISHED)
+    assert matrix.shape[1] == 4970
+    image = np.random.default_rng(2).uniform(size=(17, 15, 1))
+    for activation, function in (("relu", lambda x: np.maximum(x, 0)), ("tanh", np.tanh)):
+        loaded = archives.load_cnn_zoo(tmp_path, activation=activation)
+        assert loaded.arch == architecture.cnn((1, 16, 16, 16), 10, activation=activation)
+        rows = rows_of(activation, networks=4)
+        assert len(loaded) == len(rows) == 2
+        for index, row in enumerate(rows):
+            got = network.apply(loaded.arch, support.rows(loaded.params, index), jnp.asarray(image, jnp.float32))
+            expected = cnn_by_hand(matrix[row].astype(float), image, function)
+            assert got.shape == (10,)
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
+
+
+def cnn_by_hand(flat_weights: np.ndarray, x: np.ndarray, function) -> np.ndarray:
+    parts, start = {}, 0
+    for name, shape in PUBLISHED.items():
+        parts[name.split("/", 1)[1][:-2]] = flat_weights[start : start + math.prod(shape)].reshape(shape)
+        start += math.prod(shape)
+    for layer in ("conv2d", "conv2d_1", "conv2d_2"):
+        kernel = parts[f"{layer}/kernel"]
+        height, width = ((size - 3) // 2 + 1 for size in x.shape[:2])
+        maps = np.empty((height, width, kernel.shape[3]))
+        for i in range(height):
+            for j in range(width):
+                for out in range(kernel.shape[3]):
+                    maps[i, j, out] = (x[2 * i : 2 * i + 3, 2 * j : 2 * j + 3] * kernel[:, :, :, out]).sum()
+        x = function(maps + parts[f"{layer}/bias"])
+    return x.mean((0, 1)) @ parts["dense/kernel"] + parts["dense/bias"]
+
+
+def test_rows_records_and_settings_are_those_of_the_files(tmp_path):
+    matrix = write_zoo(tmp_path)
+    for activation in ("relu", "tanh"):
+        loaded, rows = archives.load_cnn_zoo(tmp_path, activation=activation), rows_of(activation)
+        np.testing.assert_array_equal(flat(loaded), matrix[rows])
+        assert set(loaded.records) == set(HEADER) - {"", "config.activation", "config.optimizer"}
+        dtypes = {"step": np.int64, "config.num_units": np.int64, "laststep": np.bool_}
+        for name, values in loaded.records.items():
+            assert values.dtype == dtypes.get(name, np.float64)
+            expected = [column(name)[row] for row in rows]
+            np.testing.assert_array_equal(values, np.array([float(x if x != "" else "nan") for x in expected]))
+        assert loaded.settings == {
+            "source": str(tmp_path),
+            "part": None,
+            "activation": activation,
+            "step": 86,
+            "left_out": 0,
+        }
+
+
+def test_a_table_is_read_alike_in_whatever_pieces(tmp_path, monkeypatch):
+    """Also a column that turns to text, or from whole numbers to others, in its last row."""
+    write_zoo(tmp_path)
+    rows = [[*row, i, i] for i, row in enumerate(metrics_rows(12))]
+    rows[-1][-2:] = ["text", 0.5]
+    write_metrics(tmp_path / "metrics.csv.gz", rows, [*HEADER, "late text", "late float"])
+    whole = archives.load_cnn_zoo(tmp_path, activation="relu").records
+    assert "late text" not in whole
+    assert whole["late float"].dtype == np.float64
+    for size in (1, 5, 35, 36):
+        monkeypatch.setattr(archives, "_CHUNK", size)
+        pieces = archives.load_cnn_zoo(tmp_path, activation="relu").records
+        assert list(pieces) == list(whole)
+        for name, values in whole.items():
+            assert pieces[name].dtype == values.dtype
+            np.testing.assert_array_equal(pieces[name], values)
+
+
+def test_every_step_can_be_read(tmp_path):
+    matrix = write_zoo(tmp_path)
+    np.testing.assert_array_equal(
+        flat(archives.load_cnn_zoo(tmp_path, activation="relu", step=40)), matrix[rows_of("relu", 40)]
+    )
+    loaded = archives.load_cnn_zoo(tmp_path, activation="relu", step=None)
+    np.testing.assert_array_equal(flat(loaded), matrix[rows_of("relu", None)])
+    assert loaded.settings["step"] is None
+
+
+def test_the_files_may_stand_anywhere_and_the_table_be_plain(tmp_path):
+    matrix = write_zoo(tmp_path)
+    (tmp_path / "m.csv").write_bytes(gzip.decompress((tmp_path / "metrics.csv.gz").read_bytes()))
+    files = {"weights": tmp_path / "weights.npy", "metrics": tmp_path / "m.csv", "layout": tmp_path / "layout.csv"}
+    np.testing.assert_array_equal(flat(archives.load_cnn_zoo(files, activation="tanh")), matrix[rows_of("tanh")])
+    with pytest.raises(ValueError, match=r"files are \['metrics', 'weights'\]; expected"):
+        archives.load_cnn_zoo({kind: files[kind] for kind in ("metrics", "weights")}, activation="tanh")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8"])
+def test_every_precision_and_byte_order_is_read(tmp_path, dtype, order):
+    matrix = write_zoo(tmp_path, dtype=dtype)
+    np.save(tmp_path / "weights.npy", np.asarray(matrix, order=order))
+    with support.precision("float64"):
+        got = flat(archives.load_cnn_zoo(tmp_path, activation="relu"))
+    assert got.dtype == matrix.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(got, matrix[rows_of("relu")])
+    if dtype == "<f8":
+        np.testing.assert_array_equal(
+            flat(archives.load_cnn_zoo(tmp_path, activation="relu")), matrix[rows_of("relu")].astype(np.float32)
+        )
+
+
+# --- the published parts ----------------------------------------------------------------------------------------------
+
+
+def published(index: list[int], part: str, activation: str, networks: int) -> list[int]:
+    """The rows of a part as the published code gives them, written after it; rows that it repeats come repeated."""
+    steps, activations = column("step", networks), column("config.activation", networks)
+    data = [row for row in index if steps[row] == 86]
+    half = int(0.5 * len(data))
+    first = list(range(half))
+    random.Random(0).shuffle(first)
+    end = int(0.8 * half)
+    chosen = {"train": first[:end], "validation": first[end:], "test": list(range(half, len(data)))}[part]
+    return [data[i] for i in chosen if activations[data[i]] == activation]
+
+
+@pytest.mark.parametrize("networks", [40, 55])
+@pytest.mark.parametrize("header", ["", "row\n"])
+def test_the_parts_are_the_published_ones(tmp_path, networks, header):
+    matrix = write_zoo(tmp_path, networks)
+    index = np.random.default_rng(3).permutation(len(matrix)).tolist()
+    path = tmp_path / "split.csv"
+    path.write_text(header + "".join(f"{row}\n" for row in index))
+    seen = []
+    for activation in ("relu", "tanh"):
+        for part in ("train", "validation", "test"):
+            loaded = archives.load_cnn_zoo(tmp_path, activation=activation, part=part, index_file=path)
+            rows = published(index, part, activation, networks)
+            np.testing.assert_array_equal(flat(loaded), matrix[rows])
+            np.testing.assert_array_equal(
+                loaded.records["test_loss"], [float(column("test_loss", networks)[row]) for row in rows]
+            )
+            assert loaded.settings["part"] == part
+            seen += rows
+        whole = archives.load_cnn_zoo(tmp_path, activation=activation, index_file=path)
+        np.testing.assert_array_equal(
+            flat(whole), matrix[[row for row in index if row in rows_of(activation, 86, networks)]]
+        )
+    assert sorted(seen) == [row for row in range(len(matrix)) if row % 3 == 2]
+    named = archives.load_cnn_zoo(tmp_path, activation="relu", part="val", index_file=path)
+    assert named.settings["part"] == "validation"
+
+
+@pytest.mark.parametrize("final_first", [False, True])
+def test_the_header_0_of_published_index_files_counts_but_is_not_read_twice(tmp_path, final_first):
+    """The published code takes it for a row; where that row has the step, all parts move by one."""
+    networks = 40
+    matrix = write_zoo(tmp_path, networks)
+    rows = metrics_rows(networks)
+    if final_first:  # row 0 is then one of the rows at step 86
+        for row in rows[:3]:
+            row[HEADER.index("step")] = 86 if row[0] == 0 else 0
+        write_metrics(tmp_path / "metrics.csv.gz", rows)
+    steps = [row[HEADER.index("step")] for row in rows]
+    index = np.random.default_rng(3).permutation(len(matrix)).tolist()
+    path = tmp_path / "cifar10_split.csv"
+    path.write_text("".join(f"{row}\n" for row in [0, *index]))
+    data = [place for place, row in enumerate([0, *index]) if steps[row] == 86]
+    half = int(0.5 * len(data))
+    first = list(range(half))
+    random.Random(0).shuffle(first)
+    end = int(0.8 * half)
+    chosen = {"train": first[:end], "validation": first[end:], "test": list(range(half, len(data)))}
+    seen = []
+    for activation in ("relu", "tanh"):
+        for part, places in chosen.items():
+            loaded = archives.load_cnn_zoo(tmp_path, activation=activation, part=part, index_file=path)
+            expected = [[0, *index][data[i]] for i in places if data[i] > 0]
+            expected = [row for row in expected if rows[row][1] == activation]
+            np.testing.assert_array_equal(flat(loaded), matrix[expected])
+            seen += expected
+    assert sorted(seen) == [row for row in range(len(matrix)) if steps[row] == 86]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0\n1\n2\n", r"split\.csv has 3 rows, the zoo 36: line 4 is missing or too many"),
+        ("".join(f"{row}\n" for row in [7, *range(36)]), "has 37 rows, the zoo 36: line 37"),
+        ("".join(f"{row}\n" for row in [*range(36), 7]), "row 7 stands there 2 times, row 0 not at all"),
+        ("".join(f"{row}\n" for row in [*range(35), 0]), "row 0 stands there 2 times, row 35 not at all"),
+        ("".join(f"{row}\n" for row in [*range(35), 36]), r"line 36 is '36'; expected one of the rows 0\.\.35"),
+        ("-1\n0\n", r"line 1 is '-1'"),
+        ("row\n0\n1.0\n", r"line 3 is '1\.0'"),
+        ("0,1\n2,3\n", r"line 2 is '2,3'"),
+        ("", "has 0 rows"),
+    ],
+)
+def test_an_index_of_another_zoo_is_refused(tmp_path, text, message):
+    write_zoo(tmp_path)
+    (tmp_path / "split.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        archives.load_cnn_zoo(tmp_path, activation="relu", index_file=tmp_path / "split.csv")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv: no file there"):
+        archives.load_cnn_zoo(tmp_path, activation="relu", index_file=tmp_path / "nowhere.csv")
+
+
+# --- networks that diverged, and memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_diverged_networks_are_named_or_left_out(tmp_path, value):
+    matrix = write_zoo(tmp_path)
+    bad = rows_of("relu")[2:4]
+    matrix[bad[1], 5] = matrix[bad[0], -1] = value
+    np.save(tmp_path / "weights.npy", matrix)
+    with pytest.raises(ValueError, match=rf"2 of 8 networks .* the first in row {bad[0]}\b.*finite_only=True"):
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+    loaded = archives.load_cnn_zoo(tmp_path, activation="relu", finite_only=True)
+    rows = [row for row in rows_of("relu") if row not in bad]
+    np.testing.assert_array_equal(flat(loaded), matrix[rows])
+    np.testing.assert_array_equal(loaded.records["train_loss"], [float(column("train_loss")[row]) for row in rows])
+    assert loaded.settings["left_out"] == 2
+    assert archives.load_cnn_zoo(tmp_path, activation="tanh", finite_only=True).settings["left_out"] == 0
+
+
+def test_numbers_too_large_for_single_precision_are_named(tmp_path):
+    matrix = write_zoo(tmp_path, dtype="<f8")
+    matrix[rows_of("relu")[0], 0] = 1e300
+    np.save(tmp_path / "weights.npy", matrix)
+    with pytest.raises(ValueError, match="1 of 8 networks have a NaN or an infinity"):
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+
+
+def test_diverged_networks_outside_the_selection_do_not_matter(tmp_path):
+    matrix = write_zoo(tmp_path)
+    matrix[rows_of("tanh")] = matrix[rows_of("relu", 40)] = np.nan
+    np.save(tmp_path / "weights.npy", matrix)
+    np.testing.assert_array_equal(flat(archives.load_cnn_zoo(tmp_path, activation="relu")), matrix[rows_of("relu")])
+    with pytest.raises(ValueError, match="none of 4 networks with activation 'tanh', step 86 and part None is left"):
+        archives.load_cnn_zoo(tmp_path, activation="tanh", finite_only=True)
+
+
+def test_only_the_selected_rows_are_read_into_memory(tmp_path):
+    """Of a matrix of 400 MB, which stands on the disk as a hole, 20 rows."""
+    networks = 20_000 // len(STEPS)
+    write_zoo(tmp_path, networks=1, shapes=PUBLISHED)
+    rows = [[i, "tanh" if i < 20 else "relu", *row[2:]] for i, row in enumerate(metrics_rows(1) * networks)]
+    for row in rows[:20]:
+        row[HEADER.index("step")] = 86
+    write_metrics(tmp_path / "metrics.csv.gz", rows)
+    matrix = np.lib.format.open_memmap(tmp_path / "weights.npy", "w+", np.float32, (len(rows), 4970))
+    matrix[:20] = np.arange(20)[:, None]
+    del matrix
+    archives.load_cnn_zoo(tmp_path, activation="tanh")  # compiles
+    tracemalloc.start()
+    loaded = archives.load_cnn_zoo(tmp_path, activation="tanh")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(loaded.params["Dense_0"]["bias"][:, 0], np.arange(20))
+    assert peak < 40e6
+
+
+# --- damaged zoos -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["weights.npy", "metrics.csv.gz", "layout.csv"])
+def test_a_missing_file_is_named(tmp_path, name):
+    write_zoo(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{re.escape(name)}: no file there"):
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+
+
+class Touch:
+    """An object whose pickle touches a file as it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("form", ["array of objects", "bare pickle"])
+def test_a_hostile_matrix_is_refused_and_not_run(tmp_path, form):
+    write_zoo(tmp_path)
+    marker, path = tmp_path / "owned", tmp_path / "weights.npy"
+    if form == "bare pickle":
+        path.write_bytes(pickle.dumps(Touch(marker)))
+    else:
+        np.save(path, np.array([[Touch(marker)]], object))
+    with pytest.raises(ValueError, match=r"weights\.npy: expected an npy file of plain numbers.*refused"):
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+    assert not marker.exists()
+    np.load(path, allow_pickle=True)
+    assert marker.exists(), "the file is not hostile"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path, matrix: path.write_bytes(path.read_bytes()[:-40]), "cannot be read"),
+        (lambda path, matrix: path.write_bytes(b""), "cannot be read"),
+        (lambda path, matrix: path.write_bytes(b"hello"), "cannot be read"),
+        (lambda path, matrix: np.save(path, matrix[0]), r"got float32 \(55,\)"),
+        (lambda path, matrix: np.save(path, matrix.astype(int)), "got int64"),
+        (lambda path, matrix: np.save(path, matrix.astype(complex)), "got complex128"),
+        (lambda path, matrix: np.save(path, matrix[:, :-1]), "take 55 columns, the matrix has 54"),
+        (lambda path, matrix: np.save(path, matrix[:-1]), "has 36 rows, .*weights.npy 35: row 35 is missing in one"),
+        (lambda path, matrix: np.save(path, matrix[[*range(36), 0]]), "36 rows, .* 37: row 36 is missing"),
+    ],
+)
+def test_a_damaged_matrix_is_refused(tmp_path, damage, message):
+    matrix = write_zoo(tmp_path)
+    assert matrix.shape == (36, 55)
+    damage(tmp_path / "weights.npy", matrix)
+    with pytest.raises(ValueError, match=message) as caught:
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_archive_of_arrays_is_no_matrix(tmp_path):
+    matrix = write_zoo(tmp_path)
+    with (tmp_path / "weights.npy").open("wb") as file:
+        np.savez(file, matrix)
+    with pytest.raises(ValueError, match="got several arrays"):
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+
+
+def without(name: str):
+    at = HEADER.index(name)
+    rows = [row[:at] + row[at + 1 :] for row in metrics_rows(12)]
+    return rows, [other for other in HEADER if other != name]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda: without("config.activation"), r"missing are \['config.activation'\]"),
+        (lambda: without("step"), r"missing are \['step'\]"),
+        (lambda: (metrics_rows(12), [*HEADER[:-1], "step"]), r"repeated \['step'\]"),
+        (lambda: ([*metrics_rows(12)[:-1], [1, 2]], HEADER), "line 37 has 2 cells, the header 12"),
+        (lambda: ([[*row[:6], "late", *row[7:]] for row in metrics_rows(12)], HEADER), "numbers in column 'step'"),
+        (lambda: ([], HEADER), "the header alone"),
+        (lambda: ([], []), "missing are"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path, content, message):
+    write_zoo(tmp_path)
+    rows, header = content()
+    write_metrics(tmp_path / "metrics.csv.gz", rows, header)
+    with pytest.raises(ValueError, match=message) as caught:
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+    assert "metrics.csv.gz" in str(caught.value)
+
+
+def test_a_table_without_steps_is_read_whole(tmp_path):
+    matrix = write_zoo(tmp_path)
+    write_metrics(tmp_path / "metrics.csv.gz", *without("step"))
+    loaded = archives.load_cnn_zoo(tmp_path, activation="relu", step=None)
+    np.testing.assert_array_equal(flat(loaded), matrix[rows_of("relu", None)])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-9], lambda c: c[: len(c) // 2], lambda c: b"hello", lambda c: b"\xff"]
+)
+def test_a_damaged_gzip_is_refused(tmp_path, damage):
+    write_zoo(tmp_path)
+    path = tmp_path / "metrics.csv.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"metrics\.csv\.gz: expected a CSV file in gzip"):
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    write_zoo(tmp_path)
+    (tmp_path / "layout.csv").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ValueError, match=r"layout\.csv: expected a CSV file, got"):
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+
+
+def test_absent_activations_steps_and_parts_are_named(tmp_path):
+    write_zoo(tmp_path)
+    with pytest.raises(ValueError, match=r"no row has the activation 'gelu'; there are \['relu', 'tanh'\]"):
+        archives.load_cnn_zoo(tmp_path, activation="gelu")
+    with pytest.raises(ValueError, match=r"no row has step 80; steps are \[0, 40, 86\]"):
+        archives.load_cnn_zoo(tmp_path, activation="relu", step=80)
+    with pytest.raises(ValueError, match="part is 'training'; expected 'train', 'validation' or 'test'"):
+        archives.load_cnn_zoo(tmp_path, activation="relu", part="training")
+    write_zoo(tmp_path / "two", networks=2)
+    with pytest.raises(ValueError, match="none of 0 networks with activation 'relu', step 86 and part 'train' is left"):
+        archives.load_cnn_zoo(tmp_path / "two", activation="relu", part="train")
+
+
+def changed(**rows):
+    """The layout with cells changed, by line and column: _1_end_idx=30."""
+    lines = layout_lines(SMALL)
+    for where, value in rows.items():
+        line, name = where.removeprefix("_").split("_", 1)
+        lines[int(line)][("varname", "start_idx", "end_idx", "size", "shape").index(name)] = value
+    return lines
+
+
+KERNEL, HEAD = "sequential/conv2d/kernel:0", "sequential/dense/kernel:0"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (changed(_1_end_idx=21), rf"'{KERNEL}' begins at 2 and ends at 21, has size 18"),
+        (changed(_1_size=17), "has size 17 and shape"),
+        (changed(_1_shape="(3, 3, 1, 3)"), r"size 18 and shape \(3, 3, 1, 3\)"),
+        (changed(_1_shape="__import__('os').system('true')"), "has the shape .__import__"),
+        (changed(_1_shape="(3, 3, 1, 2"), "has the shape"),
+        (changed(_1_shape="(3, 3, 0, 2)"), "has the shape"),
+        (changed(_1_shape="()"), "has the shape"),
+        (changed(_1_size="x"), "has the index or size 'x'"),
+        (changed(_0_start_idx=-2), "has the index or size '-2'"),
+        (changed(_1_start_idx=1, _1_end_idx=19), "overlap at column 1: one ends at 2, the next begins at 1"),
+        (changed(_1_start_idx=3, _1_end_idx=21), "leave a gap at column 2: one ends at 2, the next begins at 3"),
+        (changed(_0_varname="sequential/batch_norm/gamma:0"), "'sequential/batch_norm/gamma:0' is none of a CNN"),
+        (changed(_2_varname="sequential/conv2d/bias:0"), "'sequential/conv2d/bias:0' stands there twice"),
+        (changed(_2_varname="sequential/conv2d_5/bias:0"), r"without \['conv2d_1/bias', 'conv2d_5/kernel'\]"),
+        (changed(_4_varname="x/dense_1/bias:0"), "2 dense layers"),
+        (layout_lines({KERNEL: (3, 3, 1, 5), "conv2d/bias": (5,), "conv2d_1/kernel": (3, 5), "conv2d_1/bias": ()})[:2],
+         "1 convolutions and 0 dense layers"),
+        (changed(_1_shape="(9, 2)"), r"expected \(size, size, in, out\)"),
+        (changed(_1_shape="(1, 9, 1, 2)"), r"kernel of conv2d_0 has shape \(1, 9, 1, 2\).*expects \(1, 1, 1, 2\)"),
+        (changed(_3_shape="(2, 2, 3, 2)"), r"kernel of conv2d_1 has shape \(2, 2, 3, 2\).*expects \(2, 2, 2, 2\)"),
+        (changed(_5_shape="(2, 3)"), r"kernel of dense_0 has shape \(2, 3\).*expects \(3, 3\).*global mean pooling"),
+    ],
+)  # fmt: skip
+def test_a_layout_that_is_not_of_a_cnn_is_refused(tmp_path, lines, message):
+    write_zoo(tmp_path)
+    write_layout(tmp_path / "layout.csv", lines)
+    if len(lines) == 2:
+        np.save(tmp_path / "weights.npy", np.zeros((36, 50), np.float32))
+    with pytest.raises(ValueError, match=message) as caught:
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+    assert "layout.csv" in str(caught.value)
+
+
+def test_columns_of_the_layout_are_wanted(tmp_path):
+    write_zoo(tmp_path)
+    (tmp_path / "layout.csv").write_text("varname,start_idx,end_idx,size\n")
+    with pytest.raises(ValueError, match=r"missing are \['shape'\]"):
+        archives.load_cnn_zoo(tmp_path, activation="relu")
+
+
+def test_variables_may_stand_in_any_order_under_any_prefix(tmp_path):
+    matrix = write_zoo(tmp_path)
+    expected = archives.load_cnn_zoo(tmp_path, activation="relu")
+    lines = layout_lines(SMALL)
+    for line in lines:
+        line[0] = line[0].removeprefix("sequential/").removesuffix(":0").replace("conv2d_1", "conv2d_10")
+        line[0] = line[0].replace("conv2d/", "conv2d_9/").replace("dense", "model/dense_4")
+    write_layout(tmp_path / "layout.csv", lines[::-1])
+    loaded = archives.load_cnn_zoo(tmp_path, activation="relu")
+    assert loaded.arch == expected.arch == CNN
+    support.assert_identical(loaded.params, expected.params)
+    np.testing.assert_array_equal(flat(loaded), matrix[rows_of("relu")])
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+BITS = {
+    "step": np.array([86, 86, 40]),
+    "test_accuracy": np.array([0.1, np.nan, 1 / 3]),
+    "train_loss": np.array([1.0, np.inf, 5e-324]),
+    "seed": np.array([2**62 + 1, -3, 0]),
+    "finished": np.array([True, False, True]),
+    "name, with \"quotes\"": np.array([1.5, 2.5, -0.0]),
+}  # fmt: skip
+
+
+def random_cnns(arch=CNN, dtype="float32", records=None) -> zoo.Zoo:
+    params = support.random_params(arch, models=(3,), dtype=dtype)
+    return zoo.Zoo(arch, params, BITS if records is None else records, {"anything": 1})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_what_is_written_is_read_back_bit_for_bit(tmp_path, activation, dtype):
+    arch = architecture.cnn((2, 3, 1, 4), 3, activation=activation, kernel_size=(3, 1, 2))
+    with support.precision(dtype):
+        cnns = random_cnns(arch, dtype)
+        archives.save_cnn_zoo(tmp_path / "new" / "zoo", cnns)
+        loaded = archives.load_cnn_zoo(tmp_path / "new" / "zoo", activation=activation, step=None)
+        assert loaded.arch == arch
+        support.assert_identical(loaded.params, cnns.params)
+    assert list(loaded.records) == list(BITS)
+    for name, values in BITS.items():
+        assert loaded.records[name].dtype == values.dtype
+        assert loaded.records[name].tobytes() == values.tobytes()
+    assert sorted(path.name for path in (tmp_path / "new" / "zoo").iterdir()) == [
+        "layout.csv",
+        "metrics.csv.gz",
+        "weights.npy",
+    ]
+
+
+def test_what_is_written_is_what_the_published_code_expects(tmp_path):
+    """Bias before kernel, TensorFlow's names and layout, rows of numbers."""
+    cnns = random_cnns()
+    archives.save_cnn_zoo(tmp_path, cnns)
+    matrix = np.load(tmp_path / "weights.npy")
+    assert matrix.dtype == np.float32
+    with (tmp_path / "layout.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["varname"] for line in lines] == list(SMALL)
+    start = 0
+    for line, (name, shape) in zip(lines, SMALL.items(), strict=True):
+        end = start + math.prod(shape)
+        assert line == {"varname": name, "start_idx": str(start), "end_idx": str(end), "size": str(end - start)} | {
+            "shape": str(shape)
+        }
+        layer, kind = name.split("/")[1:]
+        ours = {"conv2d": "Conv_0", "conv2d_1": "Conv_1", "dense": "Dense_0"}[layer]
+        np.testing.assert_array_equal(matrix[:, start:end].reshape(3, *shape), cnns.params[ours][kind[:-2]])
+        start = end
+    with gzip.open(tmp_path / "metrics.csv.gz", "rt", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["config.activation"] for row in table] == ["relu"] * 3
+    assert [int(row["step"]) for row in table] == [86, 86, 40]
+
+
+def test_the_published_zoo_is_read_written_and_read_alike(tmp_path):
+    write_zoo(tmp_path / "published", shapes=PUBLISHED)
+    first = archives.load_cnn_zoo(tmp_path / "published", activation="tanh", part="test")
+    archives.save_cnn_zoo(tmp_path / "part", first)
+    second = archives.load_cnn_zoo(tmp_path / "part", activation="tanh")
+    assert second.arch == first.arch
+    support.assert_identical(second.params, first.params)
+    support.assert_identical(second.records, first.records)
+
+
+def test_a_zoo_is_overwritten_only_where_that_is_asked_for(tmp_path):
+    cnns = random_cnns()
+    archives.save_cnn_zoo(tmp_path, cnns)
+    other = zoo.Zoo(CNN, support.random_params(CNN, 1, models=(3,)), {}, {})
+    with pytest.raises(FileExistsError, match=r"got \['weights.npy', 'metrics.csv.gz', 'layout.csv'\].*overwrite=True"):
+        archives.save_cnn_zoo(tmp_path, other)
+    support.assert_identical(archives.load_cnn_zoo(tmp_path, activation="relu", step=None).params, cnns.params)
+    archives.save_cnn_zoo(tmp_path, other, overwrite=True)
+    again = archives.load_cnn_zoo(tmp_path, activation="relu", step=None)
+    support.assert_identical(again.params, other.params)
+    assert not again.records
+
+
+@pytest.mark.parametrize("write", [1, 2, 3])
+def test_an_interrupted_write_leaves_no_mixed_zoo(tmp_path, monkeypatch, write):
+    archives.save_cnn_zoo(tmp_path, random_cnns())
+    replace, calls = archives.os.replace, []
+
+    def failing(source, target):
+        calls.append(target)
+        if len(calls) == write:
+            raise OSError("disk full")
+        replace(source, target)
+
+    monkeypatch.setattr(archives.os, "replace", failing)
+    with pytest.raises(OSError, match="disk full"):
+        archives.save_cnn_zoo(tmp_path, random_cnns(records={}), overwrite=True)
+    with pytest.raises(FileNotFoundError, match=r"weights\.npy"):
+        archives.load_cnn_zoo(tmp_path, activation="relu", step=None)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_a_failed_write_leaves_the_old_zoo(tmp_path, monkeypatch):
+    cnns = random_cnns()
+    archives.save_cnn_zoo(tmp_path, cnns)
+    monkeypatch.setattr(archives.np, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        archives.save_cnn_zoo(tmp_path, random_cnns(records={}), overwrite=True)
+    support.assert_identical(archives.load_cnn_zoo(tmp_path, activation="relu", step=None).params, cnns.params)
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        architecture.mlp((3, 4, 2)),
+        architecture.siren((2, 3, 1)),
+        architecture.cnn((1, 2), 2, strides=1),
+        architecture.cnn((1, 2), 2, padding="SAME"),
+        architecture.cnn((1, 2), 2, flatten=(5, 5)),
+        support.batch_norm_mlp()[0],
+    ],
+    ids=str,
+)
+def test_architectures_without_a_place_in_the_format_are_refused(tmp_path, arch):
+    with pytest.raises(ValueError, match="has no place in a Small CNN Zoo"):
+        archives.save_cnn_zoo(tmp_path, zoo.Zoo(arch, support.random_params(arch, models=(2,)), {}, {}))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ({"a": np.zeros((3, 2))}, r"records\['a'\] is float64 \(3, 2\)"),
+        ({"a": np.array(["x", "y", "z"])}, r"records\['a'\] is <U1"),
+        ({"a": np.zeros(3, np.uint64)}, "is uint64"),
+        ({"": np.zeros(3)}, "under a name other than ''"),
+        ({"config.activation": np.zeros(3)}, "other than '' and 'config.activation'"),
+    ],
+)
+def test_records_without_a_place_in_the_format_are_refused(tmp_path, records, message):
+    with pytest.raises(ValueError, match=message):
+        archives.save_cnn_zoo(tmp_path, random_cnns(records=records))
+    assert not list(tmp_path.iterdir())
+
+
+def test_mixed_and_half_precision_without_a_place_are_refused(tmp_path):
+    cnns = random_cnns()
+    params = cnns.params | {"Dense_0": support.jax.tree.map(lambda x: x.astype(jnp.float16), cnns.params["Dense_0"])}
+    with pytest.raises(ValueError, match=r"zoo\.params are float16, float32; expected"):
+        archives.save_cnn_zoo(tmp_path, zoo.Zoo(CNN, params, {}, {}))
+    with pytest.raises(ValueError, match=r"zoo\.params are bfloat16"):
+        archives.save_cnn_zoo(tmp_path, random_cnns(dtype="bfloat16"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_imported_network_of_pytorch_can_be_written(tmp_path):
+    values = {"conv.weight": np.ones((2, 1, 3, 3)), "conv.bias": np.zeros(2), "fc.weight": np.ones((2, 2))}
+    arch = architecture.cnn((1, 2), 2)
+    params = interop.from_torch(arch, values | {"fc.bias": np.zeros(2)})
+    archives.save_cnn_zoo(tmp_path, zoo.Zoo(arch, support.rows(params, None), {}, {}))
+    loaded = archives.load_cnn_zoo(tmp_path, activation="relu", step=None)
+    support.assert_identical(support.rows(loaded.params, 0), params)

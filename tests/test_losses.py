@@ -1,0 +1,140 @@
+"""Losses are the formulas that they name, by a second route in NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+from flax import linen as nn
+
+from jax_scalegmn import architecture, graph, losses, models, network
+
+SIREN = support.ARCHITECTURES["siren"]
+RELU = support.ARCHITECTURES["relu mlp"]
+KEY = jax.random.key(0)
+
+
+class Noisy(models.Autoencoder):
+    """Decodes every network to itself and noise from the dropout key."""
+
+    def __call__(self, params, *, train=False):
+        noise = jax.random.normal(self.make_rng("dropout")) if train else 0.0
+        return jax.tree.map(lambda leaf: (1 + 0.1 * noise) * leaf, params)
+
+
+def noisy(arch):
+    whole = models.autoencoder(arch, 3)
+    return Noisy(whole.encoder, whole.decoder)
+
+
+def test_autoencoder_loss_is_the_distance_of_images_and_of_the_orbit():
+    """With dropout from the key; the orbit distance of scaled weights is the scale squared."""
+    model, params = noisy(SIREN), support.random_params(SIREN)
+    loss, metrics = jax.jit(losses.autoencoder_loss(model, size=(3, 2), orbit_weight=0.5))({}, params, KEY)
+    decoded = model.apply({}, params, train=True, rngs={"dropout": KEY})
+    images = [network.render(SIREN, one, (3, 2)) for one in (decoded, params)]
+    scale = float(decoded["Dense_0"]["bias"][0] / params["Dense_0"]["bias"][0])
+    assert metrics["reconstruction"] == pytest.approx(float(np.square(np.subtract(*images)).mean()), rel=1e-4)
+    assert metrics["orbit_distance"] == pytest.approx((scale - 1) ** 2, rel=1e-4)
+    assert loss == pytest.approx(float(metrics["reconstruction"] + 0.5 * metrics["orbit_distance"]), rel=1e-5)
+    plain = jax.jit(losses.autoencoder_loss(model, size=(3, 2)))
+    assert plain({}, params, KEY)[0] == pytest.approx(float(metrics["reconstruction"]), rel=1e-5)
+    assert set(plain({}, params, KEY)[1]) == {"reconstruction"}
+    assert plain({}, params, jax.random.key(1))[0] != plain({}, params, KEY)[0]
+
+
+def softmax(logits):
+    weights = np.exp(np.float64(logits))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 2.0])
+def test_distillation_loss_is_the_scaled_divergence_of_the_logits(temperature):
+    """T^2 KL(teacher || student), the mean over inputs; 0 for the network itself."""
+    model, params, x = noisy(RELU), support.random_params(RELU), support.example(RELU)
+    loss, metrics = losses.distillation_loss(model, x, temperature=temperature)({}, params, KEY)
+    decoded = model.apply({}, params, train=True, rngs={"dropout": KEY})
+    teacher, student = (softmax(support.outputs(RELU, one, x) / temperature) for one in (params, decoded))
+    expected = temperature**2 * (teacher * np.log(teacher / student)).sum(-1).mean()
+    assert expected > 1e-5
+    assert loss == metrics["distillation"] == pytest.approx(expected, rel=1e-3)
+    still = losses.distillation_loss(model, x, temperature=temperature, train=False)({}, params, KEY)[0]
+    assert still == pytest.approx(0, abs=1e-7)
+
+
+class Reads(nn.Module):
+    """The first hidden biases over a learned temperature, with noise in training: a model of params and of graphs."""
+
+    count: int
+
+    def __call__(self, params, *, train=False):
+        return self.of(params["Dense_0"]["bias"], train)
+
+    def read(self, built, *, train=False):
+        return self.of(built.nodes[graph.topology(RELU).nodes["hidden_0"], 0], train)
+
+    @nn.compact
+    def of(self, x, train):
+        noise = jax.random.normal(self.make_rng("dropout"), x.shape) if train else 0.0
+        return ((x + noise) * self.param("inverse", nn.initializers.ones, ()))[: self.count]
+
+
+def test_classification_loss_is_the_cross_entropy_of_the_label():
+    params, variables = support.random_params(RELU), {"params": {"inverse": jnp.asarray(2.0)}}
+    loss_fn = losses.classification_loss(Reads(4), train=False)
+    logits = 2 * params["Dense_0"]["bias"][:4]
+    expected = -np.log(softmax(logits))
+    for label in range(4):
+        loss, metrics = loss_fn(variables, (params, jnp.asarray(label)), KEY)
+        assert loss == pytest.approx(expected[label], rel=1e-5)
+        assert metrics == {"accuracy": float(label == np.argmax(logits))}
+
+
+def test_regression_loss_is_the_squared_error():
+    params, variables = support.random_params(RELU), {"params": {"inverse": jnp.asarray(2.0)}}
+    gap = float(2 * params["Dense_0"]["bias"][0] - 0.7)
+    loss, metrics = losses.regression_loss(Reads(1), train=False)(variables, (params, jnp.asarray(0.7)), KEY)
+    assert loss == pytest.approx(gap**2, rel=1e-5)
+    assert metrics == {"absolute_error": pytest.approx(abs(gap), rel=1e-5)}
+
+
+@pytest.mark.parametrize(
+    ("make", "count", "target"), [(losses.classification_loss, 4, 2), (losses.regression_loss, 1, 0.7)]
+)
+def test_losses_of_models_read_graphs_too_and_drop_out_by_the_key(make, count, target):
+    params, variables = support.random_params(RELU), {"params": {"inverse": jnp.asarray(2.0)}}
+    compute = functools.partial(make(Reads(count)), variables)
+    row, built = (params, jnp.asarray(target)), (graph.from_params(RELU, params), jnp.asarray(target))
+    support.assert_identical(compute(built, KEY), compute(row, KEY))
+    assert compute(row, jax.random.key(1))[0] != compute(row, KEY)[0]
+    still = functools.partial(make(Reads(count), train=False), variables)
+    assert still(row, jax.random.key(1))[0] == still(row, KEY)[0]
+
+
+def test_an_encoder_is_a_classifier():
+    """Of params and of their graph, single and in a batch under jit; its loss has a gradient everywhere."""
+    model = models.Encoder(models.ScaleGMN(RELU, 4, num_layers=1), latent=3)
+    stack = support.random_params(RELU, models=(2,))
+    variables = support.random_variables(model, support.rows(stack, 0))
+    loss_fn, labels = losses.classification_loss(model), jnp.asarray([0, 2])
+
+    def mean_loss(variables, subjects):
+        return jax.vmap(lambda one, label: loss_fn(variables, (one, label), KEY)[0])(subjects, labels).mean()
+
+    @jax.jit
+    def both(variables):
+        built = jax.vmap(lambda one: graph.from_params(RELU, one).nodes)(stack)
+        graphs = graph.from_params(RELU, support.rows(stack, 0))
+        edges = jax.vmap(lambda one: graph.from_params(RELU, one).edges)(stack)
+        read = jax.vmap(
+            lambda nodes, edges, label: loss_fn(
+                variables, (graphs._replace(nodes=nodes, edges=edges), label), KEY
+            )[0]
+        )(built, edges, labels).mean()
+        return jax.value_and_grad(mean_loss)(variables, stack), read
+
+    (loss, grad), read = both(variables)
+    assert read == pytest.approx(float(loss), rel=1e-5)
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(grad))
