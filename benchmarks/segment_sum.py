@@ -89,7 +89,7 @@ def _network(gmn: ScaleGMN, topo: Topology, built: jraph.GraphsTuple) -> _Networ
     inputs, outputs = (sum((of[name] for name in names), none) for names in (topo.inputs, topo.outputs))
     presence: graph.Presence | None = built.globals
     fixed = next((s for s in graph.SCALED if topo.is_under(s)), Scaling.PERMUTATION)
-    groups: dict[Scaling, Any] = {scaling: none for scaling in Scaling} | {fixed: inputs | outputs}
+    groups: dict[Scaling, Any] = dict.fromkeys(Scaling, none) | {fixed: inputs | outputs}
     for name, possible in topo.scalings.items():
         for scaling in possible:
             acts = True if presence is None else presence.scalings[name][scaling.value]

@@ -34,7 +34,32 @@ def write(path: Path, results: Mapping[str, Any], pictures: Mapping[str, Any]) -
     """Writes the page."""
     arch = results["config"]["zoo"]
     title = f"Merging INRs {'-'.join(map(str, arch['widths']))} by a ScaleGMN autoencoder"
-    path.write_text(PAGE.substitute(title=html.escape(title), body="\n".join(_sections(results, pictures))))
+    write_page(path, title, _sections(results, pictures))
+
+
+def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
+    """Writes one page of sections that are HTML already."""
+    path.write_text(PAGE.substitute(title=html.escape(title), body="\n".join(sections)))
+
+
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text, the first the head, as an HTML table."""
+    head, *body = [[html.escape(cell) for cell in row] for row in rows]
+    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
+    return "<table>" + "\n".join(lines) + "</table>"
+
+
+def html_image(figure: Figure) -> str:
+    """A figure as part of the page itself."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def html_settings(values: Mapping[str, Any]) -> str:
+    """Nested settings as indented text under a heading."""
+    return f"<h2>Settings</h2><pre>{html.escape(_yaml_like(values))}</pre>"
 
 
 def table(results: Mapping[str, Any]) -> rich.table.Table:
@@ -67,21 +92,20 @@ def _sections(results: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterab
         "networks.</p>"
     )
     yield "<h2>Two independent fits of one unseen image</h2>"
-    yield _table(_method_rows(results))
+    yield html_table(_method_rows(results))
     yield (
         "<p class=note>Mean squared error against the true image, with 95 % bootstrap intervals over pairs. Midpoint: "
         "at t = 1/2. Barrier: maximum above the chord between the end points. End-point gap: between what an end point "
         "draws and what its original network draws. Read: digits recognised by the classifier at t = 1/2.</p>"
     )
     yield "<h2>A network and a transformed, perturbed copy</h2><p>Mean squared error at t = 1/2.</p>"
-    yield _table(_orbit_rows(results))
-    yield "<h2>Along the path</h2>" + _image(_curves(results))
-    yield "<h2>Images along the path</h2>" + _image(_filmstrips(results, pictures["paths"]))
-    yield "<h2>Reconstructions</h2>" + _image(_reconstructions(pictures))
-    yield "<h2>Embeddings</h2>" + _image(_embeddings(pictures))
-    yield "<h2>Training</h2>" + _image(_training(results))
-    plain = {name: results[name] for name in ("config", "environment", "seconds", "zoo")}
-    yield f"<h2>Settings</h2><pre>{html.escape(_yaml_like(plain))}</pre>"
+    yield html_table(_orbit_rows(results))
+    yield "<h2>Along the path</h2>" + html_image(_curves(results))
+    yield "<h2>Images along the path</h2>" + html_image(_filmstrips(results, pictures["paths"]))
+    yield "<h2>Reconstructions</h2>" + html_image(_reconstructions(pictures))
+    yield "<h2>Embeddings</h2>" + html_image(_embeddings(pictures))
+    yield "<h2>Training</h2>" + html_image(_training(results))
+    yield html_settings({name: results[name] for name in ("config", "environment", "seconds", "zoo")})
 
 
 def _method_rows(results: Mapping[str, Any]) -> list[list[str]]:
@@ -102,19 +126,6 @@ def _orbit_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 def _with_interval(value: Mapping[str, float]) -> str:
     return f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = [[html.escape(cell) for cell in row] for row in rows]
-    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
-    return "<table>" + "\n".join(lines) + "</table>"
-
-
-def _image(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def _curves(results: Mapping[str, Any]) -> Figure:

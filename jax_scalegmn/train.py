@@ -4,6 +4,7 @@ step = make_step(losses.autoencoder_loss(model, size=(8, 8)), tx)
 for state, metrics in fit(step, state, data, batch_size=64, num_epochs=10): ...
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -173,17 +174,7 @@ def fit(step: Step, state: State, data: Any, *, batch_size: int, num_epochs: int
     if steps == 0:
         raise ValueError(f"The data hold {count} networks, fewer than one batch of {batch_size}. Lower batch_size.")
 
-    def epoch(state: State, data: Any) -> tuple[State, Metrics]:
-        order_key = jax.random.fold_in(_purpose(state.key, "order"), state.step // steps)
-        order = jax.random.permutation(order_key, count)[: steps * batch_size].reshape(steps, batch_size)
-
-        def body(state: State, rows: Array) -> tuple[State, Metrics]:
-            return step(state, jax.tree.map(lambda leaf: leaf[rows], data))
-
-        state, metrics = jax.lax.scan(body, state, order)
-        return state, jax.tree.map(lambda values: values.mean(0), metrics)
-
-    compiled = jax.jit(epoch, donate_argnums=0)
+    compiled = _compiled_epoch(step, count, batch_size)
     for _ in range(int(state.step) // steps, num_epochs):
         state, metrics = compiled(state, data)
         yield state, metrics
@@ -217,6 +208,24 @@ class Monitor(NamedTuple):
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_epoch(step: Step, count: int, batch_size: int) -> Callable[[State, Any], tuple[State, Metrics]]:
+    """The epoch of `fit`, kept: another fit with the very same step, like one of another seed, compiles nothing."""
+    steps = count // batch_size
+
+    def epoch(state: State, data: Any) -> tuple[State, Metrics]:
+        order_key = jax.random.fold_in(_purpose(state.key, "order"), state.step // steps)
+        order = jax.random.permutation(order_key, count)[: steps * batch_size].reshape(steps, batch_size)
+
+        def body(state: State, rows: Array) -> tuple[State, Metrics]:
+            return step(state, jax.tree.map(lambda leaf: leaf[rows], data))
+
+        state, metrics = jax.lax.scan(body, state, order)
+        return state, jax.tree.map(lambda values: values.mean(0), metrics)
+
+    return jax.jit(epoch, donate_argnums=0)
 
 
 def _purpose(key: Key, name: str) -> Key:

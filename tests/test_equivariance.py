@@ -1,0 +1,472 @@
+"""What a network's group does to it, every model follows: group by direction by head by architecture by options.
+
+A case is compiled once for a batch of networks with variables of their own, and every claim is checked on it: features
+behind every layer and edited networks move with the network, embeddings stay, the plain edge-by-edge implementation
+computes the same, no parameter is idle.
+"""
+
+import functools
+import itertools
+import random
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+
+from benchmarks import segment_sum
+from jax_scalegmn import architecture, graph, layers, message_passing, symmetry, testing
+from jax_scalegmn.architecture import Scaling
+from jax_scalegmn.layers import IO, Canonical
+from jax_scalegmn.models import Editor, Encoder, Readout, ScaleGMN
+
+ROWS = 8  # networks of a batch
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+ARCHITECTURES = {
+    **support.ARCHITECTURES,
+    "relu cnn": architecture.cnn((1, 3, 4), 2, kernel_size=(3, 2)),
+    "gelu mlp": architecture.mlp((3, 5, 4, 2), "gelu"),
+    **{name: arch for name, (arch, _) in support.HAND_WRITTEN.items()},
+}
+ARCHITECTURES |= {
+    f"{name}, restricted": architecture.restrict(ARCHITECTURES[name], Scaling.PERMUTATION)
+    for name in ("siren", "relu cnn", "residual relu")
+}
+HEADS = {**{readout.value: readout for readout in Readout}, "editor": None}
+
+
+class Case(NamedTuple):
+    """A model; `options` of its ScaleGMN."""
+
+    name: str
+    bidirectional: bool
+    head: str
+    options: tuple[tuple[str, object], ...] = ()
+
+    def __str__(self):
+        changes = [f"{key}={getattr(value, 'value', value)}" for key, value in self.options]
+        return ", ".join([self.name, "both ways" if self.bidirectional else "forward", self.head, *changes])
+
+    @property
+    def arch(self):
+        return ARCHITECTURES[self.name]
+
+    @property
+    def model(self):
+        options = {"num_layers": 2, "hidden": 3, **dict(self.options)}
+        gmn = ScaleGMN(self.arch, 4, bidirectional=self.bidirectional, **options)
+        return Editor(gmn) if self.head == "editor" else Encoder(gmn, 3, HEADS[self.head])
+
+
+def case(name, direction, head, **options):
+    return Case(name, direction == "both", head, tuple(options.items()))
+
+
+ABSOLUTE = {"canonical": Canonical.ABSOLUTE}
+NO_ENCODING = {"node_encoding": False, "edge_encoding": False}
+# Every two values of different columns stand together in some case, where they can.
+CASES = [
+    case("siren", "forward", "full_graph"),
+    case("siren", "both", "last_layer", io=IO.SEPARATE, edge_encoding=False, **ABSOLUTE),
+    case("tanh mlp", "both", "editor", encoding_features=True, message_layers=2),
+    case("tanh mlp", "forward", "last_layer", io=IO.SHARED, num_layers=3),
+    case("tanh cnn", "forward", "editor", io=IO.SHARED, **ABSOLUTE),
+    case("tanh cnn", "both", "full_graph", io=IO.SEPARATE, update_layers=2, **NO_ENCODING),
+    case("relu mlp", "forward", "full_graph", io=IO.SHARED, encoding_features=True),
+    case("relu mlp", "both", "full_graph"),
+    case("relu cnn", "forward", "full_graph", io=IO.SEPARATE, skip=False, normalized=False),
+    case("relu cnn", "both", "full_graph", io=IO.SHARED, edge_encoding=False),
+    case("relu cnn", "both", "editor", io=IO.SEPARATE, message_layers=2, update_layers=2),
+    case("mixed mlp", "both", "full_graph", normalized=False),
+    case("mixed mlp", "forward", "editor", io=IO.SHARED, skip=False, **ABSOLUTE),
+    case("mixed mlp", "both", "last_layer", io=IO.SHARED, encoding_features=True),
+    case("batch norm", "both", "editor", io=IO.SEPARATE, **ABSOLUTE),
+    case("batch norm", "forward", "full_graph", encoding_features=True),
+    case("layer norm", "both", "full_graph", io=IO.SHARED, update_layers=2),
+    case("layer norm", "forward", "editor", **NO_ENCODING),
+    case("residual relu", "forward", "full_graph", **NO_ENCODING),
+    case("residual relu", "both", "full_graph", io=IO.SHARED),
+    case("residual relu", "both", "editor", encoding_features=True),
+    case("residual tanh", "both", "full_graph", message_layers=2, **ABSOLUTE),
+    case("residual tanh", "forward", "editor", io=IO.SEPARATE, normalized=False),
+    case("gelu mlp", "forward", "full_graph"),
+    case("siren, restricted", "both", "deep_set", normalized=False),
+    case("relu cnn, restricted", "both", "editor", **NO_ENCODING),
+    case("residual relu, restricted", "both", "last_layer", skip=False),
+]
+
+
+def all_cases():
+    """The whole product of architecture, direction, head and rule, the other options drawn for each."""
+    draw = random.Random(0)
+    for name, direction, head, io in itertools.product(ARCHITECTURES, ("forward", "both"), HEADS, IO):
+        plain = not graph.topology(ARCHITECTURES[name]).is_under(*graph.SCALED)
+        if (plain and io is not IO.GATE) or (head == "deep_set" and not plain):
+            continue
+        options = {name: draw.random() < 0.5 for name in ("node_encoding", "edge_encoding", "skip", "normalized")}
+        if not plain:
+            options |= {
+                "io": io,
+                "canonical": draw.choice([Canonical.SYMMETRISED, Canonical.ABSOLUTE]),
+                "message_layers": draw.choice([1, 2]),
+                "update_layers": draw.choice([1, 2]),
+                "encoding_features": options["node_encoding"] and draw.random() < 0.5,
+            }
+        yield case(name, direction, head, num_layers=draw.choice([1, 2, 3]), **options)
+
+
+SLOW = pytest.mark.slow
+WITH_ALL = [*CASES, *(pytest.param(one, marks=SLOW) for one in all_cases())]
+every_case = pytest.mark.parametrize("case", WITH_ALL, ids=str)
+
+
+def is_read(head):
+    return head != "editor"
+
+
+# --- one compiled program a case ------------------------------------------------------------------------------------
+
+
+def compiled_reader(case, dtype):
+    """(read, params, variables): read maps ROWS networks, with variables each, to (outcome, features on the way)."""
+    arch, model = case.arch, case.model
+    params = support.random_params(arch, dtype=dtype)
+    edits = isinstance(model, Editor)
+    variables = support.random_variables(_Delta(model) if edits else model, params, dtype=dtype)
+
+    def is_kept(module, method):
+        return isinstance(module, message_passing.MessagePassing | message_passing.PlainMessagePassing | ScaleGMN)
+
+    def read(variables, params):
+        if edits:
+            return model.apply(variables, params, method="delta"), []
+        z, kept = model.apply(variables, params, capture_intermediates=is_kept, mutable=["intermediates"])
+        kept = kept["intermediates"]["gmn"]
+        behind = [kept[f"layer_{index}"]["__call__"][0] for index in range(model.gmn.num_layers)]
+        whole = in_blocks(graph.topology(arch), kept["__call__"][0])
+        values = [
+            (state.nodes, [layers.value(e) for e in state.edges], [layers.value(e) for e in state.backward])
+            for state in behind
+        ]
+        return z, [*values, (*whole, [])]
+
+    return jax.jit(jax.vmap(read)), params, variables
+
+
+class _Delta(NamedTuple):
+    """An editor whose `init` makes the variables that its delta reads."""
+
+    model: Editor
+
+    def init(self, key, params):
+        return self.model.init(key, params, method="delta")
+
+
+reader = functools.lru_cache(maxsize=80)(compiled_reader)
+
+
+def in_blocks(topo, built):
+    """The flat node and edge features of a graph, layer by layer and block by block."""
+    by_block = [built.edges[block.edges].reshape(*block.shape, -1) for block in topo.blocks]
+    return {name: built.nodes[where] for name, where in topo.nodes.items()}, by_block
+
+
+def repeated(tree):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * ROWS), tree)
+
+
+act_on_stack = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
+
+
+# --- symmetry -------------------------------------------------------------------------------------------------------
+
+
+def moved_features(topo, element, features):
+    """What node features by neuron layer, and edge features by block, become under an element."""
+    nodes, edges, backward = features
+    order, scale = (dict(mapping) for mapping in element)
+    for name, h in nodes.items():
+        order.setdefault(name, np.arange(len(h)))
+        scale.setdefault(name, np.ones(len(h)))
+    new_nodes = {name: h[order[name]] * scale[name][:, None] for name, h in nodes.items()}
+
+    def turned(block, e, sign):
+        e = e[np.ix_(order[block.sender], order[block.receiver])] if e.shape[0] > 1 or e.shape[1] > 1 else e
+        ratio = scale[block.receiver][None, :, None] / scale[block.sender][:, None, None]
+        return e * ratio**sign
+
+    pairs = [list(zip(topo.blocks, one, strict=False)) for one in (edges, backward)]
+    return new_nodes, [turned(*pair, 1) for pair in pairs[0]], [turned(*pair, -1) for pair in pairs[1]]
+
+
+def worst_deviation(case, read, params, variables, group, dtype, elements=None):
+    """Of an outcome or feature from what it should be, over a batch of group elements; relative to the largest entry."""
+    arch = case.arch
+    if elements is None:
+        elements = support.random_elements(arch, ROWS, **group, dtype=dtype)
+    same, stack = repeated(variables), repeated(params)
+    expected = jax.device_get(support.rows(read(same, stack), 0))
+    got = jax.device_get(read(same, act_on_stack(arch, elements, stack)))
+    worst = 0.0
+    for index in range(ROWS):
+        element = jax.device_get(support.rows(elements, index))
+        (outcome, by_layer), (outcome_moved, by_layer_moved) = expected, support.rows(got, index)
+        if not is_read(case.head):
+            outcome = symmetry.act(arch, element, outcome)
+        worst = max(worst, support.deviation(outcome_moved, outcome))
+        for features, features_moved in zip(by_layer, by_layer_moved, strict=True):
+            moved = moved_features(graph.topology(arch), element, features)
+            worst = max(worst, support.deviation(features_moved, moved))
+    return worst
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@every_case
+def test_outcomes_and_features_follow_the_group(case, dtype):
+    """Embeddings are invariant; features behind every layer, forward and backward, and edits are equivariant."""
+    with support.precision(dtype):
+        read, params, variables = reader(case, dtype)
+        assert worst_deviation(case, read, params, variables, support.GROUPS["PD"], dtype) < TOLERANCE[dtype]
+        others = read(repeated(variables), support.random_params(case.arch, 1, dtype, models=(ROWS,)))[0]
+        for leaf in jax.tree.leaves(others):  # networks of another function have another outcome
+            assert np.abs(leaf - leaf[:1]).max() > 1e-3 * np.abs(leaf).max()
+
+
+@pytest.mark.parametrize("name", support.HAND_WRITTEN)
+def test_hand_written_descriptions_are_right(name):
+    """Their function is the same behind every element, and not if one vector's power is wrong."""
+    arch, apply = support.HAND_WRITTEN[name]
+    params, x = support.random_params(arch), jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), "float32")
+    assert testing.assert_function_preserved(arch, apply, params, x, samples=3) < 1e-5
+    turned = {**params, next(iter(params)): jax.tree.map(lambda leaf: leaf[..., ::-1], next(iter(params.values())))}
+    assert support.deviation(apply(turned, x), apply(params, x)) > 1e-2
+
+
+# --- negative controls ----------------------------------------------------------------------------------------------
+
+
+def constant_in_message(monkeypatch):
+    """Messages with a constant, which no sign flips."""
+    right = layers.ScaleEquivariant.__call__
+    monkeypatch.setattr(
+        layers.ScaleEquivariant, "__call__", lambda self, x, rule, extra=None: right(self, x, rule, extra) + 0.1
+    )
+
+
+def uneven_map(monkeypatch):
+    """rho(x) in the place of rho(x) + rho(-x)."""
+    monkeypatch.setattr(layers.MLP, "activate_even", lambda self, u: 2 * self.activate(u))
+
+
+def type_per_hidden_neuron(monkeypatch):
+    right = graph.topology
+    monkeypatch.setattr(graph, "topology", lambda a: right(a)._replace(node_types=np.arange(right(a).num_nodes)))
+
+
+def last_types_in_wrong_order(monkeypatch):
+    """Types of the last edges by the sender, not by the receiver."""
+    right = graph.topology
+
+    def wrong(arch):
+        *first, last = right(arch).blocks
+        types = last.types.min() + np.arange(np.prod(last.shape)).reshape(last.shape) // last.shape[0]
+        return right(arch)._replace(blocks=(*first, last._replace(types=types)))
+
+    monkeypatch.setattr(graph, "topology", wrong)
+
+
+SMALL = case("tanh mlp", "forward", "full_graph", num_layers=1)
+
+
+def assert_breaks(case, broken, whole):
+    """The case follows one group and not the other."""
+    read, params, variables = compiled_reader(case, "float32")
+    assert worst_deviation(case, read, params, variables, support.GROUPS[whole], "float32") < 1e-5
+    assert worst_deviation(case, read, params, variables, support.GROUPS[broken], "float32") > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("damage", "broken", "whole"),
+    [
+        (constant_in_message, "D", "P"),
+        (uneven_map, "D", "P"),
+        (type_per_hidden_neuron, "P", "D"),
+        (last_types_in_wrong_order, "P", "D"),
+    ],
+)
+def test_a_wrong_model_fails_the_same_check(damage, broken, whole, monkeypatch):
+    """And only for the group that it breaks."""
+    damage(monkeypatch)
+    assert_breaks(SMALL, broken, whole)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case("tanh mlp", "forward", "full_graph", num_layers=1, canonical=Canonical.ABLATED),
+        case("relu mlp", "forward", "full_graph", num_layers=1, canonical=Canonical.ABLATED),
+        case("relu mlp", "both", "full_graph", num_layers=1, parity=True),
+    ],
+    ids=str,
+)
+def test_the_ablated_model_and_the_published_backward_messages_follow_permutations_alone(case):
+    assert_breaks(case, "D", "P")
+
+
+# --- the same function by another route -----------------------------------------------------------------------------
+
+
+def plain(case):
+    """(variables, params) -> the embedding, edge by edge."""
+    return lambda v, p: segment_sum.encode(case.model, v, graph.from_params(case.arch, p))
+
+
+@pytest.mark.parametrize("dtype", ["float64"])
+@pytest.mark.parametrize("case", [one for one in WITH_ALL if is_read(getattr(one, "values", (one,))[0].head)], ids=str)
+def test_encoders_equal_their_plain_form(case, dtype):
+    """No rewrite changes the function."""
+    with support.precision(dtype):
+        read, params, variables = reader(case, dtype)
+        z = read(repeated(variables), repeated(params))[0][0]
+        assert support.deviation(z, jax.jit(plain(case))(variables, params)) < 1e-12
+
+
+@pytest.mark.parametrize("case", [one for one in CASES if str(one) in ()] or CASES[:1] + CASES[7:8], ids=str)
+def test_encoders_and_their_gradients_equal_their_plain_form_in_float32(case):
+    """Gradients in the variables and in the params."""
+    _, params, variables = reader(case, "float32")
+
+    def results(read):
+        return jax.jit(jax.value_and_grad(lambda v, p: jnp.square(read(v, p)).sum(), argnums=(0, 1)))(variables, params)
+
+    got, expected = results(case.model.apply), results(plain(case))
+    assert support.deviation(got, expected) < 1e-4
+    assert support.deviation(got[0], expected[0]) < 1e-5
+
+
+# --- rescalings from 1e-6 to 1e6, and zeros -------------------------------------------------------------------------
+
+RESCALED = [one for one in CASES if one.head == "full_graph" and one.name in ("relu mlp", "relu cnn", "residual relu")]
+
+
+def wide_elements(arch, dtype):
+    """Each neuron's scale its own, log-uniform from 1e-6 to 1e6."""
+    rng = np.random.default_rng(0)
+    elements = support.random_elements(arch, ROWS, dtype=dtype)
+    scales = {name: 10 ** rng.uniform(-6, 6, scale.shape) for name, scale in elements.scale.items()}
+    return elements._replace(scale={name: scale.astype(dtype) for name, scale in scales.items()})
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", RESCALED, ids=str)
+def test_embeddings_survive_rescalings_of_twelve_orders_of_magnitude(case, dtype):
+    with support.precision(dtype):
+        read, params, variables = reader(case, dtype)
+        same, stack = repeated(variables), repeated(params)
+        expected = read(same, stack)[0]
+        got = read(same, act_on_stack(case.arch, wide_elements(case.arch, dtype), stack))[0]
+        assert support.deviation(got, expected) < TOLERANCE[dtype]
+
+
+def degenerate(arch, dtype):
+    """Networks at special points, ROWS of them; `dead`: nothing comes into some neurons, `unread`: nothing leaves."""
+    generic = architecture.unpack(arch, support.random_params(arch, dtype=dtype))
+    rng = np.random.default_rng(1)
+    first = arch.hidden[0].name
+
+    def edited(change):
+        return architecture.pack(
+            arch, [jnp.asarray(change(p, np.array(v)), dtype) for p, v in zip(arch.parameters, generic, strict=True)]
+        )
+
+    def silent(power):
+        def change(parameter, value):
+            for position, axis in enumerate(parameter.axes):
+                here = isinstance(axis, architecture.Axis) and axis.neurons == first
+                feeds = here and (len(parameter.neuron_axes) == 1 or axis is parameter.neuron_axes[1])
+                if here and feeds == (power > 0):
+                    index = np.arange(value.shape[position]) % arch.layer(first).width < 2
+                    value = np.where(np.expand_dims(index, [i for i in range(value.ndim) if i != position]), 0, value)
+            return value
+
+        return change
+
+    return {
+        "zero": edited(lambda _, v: 0 * v),
+        "zero kernels": edited(lambda p, v: v if len(p.neuron_axes) == 1 else 0 * v),
+        "zero vectors": edited(lambda p, v: 0 * v if len(p.neuron_axes) == 1 else v),
+        "sparse": edited(lambda _, v: v * (rng.random(v.shape) < 0.5)),
+        "dead": edited(silent(1)),
+        "unread": edited(silent(-1)),
+        "tiny": edited(lambda _, v: 1e-20 * v),
+        "huge": edited(lambda _, v: 1e6 * v),
+    }
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("case", [*RESCALED, CASES[0], CASES[5]], ids=str)
+def test_degenerate_networks_are_read_and_invariant(case, dtype):
+    """Zeros, dead units and extreme weights; padded kernels are zeros too."""
+    with support.precision(dtype):
+        read, _, variables = reader(case, dtype)
+        kinds = degenerate(case.arch, dtype)
+        stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kinds.values())
+        expected = read(repeated(variables), stack)[0]
+        moved = act_on_stack(case.arch, support.random_elements(case.arch, ROWS, dtype=dtype), stack)
+        got = read(repeated(variables), moved)[0]
+        for index, kind in enumerate(kinds):
+            assert support.deviation(got[index], expected[index]) < TOLERANCE[dtype], kind
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case("relu cnn", "both", "full_graph"), case("residual relu", "both", "full_graph", num_layers=1)],
+    ids=str,
+)
+def test_degenerate_networks_have_finite_gradients(case):
+    """In the variables and in the params, all but the huge ones in float32."""
+    kinds = degenerate(case.arch, "float32")
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kinds.values())
+    variables = support.random_variables(case.model, support.random_params(case.arch))
+    loss = jax.value_and_grad(lambda v, p: case.model.apply(v, p).sum(), argnums=(0, 1))
+    results = jax.jit(jax.vmap(loss, (None, 0)))(variables, stack)
+    for index, kind in enumerate(kinds):
+        broken = {
+            jax.tree_util.keystr(path)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(support.rows(results, index))
+            if not np.isfinite(leaf).all()
+        }
+        assert not broken, kind
+
+
+# --- no idle parameter ----------------------------------------------------------------------------------------------
+
+
+def idle_parameters(case, reader=reader):
+    """The arrays of the variables that change no outcome."""
+    read, params, variables = reader(case, "float64")
+    leaves, tree = jax.tree.flatten(variables)
+    rng, stack = np.random.default_rng(0), repeated(params)
+    expected = read(repeated(variables), stack)[0]
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    idle = set()
+    for start in range(0, len(leaves), ROWS):
+        changed = [np.stack([leaf] * ROWS) for leaf in leaves]
+        here = range(start, min(start + ROWS, len(leaves)))
+        for row, index in enumerate(here):
+            changed[index][row] += 0.1 * rng.normal(size=leaves[index].shape)
+        got = read(jax.tree.unflatten(tree, changed), stack)[0]
+        for row, index in enumerate(here):
+            pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
+            if all(np.allclose(a[row], b[row], rtol=1e-12, atol=0) for a, b in pairs):
+                idle.add(paths[index])
+    return idle
+
+
+@every_case
+def test_no_parameter_is_idle(case):
+    """Each array of the variables, changed alone, changes the outcome."""
+    with support.precision("float64"):
+        assert not idle_parameters(case)
