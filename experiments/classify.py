@@ -60,7 +60,7 @@ class TrainConfig:
     """The training, the same for all encoders."""
 
     batch_size: int = 64
-    epochs: int = 20
+    epochs: int = 16
     learning_rate: float = 1e-2
     warmup_steps: int = 100
     cosine: bool = True
@@ -285,13 +285,13 @@ def _program(config: Config, encoder: Encoder, zoos: Mapping[str, Zoo]) -> Progr
     validate = train.make_evaluation(losses.classification_loss(model, train=False))
 
     def predict(variables: Any, stack: Any, keys: Any) -> Any:
-        """Predictions [networks] as they are, and [networks, copies] for moved copies."""
+        """Predictions [networks, 1 + copies]: of every network as it is, then of its moved copies."""
 
         def one(row: Any) -> Any:
             params, keys = row
             moved = jax.vmap(lambda key: symmetry.act(arch, symmetry.random(arch, key), params))(keys)
-            read = functools.partial(model.apply, variables)
-            return read(params).argmax(), jax.vmap(read)(moved).argmax(-1)
+            copies = jax.tree.map(lambda own, others: jnp.concatenate([own[None], others]), dict(params), moved)
+            return jax.vmap(functools.partial(model.apply, variables))(copies).argmax(-1)
 
         return jax.lax.map(one, (stack, keys), batch_size=16)
 
@@ -345,18 +345,17 @@ def _train_pair(
         begin = time.perf_counter()
     scoring, labels = zoos["scoring"].params, zoos["scoring"].records["label"]
     copy_keys = jax.random.split(jax.random.key(config.seed + 1), (len(labels), config.copies))
-    plain, moved = map(np.asarray, program.predict(variables, scoring, copy_keys))
+    predicted = np.asarray(program.predict(variables, scoring, copy_keys))
+    plain, moved = predicted[:, :1], predicted[:, 1:]
+    labels = labels[:, None]
     return {
         "seed": seed,
         "best_epoch": best_epoch,
         "selection_accuracy": best[0],
         "accuracy": float((plain == labels).mean()),
-        "moved_accuracy": float((moved == labels[:, None]).mean()),
-        "agreement": float((moved == plain[:, None]).mean()),
-        "networks_per_second": len(data["train"][1])
-        // settings.batch_size
-        * settings.batch_size
-        / statistics.median(epoch["seconds"] for epoch in history),
+        "moved_accuracy": float((moved == labels).mean()),
+        "agreement": float((moved == plain).mean()),
+        "networks_per_second": trained / statistics.median(epoch["seconds"] for epoch in history),
         "seconds": time.perf_counter() - start,
         "history": history,
     }

@@ -16,6 +16,7 @@ losses        what they are trained on
 train         steps, epochs, early stopping
 checkpoint    best and last, with their configuration
 interop       networks and models from PyTorch (files: torch_file)
-archives      published data sets of networks, from their files
+inr_folders   published INRs, from their files
+small_cnn_zoo published CNNs, from their files, and written like them
 testing       the checks, for your own networks
 """

@@ -13,7 +13,7 @@ FLOORS = (
     ("matching", "message_passing", "torch_file", "canonical"),
     ("merge", "zoo", "models", "baselines"),
     ("landscape", "datasets", "train", "losses", "interop"),
-    ("checkpoint", "testing", "archives"),
+    ("checkpoint", "testing", "inr_folders", "small_cnn_zoo"),
 )
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 FILES = {path.stem: path for path in Path(jax_scalegmn.__file__).parent.glob("*.py") if path.stem != "__init__"}

@@ -1,9 +1,8 @@
-"""Published data sets of networks are read as their authors wrote them, and nothing in them is run or guessed."""
+"""The Small CNN Zoo is read as its authors wrote it, and written likewise; nothing in it is run or guessed."""
 
 import csv
 import gzip
 import io
-import json
 import math
 import pickle
 import random
@@ -15,346 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import support
-from test_torch_file import HOSTILE, mapping, number, tensor, write_torch
 
-from jax_scalegmn import architecture, archives, interop, network, zoo
-
-# --- folders of INRs, written byte by byte ----------------------------------------------------------------------------
-
-INR = architecture.siren((2, 3, 3, 1))
-SHAPES = {"seq.0.weight": (3, 2), "seq.0.bias": (3,), "seq.1.weight": (3, 3), "seq.1.bias": (3,)} | {
-    "seq.2.weight": (1, 3),
-    "seq.2.bias": (1,),
-}
-
-
-def tensors(seed: int, dtype="<f4") -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=shape).astype(dtype) for name, shape in SHAPES.items()}
-
-
-def write_inr(path: Path, values: dict[str, np.ndarray], **numbers: int) -> None:
-    """A checkpoint of torch.save, with whole numbers beside the tensors."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kinds = {"f": "FloatStorage", "d": "DoubleStorage", "l": "LongStorage"}
-    content, records = {}, {}
-    for key, (name, value) in enumerate(values.items()):
-        strides = tuple(math.prod(value.shape[axis + 1 :]) for axis in range(value.ndim))
-        content[name] = tensor(kinds[value.dtype.char], str(key), value.size, 0, value.shape, strides)
-        records[str(key)] = value.tobytes()
-    write_torch(path, mapping(content | {name: number(value) for name, value in numbers.items()}), records)
-
-
-MNIST = {  # labels and indices by folder
-    "mnist_png_training_5_0": (5, 0),
-    "mnist_png_training_0_1": (0, 1),
-    "mnist_png_training_9_12": (9, 12),
-    "mnist_png_testing_7_0": (7, 0),
-}
-
-
-def write_mnist(root: Path) -> list[str]:
-    """Networks 0, 1, ... in the order of MNIST; their paths as mnist_splits.json has them."""
-    for seed, name in enumerate(MNIST):
-        write_inr(root / name / "checkpoints" / "model_final.pth", tensors(seed))
-    return [f"data/mnist-inrs/{name}/checkpoints/model_final.pth" for name in MNIST]
-
-
-@pytest.fixture
-def mnist(tmp_path):
-    """The published form: split and networks, the split's paths of another machine."""
-    root = tmp_path / "inrs"
-    paths = write_mnist(root)
-    parts = {
-        "train": {"path": [paths[2], paths[0]], "label": ["9", "5"]},
-        "test": {"path": [paths[3]], "label": ["7"]},
-        "val": {"path": [paths[1]], "label": ["0"]},
-    }
-    (root / "mnist_splits.json").write_text(json.dumps(parts))
-    return root
-
-
-def assert_networks(loaded: zoo.Zoo, seeds: list[int]) -> None:
-    """The zoo holds the transposed tensors of these networks, in this order."""
-    assert loaded.arch == INR
-    assert len(loaded) == len(seeds)
-    for row, seed in enumerate(seeds):
-        values = tensors(seed)
-        for layer in range(3):
-            got = support.rows(loaded.params[f"Dense_{layer}"], row)
-            np.testing.assert_array_equal(got["kernel"], values[f"seq.{layer}.weight"].T)
-            np.testing.assert_array_equal(got["bias"], values[f"seq.{layer}.bias"])
-
-
-def by_hand(values: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """A SIREN as PyTorch computes it, in float64."""
-    for layer in range(3):
-        x = values[f"seq.{layer}.weight"].astype(float) @ x + values[f"seq.{layer}.bias"].astype(float)
-        x = np.sin(30 * x) if layer < 2 else x + 0.5
-    return x
-
-
-def test_the_published_form_is_read_in_the_order_of_its_split(mnist):
-    split = mnist / "mnist_splits.json"
-    for part, rows, labels in (("train", [2, 0], [9, 5]), ("validation", [1], [0]), ("test", [3], [7])):
-        loaded = archives.load_inrs(split, INR, part=part, root=mnist)
-        assert_networks(loaded, rows)
-        assert set(loaded.records) == {"label", "image_index"}
-        assert loaded.records["label"].dtype == np.int32
-        np.testing.assert_array_equal(loaded.records["label"], labels)
-        np.testing.assert_array_equal(loaded.records["image_index"], [list(MNIST.values())[row][1] for row in rows])
-        assert loaded.settings == {"source": str(split), "part": part}
-    assert archives.load_inrs(split, INR, part="val", root=mnist).settings["part"] == "validation"
-
-
-def test_a_loaded_inr_computes_what_the_file_says(mnist):
-    loaded = archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
-    x = np.array([0.3, -0.7])
-    got = network.apply(INR, support.rows(loaded.params, 0), jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(got, by_hand(tensors(2), x), atol=1e-4)  # phases of up to 100 radians in float32
-    assert abs(got - by_hand(tensors(0), x)) > 1e-2
-
-
-def test_a_loaded_zoo_is_saved_like_any_other(mnist, tmp_path):
-    loaded = archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
-    zoo.save(loaded, tmp_path / "zoo.safetensors")
-    again = zoo.load(tmp_path / "zoo.safetensors")
-    support.assert_identical(again.params, loaded.params)
-    assert again.settings == loaded.settings
-
-
-@pytest.mark.parametrize("from_folder", ["of the split", "working"])
-def test_without_a_root_paths_are_relative_to_the_split_or_the_working_folder(tmp_path, monkeypatch, from_folder):
-    paths = write_mnist(tmp_path / "data" / "mnist-inrs")
-    split = (tmp_path if from_folder == "of the split" else tmp_path / "elsewhere") / "splits.json"
-    split.parent.mkdir(exist_ok=True)
-    split.write_text(json.dumps({"test": {"path": paths[3:], "label": [7]}}))
-    if from_folder == "working":
-        monkeypatch.chdir(tmp_path)
-    assert_networks(archives.load_inrs(split, INR, part="test"), [3])
-
-
-def test_absolute_paths_are_read_as_they_are(tmp_path):
-    write_mnist(tmp_path)
-    path = tmp_path / "mnist_png_training_5_0" / "checkpoints" / "model_final.pth"
-    loaded = archives.load_inrs({"train": {"path": [str(path)]}}, INR, part="train")
-    assert_networks(loaded, [0])
-    assert loaded.settings["source"] == str(path.parent)
-
-
-def test_labels_come_from_the_split_else_from_the_name(mnist):
-    path = "mnist_png_training_5_0/checkpoints/model_final.pth"
-    for part, label in (({"path": [path], "label": [3]}, 3), ({"path": [path]}, 5), ([path], 5)):
-        loaded = archives.load_inrs({"train": part}, INR, part="train", root=mnist)
-        np.testing.assert_array_equal(loaded.records["label"], [label])
-
-
-@pytest.mark.parametrize("stored", ["number", "tensor"])
-def test_fashion_mnist_has_its_labels_in_the_files(tmp_path, stored):
-    """Its splits.json lists paths of another machine, with labels nowhere but in the files."""
-    for seed in (4, 17):
-        label = np.array(seed % 10)
-        values = tensors(seed) | ({"label": label} if stored == "tensor" else {})
-        numbers = {} if stored == "tensor" else {"label": seed % 10}
-        write_inr(tmp_path / "train" / f"model_{seed}.pth", values, **numbers)
-    paths = [f"/home/other/fmnist_inrs/train/model_{seed}.pth" for seed in (17, 4)]
-    (tmp_path / "splits.json").write_text(json.dumps({"train": paths, "val": [], "test": []}))
-    loaded = archives.load_inrs(tmp_path / "splits.json", INR, part="train", root=tmp_path)
-    assert_networks(loaded, [17, 4])
-    np.testing.assert_array_equal(loaded.records["label"], [7, 4])
-    np.testing.assert_array_equal(loaded.records["image_index"], [17, 4])
-
-
-def test_names_without_a_number_give_no_image_index(tmp_path):
-    write_inr(tmp_path / "a_5_x" / "checkpoints" / "model_final.pth", tensors(0))
-    part = {"path": ["a_5_x/checkpoints/model_final.pth"]}
-    loaded = archives.load_inrs({"test": part}, INR, part="test", root=tmp_path)
-    assert set(loaded.records) == {"label"}
-
-
-# --- splits of folders ----------------------------------------------------------------------------------------------
-
-
-def touch(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-def test_a_split_is_made_from_the_names_of_the_folders(tmp_path):
-    for index in range(20):
-        touch(tmp_path / f"mnist_png_training_{index % 10}_{index}" / "checkpoints" / "model_final.pth")
-        touch(tmp_path / f"mnist_png_testing_{index % 7}_{index}" / "checkpoints" / "model_final.pth")
-    split = archives.split_inrs(tmp_path, validation=6)
-    assert list(split) == ["train", "val", "test"]
-    assert [len(part["path"]) for part in split.values()] == [14, 6, 20]
-    assert json.loads(json.dumps(split)) == split
-    names = {name: [Path(path).parts[-3] for path in part["path"]] for name, part in split.items()}
-    assert all(name.startswith("mnist_png_testing") for name in names["test"])
-    assert all(name.startswith("mnist_png_training") for name in names["train"] + names["val"])
-    assert len(set(names["train"] + names["val"])) == 20
-    for part in split.values():
-        assert part["label"] == [int(Path(path).parts[-3].split("_")[-2]) for path in part["path"]]
-    assert archives.split_inrs(tmp_path, validation=6) == split
-    assert archives.split_inrs(tmp_path, validation=6, seed=1)["val"] != split["val"]
-    assert archives.split_inrs(tmp_path, validation=0)["val"] == {"path": [], "label": []}
-
-
-def test_a_made_split_is_read_like_a_published_one(mnist, tmp_path):
-    split = archives.split_inrs(mnist, validation=1)
-    (tmp_path / "split.json").write_text(json.dumps(split))
-    for source in (split, tmp_path / "split.json"):
-        loaded = [archives.load_inrs(source, INR, part=part) for part in ("train", "val", "test")]
-        assert [len(part) for part in loaded] == [2, 1, 1]
-        assert_networks(loaded[2], [3])
-        np.testing.assert_array_equal(np.sort(np.concatenate([part.records["label"] for part in loaded])), [0, 5, 7, 9])
-
-
-def test_cifar_networks_are_split_by_their_numbers_without_augmented_copies(tmp_path):
-    folders = {0: 3, 49_994: 1, 49_997: 3, 49_999: 0, 50_000: 9, 100_000: 3}
-    for index, label in folders.items():
-        write_inr(tmp_path / f"randinit_smaller_{label}s" / f"net{index}.pth", tensors(index))
-        write_inr(tmp_path / f"randinit_smaller_aug0_{label}s" / f"net{index}.pth", tensors(index + 1))
-    split = archives.split_inrs(tmp_path, validation=2)
-    for part, indices in (("train", [0, 49_994]), ("val", [49_997, 49_999]), ("test", [50_000, 100_000])):
-        loaded = archives.load_inrs(split, INR, part=part)
-        assert_networks(loaded, indices)
-        np.testing.assert_array_equal(loaded.records["label"], [folders[index] for index in indices])
-        np.testing.assert_array_equal(loaded.records["image_index"], indices)
-
-
-@pytest.mark.parametrize(
-    ("names", "options", "error", "message"),
-    [
-        ([], {}, FileNotFoundError, "expected folders like mnist_png_training_5_0/checkpoints.*got none"),
-        (["x_testing_1_0", "x_5_1"], {}, ValueError, "x_5_1.*expected 'training' or 'testing'.*neither"),
-        (["x_train_test_5_1"], {}, ValueError, "x_train_test_5_1.*neither or both"),
-        (["x_training_5_1"], {}, ValueError, "fewer validation than training networks, got 5000 of 1"),
-        (["x_training_5_1"], {"validation": -1}, ValueError, "got -1 of 1"),
-        (["x_training_cat_1"], {"validation": 0}, ValueError, "x_training_cat_1.*label is 'cat'; expected the number"),
-    ],
-)
-def test_folders_that_tell_no_split_are_refused(tmp_path, names, options, error, message):
-    for name in names:
-        touch(tmp_path / name / "checkpoints" / "model_final.pth")
-    with pytest.raises(error, match=message):
-        archives.split_inrs(tmp_path, **options)
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["a_1s/net3.pth", "b_1s/net3.pth", "a_1s/net4.pth"], "1 networks have the number of another one"),
-        (["a_1s/net3.pth", "a_1s/netx.pth"], "netx.*ends in a number"),
-    ],
-)
-def test_cifar_networks_without_a_number_of_their_own_are_refused(tmp_path, names, message):
-    for name in names:
-        touch(tmp_path / name)
-    with pytest.raises(ValueError, match=message):
-        archives.split_inrs(tmp_path, validation=0)
-
-
-# --- damaged splits and networks --------------------------------------------------------------------------------------
-
-ONE = "mnist_png_training_5_0/checkpoints/model_final.pth"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", "expected JSON"),
-        (b"\xff\xfe\x00", "expected JSON"),
-        (b"[]", "expected an object with the parts.*got a list"),
-        (b'{"val": {}}', r"has no part 'train'; it has \['val'\]"),
-        (b'{"train": {}}', "expected the paths of part 'train' as a list of names, got 'None'"),
-        (b'{"train": {"path": []}}', r"expected the paths .* got '\[\]'"),
-        (b'{"train": {"path": [1]}}', r"expected the paths .* got '\[1\]'"),
-        (b'{"train": {"path": ["a", "b"], "label": [1]}}', "2 paths and as labels 1; expected a label for each path"),
-        (b'{"train": {"path": ["a"], "label": 1}}', "1 paths and as labels a int"),
-        (b'{"train": {"path": ["%s"], "label": ["cat"]}}', "label is 'cat'; expected the number of a class"),
-        (b'{"train": {"path": ["%s"], "label": [1.5]}}', "label is 1.5"),
-        (b'{"train": {"path": ["%s"], "label": [true]}}', "label is True"),
-        (b'{"train": {"path": ["%s"], "label": [-1]}}', "label is -1"),
-        (b'{"train": {"path": ["%s"], "label": [null]}}', "has no label"),
-        (b'{"train": {"path": ["%s"], "label": ["99999999999"]}}', "label is '99999999999'"),
-    ],
-    ids=lambda value: "" if isinstance(value, bytes) else value,
-)
-def test_damaged_splits_are_refused(mnist, content, message):
-    split = mnist / "damaged.json"
-    split.write_bytes(content.replace(b"%s", ONE.encode()))
-    with pytest.raises(ValueError, match=message) as caught:
-        archives.load_inrs(split, INR, part="train", root=mnist)
-    assert str(mnist) in str(caught.value)
-
-
-def test_missing_splits_parts_and_networks_are_named(mnist):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.json: no split there.*split_inrs"):
-        archives.load_inrs(mnist / "nowhere.json", INR, part="train")
-    with pytest.raises(ValueError, match="part is 'training'; expected 'train', 'validation' or 'test'"):
-        archives.load_inrs(mnist / "mnist_splits.json", INR, part="training", root=mnist)
-    with pytest.raises(FileNotFoundError, match=r"2 of 2 networks .* missing, the first is .*_9_12/.*Pass as `root`"):
-        archives.load_inrs(mnist / "mnist_splits.json", INR, part="train")
-    (mnist / ONE).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 networks .* the first is .*inrs/mnist_png_training_5_0/"):
-        archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seq.1.weight": np.zeros((4, 3), "<f4")}, r"\['seq.1.weight'\] has shape \(4, 3\)"),
-        ({"seq.3.weight": np.zeros((1, 1), "<f4")}, "4 modules .* expects 3"),
-        ({"seq.1.bias": np.full(3, np.nan, "<f4")}, "3 NaN"),
-        ({"step": np.array(3)}, r"\['step'\] is no weight or bias"),
-        ({"label": np.array(4)}, "says label 5, the file 4"),
-        ({"label": np.array([5])}, r"label is \[5\]"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_networks_of_another_kind_are_named_by_their_file(mnist, changes, message):
-    write_inr(mnist / ONE, tensors(0) | changes)
-    with pytest.raises(ValueError, match=message) as caught:
-        archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
-    assert "mnist_png_training_5_0" in str(caught.value)
-
-
-def test_networks_of_two_precisions_are_not_mixed(mnist):
-    with support.precision("float64"):
-        write_inr(mnist / ONE, tensors(0, "<f8"))
-        with pytest.raises(ValueError, match=r"training_5_0.*are float64, those of .*training_9_12.* float32"):
-            archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
-
-
-def test_a_network_without_any_label_is_named(tmp_path):
-    write_inr(tmp_path / "train" / "model_3.pth", tensors(3))
-    with pytest.raises(ValueError, match=r"model_3\.pth: the network has no label"):
-        archives.load_inrs({"train": ["train/model_3.pth"]}, INR, part="train", root=tmp_path)
-
-
-@pytest.mark.parametrize("attack", HOSTILE)
-def test_a_hostile_network_is_refused_and_not_run(mnist, attack):
-    marker = mnist / "owned"
-    write_torch(mnist / ONE, mapping({"seq.0.weight": HOSTILE[attack](marker)}), {})
-    with pytest.raises(ValueError, match=r"training_5_0.*which is refused"):
-        archives.load_inrs(mnist / "mnist_splits.json", INR, part="train", root=mnist)
-    assert not marker.exists()
-
-
-def test_a_label_beyond_all_integers_is_refused(tmp_path):
-    (tmp_path / "train").mkdir()
-    huge = b"\x8a\x0a" + (2**70).to_bytes(10, "little")
-    content = mapping({"seq.0.bias": tensor("FloatStorage", "0", 1, 0, (1,), (1,)), "label": huge})
-    write_torch(tmp_path / "train" / "model_1.pth", content, {"0": bytes(4)})
-    with pytest.raises(ValueError, match=r"model_1\.pth: expected a \.pth file.*OverflowError"):
-        archives.load_inrs({"train": ["train/model_1.pth"]}, INR, part="train", root=tmp_path)
-
-
-def test_numbers_alone_are_no_network(tmp_path):
-    write_inr(tmp_path / "a_1s" / "net1.pth", {}, label=1)
-    with pytest.raises(ValueError, match=r"net1\.pth.*keys \['label'\]"):
-        archives.load_inrs({"train": ["a_1s/net1.pth"]}, INR, part="train", root=tmp_path)
-
+from jax_scalegmn import architecture, interop, network, small_cnn_zoo, zoo
 
 # --- the Small CNN Zoo, written by hand -----------------------------------------------------------------------------
 
@@ -456,7 +117,7 @@ def test_the_published_zoo_is_read_to_its_function(tmp_path):
     assert matrix.shape[1] == 4970
     image = np.random.default_rng(2).uniform(size=(17, 15, 1))
     for activation, function in (("relu", lambda x: np.maximum(x, 0)), ("tanh", np.tanh)):
-        loaded = archives.load_cnn_zoo(tmp_path, activation=activation)
+        loaded = small_cnn_zoo.load(tmp_path, activation=activation)
         assert loaded.arch == architecture.cnn((1, 16, 16, 16), 10, activation=activation)
         rows = rows_of(activation, networks=4)
         assert len(loaded) == len(rows) == 2
@@ -487,7 +148,7 @@ def cnn_by_hand(flat_weights: np.ndarray, x: np.ndarray, function) -> np.ndarray
 def test_rows_records_and_settings_are_those_of_the_files(tmp_path):
     matrix = write_zoo(tmp_path)
     for activation in ("relu", "tanh"):
-        loaded, rows = archives.load_cnn_zoo(tmp_path, activation=activation), rows_of(activation)
+        loaded, rows = small_cnn_zoo.load(tmp_path, activation=activation), rows_of(activation)
         np.testing.assert_array_equal(flat(loaded), matrix[rows])
         assert set(loaded.records) == set(HEADER) - {"", "config.activation", "config.optimizer"}
         dtypes = {"step": np.int64, "config.num_units": np.int64, "laststep": np.bool_}
@@ -510,12 +171,12 @@ def test_a_table_is_read_alike_in_whatever_pieces(tmp_path, monkeypatch):
     rows = [[*row, i, i] for i, row in enumerate(metrics_rows(12))]
     rows[-1][-2:] = ["text", 0.5]
     write_metrics(tmp_path / "metrics.csv.gz", rows, [*HEADER, "late text", "late float"])
-    whole = archives.load_cnn_zoo(tmp_path, activation="relu").records
+    whole = small_cnn_zoo.load(tmp_path, activation="relu").records
     assert "late text" not in whole
     assert whole["late float"].dtype == np.float64
     for size in (1, 5, 35, 36):
-        monkeypatch.setattr(archives, "_CHUNK", size)
-        pieces = archives.load_cnn_zoo(tmp_path, activation="relu").records
+        monkeypatch.setattr(small_cnn_zoo, "_CHUNK", size)
+        pieces = small_cnn_zoo.load(tmp_path, activation="relu").records
         assert list(pieces) == list(whole)
         for name, values in whole.items():
             assert pieces[name].dtype == values.dtype
@@ -525,9 +186,9 @@ def test_a_table_is_read_alike_in_whatever_pieces(tmp_path, monkeypatch):
 def test_every_step_can_be_read(tmp_path):
     matrix = write_zoo(tmp_path)
     np.testing.assert_array_equal(
-        flat(archives.load_cnn_zoo(tmp_path, activation="relu", step=40)), matrix[rows_of("relu", 40)]
+        flat(small_cnn_zoo.load(tmp_path, activation="relu", step=40)), matrix[rows_of("relu", 40)]
     )
-    loaded = archives.load_cnn_zoo(tmp_path, activation="relu", step=None)
+    loaded = small_cnn_zoo.load(tmp_path, activation="relu", step=None)
     np.testing.assert_array_equal(flat(loaded), matrix[rows_of("relu", None)])
     assert loaded.settings["step"] is None
 
@@ -536,9 +197,9 @@ def test_the_files_may_stand_anywhere_and_the_table_be_plain(tmp_path):
     matrix = write_zoo(tmp_path)
     (tmp_path / "m.csv").write_bytes(gzip.decompress((tmp_path / "metrics.csv.gz").read_bytes()))
     files = {"weights": tmp_path / "weights.npy", "metrics": tmp_path / "m.csv", "layout": tmp_path / "layout.csv"}
-    np.testing.assert_array_equal(flat(archives.load_cnn_zoo(files, activation="tanh")), matrix[rows_of("tanh")])
+    np.testing.assert_array_equal(flat(small_cnn_zoo.load(files, activation="tanh")), matrix[rows_of("tanh")])
     with pytest.raises(ValueError, match=r"files are \['metrics', 'weights'\]; expected"):
-        archives.load_cnn_zoo({kind: files[kind] for kind in ("metrics", "weights")}, activation="tanh")
+        small_cnn_zoo.load({kind: files[kind] for kind in ("metrics", "weights")}, activation="tanh")
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -547,12 +208,12 @@ def test_every_precision_and_byte_order_is_read(tmp_path, dtype, order):
     matrix = write_zoo(tmp_path, dtype=dtype)
     np.save(tmp_path / "weights.npy", np.asarray(matrix, order=order))
     with support.precision("float64"):
-        got = flat(archives.load_cnn_zoo(tmp_path, activation="relu"))
+        got = flat(small_cnn_zoo.load(tmp_path, activation="relu"))
     assert got.dtype == matrix.dtype.newbyteorder("=")
     np.testing.assert_array_equal(got, matrix[rows_of("relu")])
     if dtype == "<f8":
         np.testing.assert_array_equal(
-            flat(archives.load_cnn_zoo(tmp_path, activation="relu")), matrix[rows_of("relu")].astype(np.float32)
+            flat(small_cnn_zoo.load(tmp_path, activation="relu")), matrix[rows_of("relu")].astype(np.float32)
         )
 
 
@@ -581,7 +242,7 @@ def test_the_parts_are_the_published_ones(tmp_path, networks, header):
     seen = []
     for activation in ("relu", "tanh"):
         for part in ("train", "validation", "test"):
-            loaded = archives.load_cnn_zoo(tmp_path, activation=activation, part=part, index_file=path)
+            loaded = small_cnn_zoo.load(tmp_path, activation=activation, part=part, index_file=path)
             rows = published(index, part, activation, networks)
             np.testing.assert_array_equal(flat(loaded), matrix[rows])
             np.testing.assert_array_equal(
@@ -589,13 +250,11 @@ def test_the_parts_are_the_published_ones(tmp_path, networks, header):
             )
             assert loaded.settings["part"] == part
             seen += rows
-        whole = archives.load_cnn_zoo(tmp_path, activation=activation, index_file=path)
+        whole = small_cnn_zoo.load(tmp_path, activation=activation, index_file=path)
         np.testing.assert_array_equal(
             flat(whole), matrix[[row for row in index if row in rows_of(activation, 86, networks)]]
         )
     assert sorted(seen) == [row for row in range(len(matrix)) if row % 3 == 2]
-    named = archives.load_cnn_zoo(tmp_path, activation="relu", part="val", index_file=path)
-    assert named.settings["part"] == "validation"
 
 
 @pytest.mark.parametrize("final_first", [False, True])
@@ -621,7 +280,7 @@ def test_the_header_0_of_published_index_files_counts_but_is_not_read_twice(tmp_
     seen = []
     for activation in ("relu", "tanh"):
         for part, places in chosen.items():
-            loaded = archives.load_cnn_zoo(tmp_path, activation=activation, part=part, index_file=path)
+            loaded = small_cnn_zoo.load(tmp_path, activation=activation, part=part, index_file=path)
             expected = [[0, *index][data[i]] for i in places if data[i] > 0]
             expected = [row for row in expected if rows[row][1] == activation]
             np.testing.assert_array_equal(flat(loaded), matrix[expected])
@@ -647,9 +306,9 @@ def test_an_index_of_another_zoo_is_refused(tmp_path, text, message):
     write_zoo(tmp_path)
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        archives.load_cnn_zoo(tmp_path, activation="relu", index_file=tmp_path / "split.csv")
+        small_cnn_zoo.load(tmp_path, activation="relu", index_file=tmp_path / "split.csv")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv: no file there"):
-        archives.load_cnn_zoo(tmp_path, activation="relu", index_file=tmp_path / "nowhere.csv")
+        small_cnn_zoo.load(tmp_path, activation="relu", index_file=tmp_path / "nowhere.csv")
 
 
 # --- networks that diverged, and memory -------------------------------------------------------------------------------
@@ -662,13 +321,13 @@ def test_diverged_networks_are_named_or_left_out(tmp_path, value):
     matrix[bad[1], 5] = matrix[bad[0], -1] = value
     np.save(tmp_path / "weights.npy", matrix)
     with pytest.raises(ValueError, match=rf"2 of 8 networks .* the first in row {bad[0]}\b.*finite_only=True"):
-        archives.load_cnn_zoo(tmp_path, activation="relu")
-    loaded = archives.load_cnn_zoo(tmp_path, activation="relu", finite_only=True)
+        small_cnn_zoo.load(tmp_path, activation="relu")
+    loaded = small_cnn_zoo.load(tmp_path, activation="relu", finite_only=True)
     rows = [row for row in rows_of("relu") if row not in bad]
     np.testing.assert_array_equal(flat(loaded), matrix[rows])
     np.testing.assert_array_equal(loaded.records["train_loss"], [float(column("train_loss")[row]) for row in rows])
     assert loaded.settings["left_out"] == 2
-    assert archives.load_cnn_zoo(tmp_path, activation="tanh", finite_only=True).settings["left_out"] == 0
+    assert small_cnn_zoo.load(tmp_path, activation="tanh", finite_only=True).settings["left_out"] == 0
 
 
 def test_numbers_too_large_for_single_precision_are_named(tmp_path):
@@ -676,16 +335,16 @@ def test_numbers_too_large_for_single_precision_are_named(tmp_path):
     matrix[rows_of("relu")[0], 0] = 1e300
     np.save(tmp_path / "weights.npy", matrix)
     with pytest.raises(ValueError, match="1 of 8 networks have a NaN or an infinity"):
-        archives.load_cnn_zoo(tmp_path, activation="relu")
+        small_cnn_zoo.load(tmp_path, activation="relu")
 
 
 def test_diverged_networks_outside_the_selection_do_not_matter(tmp_path):
     matrix = write_zoo(tmp_path)
     matrix[rows_of("tanh")] = matrix[rows_of("relu", 40)] = np.nan
     np.save(tmp_path / "weights.npy", matrix)
-    np.testing.assert_array_equal(flat(archives.load_cnn_zoo(tmp_path, activation="relu")), matrix[rows_of("relu")])
+    np.testing.assert_array_equal(flat(small_cnn_zoo.load(tmp_path, activation="relu")), matrix[rows_of("relu")])
     with pytest.raises(ValueError, match="none of 4 networks with activation 'tanh', step 86 and part None is left"):
-        archives.load_cnn_zoo(tmp_path, activation="tanh", finite_only=True)
+        small_cnn_zoo.load(tmp_path, activation="tanh", finite_only=True)
 
 
 def test_only_the_selected_rows_are_read_into_memory(tmp_path):
@@ -699,9 +358,9 @@ def test_only_the_selected_rows_are_read_into_memory(tmp_path):
     matrix = np.lib.format.open_memmap(tmp_path / "weights.npy", "w+", np.float32, (len(rows), 4970))
     matrix[:20] = np.arange(20)[:, None]
     del matrix
-    archives.load_cnn_zoo(tmp_path, activation="tanh")  # compiles
+    small_cnn_zoo.load(tmp_path, activation="tanh")  # compiles
     tracemalloc.start()
-    loaded = archives.load_cnn_zoo(tmp_path, activation="tanh")
+    loaded = small_cnn_zoo.load(tmp_path, activation="tanh")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     np.testing.assert_array_equal(loaded.params["Dense_0"]["bias"][:, 0], np.arange(20))
@@ -716,7 +375,7 @@ def test_a_missing_file_is_named(tmp_path, name):
     write_zoo(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{re.escape(name)}: no file there"):
-        archives.load_cnn_zoo(tmp_path, activation="relu")
+        small_cnn_zoo.load(tmp_path, activation="relu")
 
 
 class Touch:
@@ -738,7 +397,7 @@ def test_a_hostile_matrix_is_refused_and_not_run(tmp_path, form):
     else:
         np.save(path, np.array([[Touch(marker)]], object))
     with pytest.raises(ValueError, match=r"weights\.npy: expected an npy file of plain numbers.*refused"):
-        archives.load_cnn_zoo(tmp_path, activation="relu")
+        small_cnn_zoo.load(tmp_path, activation="relu")
     assert not marker.exists()
     np.load(path, allow_pickle=True)
     assert marker.exists(), "the file is not hostile"
@@ -763,7 +422,7 @@ def test_a_damaged_matrix_is_refused(tmp_path, damage, message):
     assert matrix.shape == (36, 55)
     damage(tmp_path / "weights.npy", matrix)
     with pytest.raises(ValueError, match=message) as caught:
-        archives.load_cnn_zoo(tmp_path, activation="relu")
+        small_cnn_zoo.load(tmp_path, activation="relu")
     assert str(tmp_path) in str(caught.value)
 
 
@@ -772,7 +431,7 @@ def test_an_archive_of_arrays_is_no_matrix(tmp_path):
     with (tmp_path / "weights.npy").open("wb") as file:
         np.savez(file, matrix)
     with pytest.raises(ValueError, match="got several arrays"):
-        archives.load_cnn_zoo(tmp_path, activation="relu")
+        small_cnn_zoo.load(tmp_path, activation="relu")
 
 
 def without(name: str):
@@ -798,14 +457,14 @@ def test_a_damaged_table_is_refused(tmp_path, content, message):
     rows, header = content()
     write_metrics(tmp_path / "metrics.csv.gz", rows, header)
     with pytest.raises(ValueError, match=message) as caught:
-        archives.load_cnn_zoo(tmp_path, activation="relu")
+        small_cnn_zoo.load(tmp_path, activation="relu")
     assert "metrics.csv.gz" in str(caught.value)
 
 
 def test_a_table_without_steps_is_read_whole(tmp_path):
     matrix = write_zoo(tmp_path)
     write_metrics(tmp_path / "metrics.csv.gz", *without("step"))
-    loaded = archives.load_cnn_zoo(tmp_path, activation="relu", step=None)
+    loaded = small_cnn_zoo.load(tmp_path, activation="relu", step=None)
     np.testing.assert_array_equal(flat(loaded), matrix[rows_of("relu", None)])
 
 
@@ -817,27 +476,27 @@ def test_a_damaged_gzip_is_refused(tmp_path, damage):
     path = tmp_path / "metrics.csv.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"metrics\.csv\.gz: expected a CSV file in gzip"):
-        archives.load_cnn_zoo(tmp_path, activation="relu")
+        small_cnn_zoo.load(tmp_path, activation="relu")
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     write_zoo(tmp_path)
     (tmp_path / "layout.csv").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ValueError, match=r"layout\.csv: expected a CSV file, got"):
-        archives.load_cnn_zoo(tmp_path, activation="relu")
+        small_cnn_zoo.load(tmp_path, activation="relu")
 
 
 def test_absent_activations_steps_and_parts_are_named(tmp_path):
     write_zoo(tmp_path)
     with pytest.raises(ValueError, match=r"no row has the activation 'gelu'; there are \['relu', 'tanh'\]"):
-        archives.load_cnn_zoo(tmp_path, activation="gelu")
+        small_cnn_zoo.load(tmp_path, activation="gelu")
     with pytest.raises(ValueError, match=r"no row has step 80; steps are \[0, 40, 86\]"):
-        archives.load_cnn_zoo(tmp_path, activation="relu", step=80)
-    with pytest.raises(ValueError, match="part is 'training'; expected 'train', 'validation' or 'test'"):
-        archives.load_cnn_zoo(tmp_path, activation="relu", part="training")
+        small_cnn_zoo.load(tmp_path, activation="relu", step=80)
+    with pytest.raises(ValueError, match="part is 'training'; expected 'train', 'validation', 'test' or None"):
+        small_cnn_zoo.load(tmp_path, activation="relu", part="training")
     write_zoo(tmp_path / "two", networks=2)
     with pytest.raises(ValueError, match="none of 0 networks with activation 'relu', step 86 and part 'train' is left"):
-        archives.load_cnn_zoo(tmp_path / "two", activation="relu", part="train")
+        small_cnn_zoo.load(tmp_path / "two", activation="relu", part="train")
 
 
 def changed(**rows):
@@ -884,7 +543,7 @@ def test_a_layout_that_is_not_of_a_cnn_is_refused(tmp_path, lines, message):
     if len(lines) == 2:
         np.save(tmp_path / "weights.npy", np.zeros((36, 50), np.float32))
     with pytest.raises(ValueError, match=message) as caught:
-        archives.load_cnn_zoo(tmp_path, activation="relu")
+        small_cnn_zoo.load(tmp_path, activation="relu")
     assert "layout.csv" in str(caught.value)
 
 
@@ -892,18 +551,18 @@ def test_columns_of_the_layout_are_wanted(tmp_path):
     write_zoo(tmp_path)
     (tmp_path / "layout.csv").write_text("varname,start_idx,end_idx,size\n")
     with pytest.raises(ValueError, match=r"missing are \['shape'\]"):
-        archives.load_cnn_zoo(tmp_path, activation="relu")
+        small_cnn_zoo.load(tmp_path, activation="relu")
 
 
 def test_variables_may_stand_in_any_order_under_any_prefix(tmp_path):
     matrix = write_zoo(tmp_path)
-    expected = archives.load_cnn_zoo(tmp_path, activation="relu")
+    expected = small_cnn_zoo.load(tmp_path, activation="relu")
     lines = layout_lines(SMALL)
     for line in lines:
         line[0] = line[0].removeprefix("sequential/").removesuffix(":0").replace("conv2d_1", "conv2d_10")
         line[0] = line[0].replace("conv2d/", "conv2d_9/").replace("dense", "model/dense_4")
     write_layout(tmp_path / "layout.csv", lines[::-1])
-    loaded = archives.load_cnn_zoo(tmp_path, activation="relu")
+    loaded = small_cnn_zoo.load(tmp_path, activation="relu")
     assert loaded.arch == expected.arch == CNN
     support.assert_identical(loaded.params, expected.params)
     np.testing.assert_array_equal(flat(loaded), matrix[rows_of("relu")])
@@ -932,8 +591,8 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path, activation, dtype):
     arch = architecture.cnn((2, 3, 1, 4), 3, activation=activation, kernel_size=(3, 1, 2))
     with support.precision(dtype):
         cnns = random_cnns(arch, dtype)
-        archives.save_cnn_zoo(tmp_path / "new" / "zoo", cnns)
-        loaded = archives.load_cnn_zoo(tmp_path / "new" / "zoo", activation=activation, step=None)
+        small_cnn_zoo.save(tmp_path / "new" / "zoo", cnns)
+        loaded = small_cnn_zoo.load(tmp_path / "new" / "zoo", activation=activation, step=None)
         assert loaded.arch == arch
         support.assert_identical(loaded.params, cnns.params)
     assert list(loaded.records) == list(BITS)
@@ -950,7 +609,7 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path, activation, dtype):
 def test_what_is_written_is_what_the_published_code_expects(tmp_path):
     """Bias before kernel, TensorFlow's names and layout, rows of numbers."""
     cnns = random_cnns()
-    archives.save_cnn_zoo(tmp_path, cnns)
+    small_cnn_zoo.save(tmp_path, cnns)
     matrix = np.load(tmp_path / "weights.npy")
     assert matrix.dtype == np.float32
     with (tmp_path / "layout.csv").open(newline="") as file:
@@ -974,9 +633,9 @@ def test_what_is_written_is_what_the_published_code_expects(tmp_path):
 
 def test_the_published_zoo_is_read_written_and_read_alike(tmp_path):
     write_zoo(tmp_path / "published", shapes=PUBLISHED)
-    first = archives.load_cnn_zoo(tmp_path / "published", activation="tanh", part="test")
-    archives.save_cnn_zoo(tmp_path / "part", first)
-    second = archives.load_cnn_zoo(tmp_path / "part", activation="tanh")
+    first = small_cnn_zoo.load(tmp_path / "published", activation="tanh", part="test")
+    small_cnn_zoo.save(tmp_path / "part", first)
+    second = small_cnn_zoo.load(tmp_path / "part", activation="tanh")
     assert second.arch == first.arch
     support.assert_identical(second.params, first.params)
     support.assert_identical(second.records, first.records)
@@ -984,21 +643,21 @@ def test_the_published_zoo_is_read_written_and_read_alike(tmp_path):
 
 def test_a_zoo_is_overwritten_only_where_that_is_asked_for(tmp_path):
     cnns = random_cnns()
-    archives.save_cnn_zoo(tmp_path, cnns)
+    small_cnn_zoo.save(tmp_path, cnns)
     other = zoo.Zoo(CNN, support.random_params(CNN, 1, models=(3,)), {}, {})
     with pytest.raises(FileExistsError, match=r"got \['weights.npy', 'metrics.csv.gz', 'layout.csv'\].*overwrite=True"):
-        archives.save_cnn_zoo(tmp_path, other)
-    support.assert_identical(archives.load_cnn_zoo(tmp_path, activation="relu", step=None).params, cnns.params)
-    archives.save_cnn_zoo(tmp_path, other, overwrite=True)
-    again = archives.load_cnn_zoo(tmp_path, activation="relu", step=None)
+        small_cnn_zoo.save(tmp_path, other)
+    support.assert_identical(small_cnn_zoo.load(tmp_path, activation="relu", step=None).params, cnns.params)
+    small_cnn_zoo.save(tmp_path, other, overwrite=True)
+    again = small_cnn_zoo.load(tmp_path, activation="relu", step=None)
     support.assert_identical(again.params, other.params)
     assert not again.records
 
 
 @pytest.mark.parametrize("write", [1, 2, 3])
 def test_an_interrupted_write_leaves_no_mixed_zoo(tmp_path, monkeypatch, write):
-    archives.save_cnn_zoo(tmp_path, random_cnns())
-    replace, calls = archives.os.replace, []
+    small_cnn_zoo.save(tmp_path, random_cnns())
+    replace, calls = small_cnn_zoo.os.replace, []
 
     def failing(source, target):
         calls.append(target)
@@ -1006,21 +665,21 @@ def test_an_interrupted_write_leaves_no_mixed_zoo(tmp_path, monkeypatch, write):
             raise OSError("disk full")
         replace(source, target)
 
-    monkeypatch.setattr(archives.os, "replace", failing)
+    monkeypatch.setattr(small_cnn_zoo.os, "replace", failing)
     with pytest.raises(OSError, match="disk full"):
-        archives.save_cnn_zoo(tmp_path, random_cnns(records={}), overwrite=True)
+        small_cnn_zoo.save(tmp_path, random_cnns(records={}), overwrite=True)
     with pytest.raises(FileNotFoundError, match=r"weights\.npy"):
-        archives.load_cnn_zoo(tmp_path, activation="relu", step=None)
+        small_cnn_zoo.load(tmp_path, activation="relu", step=None)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
 def test_a_failed_write_leaves_the_old_zoo(tmp_path, monkeypatch):
     cnns = random_cnns()
-    archives.save_cnn_zoo(tmp_path, cnns)
-    monkeypatch.setattr(archives.np, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    small_cnn_zoo.save(tmp_path, cnns)
+    monkeypatch.setattr(small_cnn_zoo.np, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        archives.save_cnn_zoo(tmp_path, random_cnns(records={}), overwrite=True)
-    support.assert_identical(archives.load_cnn_zoo(tmp_path, activation="relu", step=None).params, cnns.params)
+        small_cnn_zoo.save(tmp_path, random_cnns(records={}), overwrite=True)
+    support.assert_identical(small_cnn_zoo.load(tmp_path, activation="relu", step=None).params, cnns.params)
 
 
 @pytest.mark.parametrize(
@@ -1037,7 +696,7 @@ def test_a_failed_write_leaves_the_old_zoo(tmp_path, monkeypatch):
 )
 def test_architectures_without_a_place_in_the_format_are_refused(tmp_path, arch):
     with pytest.raises(ValueError, match="has no place in a Small CNN Zoo"):
-        archives.save_cnn_zoo(tmp_path, zoo.Zoo(arch, support.random_params(arch, models=(2,)), {}, {}))
+        small_cnn_zoo.save(tmp_path, zoo.Zoo(arch, support.random_params(arch, models=(2,)), {}, {}))
     assert not list(tmp_path.iterdir())
 
 
@@ -1053,7 +712,7 @@ def test_architectures_without_a_place_in_the_format_are_refused(tmp_path, arch)
 )
 def test_records_without_a_place_in_the_format_are_refused(tmp_path, records, message):
     with pytest.raises(ValueError, match=message):
-        archives.save_cnn_zoo(tmp_path, random_cnns(records=records))
+        small_cnn_zoo.save(tmp_path, random_cnns(records=records))
     assert not list(tmp_path.iterdir())
 
 
@@ -1061,9 +720,9 @@ def test_mixed_and_half_precision_without_a_place_are_refused(tmp_path):
     cnns = random_cnns()
     params = cnns.params | {"Dense_0": support.jax.tree.map(lambda x: x.astype(jnp.float16), cnns.params["Dense_0"])}
     with pytest.raises(ValueError, match=r"zoo\.params are float16, float32; expected"):
-        archives.save_cnn_zoo(tmp_path, zoo.Zoo(CNN, params, {}, {}))
+        small_cnn_zoo.save(tmp_path, zoo.Zoo(CNN, params, {}, {}))
     with pytest.raises(ValueError, match=r"zoo\.params are bfloat16"):
-        archives.save_cnn_zoo(tmp_path, random_cnns(dtype="bfloat16"))
+        small_cnn_zoo.save(tmp_path, random_cnns(dtype="bfloat16"))
     assert not list(tmp_path.iterdir())
 
 
@@ -1071,6 +730,6 @@ def test_an_imported_network_of_pytorch_can_be_written(tmp_path):
     values = {"conv.weight": np.ones((2, 1, 3, 3)), "conv.bias": np.zeros(2), "fc.weight": np.ones((2, 2))}
     arch = architecture.cnn((1, 2), 2)
     params = interop.from_torch(arch, values | {"fc.bias": np.zeros(2)})
-    archives.save_cnn_zoo(tmp_path, zoo.Zoo(arch, support.rows(params, None), {}, {}))
-    loaded = archives.load_cnn_zoo(tmp_path, activation="relu", step=None)
+    small_cnn_zoo.save(tmp_path, zoo.Zoo(arch, support.rows(params, None), {}, {}))
+    loaded = small_cnn_zoo.load(tmp_path, activation="relu", step=None)
     support.assert_identical(support.rows(loaded.params, 0), params)

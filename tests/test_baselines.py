@@ -1,0 +1,173 @@
+"""The encoder by queries: invariant because it sees the function alone; and models of equal size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+
+from jax_scalegmn import baselines, models, network, testing
+from jax_scalegmn.architecture import Scaling, restrict
+from jax_scalegmn.baselines import QueryEncoder
+
+SIREN = support.ARCHITECTURES["siren"]
+
+
+def encoder_of(arch, **options):
+    shape = support.example(arch, 1).shape[1:]
+    return QueryEncoder(arch, 6, shape, 8, 5, **options)
+
+
+@pytest.mark.parametrize("dtype", support.TOLERANCE)
+def test_embedding_is_invariant_under_the_full_group_of_every_architecture(arch, dtype):
+    """And networks of different function have different embeddings."""
+    with support.precision(dtype):
+        params = support.random_params(arch, dtype=dtype)
+        model = encoder_of(arch)
+        variables = support.random_variables(model, params, dtype=dtype)
+        read = jax.jit(lambda params: model.apply(variables, params))
+        testing.assert_invariant(arch, read, params, tolerance=10 * support.TOLERANCE[dtype], samples=4)
+        other = read(support.random_params(arch, 1, dtype))
+        assert other.shape == (5,)
+        assert other.dtype == dtype
+        assert np.abs(other - read(params)).max() > 1e-3 * np.abs(other).max()
+
+
+def test_a_reader_of_weights_fails_the_same_check():
+    params = support.random_params(SIREN)
+    with pytest.raises(AssertionError, match="Not invariant"):
+        testing.assert_invariant(SIREN, lambda params: params["Dense_1"]["kernel"].reshape(-1)[:5], params)
+
+
+def test_embedding_is_that_of_the_outputs_at_the_queries():
+    """Two networks with the same outputs there have the same embedding, whatever they do elsewhere."""
+    params = support.random_params(SIREN)
+    model = encoder_of(SIREN)
+    variables = model.init(jax.random.key(0), params)
+    queries = variables["params"]["queries"]
+    assert queries.shape == (6, 2)
+    assert np.abs(queries).max() <= 1
+    assert np.abs(queries).max() > 0.5
+    # cos(w0 x) has period 2 pi / w0: queries one period apart cannot be told from each other.
+    period = 2 * np.pi / 30
+    params["Dense_0"]["kernel"] = jnp.round(params["Dense_0"]["kernel"])
+    moved = {"params": variables["params"] | {"queries": queries + period}}
+    np.testing.assert_allclose(model.apply(moved, params), model.apply(variables, params), rtol=1e-3, atol=1e-4)
+    further = {"params": variables["params"] | {"queries": queries + 0.3 * period}}
+    assert np.abs(model.apply(further, params) - model.apply(variables, params)).max() > 1e-2
+
+
+def test_many_networks_by_vmap_and_every_parameter_learns():
+    stack = support.random_params(SIREN, models=(4,))
+    model = encoder_of(SIREN, num_layers=2)
+    variables = support.random_variables(model, support.rows(stack, 0))
+
+    def loss(variables, params):
+        return jnp.square(model.apply(variables, params)).sum()
+
+    together = jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))
+    values, gradients = together(variables, stack)
+    for index in range(4):
+        value, gradient = jax.value_and_grad(loss)(variables, support.rows(stack, index))
+        np.testing.assert_allclose(values[index], value, rtol=1e-4)
+        assert (
+            support.deviation(support.rows(gradients, index)["params"]["queries"], gradient["params"]["queries"]) < 1e-3
+        )
+    for leaf in jax.tree.leaves(gradients):
+        assert np.isfinite(leaf).all()
+        assert np.abs(leaf).max() > 0
+
+
+def test_dropout_acts_in_training_alone():
+    params = support.random_params(SIREN)
+    model = encoder_of(SIREN, dropout=0.5)
+    variables = model.init(jax.random.key(0), params)
+    calm = model.apply(variables, params)
+    np.testing.assert_array_equal(calm, encoder_of(SIREN).apply(variables, params))
+    first, second = (model.apply(variables, params, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
+    assert np.abs(first - second).max() > 0
+    assert np.abs(first - calm).max() > 0
+
+
+def test_a_description_without_a_function_is_refused():
+    arch, _ = support.batch_norm_mlp()
+    with pytest.raises(ValueError, match=r"'normalised mlp' does not say how to compute .*models\.Encoder"):
+        QueryEncoder(arch, 4, (3,), 8, 5).init(jax.random.key(0), support.random_params(arch))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("siren", (3,)),
+        ("siren", ()),
+        ("siren", (4, 2)),
+        ("relu cnn", (2,)),
+        ("relu cnn", (7, 9, 2)),
+        ("relu cnn", (2, 2, 1)),
+        ("tanh cnn", (9, 9, 2)),
+        ("siren", (0,)),
+    ],
+)
+def test_an_input_shape_that_does_not_fit_is_refused(name, shape):
+    arch = support.ARCHITECTURES[name]
+    with pytest.raises(ValueError, match="input_shape is"):
+        QueryEncoder(arch, 4, shape, 8, 5).init(jax.random.key(0), support.random_params(arch))
+
+
+@pytest.mark.parametrize("field", ["num_queries", "hidden", "latent", "num_layers"])
+def test_sizes_below_one_are_refused(field):
+    model = encoder_of(SIREN).clone(**{field: 0})
+    with pytest.raises(ValueError, match=f"'{field}': 0"):
+        model.init(jax.random.key(0), support.random_params(SIREN))
+
+
+def test_params_of_another_architecture_are_refused():
+    model = encoder_of(SIREN)
+    with pytest.raises(ValueError, match="expects"):
+        model.init(jax.random.key(0), support.random_params(support.ARCHITECTURES["tanh mlp"]))
+
+
+# --- size ---------------------------------------------------------------------------------------------------------
+
+
+def test_number_of_parameters_is_that_of_the_variables():
+    params = support.random_params(SIREN)
+    model = encoder_of(SIREN, num_layers=2)
+    variables = model.init(jax.random.key(0), params)
+    assert baselines.num_parameters(model, params) == sum(leaf.size for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize("target", [1, 100, 137, 1000, 54_321])
+def test_match_size_finds_what_a_search_through_all_widths_finds(target):
+    shapes = jax.eval_shape(lambda: network.init(SIREN, jax.random.key(0)))
+
+    def make(width):
+        return QueryEncoder(SIREN, 6, (2,), width, 5)
+
+    def gap(width):  # queries, kernels and biases, layer normalisation
+        return abs(12 + (6 + 4 + 5 - 1) * width + 5 - target)
+
+    assert baselines.num_parameters(make(3), shapes) == 12 + 14 * 3 + 5
+    assert baselines.match_size(make, shapes, target) == min(range(1, 5000), key=gap)
+
+
+def test_match_size_brings_a_graph_network_to_the_size_of_another():
+    shapes = jax.eval_shape(lambda: network.init(SIREN, jax.random.key(0)))
+    plain = restrict(SIREN, Scaling.PERMUTATION)
+
+    def make(arch, width, hidden=None):
+        return models.Encoder(models.ScaleGMN(arch, width, 2, hidden=hidden), 5)
+
+    target = baselines.num_parameters(make(SIREN, 12), shapes)
+    width = baselines.match_size(lambda width: make(plain, width), shapes, target)
+    hidden = baselines.match_size(lambda hidden: make(plain, width, hidden), shapes, target)
+    assert width > 12
+    assert baselines.num_parameters(make(plain, width, hidden), shapes) == pytest.approx(target, rel=0.03)
+
+
+def test_match_size_refuses_what_it_cannot_reach():
+    params = support.random_params(SIREN)
+    with pytest.raises(ValueError, match="Let make"):
+        baselines.match_size(lambda width: encoder_of(SIREN), params, 100_000)
+    with pytest.raises(ValueError, match="target is 0"):
+        baselines.match_size(lambda width: encoder_of(SIREN), params, 0)
