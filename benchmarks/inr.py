@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from benchmarks import timing
-from experiments.inr import environment
+from experiments.runs import environment
 from jax_scalegmn import architecture, losses, models, network, train, zoo
 
 

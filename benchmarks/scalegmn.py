@@ -140,11 +140,9 @@ def _case(config: Config, arch: Architecture, stack: Any, name: str, dtype: str,
         return one._replace(call=functools.partial(one.call, *args))
 
     # The compiler counts the body of a loop once: operations are counted for one network, outside of any loop.
-    lowered = (
-        jax.jit(encode).lower(state.variables, example),
-        jax.jit(jax.grad(loss_fn, has_aux=True)).lower(state.variables, example, jax.random.key(0)),
-    )
-    forward_gflop, step_gflop = (one.cost_analysis()["flops"] / 1e9 for one in lowered)
+    key = jax.random.key(0)
+    forward_gflop = timing.compile_once(encode, state.variables, example).gflop
+    step_gflop = timing.compile_once(jax.grad(loss_fn, has_aux=True), state.variables, example, key).gflop
     return {
         "forward": functools.partial(compiled, forward, state.variables, stack),
         "step": functools.partial(compiled, train.make_step(loss_fn, tx, micro_batch=micro), state, stack),

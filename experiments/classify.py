@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import rich.box
 import rich.table
 import tyro
 from flax import linen as nn
@@ -120,11 +121,7 @@ LABELS = {
     "ablated": "symmetry-ablated",
     "query": "function-query",
 }
-MEASURES = {
-    "accuracy": "accuracy",
-    "moved_accuracy": "accuracy, moved",
-    "agreement": "same prediction, moved",
-}
+MEASURES = {"accuracy": "accuracy %", "moved_accuracy": "moved %", "agreement": "same %"}
 
 # (features, width of hidden layers) -> the model.
 Make: TypeAlias = Callable[[int, int], nn.Module]
@@ -295,12 +292,12 @@ def _program(config: Config, encoder: Encoder, zoos: Mapping[str, Zoo]) -> Progr
 
         return jax.lax.map(one, (stack, keys), batch_size=16)
 
-    step = train.make_step(_augmented(arch, loss) if settings.augment else loss, tx, micro_batch=settings.micro_batch)
+    step = train.make_step(augmented(arch, loss) if settings.augment else loss, tx, micro_batch=settings.micro_batch)
     return Program(model, tx, step, validate, jax.jit(predict))
 
 
-def _augmented(arch: Architecture, loss_fn: LossFn) -> LossFn:
-    """The loss at a random member of the network's orbit."""
+def augmented(arch: Architecture, loss_fn: LossFn) -> LossFn:
+    """A loss of (variables, (params, label), key) at a random member of the network's orbit."""
 
     def moved(variables: Any, row: Any, key: Any) -> Any:
         element_key, key = jax.random.split(key)
@@ -399,7 +396,7 @@ def _summary(name: str, encoder: Encoder, pairs: list[dict[str, Any]]) -> dict[s
 
 
 def _rows(results: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["encoder", "parameters", *MEASURES.values(), "networks/s in training"]]
+    rows = [["encoder", "parameters", *MEASURES.values(), "networks/s"]]
     for encoder in results["encoders"].values():
         measures = [_percent(encoder[measure]) for measure in MEASURES]
         speed = f"{encoder['networks_per_second']['mean']:,.0f}"
@@ -409,13 +406,14 @@ def _rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 def _percent(measure: Mapping[str, Any]) -> str:
     mean = f"{100 * measure['mean']:.1f}"
-    return f"{mean} %" if measure["std"] is None else f"{mean} ± {100 * measure['std']:.1f} %"
+    return mean if measure["std"] is None else f"{mean} ± {100 * measure['std']:.1f}"
 
 
 def _table(results: Mapping[str, Any]) -> rich.table.Table:
     """The means and standard deviations over seeds, for a terminal."""
     head, *rows = _rows(results)
-    shown = rich.table.Table(head[0], title=f"INRs of unseen images, {results['config']['seeds']} seeds")
+    title = f"INRs of unseen images, {results['config']['seeds']} seeds"
+    shown = rich.table.Table(head[0], title=title, box=rich.box.SIMPLE)
     for name in head[1:]:
         shown.add_column(name, justify="right")
     for row in rows:
@@ -436,7 +434,8 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
         f"<p class=note>Mean ± standard deviation over {config['seeds']} trainings on the same networks, each scored "
         "behind the epoch with the highest selection accuracy. Moved: every scoring network is moved by "
         f"{config['copies']} random elements of its group, permutations and signs, that leave its function as it is. "
-        "Same prediction: how many of these copies are given the class that the network itself is given.</p>"
+        "Same: how many of these copies are given the class that the network itself is given. Networks/s: in training, "
+        "median over epochs.</p>"
     )
     yield "<h2>Training</h2>" + report.html_image(_curves(results))
     yield report.html_settings({name: results[name] for name in ("config", "environment", "seconds", "zoo")})

@@ -26,7 +26,7 @@ def test_embedding_is_invariant_under_the_full_group_of_every_architecture(arch,
         model = encoder_of(arch)
         variables = support.random_variables(model, params, dtype=dtype)
         read = jax.jit(lambda params: model.apply(variables, params))
-        testing.assert_invariant(arch, read, params, tolerance=10 * support.TOLERANCE[dtype], samples=4)
+        testing.assert_invariant(arch, read, params, tolerance=support.TOLERANCE[dtype], samples=4)
         other = read(support.random_params(arch, 1, dtype))
         assert other.shape == (5,)
         assert other.dtype == dtype
@@ -40,21 +40,21 @@ def test_a_reader_of_weights_fails_the_same_check():
 
 
 def test_embedding_is_that_of_the_outputs_at_the_queries():
-    """Two networks with the same outputs there have the same embedding, whatever they do elsewhere."""
+    """Queries that a network answers alike, a period of its sines apart, give it one embedding; others do not."""
     params = support.random_params(SIREN)
+    params["Dense_0"]["kernel"] = jnp.asarray([[1.0, -1, 2, 0, 1], [0, 1, -1, 2, 1]])
     model = encoder_of(SIREN)
     variables = model.init(jax.random.key(0), params)
     queries = variables["params"]["queries"]
     assert queries.shape == (6, 2)
-    assert np.abs(queries).max() <= 1
-    assert np.abs(queries).max() > 0.5
-    # cos(w0 x) has period 2 pi / w0: queries one period apart cannot be told from each other.
-    period = 2 * np.pi / 30
-    params["Dense_0"]["kernel"] = jnp.round(params["Dense_0"]["kernel"])
-    moved = {"params": variables["params"] | {"queries": queries + period}}
-    np.testing.assert_allclose(model.apply(moved, params), model.apply(variables, params), rtol=1e-3, atol=1e-4)
-    further = {"params": variables["params"] | {"queries": queries + 0.3 * period}}
-    assert np.abs(model.apply(further, params) - model.apply(variables, params)).max() > 1e-2
+    assert 0.5 < np.abs(queries).max() <= 1
+
+    def embedding(periods):
+        shifted = queries + periods * 2 * np.pi / 30
+        return model.apply({"params": variables["params"] | {"queries": shifted}}, params)
+
+    np.testing.assert_allclose(embedding(1), embedding(0), rtol=1e-3, atol=1e-4)
+    assert np.abs(embedding(0.3) - embedding(0)).max() > 1e-2
 
 
 def test_many_networks_by_vmap_and_every_parameter_learns():
@@ -70,9 +70,7 @@ def test_many_networks_by_vmap_and_every_parameter_learns():
     for index in range(4):
         value, gradient = jax.value_and_grad(loss)(variables, support.rows(stack, index))
         np.testing.assert_allclose(values[index], value, rtol=1e-4)
-        assert (
-            support.deviation(support.rows(gradients, index)["params"]["queries"], gradient["params"]["queries"]) < 1e-3
-        )
+        assert support.deviation(support.rows(gradients, index), gradient) < 1e-3
     for leaf in jax.tree.leaves(gradients):
         assert np.isfinite(leaf).all()
         assert np.abs(leaf).max() > 0

@@ -1,4 +1,4 @@
-"""The experiments and benchmarks run, resume and refuse."""
+"""The INR experiment runs, resumes and refuses."""
 
 import dataclasses
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import inr as inr_benchmark
 from experiments import inr, progress, runs, sweep
 from jax_scalegmn import checkpoint, zoo
 
@@ -167,16 +166,6 @@ def test_sweep_prints_one_row_for_each_setting(tmp_path):
     )
     assert [row["orbit_weight"] for row in rows] == [0.0, 0.3]
     assert json.loads((tmp_path / "s.json").read_text())["rows"] == rows
-
-
-def test_benchmark_measures_every_part(capsys):
-    config = inr_benchmark.Config(
-        (4,), (2,), (2, 4, 4, 1), 6, 8, 2, repeats=1, zoo_networks=4, zoo_steps=2, zoo_chunks=(2,)
-    )
-    rows = inr_benchmark.main(dataclasses.replace(config, matmul_size=64))
-    names = [row["benchmark"] for row in rows]
-    assert names == ["encoder_forward", "training_step", "training_step_micro_2", "zoo_fit"]
-    assert [json.loads(line)["benchmark"] for line in capsys.readouterr().out.splitlines()] == names
 
 
 def _variables(out: Path) -> list:

@@ -1,0 +1,178 @@
+"""The classification of INRs by four encoders runs, resumes and refuses."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import support
+import tyro
+
+from experiments import classify, runs
+from jax_scalegmn import symmetry
+
+TINY = classify.PRESETS["tiny"][1]
+PAIR = {"seed", "best_epoch", "selection_accuracy", "seconds", "history", "networks_per_second", *classify.MEASURES}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished tiny run: its folder and results."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return out, classify.main(dataclasses.replace(TINY, out=out))
+
+
+def numbers(results):
+    """The results without times."""
+    timed = {"seconds", "networks_per_second"}
+    if isinstance(results, dict):
+        return {name: numbers(value) for name, value in results.items() if name not in timed}
+    return [numbers(value) for value in results] if isinstance(results, list) else results
+
+
+def test_results_are_complete_and_stand_in_the_files(run):
+    out, results = run
+    assert json.loads((out / "results.json").read_text()) == results
+    assert results["config"] == runs.plain(dataclasses.replace(TINY, out=out))
+    assert {"device", "jax", "flax"} <= results["environment"].keys()
+    assert {split: (one["networks"], one["images"]) for split, one in results["zoo"].items()} == {
+        "train": (64, 32),
+        "selection": (16, 8),
+        "scoring": (16, 8),
+    }
+    assert results["encoders"].keys() == classify.LABELS.keys()
+    for encoder in results["encoders"].values():
+        assert [pair["seed"] for pair in encoder["seeds"]] == [0, 1]
+        for pair in encoder["seeds"]:
+            assert pair.keys() == PAIR
+            reached = [epoch["selection_accuracy"] for epoch in pair["history"]]
+            assert len(reached) == TINY.train.epochs
+            assert pair["selection_accuracy"] == reached[pair["best_epoch"] - 1] == max(reached)
+        for measure in classify.MEASURES:
+            values = [pair[measure] for pair in encoder["seeds"]]
+            assert encoder[measure]["values"] == values
+            assert encoder[measure]["mean"] == pytest.approx(np.mean(values))
+            assert encoder[measure]["std"] == pytest.approx(np.std(values, ddof=1))
+            assert all(0 <= value <= 1 for value in values)
+    page = (out / "report.html").read_text()
+    assert all(label in page for label in classify.LABELS.values())
+    assert page.count("data:image/png;base64,") == 1
+    assert "://" not in page
+
+
+def test_seeds_differ(run):
+    for encoder in run[1]["encoders"].values():
+        first, second = (pair["history"] for pair in encoder["seeds"])
+        assert first[0]["train_loss"] != second[0]["train_loss"]
+
+
+def test_group_elements_change_no_prediction_of_an_encoder_that_follows_the_whole_group(run):
+    """Nor its accuracy; the symmetry-ablated one is the control that must fail."""
+    for name in ("equivariant", "query"):
+        for pair in run[1]["encoders"][name]["seeds"]:
+            assert pair["agreement"] == 1
+            assert pair["moved_accuracy"] == pair["accuracy"]
+    assert run[1]["encoders"]["ablated"]["agreement"]["mean"] < 1
+
+
+def test_encoders_have_as_many_parameters_as_the_scale_equivariant_one(run):
+    sizes = {name: encoder["parameters"] for name, encoder in run[1]["encoders"].items()}
+    assert sizes["ablated"] == sizes["equivariant"]
+    for size in sizes.values():
+        assert size == pytest.approx(sizes["equivariant"], rel=TINY.model.tolerance)
+
+
+def test_encoders_that_cannot_be_matched_are_refused():
+    arch = support.ARCHITECTURES["siren"]
+    settings = dataclasses.replace(TINY.model, tolerance=0.0)
+    with pytest.raises(ValueError, match=r"permutation-only encoder .*model\.tolerance=0 "):
+        classify.matched_encoders(settings, arch, 10, (1.0,) * 6)
+
+
+def test_augmentation_moves_every_network_inside_its_orbit():
+    arch = support.ARCHITECTURES["siren"]
+    params = support.random_params(arch)
+    moved = jax.jit(classify.augmented(arch, lambda variables, row, key: (row, key)))
+    ((first, label), inner_key), ((second, _), _) = (moved(None, (params, 3), jax.random.key(i)) for i in (0, 1))
+    assert label == 3
+    assert inner_key != jax.random.key(0)
+    x = support.example(arch)
+    for one in (first, second):
+        assert support.deviation(support.outputs(arch, one, x), support.outputs(arch, params, x)) < 1e-4
+    assert support.deviation(first, params) > 0.1
+    assert support.deviation(second, first) > 0.1
+    element = symmetry.random(arch, jax.random.split(jax.random.key(0))[0])
+    support.assert_identical(first, symmetry.act(arch, element, params))
+
+
+def test_a_run_stopped_by_sigterm_keeps_its_pairs_and_resumes_to_the_same_numbers(run, tmp_path, monkeypatch):
+    """The signal comes behind the seventh of eight trainings; the rest of the run trains the eighth alone."""
+    out, expected = run
+    config = dataclasses.replace(TINY, out=tmp_path / "stopped")
+    runs.claim(config)
+    shutil.copytree(out / "zoo", config.out / "zoo")
+    shutil.copytree(out / "pairs", config.out / "pairs")
+    for seed in (0, 1):
+        (config.out / "pairs" / f"query-{seed}.json").unlink()
+    right = runs.write_json
+
+    def write_and_signal(path, value):
+        right(path, value)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "write_json", write_and_signal)
+        with pytest.raises(SystemExit, match=r"7 of 8 pairs.*same command and --resume"):
+            classify.main(dataclasses.replace(config, resume=True))
+    assert not (config.out / "results.json").exists()
+    assert len(list((config.out / "pairs").iterdir())) == 7
+    before = (config.out / "pairs" / "query-0.json").stat().st_mtime_ns
+    results = classify.main(dataclasses.replace(config, resume=True))
+    assert (config.out / "pairs" / "query-0.json").stat().st_mtime_ns == before
+    assert numbers(results["encoders"]) == numbers(expected["encoders"])
+    assert results["seconds"]["training"] == pytest.approx(
+        sum(encoder["seconds"] for encoder in results["encoders"].values())
+    )
+
+    damaged = config.out / "pairs" / "query-1.json"
+    for content, message in (('{"seed": 1', "not the JSON"), ("[]", "not the JSON"), ('{"seed": 1}', "lacks")):
+        damaged.write_text(content)
+        with pytest.raises(ValueError, match=rf"query-1\.json.*{message}.*Delete it"):
+            classify.main(dataclasses.replace(config, resume=True))
+
+
+def test_a_used_folder_is_refused_without_resume_and_with_other_options(run, tmp_path):
+    out, _ = run
+    with pytest.raises(SystemExit, match="--resume"):
+        classify.main(dataclasses.replace(TINY, out=out))
+    with pytest.raises(SystemExit, match=r"other options.*copies: 2 then, 3 now"):
+        classify.main(dataclasses.replace(TINY, out=out, resume=True, copies=3))
+    with pytest.raises(SystemExit, match="absent holds no run to resume"):
+        classify.main(dataclasses.replace(TINY, out=tmp_path / "absent", resume=True))
+
+
+def test_bad_input_is_refused_before_a_folder_is_made(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
+        classify.main(dataclasses.replace(TINY, out=out, data=tmp_path / "absent.npz"))
+    with pytest.raises(ValueError, match="'seeds': 0"):
+        classify.main(dataclasses.replace(TINY, out=out, seeds=0))
+    assert not out.exists()
+
+
+def test_command_line_knows_the_presets_and_no_others(capsys):
+    def parse(*arguments):
+        return tyro.extras.overridable_config_cli(classify.PRESETS, args=arguments)
+
+    assert parse("digits") == classify.PRESETS["digits"][1]
+    changed = parse("mnist", "--data", "mnist.npz", "--train.augment")
+    assert changed.data == Path("mnist.npz")
+    assert changed.train.augment
+    with pytest.raises(SystemExit):
+        parse("absent")
+    assert "digits" in capsys.readouterr().err
