@@ -205,12 +205,19 @@ def matched_encoders(
         "ablated": gmn(arch, canonical=Canonical.ABLATED),
         "query": query,
     }
-    target = baselines.num_parameters(make["equivariant"](settings.features, settings.features), example)
-    return {name: _matched(name, make[name], example, target, settings.tolerance) for name in LABELS}
+    size = settings.features
+    target = baselines.num_parameters(make["equivariant"](size, size), example)
+    return {name: _matched(name, make[name], example, size, target, settings.tolerance) for name in LABELS}
 
 
-def _matched(name: str, make: Make, example: Any, target: int, tolerance: float) -> Encoder:
-    """Features and hidden width alike as near the target as they come, then the hidden width alone."""
+def _matched(name: str, make: Make, example: Any, size: int, target: int, tolerance: float) -> Encoder:
+    """The size itself where it has as many parameters as the target.
+
+    Otherwise features and hidden width alike as near as they come, and then the hidden width alone.
+    """
+    model = make(size, size)
+    if baselines.num_parameters(model, example) == target:
+        return Encoder(model, size, size, target)
     width = baselines.match_size(lambda width: make(width, width), example, target)
     found = []
     for features in [width, *({width - 1, width + 1} - {0})]:

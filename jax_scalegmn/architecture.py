@@ -6,7 +6,8 @@ From one `Architecture` follow the symmetry group, its action, the graph, the ma
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -19,7 +20,7 @@ class Scaling(enum.Enum):
     """What may act on the neurons of one layer without a change of the function (arXiv 2406.10685, section 4)."""
 
     FIXED = "fixed"
-    """Nothing: inputs and outputs."""
+    """Nothing: inputs and outputs, and layers whose group is none of those below."""
     PERMUTATION = "permutation"
     """Permutations only: gelu, silu, sigmoid."""
     SIGN = "sign"
@@ -90,7 +91,7 @@ class Activation:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """act(x @ kernel + bias) + offset, with params[name] = {"kernel": [in, out], "bias": [out]}."""
+    """act(x @ kernel + bias) + offset, with params[name] = {"kernel": [in, out], "bias": [out]}, the bias if any."""
 
     name: str
     activation: Activation | None
@@ -99,12 +100,62 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """act(conv(x) + bias) on [h, w, in] maps, with params[name] = {"kernel": [kh, kw, in, out], "bias": [out]}."""
+    """act(conv(x) + bias) on [h, w, in] maps, with params[name] = {"kernel": [kh, kw, in, out], "bias": [out]}.
+
+    Padding: "VALID", "SAME", or so many zeros on every side, as PyTorch counts them. The bias may be missing.
+    """
 
     name: str
     activation: Activation | None
     strides: tuple[int, int]
-    padding: str
+    padding: str | int
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm:
+    """act((x - mean) / sqrt(var + epsilon) * scale + bias) with params[name] = {"scale", "bias", "mean", "var"}.
+
+    Each is [channels]; mean and var are the stored statistics, which only training changes.
+    """
+
+    name: str
+    epsilon: float
+    activation: Activation | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNorm:
+    """As `BatchNorm`, with mean and variance of the channels at each position and without stored ones."""
+
+    name: str
+    epsilon: float
+    activation: Activation | None
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupNorm:
+    """As `LayerNorm`, with mean and variance over all positions and each of `groups` runs of neighbouring channels."""
+
+    name: str
+    groups: int
+    epsilon: float
+    activation: Activation | None
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPool:
+    """The largest entry of every window of an [h, w, channels] map, without padding."""
+
+    window: tuple[int, int]
+    strides: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class AvgPool:
+    """The mean of every window of an [h, w, channels] map, without padding."""
+
+    window: tuple[int, int]
+    strides: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +168,21 @@ class Flatten:
     """An [h, w, channels] map as one vector, channels fastest."""
 
 
-Layer: TypeAlias = Dense | Conv | GlobalMeanPool | Flatten
+@dataclasses.dataclass(frozen=True)
+class Residual:
+    """act(branch(x) + shortcut(x)); an empty shortcut is the identity.
+
+    The layers inside have their params in params[name], a submodule's, or beside the others where name is None.
+    """
+
+    name: str | None
+    branch: "tuple[Layer, ...]"
+    shortcut: "tuple[Layer, ...]"
+    activation: Activation | None
+
+
+Norm: TypeAlias = BatchNorm | LayerNorm | GroupNorm
+Layer: TypeAlias = Dense | Conv | Norm | MaxPool | AvgPool | GlobalMeanPool | Flatten | Residual
 
 
 @jax.tree_util.register_static
@@ -192,7 +257,7 @@ class Architecture:
                 [list(parameter.path), [a if isinstance(a, int) else dataclasses.astuple(a) for a in parameter.axes]]
                 for parameter in self.parameters
             ],
-            "layers": [{"type": type(layer).__name__, **dataclasses.asdict(layer)} for layer in self.layers],
+            "layers": [_layer_as_json(layer) for layer in self.layers],
         }
 
 
@@ -219,6 +284,32 @@ def from_json(description: Mapping[str, Any]) -> Architecture:
         ) from error
 
 
+def walk(layers: Sequence[Layer], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Layer]]:
+    """Every layer that computes by itself, in order, each behind the path of the mapping in which its name stands.
+
+    In place of a `Residual` stand the layers of its branch, then those of its shortcut.
+    """
+    for layer in layers:
+        if isinstance(layer, Residual):
+            yield from walk((*layer.branch, *layer.shortcut), at if layer.name is None else (*at, layer.name))
+        else:
+            yield at, layer
+
+
+def known_activation(name: str) -> Activation:
+    """The activation of that name.
+
+    Raises:
+      ValueError: if its symmetry group is unknown.
+    """
+    if name not in SCALING_OF_ACTIVATION:
+        raise ValueError(
+            f"activation is {name!r}, whose symmetry group is unknown; known are {sorted(SCALING_OF_ACTIVATION)}. "
+            "For another one write the Architecture yourself; Scaling.PERMUTATION is always safe."
+        )
+    return Activation(name)
+
+
 # --- builders -----------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +327,7 @@ def mlp(widths: Sequence[int], activation: str | Sequence[str] = "relu") -> Arch
     names = [activation] * (len(widths) - 2) if isinstance(activation, str) else list(activation)
     if len(names) != len(widths) - 2:
         raise ValueError(f"Got {len(names)} activations {names} for the {len(widths) - 2} hidden layers of {widths}.")
-    activations = [_activation(name) for name in names]
+    activations = [known_activation(name) for name in names]
     label = activation if isinstance(activation, str) else ",".join(names)
     return _dense_chain(f"mlp {_dashes(widths)} {label}", widths, activations, offset=0.0)
 
@@ -292,7 +383,7 @@ def cnn(
         raise ValueError(f"kernel sizes are {sizes}, strides {strides}; expected numbers >= 1.")
     if padding not in ("VALID", "SAME"):
         raise ValueError(f"padding is {padding!r}; expected 'VALID' or 'SAME'.")
-    act = _activation(activation)
+    act = known_activation(activation)
     hidden = [Neurons(f"hidden_{i}", width, act.scaling) for i, width in enumerate(channels[1:])]
     neurons = (
         Neurons("input", channels[0], Scaling.FIXED),
@@ -356,11 +447,10 @@ def unpack(arch: Architecture, params: Params, *, name: str = "params") -> list[
     expected = {parameter.path for parameter in arch.parameters}
     for path in leaves:
         if path not in expected:
-            cure = (
-                f"Pass {name}['params']."
-                if path[:1] == ("params",)
-                else "Remove it, or describe it in the Architecture."
-            )
+            cure = "Remove it, or describe it in the Architecture."
+            if path[:1] in (("params",), ("batch_stats",)):
+                stored = any(other[:1] == ("batch_stats",) for other in leaves)
+                cure = f"Pass network.merge_variables({name})." if stored else f"Pass {name}['params']."
             raise ValueError(
                 f"{name}{describe(path)} is no parameter of {arch.name!r}, which has {_listed(arch)}. {cure}"
             )
@@ -458,21 +548,22 @@ def _listed(arch: Architecture) -> str:
     return ", ".join(describe(parameter.path) for parameter in arch.parameters)
 
 
+def _layer_as_json(layer: Layer) -> dict[str, Any]:
+    fields = dataclasses.asdict(layer)
+    if isinstance(layer, Residual):
+        fields |= {"branch": [_layer_as_json(inner) for inner in layer.branch]}
+        fields |= {"shortcut": [_layer_as_json(inner) for inner in layer.shortcut]}
+    return {"type": type(layer).__name__, **fields}
+
+
 def _layer_from_json(fields: Mapping[str, Any]) -> Layer:
-    kinds = {kind.__name__: kind for kind in (Dense, Conv, GlobalMeanPool, Flatten)}
+    kinds = {kind.__name__: kind for kind in typing.get_args(Layer)}
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items() if key != "type"}
+    for side in {"branch", "shortcut"} & values.keys():
+        values[side] = tuple(_layer_from_json(layer) for layer in values[side])
     if isinstance(values.get("activation"), Mapping):
         values["activation"] = Activation(**values["activation"])
     return kinds[fields["type"]](**values)
-
-
-def _activation(name: str) -> Activation:
-    if name not in SCALING_OF_ACTIVATION:
-        raise ValueError(
-            f"activation is {name!r}, whose symmetry group is unknown; known are {sorted(SCALING_OF_ACTIVATION)}. "
-            "For another one write the Architecture yourself; Scaling.PERMUTATION is always safe."
-        )
-    return Activation(name)
 
 
 def _dense_chain(

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_scalegmn import architecture, symmetry
-from jax_scalegmn.architecture import Architecture, Axis, Conv, Dense, Scaling
+from jax_scalegmn.architecture import Architecture, AvgPool, Axis, Conv, Dense, Flatten, GlobalMeanPool, Scaling
 from jax_scalegmn.types import Params
 
 # To 50 digits: a float64 bias of 2^51 half turns needs 32.
@@ -44,9 +44,10 @@ def wrap_phase(arch: Architecture, params: Params) -> dict[str, dict[str, Array]
       and wrapping commutes with them.
 
     Raises:
-      ValueError: if params do not fit the architecture, if it has no `layers` or no sine among them, or if a sine layer
-        has no bias, an offset, neurons of `Scaling.FIXED` (an output), neurons that it shares with another layer or a
-        normalisation, or nothing that reads it.
+      ValueError: if params do not fit the architecture, if it has no `layers` or no sine among them, if it has layers
+        beside the sines that no flipped sign passes, or that are no chain (normalisations, MaxPool, Residual), or if a
+        sine layer has no bias, an offset, neurons of `Scaling.FIXED` (an output), neurons that it shares with another
+        layer or a normalisation, or nothing that reads it.
 
     Source: arXiv 2406.10685, algorithm 1. Its published script, which leaves out w0, flips the kernels that feed the
     unit instead of those that read it and shifts the output's bias too, changes the function.
@@ -76,14 +77,24 @@ def _sines(arch: Architecture) -> dict[tuple[str, ...], tuple[str, float]]:
             f"{arch.name!r} does not say how to compute its function (layers is empty), so that its sines and their "
             "w0 are unknown. Give the Architecture its layers, or use a builder: architecture.siren, mlp or cnn."
         )
+    every = dict.fromkeys((*arch.layers, *(layer for _, layer in architecture.walk(arch.layers))))
+    activations = [getattr(layer, "activation", None) for layer in every]
+    names = [activation.name for activation in activations if activation is not None]
+    if "sine" not in names:
+        raise ValueError(
+            f"{arch.name!r} has no sine layer: expected 'sine' among its activations, got {names}. Others have no "
+            "phases: use its params as they are."
+        )
+    passing = Dense | Conv | AvgPool | GlobalMeanPool | Flatten
+    foreign = [type(layer).__name__ for layer in arch.layers if not isinstance(layer, passing)]
+    if foreign:
+        raise ValueError(
+            f"{arch.name!r} has sines and the layers {foreign}; expected dense and convolutional layers in a chain, "
+            "with mean pooling. Sums, normalisations and max-pooling have no phase to wrap: use its params as they are."
+        )
     affine = [layer for layer in arch.layers if isinstance(layer, Dense | Conv)]
     activated = [(layer, layer.activation) for layer in affine if layer.activation is not None]
     sines = [(layer, activation.frequency) for layer, activation in activated if activation.name == "sine"]
-    if not sines:
-        raise ValueError(
-            f"{arch.name!r} has no sine layer: expected 'sine' among its activations, got "
-            f"{[activation.name for _, activation in activated]}. Others have no phases: use its params as they are."
-        )
     return {(layer.name, "bias"): (_neurons(arch, layer, w0), w0) for layer, w0 in sines}
 
 

@@ -12,7 +12,16 @@ import numpy as np
 from flax import traverse_util
 
 from jax_scalegmn import architecture, models
-from jax_scalegmn.architecture import Architecture, Conv, Dense, Parameter, Scaling
+from jax_scalegmn.architecture import (
+    Architecture,
+    BatchNorm,
+    Conv,
+    Dense,
+    GroupNorm,
+    LayerNorm,
+    Parameter,
+    Scaling,
+)
 from jax_scalegmn.layers import IO, Canonical
 
 # Tensors by name, in PyTorch's layout and in the order of the modules.
@@ -23,37 +32,54 @@ def from_torch(arch: Architecture, state_dict: StateDict) -> dict[str, dict[str,
     """The params of a network whose modules stand in `state_dict` in the order of `arch.layers`.
 
     Linear weights [out, in] and convolutional ones [out, in, kh, kw] become kernels [in, out] and [kh, kw, in, out].
-    Behind a Flatten the inputs are reordered, from PyTorch's channels slowest to channels fastest.
+    Behind a Flatten the inputs are reordered, from PyTorch's channels slowest to channels fastest. A normalisation's
+    weight becomes its scale, and running_mean and running_var its mean and var. The modules of a Residual stand in the
+    order branch, shortcut, as in torchvision; PyTorch's strided convolutions need padding=1 (`normalised.resnet`).
 
     Args:
       arch: of the network, with layers.
-      state_dict: one weight and one bias for each linear or convolutional module, and nothing else.
+      state_dict: the tensors of each linear, convolutional or normalising module, and nothing else but BatchNorm's
+        num_batches_tracked, which is not read.
 
     Raises:
       ValueError: on a missing, additional or misshapen tensor, or one that is not of finite floating-point numbers.
     """
-    layers = [layer.name for layer in arch.layers if isinstance(layer, Dense | Conv)]
-    if not layers or set(layers) != {parameter.path[0] for parameter in arch.parameters}:
+    layers = [(*at, layer.name) for at, layer in architecture.walk(arch.layers) if isinstance(layer, _WITH_PARAMS)]
+    foreign = {parameter.path[-1] for parameter in arch.parameters} - _TORCH_KIND.keys()
+    if not layers or foreign or set(layers) != {parameter.path[:-1] for parameter in arch.parameters}:
         raise ValueError(
-            f"{arch.name!r} does not say which layer each parameter is of (its layers are {layers}). Write the params "
-            "yourself: kernels are transposed."
+            f"{arch.name!r} does not say which layer each parameter is of (its layers are {_listed(layers)}). Write "
+            "the params yourself: kernels are transposed."
         )
+    expected = {(parameter.path[:-1], _TORCH_KIND[parameter.path[-1]]) for parameter in arch.parameters}
+    kinds = {kind for _, kind in expected}
     modules: dict[str, dict[str, str]] = {}
     for key in state_dict:
         module, _, kind = key.rpartition(".")
-        if kind not in ("weight", "bias"):
-            raise ValueError(f"{_named(key)} is no weight or bias, and {arch.name!r} expects no other. Remove it.")
+        if kind == "num_batches_tracked" and "running_mean" in kinds:
+            continue
+        if kind not in kinds:
+            raise ValueError(
+                f"{_named(key)} is no {' or '.join(sorted(kinds, reverse=True))}, and {arch.name!r} expects no other. "
+                "Remove it."
+            )
         modules.setdefault(module, {})[kind] = key
     if len(modules) != len(layers):
         raise ValueError(
             f"The state_dict has {len(modules)} modules {list(modules)}; {arch.name!r} expects {len(layers)}, one for "
-            f"each of {layers}. Remove modules of other networks, or use another Architecture."
+            f"each of {_listed(layers)}. Remove modules of other networks, or use another Architecture."
         )
     keys = dict(zip(layers, modules.items(), strict=True))
+    surplus = [found[kind] for layer, (_, found) in keys.items() for kind in found if (layer, kind) not in expected]
+    if surplus:
+        raise ValueError(
+            f"The state_dict has {surplus}, of which {arch.name!r} has no parameters. The modules stand in another "
+            "order, or the biases of convolutions must be folded into the means behind them."
+        )
     values = []
     for parameter in arch.parameters:
-        layer, kind = parameter.path[0], "weight" if parameter.path[-1] == "kernel" else "bias"
-        module, found = keys[layer]
+        kind = _TORCH_KIND[parameter.path[-1]]
+        module, found = keys[parameter.path[:-1]]
         shape = _torch_shape(arch, parameter)
         if kind not in found:
             raise ValueError(
@@ -146,6 +172,14 @@ def autoencoder_from_published(
 
 
 # --- private: tensors -----------------------------------------------------------------------------------------------
+
+
+_WITH_PARAMS = Dense | Conv | BatchNorm | LayerNorm | GroupNorm
+_TORCH_KIND = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def _listed(layers: Sequence[tuple[str, ...]]) -> list[str]:
+    return [".".join(path) for path in layers]
 
 
 def _named(key: str) -> str:

@@ -19,7 +19,7 @@ def test_scalegmn_measures_both_implementations_and_leaves_out_what_would_take_l
         batch_sizes=(2,), widths=(3, 5), features=4, num_layers=1, dtypes=("float32",), repeats=1, matmul_size=64
     )
     # More than the narrow networks take, less than the wide ones: those are measured on blocks alone.
-    rows = scalegmn.main(dataclasses.replace(config, segment_sum_gflop=8e-5))
+    rows = scalegmn.main(dataclasses.replace(config, segment_sum_gflop=1.5e-4))
     measured = [(row["width"], row["implementation"], row["benchmark"]) for row in rows]
     assert measured == [
         (3, "blocks", "forward"),

@@ -70,32 +70,34 @@ NO_ENCODING = {"node_encoding": False, "edge_encoding": False}
 CASES = [
     case("siren", "forward", "full_graph"),
     case("siren", "both", "last_layer", io=IO.SEPARATE, edge_encoding=False, **ABSOLUTE),
-    case("tanh mlp", "both", "editor", encoding_features=True, message_layers=2),
-    case("tanh mlp", "forward", "last_layer", io=IO.SHARED, num_layers=3),
+    case("tanh mlp", "both", "editor", encoding_features=True),
     case("tanh cnn", "forward", "editor", io=IO.SHARED, **ABSOLUTE),
-    case("tanh cnn", "both", "full_graph", io=IO.SEPARATE, update_layers=2, **NO_ENCODING),
+    case("tanh cnn", "both", "full_graph", io=IO.SEPARATE, **NO_ENCODING),
     case("relu mlp", "forward", "full_graph", io=IO.SHARED, encoding_features=True),
     case("relu mlp", "both", "full_graph"),
     case("relu cnn", "forward", "full_graph", io=IO.SEPARATE, skip=False, normalized=False),
     case("relu cnn", "both", "full_graph", io=IO.SHARED, edge_encoding=False),
-    case("relu cnn", "both", "editor", io=IO.SEPARATE, message_layers=2, update_layers=2),
-    case("mixed mlp", "both", "full_graph", normalized=False),
-    case("mixed mlp", "forward", "editor", io=IO.SHARED, skip=False, **ABSOLUTE),
-    case("mixed mlp", "both", "last_layer", io=IO.SHARED, encoding_features=True),
+    case("relu cnn", "forward", "editor", io=IO.SHARED, message_layers=2),
+    case("mixed mlp", "forward", "editor", io=IO.SEPARATE, skip=False, **ABSOLUTE),
+    case("mixed mlp", "both", "last_layer", normalized=False, encoding_features=True),
     case("batch norm", "both", "editor", io=IO.SEPARATE, **ABSOLUTE),
     case("batch norm", "forward", "full_graph", encoding_features=True),
-    case("layer norm", "both", "full_graph", io=IO.SHARED, update_layers=2),
+    case("layer norm", "both", "full_graph", io=IO.SHARED),
     case("layer norm", "forward", "editor", **NO_ENCODING),
     case("residual relu", "forward", "full_graph", **NO_ENCODING),
     case("residual relu", "both", "full_graph", io=IO.SHARED),
-    case("residual relu", "both", "editor", encoding_features=True),
-    case("residual tanh", "both", "full_graph", message_layers=2, **ABSOLUTE),
-    case("residual tanh", "forward", "editor", io=IO.SEPARATE, normalized=False),
+    case("residual relu", "both", "editor"),
+    case("residual tanh", "forward", "last_layer", num_layers=3, update_layers=2, **ABSOLUTE),
     case("gelu mlp", "forward", "full_graph"),
     case("siren, restricted", "both", "deep_set", normalized=False),
     case("relu cnn, restricted", "both", "editor", **NO_ENCODING),
-    case("residual relu, restricted", "both", "last_layer", skip=False),
 ]
+IN_BOTH_PRECISIONS = {
+    *(one for one in CASES if one.name.startswith("re") and one.head == "full_graph"),
+    CASES[0],
+    CASES[2],
+    CASES[13],
+}
 
 
 def all_cases():
@@ -118,8 +120,19 @@ def all_cases():
 
 
 SLOW = pytest.mark.slow
-WITH_ALL = [*CASES, *(pytest.param(one, marks=SLOW) for one in all_cases())]
+WITH_ALL = [*CASES, *(pytest.param(one, marks=SLOW) for one in all_cases() if one not in CASES)]
 every_case = pytest.mark.parametrize("case", WITH_ALL, ids=str)
+every_case_and_dtype = pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        pytest.param(
+            one, dtype, marks=() if one in IN_BOTH_PRECISIONS or (one in CASES and dtype == "float64") else SLOW
+        )
+        for one in dict.fromkeys([*CASES, *all_cases()])
+        for dtype in TOLERANCE
+    ],
+    ids=str,
+)
 
 
 # --- one compiled program a case ------------------------------------------------------------------------------------
@@ -143,7 +156,11 @@ def compiled_reader(case, dtype):
         behind = [kept[f"layer_{index}"]["__call__"][0] for index in range(model.gmn.num_layers)]
         whole = in_blocks(graph.topology(arch), kept["__call__"][0])
         values = [
-            (state.nodes, [layers.value(e) for e in state.edges], [layers.value(e) for e in state.backward])
+            (
+                state.nodes,
+                [layers.value(e) for e in state.edges],
+                [layers.value(e) for e in state.backward if case.bidirectional],
+            )
             for state in behind
         ]
         return z, [*values, (*whole, [])]
@@ -217,8 +234,7 @@ def worst_deviation(case, read, params, variables, group, dtype, elements=None):
     return worst
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@every_case
+@every_case_and_dtype
 def test_outcomes_and_features_follow_the_group(case, dtype):
     """Embeddings are invariant; features behind every layer, forward and backward, and edits are equivariant."""
     with support.precision(dtype):
@@ -329,7 +345,7 @@ def test_encoders_equal_their_plain_form(case):
         assert support.deviation(z, jax.jit(plain(case))(variables, params)) < 1e-12
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[7]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[6]], ids=str)
 def test_encoders_and_their_gradients_equal_their_plain_form_in_float32(case):
     """Gradients in the variables and in the params."""
     _, params, variables = reader(case, "float32")
@@ -344,7 +360,7 @@ def test_encoders_and_their_gradients_equal_their_plain_form_in_float32(case):
 
 # --- rescalings from 1e-6 to 1e6, and zeros -------------------------------------------------------------------------
 
-RESCALED = [one for one in CASES if one.head == "full_graph" and one.name in ("relu mlp", "relu cnn", "residual relu")]
+RESCALED = [one for one in CASES if one.name.startswith("re") and one.head == "full_graph"]
 
 
 def wide_elements(arch, dtype):
@@ -371,6 +387,7 @@ def degenerate(arch, dtype):
     generic = architecture.unpack(arch, support.random_params(arch, dtype=dtype))
     rng = np.random.default_rng(1)
     first = arch.hidden[0].name
+    tiny = 1e-10 if graph.topology(arch).columns.against else 1e-20  # float32 has no square of 1e20
 
     def edited(change):
         return architecture.pack(
@@ -396,13 +413,13 @@ def degenerate(arch, dtype):
         "sparse": edited(lambda _, v: v * (rng.random(v.shape) < 0.5)),
         "dead": edited(silent(1)),
         "unread": edited(silent(-1)),
-        "tiny": edited(lambda _, v: 1e-20 * v),
+        "tiny": edited(lambda _, v: tiny * v),
         "huge": edited(lambda _, v: 1e6 * v),
     }
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("case", [*RESCALED, CASES[0], CASES[5]], ids=str)
+@pytest.mark.parametrize("case", [*RESCALED, CASES[0]], ids=str)
 def test_degenerate_networks_are_read_and_invariant(case, dtype):
     """Zeros, dead units and extreme weights; padded kernels are zeros too."""
     with support.precision(dtype):
@@ -440,11 +457,12 @@ def test_degenerate_networks_have_finite_gradients(case):
 # --- no idle parameter ----------------------------------------------------------------------------------------------
 
 
-def idle_parameters(case, reader=reader):
+def idle_parameters(case):
     """The arrays of the variables that change no outcome."""
     read, params, variables = reader(case, "float64")
     leaves, tree = jax.tree.flatten(variables)
-    rng, stack = np.random.default_rng(0), repeated(params)
+    rng = np.random.default_rng(1234)  # not the one that drew the variables: x / |x| does not see a multiple of them
+    stack = repeated(jax.tree.map(lambda leaf: 10 * leaf, params))  # even maps hardly see small weights
     expected = read(repeated(variables), stack)[0]
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
     idle = set()

@@ -9,16 +9,17 @@ import jax_scalegmn
 
 FLOORS = (
     ("types", "architecture"),
-    ("network", "symmetry", "graph", "layers"),
+    ("network", "symmetry", "graph", "layers", "normalised"),
     ("matching", "message_passing", "torch_file", "canonical"),
-    ("merge", "zoo", "models", "baselines"),
-    ("landscape", "datasets", "train", "losses", "interop"),
-    ("checkpoint", "testing", "inr_folders", "small_cnn_zoo"),
+    ("merge", "zoo", "metanetwork", "baselines"),
+    ("landscape", "datasets", "train", "models"),
+    ("losses", "interop", "checkpoint", "testing"),
+    ("inr_folders", "small_cnn_zoo"),
 )
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 FILES = {path.stem: path for path in Path(jax_scalegmn.__file__).parent.glob("*.py") if path.stem != "__init__"}
 NEVER = {"experiments", "benchmarks", "tests", "matplotlib", "argparse", "tyro", "logging", "rich", "tqdm"}
-FLAX = {"layers", "message_passing", "models", "baselines", "interop"}
+FLAX = {"layers", "message_passing", "metanetwork", "models", "baselines", "interop"}
 
 
 def imported(tree):
