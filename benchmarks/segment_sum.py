@@ -20,7 +20,8 @@ from jax_scalegmn import graph
 from jax_scalegmn.architecture import Scaling
 from jax_scalegmn.graph import Topology
 from jax_scalegmn.layers import EPSILON, IO, PUBLISHED_NORM_EPSILON, Canonical
-from jax_scalegmn.models import Encoder, Readout, ScaleGMN
+from jax_scalegmn.metanetwork import ScaleGMN
+from jax_scalegmn.models import Encoder, Readout
 
 
 def encode(model: Encoder, variables: Any, built: jraph.GraphsTuple) -> Array:

@@ -120,7 +120,9 @@ def inverse_norm(x: Float[Array, "*batch features"], epsilon: float = 0.0) -> Fl
     nonzero = largest > jnp.finfo(x.dtype).tiny
     largest = jnp.where(nonzero, largest, 1)
     square = jnp.square(x / largest).sum(-1, keepdims=True)
-    return jnp.where(nonzero, 1 / (jnp.sqrt(jnp.where(nonzero, square, 1)) * largest + epsilon), 0)
+    # Twice divided by a size of order |x|, not once by its square, which a gradient near 0 would do and overflow.
+    norm = jnp.sqrt(jnp.where(nonzero, square, 1)) + epsilon / largest
+    return jnp.where(nonzero, 1 / norm / largest, 0)
 
 
 # Computed again for the gradient: that is cheaper than to keep what lies between, in memory and in time.

@@ -8,6 +8,7 @@ import enum
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import jraph
 from flax import linen as nn
@@ -227,7 +228,8 @@ def _degree_reversals(topo: Topology, graph_in: jraph.GraphsTuple) -> list[Array
 
     s_i = b_i^2 + mean over incoming j of w_ij^2 s_j, with s = 1 at inputs and outputs, has degree q_i^2 and is smooth
     in the weights, so w s_sender / s_receiver has degree q_sender / q_receiver and no singularity but where all that
-    comes into a neuron is 0; there it is 0. (1 / w has the same degree, and explodes at every small weight.)
+    comes into a neuron is 0, or below 5e-15 in float32; there it is 0. (1 / w has the same degree, and explodes at
+    every small weight.)
     """
     presence: Presence | None = graph_in.globals
     wide = jnp.promote_types(graph_in.nodes.dtype, jnp.float32)
@@ -249,9 +251,13 @@ def _degree_reversals(topo: Topology, graph_in: jraph.GraphsTuple) -> list[Array
                     count = jnp.maximum(presence.nodes[topo.nodes[block.sender]].sum(), 1)
                 square[name] += square[block.sender] @ w / count
     factors = []
+    smallest = float(jnp.finfo(wide).tiny) ** 0.75  # below it 1 / s comes near to overflow: as good as silent
     for block in topo.blocks:
         senders, receivers = square[block.sender][:, None, None], square[block.receiver][None, :, None]
-        ratio = senders * _reciprocal(receivers)
+        silent = receivers < smallest
+        receivers = jnp.where(silent, 1, receivers)
+        size = jax.lax.stop_gradient(receivers)  # the gradient, -1 / s^2, is taken in two steps and does not overflow
+        ratio = jnp.where(silent, 0, senders / size / (receivers / size))
         positive = _is_positive(topo, presence, block.sender) | _is_positive(topo, presence, block.receiver)
         factors.append(jnp.where(positive, ratio, 1))
     return factors

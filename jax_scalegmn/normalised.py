@@ -5,10 +5,11 @@ that gives: the kernel feeds its channels with power 0, and the normalisation's 
 activation stands, follow the channel's group with power 1. Stored means and variances are of what the kernel gives,
 power 0. Statistics that mix channels (LayerNorm; GroupNorm with one group) do not change when channels are permuted, so
 that the activation's group acts in full. GroupNorm with more groups allows only permutations that keep channels of one
-group together; those are no `Scaling`, and its layers are FIXED, which is true but less than all.
+group together; those are no `Scaling`, and its layers are FIXED, which is true but less than all: a `resnet` with it
+has no hidden layer left for a model to follow. With one group for each channel permutations are free again.
 
-What may happen in front of a normalisation is not described: a channel's kernel, stored mean and the scale behind may
-flip their signs together, and its kernel, mean and root of var + epsilon be rescaled together.
+What may happen in front of a batch normalisation is not described: a channel's kernel, mean and scale may flip their
+signs together, and its kernel, mean and root of var + epsilon be rescaled together.
 """
 
 import dataclasses
@@ -55,13 +56,13 @@ def vgg(
 ) -> Architecture:
     """Stages of 3x3 convolutions that each end in a pooling, a global mean and a dense head (arXiv 1409.1556).
 
-    In the variables of this module, by `network.merge_variables`:
+    In the variables of this module of batches, by `network.merge_variables`:
 
         for channels in channels_per_stage:
             for width in channels:
                 x = activation(Norm()(nn.Conv(width, (3, 3), use_bias=norm is None)(x)))
             x = nn.max_pool(x, (2, 2), (2, 2))
-        return nn.Dense(outputs)(x.mean((0, 1)))
+        return nn.Dense(outputs)(x.mean((1, 2)))
 
     Neuron layers: "input", "hidden_0", ..., "output". Each hidden one has its activation's group, with two exceptions:
     max-pooling takes the larger of two channels' entries and not of their negatives, so that in front of it SIGN falls
@@ -121,7 +122,7 @@ def resnet(
 ) -> Architecture:
     """The residual networks of CIFAR (He et al. 2016, arXiv 1512.03385, section 4.2), with 1x1 shortcut convolutions.
 
-    In the variables of this module, by `network.merge_variables`:
+    In the variables of this module of batches, by `network.merge_variables`:
 
         class ResNetBlock(nn.Module):
             def __call__(self, x):
@@ -135,7 +136,7 @@ def resnet(
         for stage, width in enumerate(widths):
             for block in range((depth - 2) // (2 * len(widths))):
                 x = ResNetBlock(width, strides=2 if stage and not block else 1)(x)
-        return nn.Dense(outputs)(x.mean((0, 1)))
+        return nn.Dense(outputs)(x.mean((1, 2)))
 
     Neuron layers: "input"; of every stage s "stream_s", which all its blocks read and add to, and "inner_s_b" between
     the two convolutions of its block b; "output". The activation's group acts on all hidden ones: a stream's scale is

@@ -89,7 +89,7 @@ def test_encoders_have_as_many_parameters_as_the_scale_equivariant_one(run):
 
 def test_encoders_that_cannot_be_matched_are_refused():
     arch = support.ARCHITECTURES["siren"]
-    settings = dataclasses.replace(TINY.model, tolerance=0.0)
+    settings = dataclasses.replace(TINY.model, features=3, tolerance=0.0)
     with pytest.raises(ValueError, match=r"permutation-only encoder .*model\.tolerance=0 "):
         classify.matched_encoders(settings, arch, 10, (1.0,) * 6)
 

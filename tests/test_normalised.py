@@ -65,6 +65,16 @@ def scalings(arch: Architecture) -> dict[str, Scaling]:
     return {neurons.name: neurons.scaling for neurons in arch.neurons[1:-1]}
 
 
+def moved(arch: Architecture, layer: str, scaling: Scaling, params):
+    """The params behind one element of that group on one layer: a cyclic permutation, or scales alone."""
+    neurons = tuple(dataclasses.replace(n, scaling=scaling if n.name == layer else Scaling.FIXED) for n in arch.neurons)
+    index = np.arange(arch.layer(layer).width)
+    scale = {Scaling.SIGN: 1.0 - 2 * (index % 2), Scaling.POSITIVE: 2.0**index}.get(scaling, index**0.0)
+    order = np.roll(index, 1) if scaling is Scaling.PERMUTATION else index
+    element = symmetry.Element({layer: jnp.asarray(order)}, {layer: jnp.asarray(scale, "float32")})
+    return symmetry.act(dataclasses.replace(arch, neurons=neurons), element, params)
+
+
 # --- the groups -----------------------------------------------------------------------------------------------------
 
 
@@ -94,14 +104,8 @@ def test_the_function_is_preserved_and_the_group_is_the_largest(name):
     expected = support.outputs(arch, params, x)
     for layer, scaling in scalings(arch).items():
         for wrong in larger[scaling]:
-            neurons = tuple(
-                dataclasses.replace(n, scaling=wrong if n.name == layer else Scaling.FIXED) for n in arch.neurons
-            )
-            other = dataclasses.replace(arch, neurons=neurons)
-            elements = support.random_elements(other, 4, permute=scaling is Scaling.FIXED)
-            moved = [support.act(other, support.rows(elements, index), params) for index in range(4)]
-            changes = [support.deviation(support.outputs(arch, one, x), expected) for one in moved]
-            assert max(changes) > 1e-4, f"{wrong} acts on {layer!r} as well"
+            changed = support.outputs(arch, moved(arch, layer, wrong, params), x)
+            assert support.deviation(changed, expected) > 1e-4, f"{wrong} acts on {layer!r} as well"
 
 
 def test_each_layer_has_the_group_that_its_activation_norm_and_pooling_leave():
@@ -149,6 +153,41 @@ def test_a_wrong_power_is_found(path, position, power):
     assert f"should have power {right}, not {power}" in str(caught.value)
 
 
+def test_group_normalisation_keeps_what_permutes_channels_of_one_group():
+    """What FIXED leaves out: here the channels 0 and 1, 2 and 3 share statistics."""
+    arch = NETWORKS["vgg mean, 2 groups, relu"]
+    params, x = generic_params(arch), images(arch)
+    expected = support.outputs(arch, params, x)
+    free = dataclasses.replace(
+        arch,
+        neurons=tuple(
+            dataclasses.replace(n, scaling=Scaling.POSITIVE if n.name == "hidden_0" else n.scaling)
+            for n in arch.neurons
+        ),
+    )
+    for order, holds in (((1, 0, 3, 2), True), ((2, 3, 1, 0), True), ((0, 2, 1, 3), False)):
+        element = symmetry.Element({"hidden_0": jnp.array(order)}, {"hidden_0": jnp.array([0.1, 3.0, 1.0, 7.0])})
+        changed = support.outputs(arch, symmetry.act(free, element, params), x)
+        assert (support.deviation(changed, expected) < 1e-5) == holds
+
+
+def test_what_happens_in_front_of_a_batch_normalisation_is_not_described():
+    params, x = generic_params(VGG), images(VGG)
+    expected = support.outputs(VGG, params, x)
+    norm, factor = dict(params["BatchNorm_0"]), jnp.array([-1.0, 2.0, -0.5, 1.0])
+    norm["mean"], norm["scale"] = norm["mean"] * factor, norm["scale"] * jnp.sign(factor)
+    norm["var"] = jnp.square(factor) * (norm["var"] + 1e-5) - 1e-5
+    conv = {"kernel": params["Conv_0"]["kernel"] * factor}
+    changed = support.outputs(VGG, params | {"Conv_0": conv, "BatchNorm_0": norm}, x)
+    assert support.deviation(changed, expected) < 1e-5
+
+
+def test_networks_of_several_depths_stand_in_one_bucket():
+    members = [normalised.resnet(depth, widths=WIDTHS) for depth in (8, 14)]
+    topology = graph.topology(graph.Bucket(tuple(members)))
+    assert topology.num_nodes == graph.topology(members[1]).num_nodes
+
+
 # --- Flax's functions -------------------------------------------------------------------------------------------------
 
 LINEN_NORMS = {
@@ -173,7 +212,7 @@ class FlaxVGG(nn.Module):
                 x = nn.Conv(width, (3, 3), use_bias=self.norm is None)(x)
                 x = self.activation(x if self.norm is None else self.norm()(x))
             x = self.pool(x, (2, 2), (2, 2))
-        return nn.Dense(3)(x.mean((0, 1)))
+        return nn.Dense(3)(x.mean((1, 2)))
 
 
 class ResNetBlock(nn.Module):
@@ -210,20 +249,20 @@ class FlaxResNet(nn.Module):
             for block in range(self.blocks):
                 strides = 2 if stage and not block else 1
                 x = ResNetBlock(width, strides, self.norm, self.activation, self.padding)(x)
-        return nn.Dense(3)(x.mean((0, 1)))
+        return nn.Dense(3)(x.mean((1, 2)))
 
 
 def assert_is_vanilla_flax(arch: Architecture, module: nn.Module) -> None:
     params, x = generic_params(arch), images(arch)
     variables = network.split_variables(params)
-    theirs = jax.eval_shape(module.init, jax.random.key(0), x[0])
+    theirs = jax.eval_shape(module.init, jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, dict(theirs))
-    expected = jax.jit(jax.vmap(module.apply, (None, 0)))(variables, x)
+    expected = jax.jit(module.apply)(variables, x)
     assert support.deviation(support.outputs(arch, params, x), expected) < 1e-5
     support.assert_identical(network.merge_variables(variables), params)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "relu" in name or "batch" in name])
 def test_variables_and_function_are_those_of_vanilla_flax(name):
     builder, norm, activation = name.split(", ")
     options = LINEN_NORMS[norm], LINEN_ACTIVATIONS[activation]
@@ -249,10 +288,14 @@ def test_the_networks_of_the_paper_have_its_size():
 # --- all that is derived --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_json_and_graph_round_trips(name):
+def test_json_round_trip():
+    for arch in NETWORKS.values():
+        assert architecture.from_json(json.loads(json.dumps(arch.as_json()))) == arch
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if "relu" in name])
+def test_graph_round_trip(name):
     arch = NETWORKS[name]
-    assert architecture.from_json(json.loads(json.dumps(arch.as_json()))) == arch
     params = generic_params(arch)
     support.assert_identical(graph.to_params(arch, graph.from_params(arch, params)), params)
 

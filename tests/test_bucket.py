@@ -1,0 +1,251 @@
+"""Networks of several architectures in one batch: one compiled program, each member's own group, padding without effect."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+
+from benchmarks import segment_sum
+from jax_scalegmn import architecture, graph, models, symmetry
+from jax_scalegmn.architecture import Architecture, Neurons, Parameter, Scaling
+from jax_scalegmn.graph import Bucket
+from jax_scalegmn.metanetwork import ScaleGMN
+from jax_scalegmn.models import Editor, Encoder, Readout
+
+MIXED = Bucket(
+    (
+        architecture.mlp((3, 5, 4, 2), "tanh"),
+        architecture.mlp((3, 6, 2), "relu"),
+        architecture.mlp((3, 3, 4, 5, 2), "gelu"),
+        architecture.cnn((1, 3, 4), 2, kernel_size=(2, 3)),
+    ),
+    multiple=4,
+)
+MEMBERS = pytest.mark.parametrize("arch", MIXED.members, ids=str)
+COUNT = len(MIXED.members)
+
+
+def encoder_of(bucket, readout=Readout.FULL_GRAPH, **options):
+    return Encoder(ScaleGMN(bucket, 4, num_layers=2, hidden=3, **options), 3, readout)
+
+
+def stack_of(graphs):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *graphs)
+
+
+def padded(bucket, arch, seed=0, dtype="float32"):
+    return graph.from_params(arch, support.random_params(arch, seed, dtype), bucket=bucket)
+
+
+@functools.cache
+def mixed_reader(dtype):
+    """(read, variables, traces): read maps a batch of padded graphs to embeddings, and notes when it is traced."""
+    model, traces = encoder_of(MIXED, bidirectional=True), []
+    variables = random_variables(model, padded(MIXED, MIXED.members[0], dtype=dtype), dtype=dtype)
+
+    def read(graphs):
+        traces.append(graphs)
+        return jax.vmap(lambda one: model.apply(variables, one, method="read"))(graphs)
+
+    return jax.jit(read), variables, traces
+
+
+def random_variables(model, built, dtype="float32"):
+    class Reads:
+        def init(self, key, built):
+            return model.init(key, built, method="read")
+
+    return support.random_variables(Reads(), built, dtype=dtype)
+
+
+def orbit(arch, params, dtype):
+    elements = support.random_elements(arch, COUNT, dtype=dtype)
+    return jax.vmap(lambda element: symmetry.act(arch, element, params))(elements)
+
+
+@MEMBERS
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_each_member_has_its_own_symmetry_in_one_program(arch, dtype):
+    """Embeddings are invariant under the member's group, whatever the others have; nothing is compiled anew."""
+    with support.precision(dtype):
+        read, _, traces = mixed_reader(dtype)
+        members = read(stack_of([padded(MIXED, member, dtype=dtype) for member in MIXED.members]))
+        index, moved = MIXED.members.index(arch), orbit(arch, support.random_params(arch, dtype=dtype), dtype)
+        of_orbit = read(stack_of([graph.from_params(arch, support.rows(moved, i), bucket=MIXED) for i in range(COUNT)]))
+        for z in of_orbit:
+            assert support.deviation(z, members[index]) < {"float32": 1e-5, "float64": 1e-10}[dtype]
+        others = read(stack_of([padded(MIXED, arch, seed, dtype) for seed in range(COUNT)]))
+        assert np.abs(others[1:] - others[0]).max() > 1e-3 * np.abs(others).max()
+        assert len(traces) == 1
+
+
+def test_a_group_that_a_member_does_not_have_changes_its_embedding():
+    """Signs act on the tanh network and not on the gelu network, which has the same layers."""
+    read, _, _ = mixed_reader("float32")
+    arch = MIXED.members[2]
+    signed = dataclasses.replace(arch, neurons=tuple(with_signs(n) for n in arch.neurons))
+    params = support.random_params(arch)
+    elements = support.random_elements(signed, COUNT, permute=False)
+    moved = jax.vmap(lambda element: symmetry.act(signed, element, params))(elements)
+    z = read(stack_of([graph.from_params(arch, support.rows(moved, i), bucket=MIXED) for i in range(COUNT)]))
+    assert np.abs(z[1:] - z[0]).max() > 1e-3 * np.abs(z).max()
+
+
+def with_signs(neurons):
+    return neurons if neurons.scaling is Scaling.FIXED else dataclasses.replace(neurons, scaling=Scaling.SIGN)
+
+
+def test_padded_graphs_are_read_as_by_the_plain_form():
+    with support.precision("float64"):
+        read, variables, _ = mixed_reader("float64")
+        graphs = stack_of([padded(MIXED, member, dtype="float64") for member in MIXED.members])
+        model = encoder_of(MIXED, bidirectional=True)
+        plain = jax.jit(jax.vmap(lambda one: segment_sum.encode(model, variables, one)))
+        assert support.deviation(read(graphs), plain(graphs)) < 1e-12
+
+
+def chain(hidden, activation):
+    """Two members alike in depth and group, of other widths."""
+    return tuple(architecture.mlp((3, *widths, 2), activation) for widths in hidden)
+
+
+@pytest.mark.parametrize(
+    ("members", "readout", "options"),
+    [
+        (chain([(5, 4), (3, 9)], "relu"), Readout.FULL_GRAPH, {"bidirectional": True}),
+        (chain([(5, 4), (3, 9)], "relu"), Readout.LAST_LAYER, {"bidirectional": True, "normalized": False}),
+        (chain([(5, 4), (3, 9)], "tanh"), Readout.FULL_GRAPH, {"normalized": False, "encoding_features": True}),
+        (chain([(5, 4), (3, 9)], ("tanh", "relu")), Readout.FULL_GRAPH, {}),
+        (chain([(5, 4), (3, 9)], "gelu"), Readout.DEEP_SET, {"bidirectional": True}),
+    ],
+    ids=lambda value: value[0].name if isinstance(value, tuple) else None,
+)
+def test_padding_changes_nothing(members, readout, options):
+    """Where bucket and member have one depth, the same variables give the same embedding, padded or not."""
+    with support.precision("float64"):
+        bucket, arch = Bucket(members, multiple=8), members[0]
+        padding, own = encoder_of(bucket, readout, **options), encoder_of(arch, readout, **options)
+        built = padded(bucket, arch, dtype="float64")
+        assert len(built.nodes) == 3 + 8 + 16 + 2
+        variables = random_variables(padding, built, "float64")
+        params = support.random_params(arch, dtype="float64")
+        z = jax.jit(lambda: padding.apply(variables, built, method="read"))()
+        assert support.deviation(z, jax.jit(lambda: own.apply(variables, params))()) < 1e-12
+
+
+def test_gradients_are_finite_and_padding_has_none():
+    """In the variables each array has one; in the graph's features, just what is there."""
+    model = encoder_of(MIXED, bidirectional=True)
+    graphs = stack_of([padded(MIXED, member) for member in MIXED.members])
+    variables = random_variables(model, padded(MIXED, MIXED.members[0]))
+
+    def loss(variables, nodes, edges):
+        z = jax.vmap(lambda one: model.apply(variables, one, method="read"))(graphs._replace(nodes=nodes, edges=edges))
+        return jnp.square(z).sum()
+
+    grads = jax.jit(jax.grad(loss, (0, 1, 2)))(variables, graphs.nodes, graphs.edges)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads[0]))
+    for grad, present in zip(grads[1:], (graphs.globals.nodes, graphs.globals.edges), strict=True):
+        assert (grad[~present] == 0).all()
+        assert (grad[present] != 0).any(-1).mean() > 0.9
+
+
+def test_presence_says_what_is_there():
+    for arch in MIXED.members:
+        built = padded(MIXED, arch)
+        assert built.globals.nodes.sum() == sum(neurons.width for neurons in arch.neurons)
+        assert built.globals.edges.sum() == graph.topology(arch).num_edges
+        assert not built.nodes[~built.globals.nodes].any()
+        assert not built.edges[~built.globals.edges].any()
+        here = {
+            name: [value for value, present in scalings.items() if present]
+            for name, scalings in built.globals.scalings.items()
+        }
+        own = {neurons.name: [neurons.scaling.value] for neurons in arch.hidden}
+        assert {name: found for name, found in here.items() if found} == own
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_graphs_that_are_not_of_the_bucket_are_refused():
+    read, _, _ = mixed_reader("float32")
+    arch = MIXED.members[0]
+    with pytest.raises(ValueError, match=r"not padded; 'bucket of .*' expects .* padded\. .* and the bucket"):
+        read(stack_of([graph.from_params(arch, support.random_params(arch))] * COUNT))
+    other = Bucket(MIXED.members[:2], multiple=8)
+    with pytest.raises(
+        ValueError, match=r"The graph has nodes \(\d+, 1\), .* 'bucket of mlp 3-5-4-2 tanh, .*' expects"
+    ):
+        read(stack_of([padded(other, arch)] * COUNT))
+    model = encoder_of(arch)
+    with pytest.raises(ValueError, match="padded; 'mlp 3-5-4-2 tanh' expects .* not padded"):
+        model.init(jax.random.key(0), padded(Bucket((arch,)), arch), method="read")
+
+
+def test_architectures_that_are_no_member_are_refused():
+    stranger = architecture.mlp((3, 5, 5, 2), "tanh")
+    with pytest.raises(ValueError, match=r"'mlp 3-5-5-2 tanh' is no member of the bucket of mlp 3-5-4-2 tanh, .*"):
+        graph.from_params(stranger, support.random_params(stranger), bucket=MIXED)
+
+
+@pytest.mark.parametrize(
+    "model", [encoder_of(MIXED), Editor(ScaleGMN(MIXED, 4))], ids=lambda model: type(model).__name__
+)
+def test_a_bucket_reads_graphs_and_not_params(model):
+    with pytest.raises(ValueError, match=r"params of one architecture.*bucket of mlp 3-5-4-2 tanh"):
+        model.init(jax.random.key(0), support.random_params(MIXED.members[0]))
+
+
+def renamed(names):
+    """A network of one hidden layer after another, of these names."""
+    neurons = [Neurons(name, 2, Scaling.FIXED if name in ("in", "out") else Scaling.SIGN) for name in names]
+    pairs = zip(names[:-1], names[1:], strict=True)
+    kernels = [Parameter((f"{a}{b}",), (architecture.Axis(a, -1), architecture.Axis(b, 1))) for a, b in pairs]
+    return Architecture("-".join(names), tuple(neurons), tuple(kernels))
+
+
+@pytest.mark.parametrize(
+    ("members", "multiple", "message"),
+    [
+        ((), 1, "needs members and a multiple >= 1; got 0 members and 1"),
+        ((renamed(["in", "a", "out"]),), 0, "got 1 members and 0"),
+        (
+            (renamed(["in", "a", "b", "out"]), renamed(["in", "b", "a", "out"])),
+            1,
+            "order their neuron layers differently",
+        ),
+        (
+            (renamed(["in", "a", "out"]), renamed(["in", "out", "a"])),
+            1,
+            "order their neuron layers differently",
+        ),
+    ],
+)
+def test_buckets_that_make_no_sense_are_refused(members, multiple, message):
+    with pytest.raises(ValueError, match=message):
+        Bucket(members, multiple)
+
+
+def test_a_layer_that_is_hidden_in_one_member_alone_is_refused():
+    hidden = renamed(["in", "a", "out"])
+    end = dataclasses.replace(
+        hidden, neurons=tuple(dataclasses.replace(n, scaling=Scaling.FIXED) for n in hidden.neurons)
+    )
+    with pytest.raises(ValueError, match=r"'a' is an input or output of one member and hidden in another.*Rename it"):
+        Bucket((hidden, end))
+
+
+def test_encoders_of_buckets_describe_their_variables():
+    """Shapes alone, for checkpoints; also of the ScaleGMN inside."""
+    model = encoder_of(MIXED)
+    _, variables, _ = mixed_reader("float32")
+    shapes = models.abstract_variables(encoder_of(MIXED, bidirectional=True))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    inside = models.abstract_variables(model.gmn)["params"]
+    assert jax.tree.structure(inside) == jax.tree.structure(models.abstract_variables(model)["params"]["gmn"])
