@@ -210,13 +210,14 @@ def _degree_reversals(topo: Topology, net: _Network, built: jraph.GraphsTuple) -
     along, against, _ = topo.columns
     nodes, edges = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (built.nodes, built.edges))
     own = jnp.square(nodes[:, :along]).sum(-1) + jnp.square(_reciprocal(nodes[:, along : along + against])).sum(-1)
-    comes_before = net.layer[net.senders] < net.layer[net.receivers]
+    layer = jnp.asarray(net.layer)
+    comes_before = layer[net.senders] < layer[net.receivers]
     w = jnp.where(comes_before & ~net.lifted, jnp.square(edges).sum(-1), 0) / net.senders_in_block
     s = jnp.ones(topo.num_nodes, own.dtype)
     for index in range(len(topo.nodes)):
         incoming = jraph.segment_sum(w * s[net.senders], net.receivers, topo.num_nodes)
         s = jnp.where((net.layer == index) & ~net.io, own + incoming, s)
-    positive = net.groups[Scaling.POSITIVE] & ~net.io
+    positive = jnp.asarray(net.groups[Scaling.POSITIVE] & ~net.io)
     ratio = s[net.senders] * _reciprocal(s[net.receivers])
     return jnp.where(positive[net.senders] | positive[net.receivers], ratio, 1)
 

@@ -1,5 +1,6 @@
 """What is restored is what was saved, or an error that says why not."""
 
+import itertools
 import shutil
 
 import jax
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import checkpoint, models, train
+from jax_scalegmn import architecture, checkpoint, models, train
+from jax_scalegmn.graph import Bucket
+from jax_scalegmn.metanetwork import ScaleGMN
 
 TX = train.make_optimizer(learning_rate=0.1, warmup_steps=3)
-MODEL = models.Encoder(models.ScaleGMN(support.ARCHITECTURES["siren"], 3, num_layers=1))
+MODEL = models.Encoder(ScaleGMN(support.ARCHITECTURES["siren"], 3, num_layers=1))
 CONFIG = {"model": models.as_json(MODEL), "learning_rate": 0.1}
 
 
@@ -58,6 +61,34 @@ def test_load_gives_the_model_and_its_best_variables(run):
     support.assert_identical(variables, state_of(2).variables)
 
 
+SIREN, RELU = support.ARCHITECTURES["siren"], support.ARCHITECTURES["relu mlp"]
+BUCKET = Bucket((architecture.mlp((2, 3, 1)), SIREN), multiple=4)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.Encoder(ScaleGMN(BUCKET, 3, num_layers=1, bidirectional=True), latent=2),
+        ScaleGMN(BUCKET, 3, num_layers=1),
+        ScaleGMN(RELU, 3, num_layers=1, bidirectional=True),
+        models.Editor(ScaleGMN(RELU, 3, num_layers=1)),
+        models.autoencoder(SIREN, 3, num_layers=1, decoder_hidden=(2,)),
+    ],
+    ids=["encoder of a bucket", "bucket", "one architecture", "editor", "autoencoder"],
+)
+def test_every_kind_of_model_is_loaded(model, tmp_path):
+    """From its own description: of a bucket too, whose variables fit no single member's params."""
+    numbers = itertools.count()
+    shapes = models.abstract_variables(model)
+    variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, next(numbers), leaf.dtype), shapes)
+    run = checkpoint.Checkpoints(tmp_path / "run", {"model": models.as_json(model)})
+    run.save(train.State(variables, (), jax.random.key(0), jnp.asarray(1)), loss=1.0)
+    run.close()
+    loaded, restored = checkpoint.load(tmp_path / "run")
+    assert loaded == model
+    support.assert_identical(restored, variables)
+
+
 def test_an_empty_folder_is_said_to_be_empty(tmp_path):
     run = checkpoint.Checkpoints(tmp_path / "new", CONFIG)
     assert run.is_empty
@@ -77,7 +108,7 @@ def test_another_configuration_is_refused_and_named(run):
 
 
 def test_a_state_of_another_model_is_refused(run):
-    other = models.Encoder(models.ScaleGMN(MODEL.arch, 4, num_layers=1))
+    other = models.Encoder(ScaleGMN(MODEL.arch, 4, num_layers=1))
     variables = support.random_variables(other, support.random_params(MODEL.arch))
     with pytest.raises(ValueError, match="run/4: variables, training of this checkpoint cannot be read"):
         run.restore_last(state_of(0)._replace(variables=variables, opt_state=TX.init(variables)))
