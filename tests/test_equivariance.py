@@ -96,8 +96,6 @@ CASES = [
 IN_BOTH_PRECISIONS = {
     *(one for one in CASES if one.name.startswith("re") and one.head == "full_graph"),
     CASES[0],
-    CASES[2],
-    CASES[13],
 }
 
 
@@ -121,15 +119,22 @@ def all_cases():
 
 
 SLOW = pytest.mark.slow
-WITH_ALL = [*CASES, *(pytest.param(one, marks=SLOW) for one in all_cases() if one not in CASES)]
-every_case = pytest.mark.parametrize("case", WITH_ALL, ids=str)
+EVERY_CASE = list(dict.fromkeys([*CASES, *all_cases()]))
+
+
+def marked(cases):
+    return [pytest.param(one, marks=() if one in CASES else SLOW) for one in cases]
+
+
+every_case = pytest.mark.parametrize("case", marked(EVERY_CASE), ids=str)
+every_encoder = pytest.mark.parametrize("case", marked(one for one in EVERY_CASE if one.head != "editor"), ids=str)
 every_case_and_dtype = pytest.mark.parametrize(
     ("case", "dtype"),
     [
         pytest.param(
             one, dtype, marks=() if one in IN_BOTH_PRECISIONS or (one in CASES and dtype == "float64") else SLOW
         )
-        for one in dict.fromkeys([*CASES, *all_cases()])
+        for one in EVERY_CASE
         for dtype in TOLERANCE
     ],
     ids=str,
@@ -335,18 +340,16 @@ def plain(case):
     return lambda v, p: segment_sum.encode(case.model, v, graph.from_params(case.arch, p))
 
 
-@every_case
+@every_encoder
 def test_encoders_equal_their_plain_form(case):
     """No rewrite changes the function."""
-    if case.head == "editor":
-        pytest.skip("The plain form is one of encoders.")
     with support.precision("float64"):
         read, params, variables = reader(case, "float64")
         z = read(repeated(variables), repeated(params))[0][0]
         assert support.deviation(z, jax.jit(plain(case))(variables, params)) < 1e-12
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[6]], ids=str)
+@pytest.mark.parametrize("case", [case("siren", "forward", "full_graph", num_layers=1), CASES[6]], ids=str)
 def test_gradients_equal_those_of_the_plain_form(case):
     """In the variables and in the params."""
     with support.precision("float64"):
