@@ -12,7 +12,7 @@ import support
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jax_scalegmn import losses, models, train
+from jax_scalegmn import losses, models, symmetry, train
 
 SIREN = support.ARCHITECTURES["siren"]
 RNG = np.random.default_rng(0)
@@ -212,3 +212,30 @@ def test_monitor_smooths_and_counts_since_the_best():
     for loss in (math.nan, math.inf):
         with pytest.raises(FloatingPointError, match=f"loss is {loss}: training diverged"):
             monitor.update(loss)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_model_of_positive_scales_learns_a_function_of_rescaled_networks_with_dead_neurons(bidirectional):
+    """To a tenth of the property's variance on unseen networks, at rescalings of exp(3 x normal)."""
+    arch = support.ARCHITECTURES["relu mlp"]
+    count, held_out = 1024, 128
+    stack = support.random_params(arch, models=(count,))
+    stack["Dense_0"]["kernel"] = stack["Dense_0"]["kernel"].at[::7, :, 0].set(0)
+    stack["Dense_0"]["bias"] = stack["Dense_0"]["bias"].at[::7, 0].set(0)
+    stack["Dense_1"]["kernel"] = stack["Dense_1"]["kernel"].at[::5, 2].set(0)
+    x = support.example(arch, 32)
+    property_of = jax.vmap(lambda params: support.outputs(arch, params, x)[:, 0].mean())(stack)
+    property_of = (property_of - property_of.mean()) / property_of.std()
+    keys = jax.random.split(jax.random.key(1), count)
+    moved = jax.vmap(lambda p, k: symmetry.act(arch, symmetry.random(arch, k, log_scale_std=3.0), p))(stack, keys)
+    rows = (moved, property_of)
+    unseen, seen = (support.rows(rows, part) for part in (slice(held_out), slice(held_out, None)))
+    model = models.Encoder(models.ScaleGMN(arch, 16, num_layers=3, bidirectional=bidirectional), latent=1)
+    tx = train.make_optimizer(learning_rate=3e-3, warmup_steps=20)
+    state = train.init(model, tx, support.rows(moved, 0), jax.random.key(0))
+    step = train.make_step(losses.regression_loss(model), tx)
+    *_, (state, metrics) = train.fit(step, state, seen, batch_size=64, num_epochs=20)
+    assert np.isfinite(metrics["loss"])
+    evaluate = train.make_evaluation(losses.regression_loss(model, train=False))
+    assert evaluate(state.variables, unseen)["loss"] < 0.1
