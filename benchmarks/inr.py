@@ -17,7 +17,7 @@ import tyro
 
 from benchmarks import timing
 from experiments.runs import environment
-from jax_scalegmn import architecture, losses, models, network, train, zoo
+from jax_scalegmn import architecture, builders, losses, models, network, train, zoo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Config:
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Prints one JSON line for each measurement and returns them."""
-    arch = architecture.siren(config.widths)
+    arch = builders.siren(config.widths)
     model = models.autoencoder(arch, config.features, num_layers=config.num_layers)
     largest = max(config.batch_sizes)
     keys = jax.random.split(jax.random.key(0), largest)

@@ -20,7 +20,7 @@ import tyro
 
 from benchmarks import segment_sum, timing
 from experiments.runs import environment
-from jax_scalegmn import architecture, graph, models, network, train
+from jax_scalegmn import builders, graph, models, network, train
 from jax_scalegmn.architecture import Architecture
 
 
@@ -46,7 +46,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     """Prints one JSON line for each measurement and returns them."""
     rows = []
     for batch_size, width in _sizes(config):
-        for row in _measure(config, architecture.siren((2, width, width, 1)), batch_size):
+        for row in _measure(config, builders.siren((2, width, width, 1)), batch_size):
             rows.append(row | {"batch_size": batch_size, "width": width, "environment": environment()})
             print(json.dumps(rows[-1]), flush=True)
     return rows

@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 
 from experiments import progress, report, runs
 from experiments.runs import ZooConfig
-from jax_scalegmn import architecture, baselines, losses, models, symmetry, train, zoo
+from jax_scalegmn import architecture, baselines, builders, losses, models, symmetry, train, zoo
 from jax_scalegmn.architecture import Architecture, Scaling
 from jax_scalegmn.layers import Canonical
 from jax_scalegmn.types import Key, LossFn
@@ -133,7 +133,7 @@ def main(config: Config) -> dict[str, Any]:
     images = runs.load_images(config)
     classes = 1 + max(int(one.labels.max()) for one in images.values())
     runs.claim(config)
-    arch = architecture.siren(config.zoo.widths, w0=config.zoo.w0)
+    arch = builders.siren(config.zoo.widths, w0=config.zoo.w0)
     with progress.Interruption() as interruption:
         zoos = {split: runs.fit_zoo(config, arch, split, images[split], interruption) for split in images}
         zoo_seconds = time.perf_counter() - start

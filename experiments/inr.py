@@ -21,7 +21,7 @@ import tyro
 
 from experiments import evaluation, progress, report, runs
 from experiments.runs import ZooConfig
-from jax_scalegmn import architecture, checkpoint, datasets, losses, models, network, train, zoo
+from jax_scalegmn import builders, checkpoint, datasets, losses, models, network, train, zoo
 from jax_scalegmn.zoo import Zoo
 
 
@@ -110,7 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     start = time.perf_counter()
     images = runs.load_images(config)
     runs.claim(config)
-    arch = architecture.siren(config.zoo.widths, w0=config.zoo.w0)
+    arch = builders.siren(config.zoo.widths, w0=config.zoo.w0)
     with progress.Interruption() as interruption:
         zoos = {split: runs.fit_zoo(config, arch, split, images[split], interruption) for split in images}
         zoo_seconds = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """Learning on, aligning and merging neural networks in weight space.
 
 architecture  what a network is made of; the value from which all else follows
-normalised    VGG and residual networks, with normalisations
+builders      the usual architectures (VGG and ResNets: normalised)
 network       initialise it, compute its function
 symmetry      its symmetry group and how that acts on params
 graph         params as a jraph graph, and back

@@ -108,7 +108,7 @@ def _check(model: QueryEncoder) -> None:
     if not arch.layers:
         raise ValueError(
             f"{name!r} does not say how to compute its function (layers is empty), so that there is nothing to query. "
-            "Use models.Encoder, which reads the weights, or a builder: architecture.mlp, siren or cnn."
+            "Use models.Encoder, which reads the weights, or a builder: builders.mlp, siren or cnn."
         )
     numbers = {field: getattr(model, field) for field in ("num_queries", "hidden", "latent", "num_layers")}
     if min(numbers.values()) < 1:

@@ -75,7 +75,7 @@ def _sines(arch: Architecture) -> dict[tuple[str, ...], tuple[str, float]]:
     if not arch.layers:
         raise ValueError(
             f"{arch.name!r} does not say how to compute its function (layers is empty), so that its sines and their "
-            "w0 are unknown. Give the Architecture its layers, or use a builder: architecture.siren, mlp or cnn."
+            "w0 are unknown. Give the Architecture its layers, or use a builder: builders.siren, mlp or cnn."
         )
     every = dict.fromkeys((*arch.layers, *(layer for _, layer in architecture.walk(arch.layers))))
     activations = [getattr(layer, "activation", None) for layer in every]
@@ -107,7 +107,7 @@ def _neurons(arch: Architecture, layer: Dense | Conv, w0: float) -> str:
     if not (isinstance(own, Axis) and own.power == 1 and own.repeat == 1):
         raise ValueError(
             f"{where} keeps its phases in params{architecture.describe(path)}, expected as one vector with power 1 on "
-            f"its neurons; got the axes {axes}. Give the layer a bias (zeros do), described as in architecture.siren."
+            f"its neurons; got the axes {axes}. Give the layer a bias (zeros do), described as in builders.siren."
         )
     # Not only SIGN: the signs of `architecture.restrict`-ed sines flip all the same.
     if arch.layer(own.neurons).scaling is Scaling.FIXED:

@@ -34,7 +34,7 @@ def from_torch(arch: Architecture, state_dict: StateDict) -> dict[str, dict[str,
     Linear weights [out, in] and convolutional ones [out, in, kh, kw] become kernels [in, out] and [kh, kw, in, out].
     Behind a Flatten the inputs are reordered, from PyTorch's channels slowest to channels fastest. A normalisation's
     weight becomes its scale, and running_mean and running_var its mean and var. The modules of a Residual stand in the
-    order branch, shortcut, as in torchvision; PyTorch's strided convolutions need padding=1 (`normalised.resnet`).
+    order branch, shortcut, as in torchvision; PyTorch's strided convolutions need padding=1 (`builders.resnet`).
 
     Args:
       arch: of the network, with layers.

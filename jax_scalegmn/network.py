@@ -203,7 +203,7 @@ def _affine(arch: Architecture) -> list[_Affine]:
     if not found:
         raise ValueError(
             f"{arch.name!r} does not say how to compute its function (layers is empty). Call your own function, or use "
-            "a builder: architecture.mlp, siren or cnn."
+            "a builder: builders.mlp, siren or cnn."
         )
     return found
 

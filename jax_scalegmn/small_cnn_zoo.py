@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture, zoo
+from jax_scalegmn import architecture, builders, zoo
 from jax_scalegmn.architecture import Architecture, Conv
 
 _FILES = {"weights": "weights.npy", "metrics": "metrics.csv.gz", "layout": "layout.csv"}
@@ -132,7 +132,7 @@ def save(folder: str | os.PathLike[str], cnns: zoo.Zoo, *, overwrite: bool = Fal
 
     Args:
       folder: where weights.npy, metrics.csv.gz and layout.csv are written.
-      cnns: networks of an `architecture.cnn` with strides 2, no padding and global mean pooling.
+      cnns: networks of an `builders.cnn` with strides 2, no padding and global mean pooling.
       overwrite: replace such files that are there.
 
     Raises:
@@ -408,7 +408,7 @@ def _cnn_of(
             f"{path}: kernels have the shapes {kernels}; expected (size, size, in, out), of dense (in, out)."
         )
     channels = [kernels[0][2], *(shape[3] for shape in kernels[:-1])]
-    arch = architecture.cnn(
+    arch = builders.cnn(
         channels, kernels[-1][1], activation=activation, kernel_size=[shape[0] for shape in kernels[:-1]]
     )
     ours = {f"Conv_{row}": layer for row, layer in enumerate(layers[:-1])} | {"Dense_0": layers[-1]}
@@ -432,11 +432,11 @@ def _cnn_activation(arch: Architecture) -> str:
     sizes = [size for p in arch.parameters if isinstance(size := p.axes[0], int)]
     if convolutions and len(sizes) == len(widths) - 2:
         name = convolutions[0].activation.name  # type: ignore[union-attr]
-        held = architecture.cnn(widths[:-1], widths[-1], activation=name, kernel_size=sizes)
+        held = builders.cnn(widths[:-1], widths[-1], activation=name, kernel_size=sizes)
         if (held.parameters, held.layers) == (arch.parameters, arch.layers):
             return name
     raise ValueError(
-        f"{arch.name!r} has no place in a Small CNN Zoo; expected an architecture.cnn with one activation, square "
+        f"{arch.name!r} has no place in a Small CNN Zoo; expected an builders.cnn with one activation, square "
         "kernels, strides 2, no padding and global mean pooling. Use zoo.save."
     )
 

@@ -129,7 +129,7 @@ def fit_images(
     """Fits an INR to every image named in `image_index`, with Adam, full batch.
 
     Args:
-      arch: an INR, like `architecture.siren((2, 32, 32, 1))`.
+      arch: an INR, like `builders.siren((2, 32, 32, 1))`.
       images: in [0, 1].
       labels: of the images, [images].
       image_index: [models], which image each network fits; an image named twice gets two independent fits.

@@ -11,7 +11,7 @@ import pytest
 import support
 
 from benchmarks import segment_sum
-from jax_scalegmn import architecture, graph, models, symmetry
+from jax_scalegmn import architecture, builders, graph, models, symmetry
 from jax_scalegmn.architecture import Architecture, Neurons, Parameter, Scaling
 from jax_scalegmn.graph import Bucket
 from jax_scalegmn.metanetwork import ScaleGMN
@@ -19,10 +19,10 @@ from jax_scalegmn.models import Editor, Encoder, Readout
 
 MIXED = Bucket(
     (
-        architecture.mlp((3, 5, 4, 2), "tanh"),
-        architecture.mlp((3, 6, 2), "relu"),
-        architecture.mlp((3, 3, 4, 5, 2), "gelu"),
-        architecture.cnn((1, 3, 4), 2, kernel_size=(2, 3)),
+        builders.mlp((3, 5, 4, 2), "tanh"),
+        builders.mlp((3, 6, 2), "relu"),
+        builders.mlp((3, 3, 4, 5, 2), "gelu"),
+        builders.cnn((1, 3, 4), 2, kernel_size=(2, 3)),
     ),
     multiple=4,
 )
@@ -110,7 +110,7 @@ def test_padded_graphs_are_read_as_by_the_plain_form():
 
 def chain(hidden, activation):
     """Two members alike in depth and group, of other widths."""
-    return tuple(architecture.mlp((3, *widths, 2), activation) for widths in hidden)
+    return tuple(builders.mlp((3, *widths, 2), activation) for widths in hidden)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_graphs_that_are_not_of_the_bucket_are_refused(key):
 
 
 def test_architectures_that_are_no_member_are_refused():
-    stranger = architecture.mlp((3, 5, 5, 2), "tanh")
+    stranger = builders.mlp((3, 5, 5, 2), "tanh")
     with pytest.raises(ValueError, match=r"'mlp 3-5-5-2 tanh' is no member of the bucket of mlp 3-5-4-2 tanh, .*"):
         graph.from_params(stranger, support.random_params(stranger), bucket=MIXED)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import architecture, checkpoint, models, train
+from jax_scalegmn import builders, checkpoint, models, train
 from jax_scalegmn.graph import Bucket
 from jax_scalegmn.metanetwork import ScaleGMN
 
@@ -62,7 +62,7 @@ def test_load_gives_the_model_and_its_best_variables(run):
 
 
 SIREN, RELU = support.ARCHITECTURES["siren"], support.ARCHITECTURES["relu mlp"]
-BUCKET = Bucket((architecture.mlp((2, 3, 1)), SIREN), multiple=4)
+BUCKET = Bucket((builders.mlp((2, 3, 1)), SIREN), multiple=4)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 import support
 
 from benchmarks import segment_sum
-from jax_scalegmn import architecture, graph, layers, message_passing, symmetry, testing
+from jax_scalegmn import architecture, builders, graph, layers, message_passing, symmetry, testing
 from jax_scalegmn.architecture import Scaling
 from jax_scalegmn.layers import IO, Canonical
 from jax_scalegmn.metanetwork import ScaleGMN
@@ -27,8 +27,8 @@ ROWS = 8  # networks of a batch
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 ARCHITECTURES = {
     **support.ARCHITECTURES,
-    "relu cnn": architecture.cnn((1, 3, 4), 2, kernel_size=(3, 2)),
-    "gelu mlp": architecture.mlp((3, 5, 4, 2), "gelu"),
+    "relu cnn": builders.cnn((1, 3, 4), 2, kernel_size=(3, 2)),
+    "gelu mlp": builders.mlp((3, 5, 4, 2), "gelu"),
     **{name: arch for name, (arch, _) in support.HAND_WRITTEN.items()},
 }
 ARCHITECTURES |= {

@@ -10,7 +10,7 @@ import jax_scalegmn
 FLOORS = (
     ("types", "architecture"),
     ("network", "symmetry", "graph", "layers", "normalised"),
-    ("matching", "message_passing", "torch_file", "canonical"),
+    ("builders", "matching", "message_passing", "torch_file", "canonical"),
     ("merge", "zoo", "metanetwork", "baselines"),
     ("landscape", "datasets", "train", "models"),
     ("losses", "interop", "checkpoint", "testing"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_scalegmn import architecture, interop, losses, models, network, train
+from jax_scalegmn import architecture, builders, interop, losses, models, network, train
 from jax_scalegmn.architecture import Scaling
 
 FOLDERS = [Path(__file__).parent / "golden", *filter(None, [os.environ.get("JAX_SCALEGMN_GOLDEN")])]
@@ -38,9 +38,7 @@ def published(name: str) -> tuple[Any, Any]:
     config = json.loads(str(golden(name)["config"]))["conf"]
     model, widths = config["scalegmn_args"], config["scalegmn_args"]["layer_layout"]
     activation = config["data"].get("activation_function")
-    arch = (
-        architecture.cnn(widths[:-1], widths[-1], activation=activation) if activation else architecture.siren(widths)
-    )
+    arch = builders.cnn(widths[:-1], widths[-1], activation=activation) if activation else builders.siren(widths)
     if model["symmetry"] == "permutation":
         arch = architecture.restrict(arch, Scaling.PERMUTATION)
     # The published norm of positive scales has an eps, which shows in float64.

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_scalegmn import architecture, interop, network, torch_file
+from jax_scalegmn import architecture, builders, interop, network, torch_file
 from jax_scalegmn.layers import IO
 
 FIXTURES = Path(__file__).parent / "fixtures"
-INR = architecture.siren((2, 32, 32, 1))
+INR = builders.siren((2, 32, 32, 1))
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
 
-SMALL = architecture.siren((2, 4, 4, 1))
+SMALL = builders.siren((2, 4, 4, 1))
 
 
 def test_a_siren_computes_what_it_did_in_pytorch():
@@ -31,7 +31,7 @@ def test_a_flattening_cnn_computes_what_it_did_in_pytorch():
     # Images of 15 x 11, so that height and width cannot be mistaken for one another.
     tensors = torch_file.read_state_dict(FIXTURES / "cnn.npz")
     images, expected = tensors.pop("x").transpose(0, 2, 3, 1), tensors.pop("y")
-    arch = architecture.cnn((1, 2, 3), 4, activation="tanh", flatten=(15, 11))
+    arch = builders.cnn((1, 2, 3), 4, activation="tanh", flatten=(15, 11))
     params = interop.from_torch(arch, tensors)
     apply = jax.vmap(lambda params, x: network.apply(arch, params, x), (None, 0))
     np.testing.assert_allclose(apply(params, images), expected, atol=2e-6)
@@ -116,7 +116,7 @@ def test_imported_variables_have_the_structure_of_fresh_ones():
     ],
 )
 def test_options_follow_from_the_tensors(name, options):
-    arch = architecture.cnn((1, 16, 16, 16), 10, activation="tanh") if "cnn" in name else INR
+    arch = builders.cnn((1, 16, 16, 16), 10, activation="tanh") if "cnn" in name else INR
     model, _ = interop.encoder_from_published(arch, tensors_of(name))
     expected = {"bidirectional": False, "skip": True, "edge_encoding": True, "encoding_features": False, "io": IO.GATE}
     assert {option: getattr(model.gmn, option) for option in expected} == expected | options
@@ -141,7 +141,7 @@ def test_tensors_that_fit_no_published_encoder_are_named(changes, message):
         interop.encoder_from_published(INR, tensors)
 
 
-SCALED = architecture.cnn((1, 16, 16, 16), 10)
+SCALED = builders.cnn((1, 16, 16, 16), 10)
 
 
 @pytest.mark.parametrize(
@@ -152,26 +152,26 @@ SCALED = architecture.cnn((1, 16, 16, 16), 10)
         (interop.encoder_from_published, INR, "case4_inr_sign_equivariant_forward", "needs editor_from_published"),
         (
             interop.autoencoder_from_published,
-            architecture.siren((2, 32, 32, 3)),
+            builders.siren((2, 32, 32, 3)),
             AUTOENCODER,
             "has 3 outputs; expected 1",
         ),
         (
             interop.encoder_from_published,
-            architecture.mlp((2, 32, 32, 1)),
+            builders.mlp((2, 32, 32, 1)),
             ENCODER,
             "additional 54 .*groups are those of the training",
         ),
         (
             interop.autoencoder_from_published,
-            architecture.siren((2, 16, 32, 1)),
+            builders.siren((2, 16, 32, 1)),
             AUTOENCODER,
             re.escape("decoder.net.fc.2.bias'] has shape (1185,)"),
         ),
         (interop.encoder_from_published, INR, "case3_inr_permutation_forward", "Pass architecture.restrict"),
         (
             interop.encoder_from_published,
-            architecture.mlp((2, 32, 32, 1), ("tanh", "relu")),
+            builders.mlp((2, 32, 32, 1), ("tanh", "relu")),
             ENCODER,
             "published models read networks of one",
         ),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import architecture, matching, symmetry
+from jax_scalegmn import architecture, builders, matching, symmetry
 from jax_scalegmn.matching import Start
 
 SIREN = support.ARCHITECTURES["siren"]
@@ -30,7 +30,7 @@ def match(arch, params, target, **options):
 @pytest.mark.parametrize("assign", [matching.hungarian, matching.scipy_assignment])
 def test_the_planted_element_is_recovered_in_200_of_200(group, assign):
     """Noiseless pairs of SIRENs 2-16-16-1, from the forward start: the very element, similarity 1, converged."""
-    arch = architecture.siren((2, 16, 16, 1))
+    arch = builders.siren((2, 16, 16, 1))
     params = support.random_params(arch, models=(200,))
     planted = support.random_elements(arch, 200, **support.GROUPS[group])
     found = match(arch, params, act(arch, planted, params), assign=assign, **OPTIONS[group])
@@ -44,7 +44,7 @@ def test_the_planted_element_is_recovered_in_200_of_200(group, assign):
 @pytest.mark.parametrize("name", ["tanh mlp", "tanh cnn", "relu cnn", "mixed mlp", "flat relu cnn"])
 def test_permutations_and_signs_of_every_network_are_recovered(name):
     """Align brings a moved copy back bit for bit; positive scales are left at 1."""
-    flat = architecture.cnn((1, 3, 4), 2, padding="SAME", flatten=(7, 9))
+    flat = builders.cnn((1, 3, 4), 2, padding="SAME", flatten=(7, 9))
     arch = support.ARCHITECTURES.get(name, flat)
     params = support.random_params(arch)
     planted = support.rows(support.random_elements(arch, 1), 0)
@@ -88,7 +88,7 @@ def test_similarity_is_that_of_the_matched_network():
 
 def test_one_layer_is_matched_optimally():
     """No permutation and signs of 4 neurons, tried one and all, comes closer."""
-    arch = architecture.mlp((2, 4, 2), "tanh")
+    arch = builders.mlp((2, 4, 2), "tanh")
     params, target = support.random_params(arch, 1), support.random_params(arch, 2)
     result = jax.jit(functools.partial(matching.weight_matching, arch))(params, target)
     orders = np.array(list(itertools.permutations(range(4))), np.int32).repeat(16, 0)

@@ -10,7 +10,7 @@ import pytest
 import support
 
 from benchmarks import segment_sum
-from jax_scalegmn import architecture, graph, losses, models, network, symmetry
+from jax_scalegmn import architecture, builders, graph, losses, models, network, symmetry
 from jax_scalegmn.graph import Bucket
 from jax_scalegmn.layers import IO, Canonical
 from jax_scalegmn.metanetwork import ScaleGMN
@@ -105,7 +105,7 @@ def test_autoencoder_maps_an_orbit_to_one_network():
 
 
 def test_a_network_of_width_one_is_read():
-    arch = architecture.siren((2, 1, 1, 1))
+    arch = builders.siren((2, 1, 1, 1))
     model = Encoder(ScaleGMN(arch, 3, num_layers=1))
     params = support.random_params(arch)
     variables = support.random_variables(model, params)
@@ -224,13 +224,13 @@ def test_maps_that_are_never_called_have_no_parameters():
     assert "gate" not in ends
 
 
-GELU = architecture.mlp((3, 5, 4, 2), "gelu")
+GELU = builders.mlp((3, 5, 4, 2), "gelu")
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Encoder(ScaleGMN(architecture.siren((2, 1)), 4)), "has hidden layers none"),
+        (Encoder(ScaleGMN(builders.siren((2, 1)), 4)), "has hidden layers none"),
         (Encoder(ScaleGMN(SIREN, 4), scales=(1.0,) * 5), "expected 6 finite numbers > 0, .* Use zoo.scales"),
         (Encoder(ScaleGMN(SIREN, 4), scales=(1.0,) * 5 + (0.0,)), "expected 6 finite numbers > 0"),
         (Encoder(ScaleGMN(SIREN, 4), scales=(1.0,) * 5 + (np.nan,)), "expected 6 finite numbers > 0"),
@@ -283,7 +283,7 @@ def test_a_decoder_alone_does_not_know_its_input():
         models.abstract_variables(Decoder(SIREN, (3,)))
 
 
-PUBLISHED = autoencoder(architecture.siren((2, 32, 32, 1)), 128)
+PUBLISHED = autoencoder(builders.siren((2, 32, 32, 1)), 128)
 
 
 @functools.cache

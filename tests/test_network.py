@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import architecture, network
+from jax_scalegmn import builders, network
 
 SIREN = support.ARCHITECTURES["siren"]
 
@@ -19,7 +19,7 @@ def test_first_coordinate_is_the_column_and_columns_run_fastest():
 
 
 def test_an_inr_of_its_first_input_draws_a_ramp_along_the_columns():
-    arch = architecture.siren((2, 1))
+    arch = builders.siren((2, 1))
     params = {"Dense_0": {"kernel": jnp.array([[1.0], [0.0]]), "bias": jnp.zeros(1)}}
     expected = np.tile(np.linspace(-1, 1, 4) + 0.5, (3, 1))
     np.testing.assert_allclose(network.render(arch, params, (3, 4)), expected, atol=1e-6)
@@ -42,18 +42,18 @@ def test_siren_is_its_formula():
     ("arch", "initialization", "bounds"),
     [
         (
-            architecture.siren((2, 200, 200, 50)),
+            builders.siren((2, 200, 200, 50)),
             network.standard,
             [(1 / 2, 1 / math.sqrt(2)), (math.sqrt(6 / 200) / 30, 1 / math.sqrt(200)), (math.sqrt(3 / 200), 0)],
         ),
         (
-            architecture.siren((2, 200, 200, 50)),
+            builders.siren((2, 200, 200, 50)),
             network.near_zero,
             [(0.1, 0), (math.sqrt(6 / 200) / 30, 0), (1 / math.sqrt(200), 0)],
         ),
-        (architecture.mlp((20, 100, 20)), network.standard, [(math.sqrt(6 / 20), 0), (math.sqrt(3 / 100), 0)]),
-        (architecture.cnn((3, 50), 20), network.standard, [(math.sqrt(6 / 27), 0), (math.sqrt(3 / 50), 0)]),
-        (architecture.mlp((20, 100, 20), "tanh"), network.standard, [(math.sqrt(3 / 20), 0), (math.sqrt(3 / 100), 0)]),
+        (builders.mlp((20, 100, 20)), network.standard, [(math.sqrt(6 / 20), 0), (math.sqrt(3 / 100), 0)]),
+        (builders.cnn((3, 50), 20), network.standard, [(math.sqrt(6 / 27), 0), (math.sqrt(3 / 50), 0)]),
+        (builders.mlp((20, 100, 20), "tanh"), network.standard, [(math.sqrt(3 / 20), 0), (math.sqrt(3 / 100), 0)]),
     ],
 )
 def test_initial_weights_are_uniform_within_their_bounds(arch, initialization, bounds, key):
@@ -66,7 +66,7 @@ def test_initial_weights_are_uniform_within_their_bounds(arch, initialization, b
 
 
 def test_different_keys_and_layers_start_differently(key):
-    arch = architecture.mlp((4, 4, 4, 4), "tanh")  # three kernels of one distribution
+    arch = builders.mlp((4, 4, 4, 4), "tanh")  # three kernels of one distribution
     stack = jax.jit(jax.vmap(lambda k: network.init(arch, k)))(jax.random.split(key, 2))
     assert len(np.unique([layer["kernel"] for layer in stack.values()])) == 3 * 2 * 16
 

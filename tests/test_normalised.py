@@ -12,13 +12,13 @@ from flax import linen as nn
 
 from jax_scalegmn import (
     architecture,
+    builders,
     canonical,
     graph,
     interop,
     matching,
     models,
     network,
-    normalised,
     symmetry,
     testing,
 )
@@ -30,9 +30,9 @@ NORMS = {"none": {"norm": None}, "batch": {"norm": "batch"}, "layer": {"norm": "
 }
 ACTIVATIONS = ("relu", "tanh", "gelu")
 BUILDERS = {
-    "vgg max": lambda **options: normalised.vgg(STAGES, 3, input_channels=2, **options),
-    "vgg mean": lambda **options: normalised.vgg(STAGES, 3, input_channels=2, pooling="mean", **options),
-    "resnet": lambda **options: normalised.resnet(8, widths=WIDTHS, outputs=3, input_channels=2, **options),
+    "vgg max": lambda **options: builders.vgg(STAGES, 3, input_channels=2, **options),
+    "vgg mean": lambda **options: builders.vgg(STAGES, 3, input_channels=2, pooling="mean", **options),
+    "resnet": lambda **options: builders.resnet(8, widths=WIDTHS, outputs=3, input_channels=2, **options),
 }
 NETWORKS = {
     f"{name}, {norm}, {activation}": build(activation=activation, **options)
@@ -122,7 +122,7 @@ def test_each_layer_has_the_group_that_its_activation_norm_and_pooling_leave():
             assert scalings(NETWORKS[f"resnet, {norm}, {activation}"]) == dict.fromkeys(stream, scaling)
     assert scalings(NETWORKS["resnet, 2 groups, relu"]) == dict.fromkeys(stream, fixed)
     # A group for each channel: instance normalisation.
-    assert scalings(normalised.vgg(((2, 4),), 3, norm="group", groups=2)) == {"hidden_0": pos, "hidden_1": fixed}
+    assert scalings(builders.vgg(((2, 4),), 3, norm="group", groups=2)) == {"hidden_0": pos, "hidden_1": fixed}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_what_happens_in_front_of_a_batch_normalisation_is_not_described():
 
 
 def test_networks_of_several_depths_stand_in_one_bucket():
-    members = [normalised.resnet(depth, widths=WIDTHS) for depth in (8, 14)]
+    members = [builders.resnet(depth, widths=WIDTHS) for depth in (8, 14)]
     topology = graph.topology(graph.Bucket(tuple(members)))
     assert topology.num_nodes == graph.topology(members[1]).num_nodes
 
@@ -272,17 +272,17 @@ def test_variables_and_function_are_those_of_vanilla_flax(name):
 
 
 def test_deeper_networks_and_pytorchs_padding_are_those_of_vanilla_flax():
-    arch = normalised.resnet(14, widths=WIDTHS, outputs=3, input_channels=2, padding=1)
+    arch = builders.resnet(14, widths=WIDTHS, outputs=3, input_channels=2, padding=1)
     assert_is_vanilla_flax(arch, FlaxResNet(*(LINEN_NORMS["batch"], nn.relu), padding=1, blocks=2))
     params, x = generic_params(arch), images(arch)
-    same = normalised.resnet(14, widths=WIDTHS, outputs=3, input_channels=2)
+    same = builders.resnet(14, widths=WIDTHS, outputs=3, input_channels=2)
     assert support.deviation(support.outputs(same, params, x), support.outputs(arch, params, x)) > 1e-2
 
 
 def test_the_networks_of_the_paper_have_its_size():
     """He et al. 2016, table 6: 0.27 to 1.7 million; ours have 1x1 shortcuts, and statistics are counted too."""
-    assert normalised.resnet(20).num_parameters == pytest.approx(0.27e6, rel=0.03)
-    assert normalised.resnet(110).num_parameters == pytest.approx(1.7e6, rel=0.03)
+    assert builders.resnet(20).num_parameters == pytest.approx(0.27e6, rel=0.03)
+    assert builders.resnet(110).num_parameters == pytest.approx(1.7e6, rel=0.03)
 
 
 # --- all that is derived --------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def test_initial_networks_have_normalisations_that_change_nothing(key):
         kernel = params["ResNetBlock_1"][conv]["kernel"]
         assert 0.8 * np.sqrt(bound) < np.abs(kernel).max() <= np.sqrt(bound)
     assert np.isfinite(support.outputs(RESNET, params, images(RESNET))).all()
-    sines = normalised.vgg(STAGES, 3, input_channels=2, norm="batch", activation="sine")
+    sines = builders.vgg(STAGES, 3, input_channels=2, norm="batch", activation="sine")
     params = network.init(sines, key, initialization=network.near_zero)
     assert 2 < np.abs(params["Conv_0"]["kernel"]).max() <= 3
     assert np.abs(params["Conv_1"]["kernel"]).max() <= np.sqrt(6 / 36)
@@ -341,8 +341,8 @@ def test_matching_recovers_permutations_of_positive_layers():
 @pytest.mark.parametrize(
     "arch",
     [
-        normalised.resnet(8, widths=(2, 3, 4), outputs=2, input_channels=1),
-        normalised.vgg(((2,), (3,)), 2, input_channels=1, norm="batch"),
+        builders.resnet(8, widths=(2, 3, 4), outputs=2, input_channels=1),
+        builders.vgg(((2,), (3,)), 2, input_channels=1, norm="batch"),
     ],
     ids=str,
 )
@@ -357,7 +357,7 @@ def test_a_scalegmn_reads_them_and_is_invariant(arch):
 
 def test_modules_of_pytorch_are_read_in_their_order():
     """conv, norm, conv, norm, then the shortcut's: as torchvision's BasicBlock registers them."""
-    arch = normalised.resnet(8, widths=WIDTHS, outputs=3, input_channels=2, padding=1)
+    arch = builders.resnet(8, widths=WIDTHS, outputs=3, input_channels=2, padding=1)
     params = generic_params(arch)
     block = ("conv1", "bn1", "conv2", "bn2")
     shortcut = ("downsample.0", "downsample.1")
@@ -386,16 +386,16 @@ SINES = {"activation": "sine", "input_channels": 2}
 
 
 def test_phases_are_wrapped_through_mean_pooling_alone():
-    arch = normalised.vgg(STAGES, 3, pooling="mean", **SINES)
+    arch = builders.vgg(STAGES, 3, pooling="mean", **SINES)
     params, x = generic_params(arch), images(arch)
     params["Conv_0"]["bias"] += jnp.array([0, np.pi, -3 * np.pi, 2 * np.pi])
     wrapped = canonical.wrap_phase(arch, params)
     assert np.abs(wrapped["Conv_0"]["bias"]).max() < 1.6
     assert support.deviation(support.outputs(arch, wrapped, x), support.outputs(arch, params, x)) < 1e-5
     for refused, kind in (
-        (normalised.vgg(STAGES, 3, **SINES), "MaxPool"),
-        (normalised.vgg(STAGES, 3, norm="layer", pooling="mean", **SINES), "LayerNorm"),
-        (normalised.resnet(8, **SINES), "Residual"),
+        (builders.vgg(STAGES, 3, **SINES), "MaxPool"),
+        (builders.vgg(STAGES, 3, norm="layer", pooling="mean", **SINES), "LayerNorm"),
+        (builders.resnet(8, **SINES), "Residual"),
     ):
         with pytest.raises(ValueError, match=rf"has sines and the layers \[.*'{kind}'.*; expected dense"):
             canonical.wrap_phase(refused, generic_params(refused))
@@ -406,21 +406,21 @@ def test_phases_are_wrapped_through_mean_pooling_alone():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: normalised.vgg((), 2), r"channels_per_stage is \(\); expected stages"),
-        (lambda: normalised.vgg(((4,), ()), 2), "expected stages of one or more widths"),
-        (lambda: normalised.vgg(((4, 0),), 2), "expected stages of one or more widths >= 1"),
-        (lambda: normalised.vgg(((4,),), 0), r"outputs are \(3, 4, 0\); expected numbers >= 1"),
-        (lambda: normalised.vgg(((4,),), 2, pooling="sum"), "pooling is 'sum'; expected one of .'max', 'mean'"),
-        (lambda: normalised.vgg(((4,),), 2, norm="weight"), "norm is 'weight'; expected None or one of"),
-        (lambda: normalised.vgg(((4,),), 2, norm="group"), "groups is None with norm='group'.*weights do not tell"),
-        (lambda: normalised.vgg(((4,),), 2, norm="batch", groups=2), "groups is 2 with norm='batch'"),
-        (lambda: normalised.vgg(((4, 6),), 2, norm="group", groups=4), r"groups is 4; .* divisor of .* \(4, 6\)"),
-        (lambda: normalised.vgg(((4,),), 2, norm="batch", epsilon=0.0), "epsilon is 0.0; expected a small positive"),
-        (lambda: normalised.vgg(((4,),), 2, activation="swish"), "activation is 'swish', whose symmetry"),
-        (lambda: normalised.resnet(18), r"depth is 18 for 3 stages \(16, 32, 64\); expected .* like 8, 14 or 20"),
-        (lambda: normalised.resnet(2), "depth is 2 for 3 stages"),
-        (lambda: normalised.resnet(8, widths=()), r"depth is 8 for 0 stages \(\)"),
-        (lambda: normalised.resnet(8, padding=2), "padding is 2; expected 'SAME', or 1"),
+        (lambda: builders.vgg((), 2), r"channels_per_stage is \(\); expected stages"),
+        (lambda: builders.vgg(((4,), ()), 2), "expected stages of one or more widths"),
+        (lambda: builders.vgg(((4, 0),), 2), "expected stages of one or more widths >= 1"),
+        (lambda: builders.vgg(((4,),), 0), r"outputs are \(3, 4, 0\); expected numbers >= 1"),
+        (lambda: builders.vgg(((4,),), 2, pooling="sum"), "pooling is 'sum'; expected one of .'max', 'mean'"),
+        (lambda: builders.vgg(((4,),), 2, norm="weight"), "norm is 'weight'; expected None or one of"),
+        (lambda: builders.vgg(((4,),), 2, norm="group"), "groups is None with norm='group'.*weights do not tell"),
+        (lambda: builders.vgg(((4,),), 2, norm="batch", groups=2), "groups is 2 with norm='batch'"),
+        (lambda: builders.vgg(((4, 6),), 2, norm="group", groups=4), r"groups is 4; .* divisor of .* \(4, 6\)"),
+        (lambda: builders.vgg(((4,),), 2, norm="batch", epsilon=0.0), "epsilon is 0.0; expected a small positive"),
+        (lambda: builders.vgg(((4,),), 2, activation="swish"), "activation is 'swish', whose symmetry"),
+        (lambda: builders.resnet(18), r"depth is 18 for 3 stages \(16, 32, 64\); expected .* like 8, 14 or 20"),
+        (lambda: builders.resnet(2), "depth is 2 for 3 stages"),
+        (lambda: builders.resnet(8, widths=()), r"depth is 8 for 0 stages \(\)"),
+        (lambda: builders.resnet(8, padding=2), "padding is 2; expected 'SAME', or 1"),
     ],
 )
 def test_networks_that_cannot_be_are_refused(build, message):
@@ -451,7 +451,7 @@ def test_variables_images_and_variances_that_do_not_fit_are_refused():
 
 
 def test_a_branch_that_does_not_meet_its_shortcut_is_refused():
-    arch = architecture.mlp((2, 3, 1))
+    arch = builders.mlp((2, 3, 1))
     residual = Residual(None, arch.layers[:1], (), None)
     torn = dataclasses.replace(arch, layers=(residual, arch.layers[1]))
     with pytest.raises(ValueError, match=r"branch of Residual None gives \(3,\), its shortcut \(2,\); expected one"):

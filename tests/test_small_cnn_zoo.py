@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import architecture, interop, network, small_cnn_zoo, zoo
+from jax_scalegmn import builders, interop, network, small_cnn_zoo, zoo
 
 # --- the Small CNN Zoo, written by hand -----------------------------------------------------------------------------
 
@@ -37,7 +37,7 @@ SMALL = {
     "sequential/dense/bias:0": (2,),
     "sequential/dense/kernel:0": (3, 2),
 }
-CNN = architecture.cnn((1, 2, 3), 2, kernel_size=(3, 2))
+CNN = builders.cnn((1, 2, 3), 2, kernel_size=(3, 2))
 STEPS = (0, 40, 86)
 HEADER = [
     *("", "config.activation", "config.learning_rate", "config.num_units", "config.optimizer", "config.dropout"),
@@ -118,7 +118,7 @@ def test_the_published_zoo_is_read_to_its_function(tmp_path):
     image = np.random.default_rng(2).uniform(size=(17, 15, 1))
     for activation, function in (("relu", lambda x: np.maximum(x, 0)), ("tanh", np.tanh)):
         loaded = small_cnn_zoo.load(tmp_path, activation=activation)
-        assert loaded.arch == architecture.cnn((1, 16, 16, 16), 10, activation=activation)
+        assert loaded.arch == builders.cnn((1, 16, 16, 16), 10, activation=activation)
         rows = rows_of(activation, networks=4)
         assert len(loaded) == len(rows) == 2
         for index, row in enumerate(rows):
@@ -588,7 +588,7 @@ def random_cnns(arch=CNN, dtype="float32", records=None) -> zoo.Zoo:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path, activation, dtype):
-    arch = architecture.cnn((2, 3, 1, 4), 3, activation=activation, kernel_size=(3, 1, 2))
+    arch = builders.cnn((2, 3, 1, 4), 3, activation=activation, kernel_size=(3, 1, 2))
     with support.precision(dtype):
         cnns = random_cnns(arch, dtype)
         small_cnn_zoo.save(tmp_path / "new" / "zoo", cnns)
@@ -685,11 +685,11 @@ def test_a_failed_write_leaves_the_old_zoo(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arch",
     [
-        architecture.mlp((3, 4, 2)),
-        architecture.siren((2, 3, 1)),
-        architecture.cnn((1, 2), 2, strides=1),
-        architecture.cnn((1, 2), 2, padding="SAME"),
-        architecture.cnn((1, 2), 2, flatten=(5, 5)),
+        builders.mlp((3, 4, 2)),
+        builders.siren((2, 3, 1)),
+        builders.cnn((1, 2), 2, strides=1),
+        builders.cnn((1, 2), 2, padding="SAME"),
+        builders.cnn((1, 2), 2, flatten=(5, 5)),
         support.batch_norm_mlp()[0],
     ],
     ids=str,
@@ -728,7 +728,7 @@ def test_mixed_and_half_precision_without_a_place_are_refused(tmp_path):
 
 def test_an_imported_network_of_pytorch_can_be_written(tmp_path):
     values = {"conv.weight": np.ones((2, 1, 3, 3)), "conv.bias": np.zeros(2), "fc.weight": np.ones((2, 2))}
-    arch = architecture.cnn((1, 2), 2)
+    arch = builders.cnn((1, 2), 2)
     params = interop.from_torch(arch, values | {"fc.bias": np.zeros(2)})
     small_cnn_zoo.save(tmp_path, zoo.Zoo(arch, support.rows(params, None), {}, {}))
     loaded = small_cnn_zoo.load(tmp_path, activation="relu", step=None)

@@ -11,9 +11,9 @@ import pytest
 import safetensors.numpy
 import support
 
-from jax_scalegmn import architecture, network, zoo
+from jax_scalegmn import builders, network, zoo
 
-ARCH = architecture.siren((2, 4, 1), w0=10.0)
+ARCH = builders.siren((2, 4, 1), w0=10.0)
 IMAGES = np.random.default_rng(0).uniform(size=(3, 4, 4)).astype(np.float32)
 LABELS, INDEX = np.array([7, 8, 9]), np.array([0, 1, 2, 0, 1])
 
@@ -126,7 +126,7 @@ def rewritten(path, change):
 
 
 def other_architecture(arrays, header):
-    header["arch"] = json.dumps(architecture.siren((2, 5, 1)).as_json())
+    header["arch"] = json.dumps(builders.siren((2, 5, 1)).as_json())
 
 
 def not_a_number(arrays, header):
