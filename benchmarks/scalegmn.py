@@ -133,7 +133,7 @@ def _case(config: Config, arch: Architecture, stack: Any, name: str, dtype: str,
     state = train.init(encoder, tx, example, jax.random.key(0))
 
     def forward(variables: Any, stack: Any) -> jax.Array:
-        return jax.lax.map(functools.partial(encode, variables), stack, batch_size=micro)
+        return jax.lax.map(functools.partial(encode, variables), stack, batch_size=micro if micro > 1 else None)
 
     def compiled(fn: Callable[..., Any], *args: Any) -> timing.Compiled:
         one = timing.compile_once(fn, *args)

@@ -17,8 +17,10 @@ from jaxtyping import Array
 from jax_scalegmn import graph
 from jax_scalegmn.architecture import Scaling
 from jax_scalegmn.graph import Bucket, Presence, Readable, Topology
-from jax_scalegmn.layers import IO, PUBLISHED_NORM_EPSILON, Canonical, Factored, Groups, cast, value
+from jax_scalegmn.layers import IO, PUBLISHED_NORM_EPSILON, Canonical, Edges, Factored, Groups, cast, value
 from jax_scalegmn.message_passing import Context, MessagePassing, Nodes, PlainMessagePassing, State, rules
+
+lecun, normal = nn.initializers.lecun_normal(), nn.initializers.normal(1.0)
 
 
 class Output(enum.Enum):
@@ -94,7 +96,13 @@ class ScaleGMN(nn.Module):
         _check_graph(self.arch, topo, graph_in)
         plain = not topo.is_under(*graph.SCALED)
         dropout = nn.Dropout(self.dropout, deterministic=not train)
-        context, state, raw = self._start(topo, graph_in, plain)
+        encoding = None
+        if self.node_encoding:
+            encoding = self._weight("node_encoding", (topo.num_node_types, self.features), normal)[topo.node_types]
+        nodes = self._nodes(topo, graph_in, encoding, plain)
+        raw, edges = self._edges(topo, graph_in, plain)
+        context = _context(topo, graph_in.globals, encoding if self.encoding_features else None)
+        state = State(context.mask(nodes), list(edges), self._backward_edges(topo, graph_in, edges))
         wanted = {
             Output.FEATURES: frozenset(topo.nodes),
             Output.ENDS: topo.outputs | (topo.inputs if self.bidirectional else frozenset()),
@@ -142,80 +150,93 @@ class ScaleGMN(nn.Module):
                     for name, h in state.nodes.items()
                 }
             )
-        nodes = jnp.concatenate(list(state.nodes.values()))
-        edges = jnp.concatenate([value(e).reshape(math.prod(e.shape[:2]), -1) for e in map(value, state.edges)])
-        return graph_in._replace(nodes=nodes, edges=edges)
-
-    def _start(
-        self, topo: Topology, graph_in: jraph.GraphsTuple, plain: bool
-    ) -> tuple[Context, State, list[Factored | None]]:
-        """What the layers share, the first features, and the edges that a lift changed, as they were."""
-        d, lecun, normal = self.features, nn.initializers.lecun_normal(), nn.initializers.normal(1.0)
-        presence: Presence | None = graph_in.globals
-        along, against, free = topo.columns
-
-        def weight(name: str, init: Any, shape: tuple[int, ...]) -> Array:
-            return cast(self.param(name, init, shape), self.dtype)
-
-        scaled = graph_in.nodes[:, : along + against]
-        if against:
-            scaled = jnp.concatenate([scaled[:, :along], _reciprocal(scaled[:, along:])], -1)
-        scaled, free_columns = (cast(x, self.dtype) for x in (scaled, graph_in.nodes[:, along + against :]))
-        node_kernel = weight("node_kernel", lecun, (along + against, d))
-        encoding = weight("node_encoding", normal, (topo.num_node_types, d)) if self.node_encoding else None
-        rows = None if encoding is None else encoding[topo.node_types]
-        invariant = rows
-        if free:
-            read = free_columns @ weight("free_kernel", lecun, (free, d))
-            invariant = read + (1 if rows is None else rows)
-        nodes: Nodes = {}
-        for name, where in topo.nodes.items():
-            h = scaled[where] @ node_kernel
-            if invariant is not None:
-                h = h + invariant[where] if plain or name in topo.io else h * invariant[where]
-            nodes[name] = h
-
-        edge_kernel = weight("edge_kernel", lecun, (topo.edge_features, d))
-        types = weight("edge_encoding", normal, (topo.num_edge_types, d)) if self.edge_encoding else None
-        edges: list[Factored] = []
-        for block in topo.blocks:
-            weights = cast(graph_in.edges[block.edges].reshape(*block.shape, -1), self.dtype)
-            basis = edge_kernel[None, None]
-            if types is not None and plain:  # weights @ kernel + encoding, with the encoding as one more weight of 1
-                weights = jnp.concatenate([weights, jnp.ones_like(weights[..., :1])], -1)
-                basis = jnp.broadcast_to(basis, (*block.types.shape, *edge_kernel.shape))
-                basis = jnp.concatenate([basis, types[block.types][..., None, :]], -2)
-            elif types is not None:
-                basis = basis * types[block.types][..., None, :]
-            edges.append(Factored(weights, basis))
-        raw: list[Factored | None] = [None] * len(edges)
-        for index, block in enumerate(topo.blocks):
-            if block.lifted:
-                lift = scaled[topo.nodes[block.receiver]] @ weight(f"lift_kernel_{index}", lecun, (along + against, d))
-                raw[index] = edges[index]
-                edges[index] = edges[index]._replace(basis=edges[index].basis * lift[None, :, None])
-        backward = edges
-        if self.bidirectional and not self.parity and topo.is_under(Scaling.POSITIVE):
-            ratios = _degree_reversals(topo, graph_in)
-            backward = [
-                e._replace(weights=e.weights * cast(ratio, self.dtype)) for e, ratio in zip(edges, ratios, strict=True)
-            ]
-        found = rules(topo, presence)
-        fixed = Groups((next((s for s in graph.SCALED if topo.is_under(s)), Scaling.PERMUTATION),))
-        context = Context(
-            topo,
-            found,
-            {name: rule if isinstance(rule, Groups) else fixed for name, rule in found.items()},
-            {name: rows[where] for name, where in topo.nodes.items()}
-            if self.encoding_features and rows is not None
-            else None,
-            None if presence is None else {n: presence.nodes[where, None] for n, where in topo.nodes.items()},
-            None if presence is None else [presence.edges[b.edges].reshape(*b.shape, 1) for b in topo.blocks],
+        return graph_in._replace(
+            nodes=jnp.concatenate(list(state.nodes.values())),
+            edges=jnp.concatenate([e.reshape(math.prod(e.shape[:2]), -1) for e in map(value, state.edges)]),
         )
-        return context, State(context.mask(nodes), list(edges), list(backward)), raw
+
+    def _weight(self, name: str, shape: tuple[int, ...], init: Any = lecun) -> Array:
+        return cast(self.param(name, init, shape), self.dtype)
+
+    def _nodes(self, topo: Topology, graph_in: jraph.GraphsTuple, encoding: Array | None, plain: bool) -> Nodes:
+        """The first node features: products with what is invariant, and sums where no scale acts."""
+        h = cast(_vectors(topo, graph_in.nodes), self.dtype) @ self._weight(
+            "node_kernel", (topo.columns.along + topo.columns.against, self.features)
+        )
+        invariant = encoding
+        if topo.columns.free:
+            free = cast(graph_in.nodes[:, -topo.columns.free :], self.dtype)
+            read = free @ self._weight("free_kernel", (topo.columns.free, self.features))
+            invariant = read + (1 if encoding is None else encoding)
+        if invariant is None:
+            return {name: h[where] for name, where in topo.nodes.items()}
+        return {
+            name: h[where] + invariant[where] if plain or name in topo.io else h[where] * invariant[where]
+            for name, where in topo.nodes.items()
+        }
+
+    def _edges(
+        self, topo: Topology, graph_in: jraph.GraphsTuple, plain: bool
+    ) -> tuple[list[Factored | None], list[Factored]]:
+        """The first edge features, behind those that a lift changed, as they were without it."""
+        kernel = self._weight("edge_kernel", (topo.edge_features, self.features))
+        encoding = None
+        if self.edge_encoding:
+            encoding = self._weight("edge_encoding", (topo.num_edge_types, self.features), normal)
+        raw: list[Factored | None] = []
+        edges: list[Factored] = []
+        for index, block in enumerate(topo.blocks):
+            weights = cast(graph_in.edges[block.edges].reshape(*block.shape, -1), self.dtype)
+            basis = kernel[None, None]
+            if encoding is not None and plain:  # weights @ kernel + encoding, the encoding as one more weight of 1
+                weights = jnp.concatenate([weights, jnp.ones_like(weights[..., :1])], -1)
+                basis = jnp.broadcast_to(basis, (*block.types.shape, *kernel.shape))
+                basis = jnp.concatenate([basis, encoding[block.types][..., None, :]], -2)
+            elif encoding is not None:
+                basis = basis * encoding[block.types][..., None, :]
+            raw.append(Factored(weights, basis) if block.lifted else None)
+            if block.lifted:  # what follows the receiver's rescaling lifts a kernel that does not
+                vectors = cast(_vectors(topo, graph_in.nodes)[topo.nodes[block.receiver]], self.dtype)
+                lift = vectors @ self._weight(f"lift_kernel_{index}", (vectors.shape[-1], self.features))
+                basis = basis * lift[None, :, None]
+            edges.append(Factored(weights, basis))
+        return raw, edges
+
+    def _backward_edges(self, topo: Topology, graph_in: jraph.GraphsTuple, edges: list[Factored]) -> list[Edges]:
+        """The edges as backward messages read them: against the receiver, along the sender."""
+        if not self.bidirectional or self.parity or not topo.is_under(Scaling.POSITIVE):
+            return list(edges)
+        factors = _degree_reversals(topo, graph_in)
+        return [
+            e._replace(weights=e.weights * cast(factor, self.dtype)) for e, factor in zip(edges, factors, strict=True)
+        ]
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _context(topo: Topology, presence: Presence | None, extra: Array | None) -> Context:
+    """What the layers share."""
+    found = rules(topo, presence)
+    fixed = Groups((next((scaling for scaling in graph.SCALED if topo.is_under(scaling)), Scaling.PERMUTATION),))
+    return Context(
+        topology=topo,
+        rules=found,
+        groups={name: rule if isinstance(rule, Groups) else fixed for name, rule in found.items()},
+        extra=None if extra is None else {name: extra[where] for name, where in topo.nodes.items()},
+        present_nodes=None
+        if presence is None
+        else {name: presence.nodes[where, None] for name, where in topo.nodes.items()},
+        present_edges=None
+        if presence is None
+        else [presence.edges[block.edges].reshape(*block.shape, 1) for block in topo.blocks],
+    )
+
+
+def _vectors(topo: Topology, nodes: Array) -> Array:
+    """The node features that follow a rescaling of their neuron, those that go against it turned around."""
+    along, against, _ = topo.columns
+    return jnp.concatenate([nodes[:, :along], _reciprocal(nodes[:, along : along + against])], -1)
 
 
 def _reciprocal(x: Array) -> Array:
@@ -233,9 +254,7 @@ def _degree_reversals(topo: Topology, graph_in: jraph.GraphsTuple) -> list[Array
     """
     presence: Presence | None = graph_in.globals
     wide = jnp.promote_types(graph_in.nodes.dtype, jnp.float32)
-    along, against, _ = topo.columns
-    nodes, edges = (x.astype(wide) for x in (graph_in.nodes, graph_in.edges))
-    vectors = jnp.concatenate([nodes[:, :along], _reciprocal(nodes[:, along : along + against])], -1)
+    edges, vectors = graph_in.edges.astype(wide), _vectors(topo, graph_in.nodes.astype(wide))
     order = {name: index for index, name in enumerate(topo.nodes)}
     square: dict[str, Array] = {}
     for name, where in topo.nodes.items():

@@ -90,6 +90,9 @@ def make_step(
     """
 
     def mean_loss(variables: Any, rows: Any, keys: Key) -> tuple[Array, Metrics]:
+        if len(keys) == 1:  # without the batch axis the compiler makes up to twice as fast a program
+            loss, metrics = loss_fn(variables, *jax.tree.map(lambda leaf: leaf[0], (rows, keys)))
+            return loss, metrics | {"loss": loss}
         losses, metrics = jax.vmap(loss_fn, (None, 0, 0))(variables, rows, keys)
         return losses.mean(), {name: value.mean() for name, value in metrics.items()} | {"loss": losses.mean()}
 
