@@ -56,10 +56,11 @@ class ScaleGMN(nn.Module):
       message_layers, update_layers: equivariant maps in sequence in a message and in a node update.
       dropout: rate on the node features behind every layer during training.
       normalized: whether sums over neurons are divided by the square root of their number; False as published.
-      parity: True repeats what the published code does against its own claim, for imported weights: 1e-10 added to
-        norms, and backward messages of positive scales that carry the weight itself, so that a bidirectional model is
-        not equivariant.
-      dtype: of features and products, like "bfloat16"; canonical maps stay in float32. None: that of the parameters.
+      parity: True repeats what the published code does to positive scales against its own claim, for imported weights:
+        1e-10 added to norms, and backward messages that carry the weight itself, so that a bidirectional model is not
+        equivariant.
+      dtype: of features and products, like "bfloat16"; the norms of canonical maps and the statistics of layer
+        normalisations stay in float32. None: that of the parameters.
     """
 
     arch: Readable
@@ -301,6 +302,8 @@ def _check_options(model: ScaleGMN, topo: Topology) -> None:
             f"num_layers, message_layers and update_layers are {model.num_layers}, {model.message_layers} and "
             f"{model.update_layers}; expected numbers >= 1."
         )
+    if model.parity and not topo.is_under(Scaling.POSITIVE):
+        raise ValueError(f"parity=True is about positive scales, and {name!r} has none: it would be ignored. Leave it.")
     if not topo.is_under(*graph.SCALED):
         names = ("canonical", "io", "encoding_features", "message_layers", "update_layers")
         fields = {f.name: f.default for f in dataclasses.fields(model)}

@@ -241,6 +241,7 @@ GELU = builders.mlp((3, 5, 4, 2), "gelu")
         (Encoder(ScaleGMN(SIREN, 4, num_layers=0)), "are 0, 1 and 1; expected numbers >= 1"),
         (Encoder(ScaleGMN(SIREN, 4, message_layers=0)), "are 4, 0 and 1; expected numbers >= 1"),
         (Encoder(ScaleGMN(SIREN, 4, update_layers=0)), "are 4, 1 and 0; expected numbers >= 1"),
+        (Encoder(ScaleGMN(SIREN, 4, parity=True)), "parity=True is about positive scales"),
         (Encoder(ScaleGMN(GELU, 4, io=IO.SHARED)), r"permutations only, .*\['io'\] would be ignored"),
         (
             Encoder(ScaleGMN(GELU, 4, canonical=Canonical.ABSOLUTE, message_layers=2)),
