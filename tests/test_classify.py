@@ -72,7 +72,7 @@ def test_seeds_differ(run):
 
 
 def test_group_elements_change_no_prediction_of_an_encoder_that_follows_the_whole_group(run):
-    """Nor its accuracy. (A tiny ablated encoder may agree by chance; test_equivariance shows that it is not invariant.)"""
+    """Nor its accuracy. (A tiny ablated one may agree by chance; test_equivariance shows that it is not invariant.)"""
     for name in ("equivariant", "query"):
         for pair in run[1]["encoders"][name]["seeds"]:
             assert pair["agreement"] == 1
