@@ -56,21 +56,14 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(runs.TrainConfig):
     """The training, the same for all encoders: chosen for the scale-equivariant one, not for each of the others."""
 
-    batch_size: int = 64
     epochs: int = 16
     learning_rate: float = 1e-2
     warmup_steps: int = 100
-    cosine: bool = True
-    """Whether the learning rate falls to 0 along a cosine until the last epoch."""
-    weight_decay: float = 0.01
-    clip_norm: float = 10.0
     augment: bool = False
     """Whether every network of every batch is moved by a random element of its full group."""
-    micro_batch: int | None = 16
-    """Networks differentiated at a time, for less memory and fuller caches; None for the whole batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,14 +268,7 @@ class Program(NamedTuple):
 
 def _program(config: Config, encoder: Encoder, zoos: Mapping[str, Zoo]) -> Program:
     settings, model, arch = config.train, encoder.model, zoos["train"].arch
-    epoch_steps = len(zoos["train"]) // settings.batch_size
-    tx = train.make_optimizer(
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        decay_steps=epoch_steps * settings.epochs if settings.cosine else None,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-    )
+    tx = settings.make_optimizer(len(zoos["train"]))
     loss = losses.classification_loss(model)
     validate = train.make_evaluation(losses.classification_loss(model, train=False))
 

@@ -37,23 +37,13 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(runs.TrainConfig):
     """The training of the autoencoder."""
 
-    batch_size: int = 64
-    epochs: int = 32
-    learning_rate: float = 8e-3
-    warmup_steps: int = 200
-    cosine: bool = True
-    """Whether the learning rate falls to 0 along a cosine until the last epoch; False as published."""
-    weight_decay: float = 0.01
-    clip_norm: float = 10.0
     orbit_weight: float = 0.3
     """Weight of the orbit-distance term, in units of the training images' variance; 0 as published."""
     patience: int = 50
     """Epochs without a lower smoothed validation loss until training stops."""
-    micro_batch: int | None = 16
-    """Networks differentiated at a time, for less memory and fuller caches; None for the whole batch."""
     data_parallel: bool = False
     """Whether every batch is shared out over all devices."""
 
@@ -151,14 +141,8 @@ def fit_autoencoder(
         normalized=config.model.normalized,
         scales=zoo.scales(zoos["train"]) if config.model.normalized else None,
     )
-    epoch_steps = len(zoos["train"]) // settings.batch_size
-    tx = train.make_optimizer(
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        decay_steps=epoch_steps * settings.epochs if settings.cosine else None,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-    )
+    trained = len(zoos["train"]) // settings.batch_size * settings.batch_size
+    tx = settings.make_optimizer(len(zoos["train"]))
     loss = functools.partial(losses.autoencoder_loss, model, size=size, orbit_weight=settings.orbit_weight * variance)
     example = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
     state = train.init(model, tx, example, jax.random.key(config.seed))
@@ -201,7 +185,7 @@ def fit_autoencoder(
             share = float(selection["reconstruction"]) / variance
             advance(
                 1,
-                f"reconstruction {share:.1%} of the variance, {epoch_steps * settings.batch_size / seconds:.0f} INRs/s",
+                f"reconstruction {share:.1%} of the variance, {trained / seconds:.0f} INRs/s",
             )
             interruption.stop_if_requested(f"a checkpoint behind epoch {len(history)} of {settings.epochs}")
     best = saved.restore_best(like).state

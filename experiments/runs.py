@@ -1,4 +1,4 @@
-"""What the experiments share: the folder of a run, its images and its INRs."""
+"""What the experiments share: the folder of a run, its images, its INRs and the options of its training."""
 
 import dataclasses
 import enum
@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from experiments import progress
-from jax_scalegmn import architecture, datasets, network, zoo
+from jax_scalegmn import architecture, datasets, network, train, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.zoo import Zoo
 
@@ -44,6 +45,32 @@ class ZooConfig:
     """Networks fitted by one call and saved together: what an interruption can lose."""
     chunk: int = 128
     """Networks trained side by side inside a call."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training of a model."""
+
+    batch_size: int = 64
+    epochs: int = 32
+    learning_rate: float = 8e-3
+    warmup_steps: int = 200
+    cosine: bool = True
+    """Whether the learning rate falls to 0 along a cosine until the last epoch; False as published."""
+    weight_decay: float = 0.01
+    clip_norm: float = 10.0
+    micro_batch: int | None = 16
+    """Networks differentiated at a time, for less memory and fuller caches; None for the whole batch."""
+
+    def make_optimizer(self, networks: int) -> optax.GradientTransformation:
+        """The optimiser for epochs over so many networks."""
+        return train.make_optimizer(
+            learning_rate=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            decay_steps=networks // self.batch_size * self.epochs if self.cosine else None,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
