@@ -208,17 +208,17 @@ class Kernel(nn.Module):
 class CanonicalMap(nn.Module):
     """c(x), which the group of x's neuron does not change: even under signs, of degree 0 under positive scales.
 
-    Where no scale acts, c(x) = x. (arXiv 2406.10685, section 5.)
+    Where no scale acts, c(x) = x. Computed in float32 or better, whatever the precision of x, and rounded back.
+    (arXiv 2406.10685, section 5.)
     """
 
     inputs: int
     hidden: int
     kind: Canonical
     epsilon: float = 0.0
-    dtype: str | None = None
 
     def setup(self) -> None:
-        self.rho = MLP(self.inputs, self.hidden, self.inputs, dtype=self.dtype)
+        self.rho = MLP(self.inputs, self.hidden, self.inputs)
 
     def project(self, x: Features, kernel: Float[Array, "features out"], groups: Groups) -> Float[Array, "*batch out"]:
         """c(x) @ kernel, with the two kernels multiplied first where rho's last meets this one."""
@@ -228,17 +228,22 @@ class CanonicalMap(nn.Module):
         return first
 
     def _under(self, scaling: Scaling, x: Features, kernel: Array) -> Array:
+        if scaling not in (Scaling.SIGN, Scaling.POSITIVE) and self.kind is not Canonical.ABLATED:
+            return project(x, kernel)
+        wide = jnp.promote_types(kernel.dtype, jnp.float32)
+        x, wide_kernel = jax.tree.map(lambda leaf: leaf.astype(wide), (x, kernel))
+        return self._canonical(scaling, x, wide_kernel).astype(kernel.dtype)
+
+    def _canonical(self, scaling: Scaling, x: Features, kernel: Array) -> Array:
         if self.kind is Canonical.ABLATED:
             u = self.rho.activate(project(x, self.rho.centered_kernel))
             return u @ (self.rho.kernel_out @ kernel) + self.rho.bias_out @ kernel
         if scaling is Scaling.POSITIVE:
-            return project(x, kernel) * inverse_norm(value(x), self.epsilon).astype(kernel.dtype)
-        if scaling is Scaling.SIGN and self.kind is Canonical.ABSOLUTE:
+            return project(x, kernel) * inverse_norm(value(x), self.epsilon)
+        if self.kind is Canonical.ABSOLUTE:
             return jnp.abs(value(x)) @ kernel
-        if scaling is Scaling.SIGN:
-            even = self.rho.activate_even(project(x, self.rho.centered_kernel))
-            return even @ (self.rho.kernel_out @ kernel) + 2 * self.rho.bias_out @ kernel
-        return project(x, kernel)
+        even = self.rho.activate_even(project(x, self.rho.centered_kernel))
+        return even @ (self.rho.kernel_out @ kernel) + 2 * self.rho.bias_out @ kernel
 
 
 class ScaleInvariant(nn.Module):
@@ -254,7 +259,7 @@ class ScaleInvariant(nn.Module):
     dtype: str | None = None
 
     def setup(self) -> None:
-        self.canonical = CanonicalMap(self.inputs, self.hidden, self.kind, self.epsilon, self.dtype)
+        self.canonical = CanonicalMap(self.inputs, self.hidden, self.kind, self.epsilon)
         self.phi = MLP(self.inputs + self.extra, self.hidden, self.outputs, self.output_bias, self.dtype)
 
     def __call__(self, x: Features, groups: Groups, extra: Array | None = None) -> Array:
@@ -298,24 +303,9 @@ class ScaleEquivariant(nn.Module):
 
 
 class ScaleEquivariantNet(nn.Module):
-    """Several ScaleEq maps in sequence; the first changes the number of features."""
+    """Several ScaleEq maps in sequence."""
 
-    num_layers: int
-    inputs: int
-    hidden: int
-    outputs: int
-    kind: Canonical
-    io: IO
-    epsilon: float = 0.0
-    extra: int = 0
-    dtype: str | None = None
-
-    def setup(self) -> None:
-        widths = (self.inputs, *[self.outputs] * (self.num_layers - 1))
-        self.maps = [
-            ScaleEquivariant(width, self.hidden, self.outputs, self.kind, self.io, self.epsilon, self.extra, self.dtype)
-            for width in widths
-        ]
+    maps: tuple[ScaleEquivariant, ...]
 
     def __call__(self, x: Features, rule: Rule, extra: Array | None = None) -> Array:
         first, *others = self.maps

@@ -24,6 +24,7 @@ from jax_scalegmn.layers import (
     End,
     Groups,
     Rule,
+    ScaleEquivariant,
     ScaleEquivariantNet,
     ScaleInvariant,
     cast,
@@ -161,7 +162,7 @@ class EdgeUpdate(nn.Module):
         self, context: Context, direction: Direction, nodes: Nodes, edges: list[Edges]
     ) -> list[Float[Array, "_senders _receivers outputs"]]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.features, self.outputs))
-        canonical = CanonicalMap(self.features, self.hidden, self.kind, self.epsilon, self.dtype, name="canonical")
+        canonical = CanonicalMap(self.features, self.hidden, self.kind, self.epsilon, name="canonical")
         phi = MLP(2 * self.features, self.hidden, self.outputs, 1.0, self.dtype, name="phi")
         halves = jnp.concatenate(jnp.split(phi.centered_kernel, 2), -1)
         parts = {
@@ -269,18 +270,10 @@ class MessagePassing(nn.Module):
         return cast(kernel, self.dtype)
 
     def _equivariant(self, name: str, inputs: int, num_layers: int, outputs: int) -> ScaleEquivariantNet:
-        return ScaleEquivariantNet(
-            num_layers,
-            inputs,
-            self.hidden,
-            outputs,
-            self.canonical,
-            self.io,
-            self.epsilon,
-            self.extra,
-            self.dtype,
-            name=name,
-        )
+        """Maps in sequence, of which the first changes the number of features."""
+        options = self.hidden, outputs, self.canonical, self.io, self.epsilon, self.extra, self.dtype
+        widths = (inputs, *[outputs] * (num_layers - 1))
+        return ScaleEquivariantNet(tuple(ScaleEquivariant(width, *options, parent=None) for width in widths), name=name)
 
     def _edge_update(self, name: str) -> EdgeUpdate:
         return EdgeUpdate(

@@ -59,8 +59,8 @@ class ScaleGMN(nn.Module):
       parity: True repeats what the published code does to positive scales against its own claim, for imported weights:
         1e-10 added to norms, and backward messages that carry the weight itself, so that a bidirectional model is not
         equivariant.
-      dtype: of features and products, like "bfloat16"; the norms of canonical maps and the statistics of layer
-        normalisations stay in float32. None: that of the parameters.
+      dtype: of features and products, like "bfloat16"; canonical maps and the statistics of layer normalisations stay
+        in float32. None: that of the parameters.
     """
 
     arch: Readable

@@ -10,7 +10,8 @@ import pytest
 import support
 
 from benchmarks import segment_sum
-from jax_scalegmn import architecture, builders, graph, losses, models, network, symmetry
+from jax_scalegmn import architecture, builders, graph, layers, losses, models, network, symmetry
+from jax_scalegmn.architecture import Scaling
 from jax_scalegmn.graph import Bucket
 from jax_scalegmn.layers import IO, Canonical
 from jax_scalegmn.metanetwork import ScaleGMN
@@ -177,6 +178,20 @@ def test_bfloat16_changes_the_precision_and_not_the_function():
     plain = jax.jit(lambda: segment_sum.encode(half, variables, graph.from_params(RELU, params)))()
     assert plain.dtype == jnp.bfloat16
     assert np.abs(z - plain.astype("float32")).max() / np.abs(z).max() < 0.2
+
+
+@pytest.mark.parametrize("kind", Canonical)
+@pytest.mark.parametrize("scaling", [Scaling.SIGN, Scaling.POSITIVE])
+def test_canonical_maps_of_bfloat16_are_those_of_float32_rounded_once(scaling, kind):
+    x, kernel = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in ((0, (7, 4)), (1, (4, 3))))
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    canonical, groups = layers.CanonicalMap(4, 5, kind), layers.Groups((scaling,))
+    project = functools.partial(canonical.apply, groups=groups, method="project")
+    variables = canonical.init(jax.random.key(2), x, kernel, groups, method="project")
+    wide = project(variables, x.astype(jnp.float32), kernel.astype(jnp.float32))
+    half = project(variables, x, kernel)
+    assert (wide.dtype, half.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_array_equal(half, wide.astype(jnp.bfloat16))
 
 
 def test_an_encoder_reads_params_or_their_graph():
