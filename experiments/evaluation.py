@@ -83,7 +83,7 @@ def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Param
         return align(member.params, member.decoded)
 
     align = make_align()
-    p_identity, p_forward = make_align(flip=False, start=Start.IDENTITY), make_align(flip=False)
+    p_identity, p_forward = make_align(scale=False, start=Start.IDENTITY), make_align(scale=False)
     pd_identity = make_align(start=Start.IDENTITY)
     return {
         "naive": Method("naive", lambda a, b: (a.params, b.params), itself),

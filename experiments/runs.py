@@ -74,8 +74,8 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """One run. Options of an unfinished run must stay the same when it is resumed."""
+class RunConfig:
+    """What every run has. Options of an unfinished run must stay the same when it is resumed."""
 
     out: Path
     data: Path | None = None
@@ -83,6 +83,12 @@ class Config:
     resume: bool = False
     """Go on in a folder that holds a run already."""
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig):
+    """A run on INRs."""
+
     zoo: ZooConfig = ZooConfig()
 
 
@@ -92,7 +98,7 @@ SPLITS = ("train", "selection", "scoring")
 # --- the folder of a run ------------------------------------------------------------------------------------------
 
 
-def claim(config: Config) -> None:
+def claim(config: RunConfig) -> None:
     """Makes the folder of the run, or checks that a run in it may go on."""
     path = config.out / "config.json"
     mine = plain(dataclasses.replace(config, resume=False))

@@ -67,18 +67,20 @@ def cnn(
     strides: int = 2,
     padding: str = "VALID",
     flatten: tuple[int, int] | None = None,
+    dense: Sequence[int] = (),
 ) -> Architecture:
-    """Convolutions, a pooling or flattening, and a dense head, in the params of Flax: Conv_0, ..., Dense_0.
+    """Convolutions, a pooling or flattening, and dense layers, in the params of Flax: Conv_0, ..., Dense_0, ...
 
     Args:
       channels: of the image and of every convolution, like (1, 16, 16, 16).
-      outputs: how many numbers the dense head gives.
-      activation: of every convolution.
+      outputs: how many numbers the last dense layer gives.
+      activation: of every hidden layer.
       kernel_size: of all the (square) kernels, or one for each convolution.
       strides: of every convolution, along both spatial axes.
       padding: "VALID" or "SAME".
       flatten: the (height, width) of the images where the last map is flattened; None for global mean pooling, which
         takes images of any size.
+      dense: neurons of the hidden dense layers in front of the last.
 
     Raises:
       ValueError: on widths, kernels or image sizes that fit no network, or an activation whose group is unknown.
@@ -93,7 +95,8 @@ def cnn(
     if padding not in ("VALID", "SAME"):
         raise ValueError(f"padding is {padding!r}; expected 'VALID' or 'SAME'.")
     act = known_activation(activation)
-    hidden = [Neurons(f"hidden_{i}", width, act.scaling) for i, width in enumerate(channels[1:])]
+    dense = _widths([channels[-1], *dense])[1:] if dense else ()
+    hidden = [Neurons(f"hidden_{i}", width, act.scaling) for i, width in enumerate([*channels[1:], *dense])]
     neurons = (
         Neurons("input", channels[0], Scaling.FIXED),
         *hidden,
@@ -112,10 +115,14 @@ def cnn(
     else:
         layers.append(Flatten())
         repeat = math.prod(_map_size(side, sizes, strides, padding) for side in flatten)
-    head = Axis(neurons[-2].name, -1, repeat), Axis("output", 1)
-    parameters += [Parameter(("Dense_0", "kernel"), head), Parameter(("Dense_0", "bias"), (Axis("output", 1),))]
-    layers.append(Dense("Dense_0", None))
-    return Architecture(f"cnn {_dashes([*channels, outputs])} {activation}", neurons, tuple(parameters), tuple(layers))
+    for i in range(len(dense) + 1):
+        name, senders, receivers = f"Dense_{i}", neurons[convolutions + i].name, neurons[convolutions + i + 1].name
+        reads = Axis(senders, -1, repeat if i == 0 else 1)
+        parameters.append(Parameter((name, "kernel"), (reads, Axis(receivers, 1))))
+        parameters.append(Parameter((name, "bias"), (Axis(receivers, 1),)))
+        layers.append(Dense(name, act if i < len(dense) else None))
+    name = f"cnn {_dashes([*channels, *dense, outputs])} {activation}"
+    return Architecture(name, neurons, tuple(parameters), tuple(layers))
 
 
 # --- private ------------------------------------------------------------------------------------------------------

@@ -1,23 +1,104 @@
-"""One network for all that differ by the phases of their sines.
+"""Canonical forms: one network for all that differ by a symmetry, in closed form.
 
-Half a turn more on a sine's phase flips its sign: sin(u + k pi) = (-1)^k sin(u). Such a shift adds to a bias instead
-of scaling it, so that no element of `symmetry` holds it; it is taken off here.
+`element` and `form` take permutations, signs and positive scales off, `wrap_phase` the phases of sines: half a turn
+more flips a sine's sign, sin(u + k pi) = (-1)^k sin(u). Such a shift adds to a bias instead of scaling it, so that no
+element of `symmetry` holds it.
 """
 
 import math
 from fractions import Fraction
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture, symmetry
-from jax_scalegmn.architecture import Architecture, AvgPool, Axis, Conv, Dense, Flatten, GlobalMeanPool, Scaling
+from jax_scalegmn import architecture, gauge, symmetry
+from jax_scalegmn.architecture import (
+    Architecture,
+    AvgPool,
+    Axis,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalMeanPool,
+    Parameter,
+    Scaling,
+)
+from jax_scalegmn.symmetry import Element
 from jax_scalegmn.types import Params
 
 # To 50 digits: a float64 bias of 2^51 half turns needs 32.
 PI = Fraction("3.14159265358979323846264338327950288419716939937510")
+
+
+class Canonical(NamedTuple):
+    """The element that brings a network to its canonical form.
+
+    Attributes:
+      element: `symmetry.act(arch, element, params)` is the canonical form.
+      margin: how far the nearest tie is: the smallest gap between two neurons' keys, or between a key and a sign flip,
+        over the keys' root mean square in their layer. Where it is some roundings large, so that 1e-6 in float32, the
+        form is not sure; two equal neurons have margin 0.
+    """
+
+    element: Element
+    margin: Float[Array, ""]
+
+
+def element(arch: Architecture, params: Params) -> Canonical:
+    """The element that takes every member of an orbit to one network, its canonical form.
+
+    Positive scales: the norm-balanced gauge (`gauge.balance`). Then layer by layer from the inputs every neuron has as
+    key the product of its settled parameters, those whose other axis is canonical already, with one fixed random
+    direction: where the group has signs the key becomes positive, and keys are sorted, the largest first.
+
+    Where it stands is decided by single keys, so that two networks that are close need not be so in canonical form:
+    `matching.weight_matching` compares networks, this identifies them.
+
+    Args:
+      arch: the architecture. Neurons that no settled parameter touches keep their places, with margin 0.
+      params: of one network; `jax.vmap` for many.
+
+    Raises:
+      ValueError: if params do not fit the architecture.
+    """
+    scales = gauge.balance(arch, params)
+    values = architecture.unpack(arch, symmetry.act(arch, scales, params))
+    found, settled = symmetry.identity(arch), inputs(arch)
+    margin = jnp.asarray(jnp.inf)
+    for neurons in arch.hidden:
+        flipping = fixed = jnp.zeros(neurons.width)
+        for index, (parameter, value) in enumerate(zip(arch.parameters, values, strict=True)):
+            powers = {axis.neurons: axis.power for axis in parameter.neuron_axes}
+            if neurons.name in powers and powers.keys() - {neurons.name} <= settled:
+                moved = symmetry.act_on_others(found, parameter, neurons.name, value)
+                key = _projected(parameter, neurons.name, moved, index)
+                flipping, fixed = (flipping + key, fixed) if powers[neurons.name] else (flipping, fixed + key)
+        signed = neurons.scaling is Scaling.SIGN
+        key = fixed + (jnp.abs(flipping) if signed else flipping)
+        order = jnp.argsort(-key)
+        size = jnp.sqrt(jnp.square(key).mean())
+        gaps = [jnp.diff(-key[order]), jnp.abs(flipping)] if signed else [jnp.diff(-key[order])]
+        nearest = jnp.concatenate([*gaps, size[None]]).min() / jnp.where(size > 0, size, 1)
+        margin = jnp.minimum(margin, nearest)
+        found.permutation[neurons.name] = order
+        if signed:
+            found.scale[neurons.name] = jnp.where(flipping[order] < 0, -1.0, 1.0)
+        settled = settled | {neurons.name}
+    return Canonical(symmetry.compose(arch, found, scales), margin)
+
+
+def form(arch: Architecture, params: Params) -> dict[str, dict[str, Array]]:
+    """The canonical form itself: one network for all members of an orbit, with the same function (see `element`)."""
+    return symmetry.act(arch, element(arch, params).element, params)
+
+
+def inputs(arch: Architecture) -> set[str]:
+    """The fixed neuron layers that kernels read: where a walk from the inputs begins."""
+    read = {parameter.neuron_axes[0].neurons for parameter in arch.parameters if len(parameter.neuron_axes) == 2}
+    return {neurons.name for neurons in arch.neurons if neurons.scaling is Scaling.FIXED and neurons.name in read}
 
 
 def wrap_phase(arch: Architecture, params: Params) -> dict[str, dict[str, Array]]:
@@ -68,6 +149,16 @@ def wrap_phase(arch: Architecture, params: Params) -> dict[str, dict[str, Array]
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _projected(parameter: Parameter, neurons: str, value: Array, index: int) -> Float[Array, " n"]:
+    """The product of each neuron's entries with a fixed direction, one for the parameter of that index."""
+    position, axis = next(
+        (i, axis) for i, axis in enumerate(parameter.axes) if isinstance(axis, Axis) and axis.neurons == neurons
+    )
+    entries = jnp.moveaxis(value, position, -1).reshape(-1, value.shape[position] // axis.repeat)
+    direction = np.random.default_rng(index).normal(size=len(entries))
+    return jnp.asarray(direction, entries.dtype) @ entries
 
 
 def _sines(arch: Architecture) -> dict[tuple[str, ...], tuple[str, float]]:

@@ -1,8 +1,8 @@
 """Networks as graphs: one node a neuron, one directed edge a weight (Kofinas et al. 2024, arXiv 2403.12143).
 
 The topology follows from the architecture alone and is NumPy, so it is a constant of the compiled program. Edges
-stand by block (one for each parameter with two neuron axes), then by sender, then by receiver: a block's edges
-reshape to [senders, receivers, features] without a gather.
+stand by block (one for each parameter with two neuron axes, an array or a part of one), then by sender, then by
+receiver: a block's edges reshape to [senders, receivers, features] without a gather.
 
 A `Bucket` holds several architectures. Their graphs are padded to one topology, and what is there of it travels with
 each graph, so that one compiled program reads them all.
@@ -11,6 +11,7 @@ each graph, so that one compiled program reads them all.
 import dataclasses
 import functools
 import graphlib
+import itertools
 import math
 from typing import Any, NamedTuple, TypeAlias
 
@@ -161,7 +162,8 @@ def topology(arch: Readable) -> Topology:
     """The graph of an architecture, or of a bucket of them, without its weights.
 
     Raises:
-      ValueError: if a kernel reads a rescaled layer without undoing it (power 0), which no equivariant graph has.
+      ValueError: if a kernel reads a rescaled layer without undoing it (power 0), which no equivariant graph has, or
+        if a parameter belongs to no neuron layer.
     """
     members = arch.members if isinstance(arch, Bucket) else (arch,)
     multiple = arch.multiple if isinstance(arch, Bucket) else 1
@@ -192,9 +194,14 @@ def topology(arch: Readable) -> Topology:
         edges = slice(first_edge, first_edge + senders * receivers)
         blocks.append(Block(key.sender, key.receiver, (senders, receivers), edges, types, key.lifted))
         first_edge, first_type = edges.stop, first_type + types.size
-    kernel_size = _largest([_spatial(parameter) for member in members for parameter in member.parameters])
-    repeats = [axis.repeat for member in members for parameter in member.parameters for axis in parameter.neuron_axes]
-    counts = [[len(part) for part in _columns(member, n.name)] for member in members for n in member.neurons]
+    kernels = [parameter for member in members for parameter in _kernels(member)]
+    kernel_size = _largest([_spatial(parameter) for parameter in kernels])
+    repeats = [axis.repeat for parameter in kernels for axis in parameter.neuron_axes]
+    counts = [
+        [sum(_num_columns(parameter) for parameter in part) for part in _columns(member, n.name)]
+        for member in members
+        for n in member.neurons
+    ]
     along, against, free = (max(count) for count in zip(*counts, strict=True))
     return Topology(
         nodes=nodes,
@@ -233,14 +240,16 @@ def from_params(arch: Architecture, params: Params, *, bucket: Bucket | None = N
     topo = topology(bucket or arch)
     values = dict(zip(arch.parameters, architecture.unpack(arch, params), strict=True))
     dtype = jnp.result_type(*values.values())
-    convolutional = any(_spatial(parameter) for parameter in arch.parameters)
+    convolutional = any(_spatial(parameter) for parameter in _kernels(arch))
     nodes = jnp.zeros((topo.num_nodes, topo.node_features), dtype)
     for neurons in arch.neurons:
         start = topo.nodes[neurons.name].start
         where = slice(start, start + neurons.width)
         columns = _places(arch, topo, neurons.name)
-        for parameter, column in columns.items():
-            nodes = nodes.at[where, column].set(values[parameter])
+        for parameter, place in columns.items():
+            shape, order = _split_shape(arch, parameter)
+            vectors = jnp.transpose(jnp.reshape(values[parameter], shape), order).reshape(neurons.width, -1)
+            nodes = nodes.at[where, place].set(vectors)
         if not columns and not convolutional:
             nodes = nodes.at[where, 0].set(1)
     edges = jnp.concatenate(
@@ -284,7 +293,10 @@ def to_params(arch: Architecture, graph: jraph.GraphsTuple) -> dict[str, dict[st
             values.append(_from_edges(arch, topo, parameter, kernels[parameter]))
         else:
             name = parameter.neuron_axes[0].neurons
-            values.append(graph.nodes[topo.nodes[name], _places(arch, topo, name)[parameter]])
+            shape, order = _split_shape(arch, parameter)
+            vectors = graph.nodes[topo.nodes[name], _places(arch, topo, name)[parameter]]
+            value = vectors.reshape([shape[i] for i in order]).transpose(np.argsort(order))
+            values.append(value.reshape(arch.shape(parameter)))
     return architecture.pack(arch, values)
 
 
@@ -320,12 +332,17 @@ def _kernels(arch: Architecture) -> dict[Parameter, _Kernel]:
     """The block of every kernel."""
     found: dict[Parameter, _Kernel] = {}
     for parameter in arch.parameters:
-        if len(parameter.neuron_axes) != 2:
+        if not parameter.neuron_axes:
+            raise ValueError(
+                f"{arch.name!r}: {parameter} has no neuron axis, so that its numbers stand at no node and no edge. "
+                "Leave it out of what is read: close the network's function over it."
+            )
+        if len(parameter.neuron_axes) == 1:
             continue
         reads, feeds = parameter.neuron_axes
         if reads.power == 0 and arch.layer(reads.neurons).scaling in SCALED:
             raise ValueError(
-                f"{arch.name!r}: {architecture.describe(parameter.path)} reads {reads.neurons!r} with power 0, but a "
+                f"{arch.name!r}: {parameter} reads {reads.neurons!r} with power 0, but a "
                 f"{arch.layer(reads.neurons).scaling.value} group acts there. Give the axis power -1, or the layer "
                 "Scaling.PERMUTATION."
             )
@@ -346,14 +363,20 @@ def _columns(arch: Architecture, neurons: str) -> tuple[list[Parameter], list[Pa
     return parts
 
 
-def _places(arch: Architecture, topo: Topology, neurons: str) -> dict[Parameter, int]:
-    """The column of the node features in which each vector of a neuron layer stands."""
+def _num_columns(parameter: Parameter) -> int:
+    """How many node features a parameter with one neuron axis takes: 1 for a vector, 9 for a depthwise 3 x 3 kernel."""
+    return math.prod(_spatial(parameter)) * parameter.neuron_axes[0].repeat
+
+
+def _places(arch: Architecture, topo: Topology, neurons: str) -> dict[Parameter, slice]:
+    """The columns of the node features in which each vector of a neuron layer stands."""
+    places: dict[Parameter, slice] = {}
     starts = (0, topo.columns.along, topo.columns.along + topo.columns.against)
-    return {
-        parameter: start + index
-        for start, part in zip(starts, _columns(arch, neurons), strict=True)
-        for index, parameter in enumerate(part)
-    }
+    for start, part in zip(starts, _columns(arch, neurons), strict=True):
+        for parameter in part:
+            places[parameter] = slice(start, start + _num_columns(parameter))
+            start = places[parameter].stop
+    return places
 
 
 def _blocks(arch: Architecture, topo: Topology, bucket: Bucket | None) -> list[tuple[Block, Parameter | None]]:
@@ -405,8 +428,7 @@ def _spatial(parameter: Parameter) -> tuple[int, ...]:
 
 
 def _largest(sizes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    spatial = [size for size in sizes if size]
-    return tuple(max(side) for side in zip(*spatial, strict=True)) if spatial else ()
+    return tuple(max(side) for side in itertools.zip_longest(*sizes, fillvalue=1))
 
 
 def _split_shape(arch: Architecture, parameter: Parameter) -> tuple[list[int], list[int]]:
@@ -424,8 +446,14 @@ def _split_shape(arch: Architecture, parameter: Parameter) -> tuple[list[int], l
 
 def _margins(topo: Topology, parameter: Parameter) -> list[tuple[int, int]]:
     """Zeros before and behind a kernel along its spatial axes, symmetric up to one."""
-    pairs = zip(topo.kernel_size, _spatial(parameter), strict=False)
+    pairs = zip(topo.kernel_size, _map_size(topo, parameter), strict=True)
     return [((large - small) // 2, large - small - (large - small) // 2) for large, small in pairs]
+
+
+def _map_size(topo: Topology, parameter: Parameter) -> tuple[int, ...]:
+    """A kernel's spatial size, with ones behind it where others have more spatial axes."""
+    size = _spatial(parameter)
+    return (*size, *(1 for _ in topo.kernel_size[len(size) :]))
 
 
 def _to_edges(
@@ -433,9 +461,9 @@ def _to_edges(
 ) -> Float[Array, "edges features"]:
     shape, order = _split_shape(arch, parameter)
     value = jnp.transpose(jnp.reshape(value, shape), order)
-    ends, sizes = value.shape[:2], _spatial(parameter)
-    if sizes:
-        value = jnp.pad(value.reshape(*ends, *sizes), [(0, 0), (0, 0), *_margins(topo, parameter)])
+    ends = value.shape[:2]
+    if _spatial(parameter):
+        value = jnp.pad(value.reshape(*ends, *_map_size(topo, parameter)), [(0, 0), (0, 0), *_margins(topo, parameter)])
     value = value.reshape(*ends, -1)
     absent = [(0, there - here) for here, there in zip(ends, block.shape, strict=True)]
     return jnp.pad(value, [*absent, (0, topo.edge_features - value.shape[2])]).reshape(-1, topo.edge_features)
@@ -444,8 +472,8 @@ def _to_edges(
 def _from_edges(arch: Architecture, topo: Topology, parameter: Parameter, edges: Array) -> Array:
     shape, order = _split_shape(arch, parameter)
     ordered = [shape[i] for i in order]
-    sizes = _spatial(parameter)
-    if sizes:
+    if _spatial(parameter):
+        sizes = _map_size(topo, parameter)
         maps = edges[:, : math.prod(topo.kernel_size)].reshape(-1, *topo.kernel_size)
         inner = [slice(low, low + size) for (low, _), size in zip(_margins(topo, parameter), sizes, strict=True)]
         edges = maps[(slice(None), *inner)].reshape(len(edges), -1)

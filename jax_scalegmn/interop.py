@@ -1,94 +1,29 @@
-"""Networks and models from PyTorch: tensors (`torch_file.read_state_dict`) as the params of Flax."""
+"""From PyTorch and back: networks (`torch_layout`), and the published models as ours."""
 
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jax_scalegmn import architecture, models
-from jax_scalegmn.architecture import (
-    Architecture,
-    BatchNorm,
-    Conv,
-    Dense,
-    GroupNorm,
-    LayerNorm,
-    Parameter,
-    Scaling,
-)
+from jax_scalegmn import models, torch_layout
+from jax_scalegmn.architecture import Architecture, Conv, Parameter, Scaling
 from jax_scalegmn.layers import IO, Canonical
+from jax_scalegmn.torch_layout import StateDict, from_torch, to_torch
 
-# Tensors by name, in PyTorch's layout and in the order of the modules.
-StateDict: TypeAlias = Mapping[str, np.ndarray]
-
-
-def from_torch(arch: Architecture, state_dict: StateDict) -> dict[str, dict[str, jax.Array]]:
-    """The params of a network whose modules stand in `state_dict` in the order of `arch.layers`.
-
-    Linear weights [out, in] and convolutional ones [out, in, kh, kw] become kernels [in, out] and [kh, kw, in, out].
-    Behind a Flatten the inputs are reordered, from PyTorch's channels slowest to channels fastest. A normalisation's
-    weight becomes its scale, and running_mean and running_var its mean and var. The modules of a Residual stand in the
-    order branch, shortcut, as in torchvision; PyTorch's strided convolutions need padding=1 (`builders.resnet`).
-
-    Args:
-      arch: of the network, with layers.
-      state_dict: the tensors of each linear, convolutional or normalising module, and nothing else but BatchNorm's
-        num_batches_tracked, which is not read.
-
-    Raises:
-      ValueError: on a missing, additional or misshapen tensor, or one that is not of finite floating-point numbers.
-    """
-    layers = [(*at, layer.name) for at, layer in architecture.walk(arch.layers) if isinstance(layer, _WITH_PARAMS)]
-    foreign = {parameter.path[-1] for parameter in arch.parameters} - _TORCH_KIND.keys()
-    if not layers or foreign or set(layers) != {parameter.path[:-1] for parameter in arch.parameters}:
-        raise ValueError(
-            f"{arch.name!r} does not say which layer each parameter is of (its layers are {_listed(layers)}). Write "
-            "the params yourself: kernels are transposed."
-        )
-    expected = {(parameter.path[:-1], _TORCH_KIND[parameter.path[-1]]) for parameter in arch.parameters}
-    kinds = {kind for _, kind in expected}
-    modules: dict[str, dict[str, str]] = {}
-    for key in state_dict:
-        module, _, kind = key.rpartition(".")
-        if kind == "num_batches_tracked" and "running_mean" in kinds:
-            continue
-        if kind not in kinds:
-            raise ValueError(
-                f"{_named(key)} is no {' or '.join(sorted(kinds, reverse=True))}, and {arch.name!r} expects no other. "
-                "Remove it."
-            )
-        modules.setdefault(module, {})[kind] = key
-    if len(modules) != len(layers):
-        raise ValueError(
-            f"The state_dict has {len(modules)} modules {list(modules)}; {arch.name!r} expects {len(layers)}, one for "
-            f"each of {_listed(layers)}. Remove modules of other networks, or use another Architecture."
-        )
-    keys = dict(zip(layers, modules.items(), strict=True))
-    surplus = [found[kind] for layer, (_, found) in keys.items() for kind in found if (layer, kind) not in expected]
-    if surplus:
-        raise ValueError(
-            f"The state_dict has {surplus}, of which {arch.name!r} has no parameters. The modules stand in another "
-            "order, or the biases of convolutions must be folded into the means behind them."
-        )
-    values = []
-    for parameter in arch.parameters:
-        kind = _TORCH_KIND[parameter.path[-1]]
-        module, found = keys[parameter.path[:-1]]
-        shape = _torch_shape(arch, parameter)
-        if kind not in found:
-            raise ValueError(
-                f"{_named(f'{module}.{kind}'.lstrip('.'))} is missing; {arch.name!r} expects shape {shape} for "
-                f"{architecture.describe(parameter.path)}. A module without bias needs one of zeros."
-            )
-        value = _tensor(state_dict, found[kind], shape, arch.name)
-        values.append(jnp.asarray(_from_torch_layout(arch, parameter, value)))
-    return architecture.pack(arch, values)
+__all__ = [
+    "StateDict",
+    "autoencoder_from_published",
+    "editor_from_published",
+    "encoder_from_published",
+    "from_torch",
+    "to_torch",
+]
 
 
 def encoder_from_published(
@@ -171,53 +106,7 @@ def autoencoder_from_published(
     return model, variables
 
 
-# --- private: tensors -----------------------------------------------------------------------------------------------
-
-
-_WITH_PARAMS = Dense | Conv | BatchNorm | LayerNorm | GroupNorm
-_TORCH_KIND = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-
-
-def _listed(layers: Sequence[tuple[str, ...]]) -> list[str]:
-    return [".".join(path) for path in layers]
-
-
-def _named(key: str) -> str:
-    return f"state_dict[{key!r}]"
-
-
-def _tensor(state_dict: StateDict, key: str, shape: Sequence[int], expecting: str) -> np.ndarray:
-    """The tensor of that name, checked."""
-    value = np.asarray(state_dict[key])
-    if value.shape != tuple(shape):
-        raise ValueError(
-            f"{_named(key)} has shape {value.shape}; {expecting!r} expects {tuple(shape)}, in PyTorch's layout. It is "
-            "of another architecture, or its modules stand in another order."
-        )
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(f"{_named(key)} is {value.dtype}; expected floating-point numbers. Convert quantized weights.")
-    if not np.isfinite(value).all():
-        raise ValueError(
-            f"{_named(key)} holds {int((~np.isfinite(value)).sum())} NaN or infinite entries; expected finite numbers. "
-            "The training diverged or the file is damaged: train or export it again."
-        )
-    return value
-
-
-def _torch_shape(arch: Architecture, parameter: Parameter) -> tuple[int, ...]:
-    """The shape of a parameter's tensor in PyTorch: [out], [out, in] or [out, in, kh, kw]."""
-    shape = arch.shape(parameter)
-    return (*shape[:-3:-1], *shape[:-2])
-
-
-def _from_torch_layout(arch: Architecture, parameter: Parameter, value: np.ndarray) -> np.ndarray:
-    """A PyTorch tensor as the array of a parameter: its axes and, of flattened maps, its inputs in our order."""
-    if value.ndim == 4:
-        return value.transpose(2, 3, 1, 0)
-    if value.ndim == 2:
-        channels_slowest = value.reshape(len(value), -1, parameter.neuron_axes[0].repeat)
-        return channels_slowest.transpose(2, 1, 0).reshape(arch.shape(parameter))
-    return value
+# --- private: the published model -----------------------------------------------------------------------------------
 
 
 def _output_order(arch: Architecture) -> np.ndarray:
@@ -231,14 +120,12 @@ def _output_order(arch: Architecture) -> np.ndarray:
     in_order = sorted(arch.parameters, key=lambda p: (layers.index(p.path[0]), p.path[-1] != first))
     order, start = {}, 0
     for parameter in in_order:
-        shape = arch.shape(parameter) if convolutional else _torch_shape(arch, parameter)
+        shape = arch.shape(parameter) if convolutional else torch_layout.shape(arch, parameter)
         index = start + np.arange(math.prod(shape)).reshape(shape)
-        order[parameter] = (index if convolutional else _from_torch_layout(arch, parameter, index)).reshape(-1)
+        order[parameter] = (index if convolutional else torch_layout.as_array(arch, parameter, index)).reshape(-1)
         start += index.size
     return np.concatenate([order[parameter] for parameter in arch.parameters])
 
-
-# --- private: the published model -----------------------------------------------------------------------------------
 
 _MLP = {
     "kernel_in": "fc.0.weight",
@@ -438,10 +325,12 @@ def _variables(
     params = {}
     for path, key in keys.items():
         flip = key.endswith(".weight")  # Linear.weight is [out, in]; of a vector the transpose is itself
-        value = _tensor(state_dict, key, shapes[path][::-1] if flip else shapes[path], arch.name)
+        value = torch_layout.checked(state_dict, key, shapes[path][::-1] if flip else shapes[path], arch.name)
         params[path] = jnp.asarray(value.T if flip else value)
     if scales is not None:
-        params["out_scales"] = jnp.stack([jnp.asarray(_tensor(state_dict, key, (), arch.name)) for key in own.values()])
+        params["out_scales"] = jnp.stack(
+            [jnp.asarray(torch_layout.checked(state_dict, key, (), arch.name)) for key in own.values()]
+        )
     return {"params": traverse_util.unflatten_dict(params, sep="/")}
 
 

@@ -1,30 +1,26 @@
 """Weight matching: the group element that brings one network closest to another.
 
 Maximises <act(Q, params), target> over the group by coordinate ascent, one hidden neuron layer at a time
-(Ainsworth et al. 2023, arXiv 2209.04836, algorithm 1; with signs as Boufalis et al. 2025, arXiv 2511.12601). The
-element's action is an isometry for permutations and signs, so that is the smallest squared distance too. Everything
-is jit- and vmap-able; the assignment solver is an argument.
+(Ainsworth et al. 2023, arXiv 2209.04836, algorithm 1; with signs as Boufalis et al. 2025, arXiv 2511.12601), both
+networks in their norm-balanced gauge, which settles the positive scales. Permutations and signs are isometries, so that
+is the smallest squared distance too. Everything is jit- and vmap-able; the assignment solver is an argument.
 """
 
 import enum
+import functools
 import string
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-import scipy.optimize
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_scalegmn import architecture, symmetry
+from jax_scalegmn import architecture, assignment, canonical, gauge, symmetry
 from jax_scalegmn.architecture import Architecture, Axis, Neurons, Scaling
+from jax_scalegmn.assignment import Assign
 from jax_scalegmn.symmetry import Element
-from jax_scalegmn.types import Params
-
-# A score (row: neuron of the target, column: neuron of params) -> the column of each row that maximises the sum.
-Assign: TypeAlias = Callable[[Float[Array, "n n"]], Int[Array, " n"]]
+from jax_scalegmn.types import Key, Params
 
 
 class Start(enum.Enum):
@@ -37,12 +33,12 @@ class Start(enum.Enum):
 
 
 class Matching(NamedTuple):
-    """What matching found.
+    """What a matcher found.
 
     Attributes:
       element: `symmetry.act(arch, element, params)` is the matched network.
-      similarity: <matched, target> / (|matched| |target|), in [-1, 1].
-      sweeps: passes over the hidden layers that were made.
+      similarity: of the matched network and the target, by `similarity`: comparable between methods, starts, scales.
+      sweeps: passes over the hidden layers that were made; of methods that train, steps.
       converged: whether the last sweep changed nothing.
     """
 
@@ -52,86 +48,89 @@ class Matching(NamedTuple):
     converged: Bool[Array, "*models"]
 
 
-def hungarian(score: Float[Array, "n n"]) -> Int[Array, " n"]:
-    """The optimal assignment on the device, by `optax.assignment.hungarian_algorithm`."""
-    rows, columns = optax.assignment.hungarian_algorithm(-score)
-    return columns[jnp.argsort(rows)]
-
-
-def scipy_assignment(score: Float[Array, "n n"]) -> Int[Array, " n"]:
-    """The optimal assignment on the host, by `scipy.optimize.linear_sum_assignment`."""
-
-    def solve(score: Array) -> np.ndarray:
-        flat = np.asarray(score).reshape(-1, *score.shape[-2:])
-        columns = [scipy.optimize.linear_sum_assignment(one, maximize=True)[1] for one in flat]
-        return np.asarray(columns, np.int32).reshape(score.shape[:-1])
-
-    shape = jax.ShapeDtypeStruct(score.shape[:-1], jnp.int32)
-    return jax.pure_callback(solve, shape, score, vmap_method="expand_dims")
-
-
 def weight_matching(
     arch: Architecture,
     params: Params,
     target: Params,
+    key: Key | None = None,
     *,
     permute: bool = True,
-    flip: bool = True,
-    start: Start = Start.FORWARD,
+    scale: bool = True,
+    start: Start | Element = Start.FORWARD,
+    restarts: int = 0,
     max_sweeps: int = 100,
-    assign: Assign = hungarian,
+    assign: Assign | None = None,
 ) -> Matching:
     """The group element under which `params` come closest to `target`.
 
     A hidden layer's score is C[i, j] = <target's parameters at neuron i, params' at neuron j>, the other layers as
     matched so far. With signs the assignment maximises |C| and the sign is C's at the matched place (+1 where C is
-    0, so that no neuron is lost); parameters that no sign touches (power 0) count as they are. Positive scales are left
-    at 1.
+    0, so that no neuron is lost); parameters that no sign touches (power 0) count as they are.
+
+    With positive scales g, the networks are compared where every neuron's incoming and outgoing norms are equal
+    (`gauge.balance`), and the element is g_target^-1 Q g_params: act(element, params) stands in the target's own gauge.
+    The action is linear, so that merging there and merging in the balanced gauge give one function.
 
     Args:
       arch: of both networks.
       params: the network to transform.
       target: the network to come close to.
+      key: consumed by restarts.
       permute: whether neurons may be permuted.
-      flip: whether signs may be flipped, in the layers whose group is SIGN.
-      start: where to begin. FORWARD recovers a planted element exactly; IDENTITY can end in a local optimum.
+      scale: whether signs (SIGN layers) and positive scales (POSITIVE layers) may be used. Without, networks are
+        matched as they come, by permutations.
+      start: where to begin. FORWARD recovers a planted element exactly; IDENTITY can end in a local optimum; an
+        element is improved, its positive scales apart, which the gauge settles.
+      restarts: further starts from random permutations and signs; the most similar network of all starts wins.
       max_sweeps: the most sweeps; 0 gives the start itself.
-      assign: `hungarian` (on the device) or `scipy_assignment` (on the host), or another of that form.
+      assign: `assignment.hungarian` (on the device) or `assignment.scipy` (on the host), or another of that form; None
+        for `assignment.default` of each layer's width.
+
+    Raises:
+      ValueError: if a network does not fit the architecture, or on restarts without a key.
+    """
+    # Half precision would lose the ties that the gauge and the assignment decide by.
+    source, goal = (
+        [jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32)) for value in values]
+        for values in (architecture.unpack(arch, params), architecture.unpack(arch, target, name="target"))
+    )
+    if restarts < 0 or (restarts and key is None) or max_sweeps < 0:
+        raise ValueError(
+            f"restarts is {restarts}, max_sweeps {max_sweeps} and key {key}; expected numbers >= 0, and a key for "
+            "restarts, like jax.random.key(0)."
+        )
+    begin = start if isinstance(start, Element) else None
+    if begin is not None:
+        symmetry.check(arch, begin)
+    forward = start is Start.FORWARD
+    return _weight_matching(arch, source, goal, begin, key, forward, permute, scale, restarts, max_sweeps, assign)
+
+
+def canonical_matching(arch: Architecture, params: Params, target: Params) -> Matching:
+    """Both networks' closed-form canonical elements, one undone: c_target^-1 c_params, without any search.
+
+    Exact for members of one orbit; of other networks it matches what `canonical.element` happens to sort alike. N
+    networks need N canonical elements, not N^2 matchings.
 
     Raises:
       ValueError: if a network does not fit the architecture.
     """
-    source = architecture.unpack(arch, params)
-    goal = architecture.unpack(arch, target, name="target")
-    best = _best_of_layer(arch, source, goal, permute=permute, flip=flip, assign=assign)
+    theirs = canonical.element(arch, target).element
+    element = symmetry.compose(arch, symmetry.inverse(arch, theirs), canonical.element(arch, params).element)
+    matched = symmetry.act(arch, element, params)
+    return Matching(element, similarity(arch, matched, target), jnp.asarray(0), jnp.asarray(True))
 
-    element = symmetry.identity(arch)
-    if start is Start.FORWARD:
-        settled = {
-            neurons.name for neurons in arch.neurons if neurons.scaling is Scaling.FIXED and _sends(arch, neurons)
-        }
-        for neurons in arch.hidden:
-            element = _replace(element, neurons.name, *best(element, neurons, settled))
-            settled.add(neurons.name)
 
-    def sweep(state: tuple[Element, Array, Array]) -> tuple[Element, Array, Array]:
-        before, _, sweeps = state
-        after = before
-        for neurons in arch.hidden:
-            after = _replace(after, neurons.name, *best(after, neurons, None))
-        same = [jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
-        # The constant serves networks without hidden layers.
-        return after, jnp.stack([jnp.asarray(True), *same]).all(), sweeps + 1
+def similarity(arch: Architecture, params: Params, target: Params) -> Float[Array, ""]:
+    """The cosine <a, b> / (|a| |b|) of two networks, each in its norm-balanced gauge, in [-1, 1]; 0 for zeros.
 
-    def unfinished(state: tuple[Element, Array, Array]) -> Array:
-        return ~state[1] & (state[2] < max_sweeps)
+    So it does not depend on positive scales: what different methods and starts reach can be compared.
 
-    begin = (element, jnp.asarray(False), jnp.asarray(0))
-    element, converged, sweeps = jax.lax.while_loop(unfinished, sweep, begin)
-    matched = architecture.unpack(arch, symmetry.act(arch, element, params))
-    norms = jnp.sqrt(_inner(matched, matched)) * jnp.sqrt(_inner(goal, goal))
-    similarity = _inner(matched, goal) / jnp.where(norms > 0, norms, 1)
-    return Matching(element, similarity, sweeps, converged)
+    Raises:
+      ValueError: if a network does not fit the architecture.
+    """
+    balanced = [gauge.balanced(arch, one) for one in (params, target)]
+    return _cosine(*(architecture.unpack(arch, one) for one in balanced))
 
 
 def align(arch: Architecture, params: Params, target: Params, **options: Any) -> dict[str, dict[str, Array]]:
@@ -155,9 +154,84 @@ def orbit_distance(arch: Architecture, params: Params, target: Params, **options
 # --- private ------------------------------------------------------------------------------------------------------
 
 
+@functools.partial(jax.jit, static_argnums=range(5, 11))
+def _weight_matching(
+    arch: Architecture,
+    source: list[Array],
+    goal: list[Array],
+    begin: Element | None,
+    key: Key | None,
+    forward: bool,
+    permute: bool,
+    scale: bool,
+    restarts: int,
+    max_sweeps: int,
+    assign: Assign | None,
+) -> Matching:
+    ours, theirs = (gauge.balance(arch, architecture.pack(arch, values)) for values in (source, goal))
+    balanced, target = _moved(arch, ours, source), _moved(arch, theirs, goal)
+    # Positive scales are settled by the gauge: from here on elements are permutations and signs, isometries all.
+    best = _best_of_layer(
+        arch, *((balanced, target) if scale else (source, goal)), permute=permute, scale=scale, assign=assign
+    )
+
+    def ascend(element: Element) -> Matching:
+        element, sweeps, converged = _ascend(arch, element, best, max_sweeps)
+        return Matching(element, _cosine(_moved(arch, element, balanced), target), sweeps, converged)
+
+    first = symmetry.identity(arch) if begin is None else _signs_of(begin) if scale else _unscaled(begin)
+    if forward:
+        first = _walk_forward(arch, first, best)
+    if restarts and key is not None:
+        drawn = jax.vmap(lambda k: symmetry.random(arch, k, permute=permute, scale=scale, log_scale_std=0.0))
+        starts = jax.tree.map(
+            lambda one, more: jnp.concatenate([one[None].astype(more.dtype), more]),
+            first,
+            drawn(jax.random.split(key, restarts)),
+        )
+        found = jax.lax.map(ascend, starts)
+        found = jax.tree.map(lambda leaf: leaf[jnp.argmax(found.similarity)], found)
+    else:
+        found = ascend(first)
+    if not scale:
+        return found
+    whole = symmetry.compose(arch, symmetry.inverse(arch, theirs), symmetry.compose(arch, found.element, ours))
+    return found._replace(element=whole)
+
+
+Best: TypeAlias = Callable[[Element, Neurons, set[str] | None], tuple[Array, Array]]
+
+
+def _walk_forward(arch: Architecture, element: Element, best: Best) -> Element:
+    """One walk from the inputs, each layer matched by the parameters whose other axis is settled already."""
+    settled = canonical.inputs(arch)
+    for neurons in arch.hidden:
+        element = _replace(element, neurons.name, *best(element, neurons, settled))
+        settled.add(neurons.name)
+    return element
+
+
+def _ascend(arch: Architecture, element: Element, best: Best, max_sweeps: int) -> tuple[Element, Array, Array]:
+    """Sweeps over the hidden layers until one changes nothing: the element, the sweeps, whether it converged."""
+
+    def sweep(state: tuple[Element, Array, Array]) -> tuple[Element, Array, Array]:
+        before, sweeps, _ = state
+        after = before
+        for neurons in arch.hidden:
+            after = _replace(after, neurons.name, *best(after, neurons, None))
+        same = [jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
+        # The constant serves networks without hidden layers.
+        return after, sweeps + 1, jnp.stack([jnp.asarray(True), *same]).all()
+
+    def unfinished(state: tuple[Element, Array, Array]) -> Array:
+        return ~state[2] & (state[1] < max_sweeps)
+
+    return jax.lax.while_loop(unfinished, sweep, (element, jnp.asarray(0), jnp.asarray(False)))
+
+
 def _best_of_layer(
-    arch: Architecture, source: list[Array], goal: list[Array], *, permute: bool, flip: bool, assign: Assign
-) -> Callable[[Element, Neurons, set[str] | None], tuple[Array, Array]]:
+    arch: Architecture, source: list[Array], goal: list[Array], *, permute: bool, scale: bool, assign: Assign | None
+) -> Best:
     """The exact optimum over one layer, the others fixed: (permutation, scale)."""
 
     def best(element: Element, neurons: Neurons, settled: set[str] | None) -> tuple[Array, Array]:
@@ -167,26 +241,21 @@ def _best_of_layer(
             powers = {axis.neurons: axis.power for axis in parameter.neuron_axes}
             others = powers.keys() - {neurons.name}
             if neurons.name in powers and (settled is None or settled >= others):
-                score = _score(parameter, neurons.name, _partly_act(element, parameter, neurons.name, value), wanted)
+                score = _score(
+                    parameter, neurons.name, symmetry.act_on_others(element, parameter, neurons.name, value), wanted
+                )
                 flipping, fixed = (flipping, fixed + score) if powers[neurons.name] == 0 else (flipping + score, fixed)
-        signed = flip and neurons.scaling is Scaling.SIGN
+        signed = scale and neurons.scaling is Scaling.SIGN
         order = jnp.arange(neurons.width)
         if permute:
-            order = assign((jnp.abs(flipping) if signed else flipping) + fixed)
-        scale = jnp.ones(neurons.width)
+            solve = assignment.default(neurons.width) if assign is None else assign
+            order = solve((jnp.abs(flipping) if signed else flipping) + fixed)
+        sign = jnp.ones(neurons.width)
         if signed:
-            scale = jnp.where(jnp.take_along_axis(flipping, order[:, None], 1)[:, 0] < 0, -1.0, 1.0)
-        return order, scale
+            sign = jnp.where(jnp.take_along_axis(flipping, order[:, None], 1)[:, 0] < 0, -1.0, 1.0)
+        return order, sign
 
     return best
-
-
-def _partly_act(element: Element, parameter: architecture.Parameter, skip: str, value: Array) -> Array:
-    """The element's action on one parameter, on all axes but those of the layer `skip`."""
-    for position, axis in enumerate(parameter.axes):
-        if isinstance(axis, Axis) and axis.neurons != skip and axis.neurons in element.permutation:
-            value = symmetry.act_on_axis(element, axis, position, value)
-    return value
 
 
 def _score(parameter: architecture.Parameter, name: str, value: Array, wanted: Array) -> Float[Array, "n n"]:
@@ -205,15 +274,29 @@ def _score(parameter: architecture.Parameter, name: str, value: Array, wanted: A
             left.append(next(letters))
             right.append(left[-1])
     equation = f"{''.join(left)},{''.join(right)}->IJ"
-    return jnp.einsum(equation, wanted.reshape(shape), value.reshape(shape))
-
-
-def _sends(arch: Architecture, neurons: Neurons) -> bool:
-    return any(p.neuron_axes[0].neurons == neurons.name for p in arch.parameters if len(p.neuron_axes) == 2)
+    return jnp.einsum(equation, wanted.reshape(shape), value.reshape(shape), precision="highest")
 
 
 def _replace(element: Element, name: str, permutation: Array, scale: Array) -> Element:
     return Element(element.permutation | {name: permutation}, element.scale | {name: scale})
+
+
+def _signs_of(element: Element) -> Element:
+    """The element without its positive scales."""
+    return Element(element.permutation, {name: jnp.where(s < 0, -1.0, 1.0) for name, s in element.scale.items()})
+
+
+def _unscaled(element: Element) -> Element:
+    return Element(element.permutation, jax.tree.map(jnp.ones_like, element.scale))
+
+
+def _moved(arch: Architecture, element: Element, values: list[Array]) -> list[Array]:
+    return architecture.unpack(arch, symmetry.act(arch, element, architecture.pack(arch, values)))
+
+
+def _cosine(left: list[Array], right: list[Array]) -> Array:
+    norms = jnp.sqrt(_inner(left, left)) * jnp.sqrt(_inner(right, right))
+    return _inner(left, right) / jnp.where(norms > 0, norms, 1)
 
 
 def _inner(left: list[Array], right: list[Array]) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_scalegmn import architecture
-from jax_scalegmn.architecture import Architecture, Axis, Neurons, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
 from jax_scalegmn.types import Key, Params
 
 
@@ -56,8 +56,8 @@ def random(
 
 def compose(arch: Architecture, left: Element, right: Element) -> Element:
     """The element that does `right` first: act(compose(left, right), p) = act(left, act(right, p))."""
-    _check(arch, left)
-    _check(arch, right)
+    check(arch, left)
+    check(arch, right)
     permutation, scale = {}, {}
     for neurons in arch.hidden:
         order = left.permutation[neurons.name]
@@ -68,7 +68,7 @@ def compose(arch: Architecture, left: Element, right: Element) -> Element:
 
 def inverse(arch: Architecture, element: Element) -> Element:
     """The element that undoes another."""
-    _check(arch, element)
+    check(arch, element)
     permutation = {neurons.name: jnp.argsort(element.permutation[neurons.name]) for neurons in arch.hidden}
     scale = {name: 1 / element.scale[name][order] for name, order in permutation.items()}
     return Element(permutation, scale)
@@ -85,7 +85,7 @@ def act(arch: Architecture, element: Element, params: Params) -> dict[str, dict[
     Raises:
       ValueError: if params or element do not fit the architecture.
     """
-    _check(arch, element)
+    check(arch, element)
     values = []
     for parameter, value in zip(arch.parameters, architecture.unpack(arch, params), strict=True):
         for position, axis in enumerate(parameter.axes):
@@ -114,10 +114,20 @@ def act_on_axis(element: Element, axis: Axis, position: int, value: Array) -> Ar
     return value * jnp.expand_dims(factor, [i for i in range(value.ndim) if i != position])
 
 
-# --- private ------------------------------------------------------------------------------------------------------
+def act_on_others(element: Element, parameter: Parameter, neurons: str, value: Array) -> Array:
+    """The action on one parameter along all axes but that of one neuron layer."""
+    for position, axis in enumerate(parameter.axes):
+        if isinstance(axis, Axis) and axis.neurons != neurons and axis.neurons in element.permutation:
+            value = act_on_axis(element, axis, position, value)
+    return value
 
 
-def _check(arch: Architecture, element: Element) -> None:
+def check(arch: Architecture, element: Element) -> None:
+    """Checks that an element has a permutation and a scale for every hidden layer.
+
+    Raises:
+      ValueError: if it is of another architecture, or a batch.
+    """
     for field, mapping in element._asdict().items():
         shapes = {name: jnp.shape(value) for name, value in mapping.items()}
         expected = {neurons.name: (neurons.width,) for neurons in arch.hidden}
@@ -125,6 +135,9 @@ def _check(arch: Architecture, element: Element) -> None:
             raise ValueError(
                 f"element.{field} has layers {shapes}; {arch.name!r} expects {expected}. Use jax.vmap for a batch."
             )
+
+
+# --- private ------------------------------------------------------------------------------------------------------
 
 
 def _random_scale(neurons: Neurons, key: Key, log_scale_std: float) -> Array:

@@ -182,7 +182,7 @@ def described(**changes):
         (lambda: described(power=2), r"\['x'\] has power 2 on 'b'; expected -1, 0 or 1"),
         (lambda: described(repeat=0), r"repeats 'b' 0 times; expected at least 1"),
         (lambda: described(axes=3), "has 3 neuron axes; expected 1 .* or 2"),
-        (lambda: described(axes=0), "has 0 neuron axes"),
+        (lambda: described(axes=0, paths=("x", "x")), "describes a parameter twice"),
         (lambda: described(to="c"), r"no neuron layer 'c'; it has \['a', 'b'\]"),
         (lambda: builders.mlp((3,)), r"widths are \(3,\); expected two or more"),
         (lambda: builders.mlp((3, 0, 2)), r"widths are \(3, 0, 2\)"),

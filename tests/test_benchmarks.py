@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from benchmarks import inr, scalegmn
+from benchmarks import inr, matching, recovery, scalegmn
 
 
 def test_inr_measures_every_part(capsys):
@@ -33,3 +33,23 @@ def test_scalegmn_measures_both_implementations_and_leaves_out_what_would_take_l
     for row in rows:
         assert row["graphs_per_second"] > 0
         assert row["share_of_matmul_rate"] > 0
+
+
+def test_matching_times_both_solvers_and_leaves_out_what_would_take_long(capsys):
+    config = matching.Config((4, 8), (1,), (1, 3), (2, 5), (1, 4), solver_entries=30, device_width=4, repeats=1)
+    rows = matching.main(config)
+    assert [row["job"] for row in rows] == ["solver"] * 3 + ["width"] * 2 + ["depth"] + ["batch"] * 2
+    assert [(row["width"], row["batch"]) for row in rows[:3]] == [(2, 1), (2, 4), (5, 1)]
+    assert [set(row["seconds"]) for row in rows[3:5]] == [{"device", "host"}, {"host"}]
+    assert rows[-1]["batch"] == 3
+    assert all(times["median_s"] > 0 for row in rows for times in row["seconds"].values())
+    assert len(capsys.readouterr().out.splitlines()) == len(rows)
+
+
+def test_recovery_counts_what_is_found(capsys):
+    config = recovery.Config(("mlp:6-8-8-3,tanh",), (0.0, 30.0), pairs=4, restarts=1)
+    clean, noisy = recovery.main(config)
+    assert clean["forward"] == clean["identity_and_1_random"] == 1
+    assert clean["forward_similarity"] > 0.999
+    assert noisy["forward"] == noisy["identity"] == 0
+    assert [json.loads(line)["noise"] for line in capsys.readouterr().out.splitlines()] == [0, 30]

@@ -1,4 +1,4 @@
-"""Wrapped phases leave the function alone, and networks that differ by phases become one."""
+"""Canonical forms leave the function alone, and networks that differ by a symmetry, or by phases, become one."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import architecture, builders, canonical, testing
+from jax_scalegmn import architecture, builders, canonical, symmetry, testing
 from jax_scalegmn.architecture import Axis, Neurons, Parameter, Scaling
 
 
@@ -330,3 +330,42 @@ def test_hand_written_descriptions_are_wrapped_and_params_checked():
     np.testing.assert_array_equal(wrapped["head"]["kernel"][:, 0], [1, -1, 1])
     with pytest.raises(ValueError, match=r"params\['head'\]\['kernel'\] is missing"):
         canonical.wrap_phase(arch, {name: layer for name, layer in params.items() if name != "head"})
+
+
+CLOSED_FORM = {**support.ARCHITECTURES, "resnet": builders.resnet(8, widths=(4, 4, 6), input_channels=1)}
+
+
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_an_orbit_has_one_canonical_form(name):
+    """Of every member, to 1e-5 in float32: but for rounding one network stands for 20."""
+    arch = CLOSED_FORM[name]
+    params = support.random_params(arch)
+    members = jax.vmap(symmetry.act, (None, 0, None))(arch, support.random_elements(arch, 20), params)
+    forms = jax.jit(jax.vmap(canonical.form, (None, 0)))(arch, members)
+    expected = jax.jit(canonical.form)(arch, params)
+    found = jax.jit(canonical.element)(arch, params)
+    assert found.margin > 1e-5
+    for index in range(20):
+        assert support.deviation(support.rows(forms, index), expected) < 1e-5
+    assert support.deviation(expected, params) > 0.1
+    support.assert_identical(support.act(arch, found.element, params), expected)
+    other = jax.jit(canonical.form)(arch, support.random_params(arch, 1))
+    assert support.deviation(other, expected) > 0.1
+
+
+def test_canonical_form_keeps_the_function(arch):
+    params, x = support.random_params(arch), support.example(arch)
+    form = jax.jit(canonical.form)(arch, params)
+    assert support.deviation(support.outputs(arch, form, x), support.outputs(arch, params, x)) < 1e-5
+
+
+@pytest.mark.parametrize("tie", ["equal neurons", "a neuron of zeros"])
+def test_margin_is_0_at_ties(tie):
+    arch = support.ARCHITECTURES["tanh mlp"]
+    params = support.random_params(arch)
+    for name, leaf in params["Dense_0"].items():
+        params["Dense_0"][name] = leaf.at[..., 1].set(leaf[..., 0] if tie == "equal neurons" else 0)
+    found = canonical.element(arch, params)
+    assert found.margin == 0
+    assert all((np.abs(scale) == 1).all() for scale in found.element.scale.values())
+    assert canonical.element(arch, support.random_params(arch)).margin > 0

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import support
 
 from jax_scalegmn import architecture, builders, interop, network, torch_file
 from jax_scalegmn.layers import IO
@@ -70,6 +71,85 @@ def test_an_architecture_without_layers_is_refused():
     bare = architecture.Architecture("bare", SMALL.neurons, SMALL.parameters)
     with pytest.raises(ValueError, match="'bare' does not say which layer"):
         interop.from_torch(bare, torch_file.read_state_dict(FIXTURES / "siren.pt"))
+
+
+# --- back to PyTorch ------------------------------------------------------------------------------------------------
+
+RESNET = builders.resnet(8, widths=(2, 3, 2), outputs=2)
+NETWORKS = support.ARCHITECTURES | {"resnet": RESNET, "vgg": builders.vgg(((2, 3), (3,)), 2, norm="group", groups=1)}
+
+
+@pytest.mark.parametrize("arch", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_params_come_back_from_pytorch_bit_for_bit(arch, dtype):
+    params = support.random_params(arch, dtype=dtype)
+    tensors = interop.to_torch(arch, params)
+    assert list(tensors) == list(map(named, arch.parameters))
+    support.assert_identical(interop.from_torch(arch, tensors), params)
+    again = interop.to_torch(arch, params, tensors)
+    assert list(again) == list(tensors)
+    assert all(again[name].dtype == value.dtype for name, value in tensors.items())
+    assert all(np.array_equal(again[name], value) for name, value in tensors.items())
+
+
+def named(parameter):
+    """The name of its tensor, as it is made of the layer's name."""
+    kinds = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    return ".".join((*parameter.path[:-1], kinds.get(parameter.path[-1], parameter.path[-1])))
+
+
+def test_a_state_dict_comes_back_with_its_names_order_dtypes_and_counters():
+    tensors = interop.to_torch(RESNET, support.random_params(RESNET))
+    rng = np.random.default_rng(0)
+    template = {}
+    for module in dict.fromkeys(name.rpartition(".")[0] for name in tensors):
+        of_module = {name: value for name, value in tensors.items() if name.rpartition(".")[0] == module}
+        for name, value in reversed(of_module.items()):  # another order, names, and values of its own
+            template[f"net.{name}"] = rng.normal(size=value.shape).astype(jnp.bfloat16)
+        if f"{module}.running_mean" in of_module:
+            template[f"net.{module}.num_batches_tracked"] = np.array(len(template))
+    params = support.random_params(RESNET, dtype="bfloat16")
+    got = interop.to_torch(RESNET, jax.tree.map(lambda leaf: leaf.astype("float32"), params), template)
+    assert [(name, value.dtype) for name, value in got.items()] == [(n, v.dtype) for n, v in template.items()]
+    support.assert_identical(interop.from_torch(RESNET, got), params)
+    counters = [name for name in template if name.endswith("tracked")]
+    assert len(counters) == 9
+    assert all(got[name] == template[name] and got[name] is not template[name] for name in counters)
+
+
+def test_a_flattened_map_goes_back_to_pytorchs_order():
+    tensors = torch_file.read_state_dict(FIXTURES / "cnn.npz")
+    del tensors["x"], tensors["y"]
+    arch = builders.cnn((1, 2, 3), 4, activation="tanh", flatten=(15, 11))
+    params = interop.from_torch(arch, tensors)
+    back = interop.to_torch(arch, params, tensors)
+    assert all(np.array_equal(back[name], value) for name, value in tensors.items())
+    assert not np.array_equal(np.asarray(params["Dense_0"]["kernel"]).T, tensors["5.weight"]), "no order to restore"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda params, template: params["Dense_0"].pop("bias"), r"\['bias'\] is missing"),
+        (lambda params, template: template.pop("seq.0.bias"), r"\['seq.0.bias'\] is missing"),
+        (lambda params, template: template.update({"seq.0.weight": np.ones((2, 2))}), r"has shape \(2, 2\)"),
+        (lambda params, template: template.update({"seq.0.weight": np.ones((4, 2), int)}), "is int64"),
+        (lambda params, template: template.update({"seq.0.weight": np.full((4, 2), np.nan)}), "NaN"),
+        (
+            lambda params, template: (
+                params["Dense_0"].update(bias=np.full(4, 1e5, "float32")),
+                template.update({"seq.0.bias": np.ones(4, np.float16)}),
+            ),
+            r"\['seq.0.bias'\] has entries up to 1e\+05, too large for its dtype float16",
+        ),
+    ],
+)
+def test_params_and_templates_that_do_not_fit_are_refused(change, message):
+    params, template = support.random_params(SMALL), dict(torch_file.read_state_dict(FIXTURES / "siren.pt"))
+    interop.to_torch(SMALL, params, template)
+    change(params, template)
+    with pytest.raises(ValueError, match=message):
+        interop.to_torch(SMALL, params, template)
 
 
 # --- the published models -------------------------------------------------------------------------------------------

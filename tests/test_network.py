@@ -1,5 +1,6 @@
-"""The functions and the initial weights of the described networks."""
+"""The functions and the initial weights of the described networks, and what they compute inside."""
 
+import dataclasses
 import math
 
 import jax
@@ -7,10 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import support
+from flax import linen as nn
 
-from jax_scalegmn import builders, network
+from jax_scalegmn import builders, network, symmetry
+from jax_scalegmn.architecture import Activation, Architecture, Axis, Dense, Neurons, Parameter, Residual, Scaling
 
 SIREN = support.ARCHITECTURES["siren"]
+NORMALISED = {
+    "vgg": builders.vgg(((3, 4), (3,)), 2, input_channels=1, norm="batch"),
+    "vgg tanh": builders.vgg(((3,), (4,)), 2, input_channels=1, norm="layer", activation="tanh", pooling="mean"),
+    "resnet": builders.resnet(6, widths=(3, 4), outputs=2, input_channels=1),
+    "resnet tanh": builders.resnet(4, widths=(3,), outputs=2, input_channels=1, activation="tanh"),
+}
 
 
 def test_first_coordinate_is_the_column_and_columns_run_fastest():
@@ -96,3 +105,216 @@ def test_only_an_inr_renders():
 def test_the_regime_of_the_published_inrs_is_refused_for_other_networks():
     with pytest.raises(ValueError, match=r"near_zero is of SIRENs.*'tanh'. Use standard"):
         network.init(support.ARCHITECTURES["tanh mlp"], jax.random.key(0), initialization=network.near_zero)
+
+
+# --- what stands inside ---------------------------------------------------------------------------------------------
+
+
+def generic_params(arch, seed=0):
+    """Random params whose stored variances are positive."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.abs(leaf) + 0.3 if path[-1].key == "var" else leaf, support.random_params(arch, seed)
+    )
+
+
+def batch(arch, count=4, seed=0):
+    """A batch of inputs; of images where the architecture has convolutions."""
+    images = arch.name.startswith(("cnn", "vgg", "resnet"))
+    shape = (7, 9, arch.neurons[0].width) if images else (arch.neurons[0].width,)
+    return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (count, *shape)), "float32")
+
+
+@jax.jit
+def activations(arch, params, x):
+    return jax.vmap(lambda one: network.activations(arch, params, one))(x)
+
+
+def moved(element, values):
+    """The group on activations: neuron i is neuron permutation[i], times scale[i]."""
+    return {
+        name: tuple(place[..., element.permutation[name]] * element.scale[name] for place in places)
+        for name, places in values.items()
+    }
+
+
+@pytest.mark.parametrize("name", [*support.ARCHITECTURES, *NORMALISED])
+def test_the_group_acts_on_activations_as_on_neurons(name):
+    arch = (support.ARCHITECTURES | NORMALISED)[name]
+    params, x = generic_params(arch, seed=6), batch(arch)
+    element = support.rows(support.random_elements(arch, 1), 0)
+    before, after = activations(arch, params, x), activations(arch, support.act(arch, element, params), x)
+    assert before.keys() == {neurons.name for neurons in arch.hidden}
+    assert all(places and all(place.any() for place in places) for places in before.values())
+    assert support.deviation(after, moved(element, before)) < 1e-5
+    for wrong in (symmetry.identity(arch), symmetry.inverse(arch, element)):
+        assert support.deviation(after, moved(wrong, before)) > 1e-2
+
+
+def test_activations_are_those_of_the_formula():
+    """sin(w0 (h W + b)) of each hidden layer, in plain NumPy."""
+    params, x = support.random_params(SIREN), batch(SIREN)
+    h, expected = np.float64(x), {}
+    for i in range(2):
+        layer = params[f"Dense_{i}"]
+        h = np.sin(30 * (h @ np.float64(layer["kernel"]) + np.float64(layer["bias"])))
+        expected[f"hidden_{i}"] = (h,)
+    assert support.deviation(activations(SIREN, params, x), expected) < 1e-5
+
+
+def test_a_stream_shows_behind_its_stem_and_every_sum():
+    arch = builders.resnet(10, widths=(3, 4), outputs=2, input_channels=1)
+    values = activations(arch, generic_params(arch), batch(arch))
+    shapes = {name: [place.shape for place in places] for name, places in values.items()}
+    wide, narrow = (4, 7, 9, 3), (4, 4, 5, 4)
+    assert shapes == {
+        "stream_0": [wide] * 3,
+        "inner_0_0": [wide],
+        "inner_0_1": [wide],
+        "stream_1": [narrow] * 2,
+        "inner_1_0": [narrow],
+        "inner_1_1": [narrow],
+    }
+    last = values["stream_1"][-1]
+    params = generic_params(arch)
+    expected = last.mean((1, 2)) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+    assert support.deviation(support.outputs(arch, params, batch(arch)), expected) < 1e-5
+
+
+def test_layers_that_nothing_moves_have_no_activations():
+    arch = builders.vgg(((4,), (4,)), 2, input_channels=1, norm="group", groups=2)
+    assert activations(arch, generic_params(arch), batch(arch)) == {}
+    restricted = dataclasses.replace(
+        SIREN, neurons=tuple(dataclasses.replace(n, scaling=Scaling.FIXED) for n in SIREN.neurons)
+    )
+    assert activations(restricted, support.random_params(restricted), batch(restricted)) == {}
+
+
+def test_a_kernel_that_feeds_two_neuron_layers_shows_both():
+    """Two blocks of one kernel, side by side, of a network whose stream has no submodule."""
+    names = {"input": 2, "left": 3, "right": 4, "output": 1}
+    fixed = {"input", "output"}
+    neurons = tuple(Neurons(n, width, Scaling.FIXED if n in fixed else Scaling.SIGN) for n, width in names.items())
+    parameters = (
+        Parameter(("up", "kernel"), (Axis("input", -1), Axis("left", 1)), (0, 0)),
+        Parameter(("up", "kernel"), (Axis("input", -1), Axis("right", 1)), (0, 3)),
+        Parameter(("head", "kernel"), (Axis("left", -1), Axis("output", 1)), (0, 0)),
+        Parameter(("head", "kernel"), (Axis("right", -1), Axis("output", 1)), (3, 0)),
+    )
+    arch = Architecture("two", neurons, parameters, (Dense("up", Activation("tanh")), Dense("head", None)))
+    params, x = network.init(arch, jax.random.key(0)), batch(arch)
+    assert params["up"]["kernel"].shape == (2, 7)
+    element = support.rows(support.random_elements(arch, 1, seed=2), 0)
+    values = activations(arch, params, x)
+    assert [values[name][0].shape for name in ("left", "right")] == [(4, 3), (4, 4)]
+    after = activations(arch, support.act(arch, element, params), x)
+    assert support.deviation(after, moved(element, values)) < 1e-5
+    assert support.deviation(after, values) > 1e-2
+
+
+# --- as in training -------------------------------------------------------------------------------------------------
+
+
+class FlaxResNet(nn.Module):
+    """`builders.resnet(4, widths=(3,))`, in training."""
+
+    momentum: float
+
+    @nn.compact
+    def __call__(self, x):
+        def normed(x):
+            return nn.BatchNorm(use_running_average=False, momentum=self.momentum)(x)
+
+        class ResNetBlock(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                y = nn.relu(normed(nn.Conv(3, (3, 3), use_bias=False)(x)))
+                return nn.relu(x + normed(nn.Conv(3, (3, 3), use_bias=False)(y)))
+
+        x = nn.relu(normed(nn.Conv(3, (3, 3), use_bias=False)(x)))
+        return nn.Dense(2)(ResNetBlock()(x).mean((1, 2)))
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_training_mode_is_that_of_flax(momentum):
+    arch = builders.resnet(4, widths=(3,), outputs=2, input_channels=1)
+    params, x = generic_params(arch), batch(arch, 6) + 1
+    expected, updated = FlaxResNet(momentum).apply(network.split_variables(params), x, mutable=["batch_stats"])
+    outputs, changed = jax.jit(lambda p, x: network.train_apply(arch, p, x, momentum=momentum))(params, x)
+    assert support.deviation(outputs, expected) < 1e-5
+    variables = network.split_variables(changed)
+    support.assert_identical(variables["params"], network.split_variables(params)["params"])
+    assert support.deviation(variables["batch_stats"], dict(updated["batch_stats"])) < 1e-5
+    assert support.deviation(support.outputs(arch, params, x), expected) > 1e-2
+    if momentum == 0:  # The batch's own statistics are stored now.
+        assert support.deviation(support.outputs(arch, changed, x), expected) < 1e-5
+
+
+def test_without_batch_normalisation_training_mode_is_the_function(arch, params):
+    x = support.example(arch)
+    outputs, changed = network.train_apply(arch, params, x)
+    assert support.deviation(outputs, support.outputs(arch, params, x)) < 1e-6
+    support.assert_identical(changed, params)
+
+
+def test_training_mode_has_gradients_and_a_batch_of_networks():
+    arch = NORMALISED["resnet tanh"]
+    x = batch(arch)
+    loss = jax.jit(lambda params: jnp.square(network.train_apply(arch, params, x)[0]).sum())
+    params = generic_params(arch)
+    gradient = jax.jit(jax.grad(loss))(params)
+    step = jax.tree.map(lambda leaf: 1e-2 * leaf / 2, support.random_params(arch, 1))
+    slope = (loss(jax.tree.map(jnp.add, params, step)) - loss(jax.tree.map(jnp.subtract, params, step))) / 2
+    expected = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(step), strict=True))
+    assert float(slope) == pytest.approx(float(expected), rel=2e-2)
+    # A kernel in front of a normalisation by the batch's statistics: its size does not count.
+    kernel = params["Conv_0"]["kernel"]
+    assert abs(jnp.vdot(kernel, gradient["Conv_0"]["kernel"])) < 1e-3 * jnp.linalg.norm(gradient["Conv_0"]["kernel"])
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, generic_params(arch, 1))
+    many, _ = jax.jit(jax.vmap(lambda one: network.train_apply(arch, one, x)))(stack)
+    assert support.deviation(many[1], network.train_apply(arch, generic_params(arch, 1), x)[0]) < 1e-5
+
+
+def test_a_hook_sees_and_replaces_what_passes():
+    """Every path once, in order; doubling what stands behind the first layer doubles the activations of relu."""
+    arch = builders.resnet(4, widths=(3,), outputs=2, input_channels=1)
+    seen = []
+
+    class Watch(network.Hook):
+        def compute(self, path, layer, params, x):
+            seen.append(path)
+            return super().compute(path, layer, params, x)
+
+        def behind(self, path, layer, x):
+            return jnp.full_like(x, 2.0) if isinstance(layer, Residual) else x
+
+    params = generic_params(arch)
+    outputs = network.apply_with(arch, params, batch(arch)[0], Watch())
+    block = [("ResNetBlock_0", name) for name in ("Conv_0", "BatchNorm_0", "Conv_1", "BatchNorm_1")]
+    assert seen == [("Conv_0",), ("BatchNorm_0",), *block, ("Dense_0",)]
+    head = params["Dense_0"]
+    np.testing.assert_allclose(outputs, 2 * head["kernel"].sum(0) + head["bias"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "entry", "expected"),
+    [
+        ((7, 9, 1), 0.0, r"x has shape \(7, 9, 1\); 'vgg .*\[examples, height, width, channels\] .* Pass x\[None\]"),
+        ((0, 7, 9, 1), 0.0, "expects one example or more"),
+        ((2, 7, 9, 2), 0.0, "with 1 in the last axis"),
+        ((2, 7, 9, 1), np.nan, r"x\[0\] holds a NaN or an infinity; .* Leave such examples out"),
+        ((2, 3, 3, 1), 0.0, r"too small for 'vgg"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(shape, entry, expected):
+    with pytest.raises(ValueError, match=expected):
+        network.train_apply(NORMALISED["vgg"], generic_params(NORMALISED["vgg"]), jnp.full(shape, entry))
+
+
+def test_momentum_is_a_share_and_functions_of_ones_own_have_no_inside():
+    arch = NORMALISED["vgg"]
+    with pytest.raises(ValueError, match=r"momentum is 1.1; expected a number in \[0, 1\]"):
+        network.train_apply(arch, generic_params(arch), batch(arch), momentum=1.1)
+    own, _ = support.HAND_WRITTEN["batch norm"]
+    for call in (network.train_apply, network.activations):
+        with pytest.raises(ValueError, match="does not say how to compute its function"):
+            call(own, support.random_params(own), jnp.zeros((1, 3)))

@@ -1,6 +1,8 @@
-"""PyTorch files are read without PyTorch and without running them."""
+"""PyTorch files are read and written without PyTorch and without running them."""
 
+import os
 import pickle
+import pickletools
 import struct
 import sys
 import zipfile
@@ -282,3 +284,126 @@ def test_absent_and_unknown_files_are_named(tmp_path):
         torch_file.read_state_dict(tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"expected a name that ends in .*\.pt.*got '\.h5'"):
         torch_file.read_state_dict(tmp_path / "x.h5")
+
+
+# --- writing files --------------------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(0)
+EVERY_KIND = {
+    "seq.0.weight": RNG.normal(size=(3, 4)).astype(np.float32),
+    "scalar": np.array(7),
+    "empty": np.ones((2, 0, 3), np.float16),
+    "transposed": RNG.normal(size=(5, 3)).T,
+    "big endian": np.arange(3, dtype=">f4"),
+    "bool": np.array([True, False]),
+    **{str(np.dtype(dtype)): np.arange(3).astype(dtype) for dtype in (np.int8, np.uint8, np.int16, np.int32)},
+    "größe": np.ones(1),
+}
+SUFFIXES = [".pt", ".pth", ".npz", ".safetensors"]
+
+
+def assert_same(got, expected):
+    assert list(got) == list(expected)
+    for name, value in expected.items():
+        assert got[name].dtype == value.dtype.newbyteorder("=")
+        assert got[name].shape == value.shape
+        np.testing.assert_array_equal(got[name], value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_written_is_read_in_the_same_bits_and_order(tmp_path, suffix):
+    tensors = EVERY_KIND if suffix == ".npz" else EVERY_KIND | {"bf16": RNG.normal(size=3).astype(jnp.bfloat16)}
+    torch_file.write_state_dict(tmp_path / f"x{suffix}", tensors)
+    read = torch_file.read_state_dict(tmp_path / f"x{suffix}")
+    if suffix == ".safetensors":  # which keeps no order
+        read, tensors = (dict(sorted(one.items())) for one in (read, tensors))
+    assert_same(read, tensors)
+    torch_file.write_state_dict(tmp_path / f"sub.x{suffix}", {"x": jnp.ones(3)})
+    assert_same(torch_file.read_state_dict(tmp_path / f"sub.x{suffix}"), {"x": np.ones(3, np.float32)})
+
+
+def test_the_same_tensors_give_the_same_bytes(tmp_path):
+    for suffix in SUFFIXES:
+        path = tmp_path / f"x{suffix}"
+        written = []
+        for _ in range(2):
+            torch_file.write_state_dict(path, EVERY_KIND, overwrite=True)
+            written.append(path.read_bytes())
+        assert written[0] == written[1]
+
+
+def test_a_torch_file_holds_what_torch_save_writes_and_torch_load_lets_through(tmp_path):
+    # What the restricted unpickler of torch.load(weights_only=True) knows, read off its source.
+    path = tmp_path / "net.pt"
+    torch_file.write_state_dict(path, EVERY_KIND, wrapper="state_dict")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(FIXTURES / "siren.pt") as reference:
+        names = {"data.pkl", "byteorder", "version"}
+        assert {f"net/{name}" for name in names} < set(archive.namelist())
+        assert archive.read("net/version") == reference.read("siren/version")
+        assert archive.testzip() is None
+        codes = list(pickletools.genops(archive.read("net/data.pkl")))
+        known = {code.name for code, _, _ in pickletools.genops(reference.read("siren/data.pkl"))}
+        for record in archive.infolist():
+            head = path.read_bytes()[record.header_offset :][26:30]
+            assert (record.header_offset + 30 + sum(struct.unpack("<HH", head))) % 64 == 0
+            assert record.compress_type == zipfile.ZIP_STORED
+    assert {code.name for code, _, _ in codes} <= known | {"BININT"}
+    globals_ = {arg for code, arg, _ in codes if code.name == "GLOBAL"}
+    assert {name for name in globals_ if not name.startswith("torch ")} == {
+        "collections OrderedDict",
+        "torch._utils _rebuild_tensor_v2",
+    }
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", None])
+def test_the_wrapper_of_a_checkpoint_is_told_and_written(tmp_path, wrapper):
+    torch_file.write_state_dict(tmp_path / "x.pt", {"x": np.ones(2)}, wrapper=wrapper)
+    tensors, found = torch_file.read_wrapped(tmp_path / "x.pt")
+    assert found == wrapper
+    assert_same(tensors, {"x": np.ones(2)})
+
+
+def test_files_are_only_replaced_on_request(tmp_path):
+    path = tmp_path / "x.pt"
+    torch_file.write_state_dict(path, {"x": np.zeros(2)})
+    with pytest.raises(FileExistsError, match=r"x\.pt: there is one already.*overwrite"):
+        torch_file.write_state_dict(path, {"x": np.ones(2)})
+    assert not torch_file.read_state_dict(path)["x"].any()
+    torch_file.write_state_dict(path, {"x": np.ones(2)}, overwrite=True)
+    assert torch_file.read_state_dict(path)["x"].all()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"x{suffix}"
+    torch_file.write_state_dict(path, {"x": np.zeros(2)})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        torch_file.write_state_dict(path, {"x": np.ones(2)}, overwrite=True)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "options", "message"),
+    [
+        ("x.h5", {"x": np.ones(1)}, {}, "got '.h5'"),
+        ("x.pt", {}, {}, r"one tensor or more.*\[\]"),
+        ("x.pt", {"": np.ones(1)}, {}, "by names"),
+        ("x.pt", {"x": np.ones(1, complex)}, {}, "'x' is complex128"),
+        ("x.npz", {"x": np.array([None])}, {}, "'x' is object"),
+        ("x.npz", {"x": np.ones(1, jnp.bfloat16)}, {}, "'x' is bfloat16; a .npz file holds"),
+        ("x.safetensors", {"x": np.array(["a"])}, {}, "'x' is <U1"),
+        ("x.npz", {"x": np.ones(1)}, {"wrapper": "model"}, "wrapper is 'model'"),
+        ("x.pt", {"x": np.ones(1)}, {"wrapper": "net"}, "wrapper is 'net'; expected None, or one of"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(tmp_path, name, tensors, options, message):
+    with pytest.raises(ValueError, match=message):
+        torch_file.write_state_dict(tmp_path / name, tensors, **options)
+    assert not list(tmp_path.iterdir())

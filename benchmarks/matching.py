@@ -1,0 +1,115 @@
+"""Speed of weight matching: over width and depth, over batches of pairs, by solver; and the solvers alone.
+
+    python -m benchmarks.matching                  # prints one JSON line for every row
+    python -m benchmarks.matching --help
+
+Every row times jobs in turn in one run, each compiled and warmed up. Memory is what the compiler counts for arguments,
+results and temporaries, beside the bytes of the two networks.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks import timing
+from experiments import runs
+from jax_scalegmn import assignment, builders, matching, network, symmetry
+from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.types import Params
+
+SOLVERS = {"device": assignment.hungarian, "host": assignment.scipy}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is timed."""
+
+    widths: tuple[int, ...] = (64, 256, 1024, 4096)
+    """Of the two hidden layers of a perceptron width-width-width-10: one pair."""
+    depths: tuple[int, ...] = (2, 4, 8, 16)
+    """Hidden layers of width 128: one pair."""
+    batches: tuple[int, ...] = (1, 16, 256, 4096)
+    """Pairs of perceptrons 16-32-32-10, vmapped."""
+    solver_widths: tuple[int, ...] = (4, 8, 16, 64, 256, 1024)
+    solver_batches: tuple[int, ...] = (1, 64, 1024)
+    solver_entries: int = 1 << 22
+    """Solver rows with more entries than that are left out."""
+    device_width: int = 1024
+    """Wider layers are solved on the host alone: the device's solver takes minutes there."""
+    repeats: int = 5
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """Times everything; returns the rows and prints each as one JSON line as soon as it is there."""
+    rows = []
+    for row in _rows(config):
+        rows.append(row | runs.environment())
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def _rows(config: Config) -> Iterator[dict[str, Any]]:
+    for width in config.solver_widths:
+        for batch in config.solver_batches:
+            if batch * width**2 <= config.solver_entries:
+                yield _solver_row(width, batch, config.repeats)
+    for width in config.widths:
+        solvers = SOLVERS if width <= config.device_width else {"host": assignment.scipy}
+        yield _matching_row("width", builders.mlp((width, width, width, 10)), 1, solvers, config.repeats)
+    for depth in config.depths:
+        yield _matching_row("depth", builders.mlp((128,) * (depth + 1) + (10,)), 1, SOLVERS, config.repeats)
+    for batch in config.batches:
+        yield _matching_row("batch", builders.mlp((16, 32, 32, 10)), batch, SOLVERS, config.repeats)
+
+
+def _solver_row(width: int, batch: int, repeats: int) -> dict[str, Any]:
+    """Both solvers on scores of normal numbers."""
+    score = jnp.asarray(np.random.default_rng(0).normal(size=(batch, width, width)), jnp.float32)
+    compiled = {name: timing.compile_once(jax.vmap(solve), score) for name, solve in SOLVERS.items()}
+    calls = {name: functools.partial(one.call, score) for name, one in compiled.items()}
+    return {"job": "solver", "width": width, "batch": batch, "seconds": timing.in_turn(calls, repeats=repeats)}
+
+
+def _matching_row(job: str, arch: Architecture, batch: int, solvers: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Weight matching of independent random networks with each solver."""
+    params, target = (_random_networks(arch, batch, seed) for seed in (0, 1))
+    compiled = {}
+    for name, solve in solvers.items():
+        match = functools.partial(matching.weight_matching, arch, assign=solve)
+        if batch > 1:
+            match = jax.vmap(match)
+        compiled[name] = timing.compile_once(match, params, target)
+    calls = {name: functools.partial(one.call, params, target) for name, one in compiled.items()}
+    sweeps = next(iter(calls.values()))().sweeps
+    return {
+        "job": job,
+        "network": str(arch),
+        "batch": batch,
+        "parameters": arch.num_parameters,
+        "sweeps": float(jnp.mean(sweeps)),
+        "networks_mib": 2 * 4 * batch * arch.num_parameters / 2**20,
+        "peak_mib": {name: one.peak_mib for name, one in compiled.items()},
+        "compile_s": {name: one.compile_seconds for name, one in compiled.items()},
+        "seconds": timing.in_turn(calls, repeats=repeats),
+    }
+
+
+def _random_networks(arch: Architecture, batch: int, seed: int) -> Params:
+    """One network, or a stack; moved by random elements, so that the gauge has work to do."""
+
+    def one(key: jax.Array) -> Params:
+        return symmetry.act(arch, symmetry.random(arch, key), network.init(arch, key))
+
+    keys = jax.random.split(jax.random.key(seed), batch)
+    return jax.jit(one)(keys[0]) if batch == 1 else jax.jit(jax.vmap(one))(keys)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,503 @@
+"""Classifiers trained independently of each other are aligned and merged, by every method beside every other.
+
+    python -m experiments.merging digits                           # scikit-learn's digits, no files needed
+    python -m experiments.merging mnist --data mnist.npz           # perceptrons of several widths
+    python -m experiments.merging cifar --data cifar10_gray.npz    # a CNN and a residual network
+    python -m experiments.merging tiny                             # a minute
+
+For each architecture several networks are trained from seeds of their own. Pairs of them are aligned by each method
+and scored on test images along the line between them, at its middle also with REPAIR (arXiv 2211.08403). Then N
+networks are merged at once. Everything lands in `--out`: the networks, one file of numbers for every architecture,
+results.json and report.html. `--resume` goes on where a run stopped.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich.box
+import rich.table
+import tyro
+from matplotlib.figure import Figure
+
+from experiments import progress, report, runs
+from jax_scalegmn import (
+    activation_matching,
+    canonical,
+    classifiers,
+    common_frame,
+    datasets,
+    differentiable_matching,
+    landscape,
+    matching,
+    merge,
+    network,
+    repair,
+    shorthand,
+    symmetry,
+    zoo,
+)
+from jax_scalegmn.architecture import Architecture, Conv, walk
+from jax_scalegmn.matching import Matching
+from jax_scalegmn.types import Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training of the classifiers."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-2
+    """Of AdamW."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchConfig:
+    """What the methods that look at data or train may spend."""
+
+    examples: int = 1000
+    """Training images whose activations are matched and repaired."""
+    steps: int = 100
+    """Of Sinkhorn and of straight-through estimation."""
+    batch_size: int = 256
+    """Training images of one such step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(runs.RunConfig):
+    """One run. Options of an unfinished run must stay the same when it is resumed."""
+
+    networks: tuple[str, ...] = (
+        "mlp:64-32-32-10,relu",
+        "mlp:64-128-128-10,relu",
+        "mlp:64-512-512-10,relu",
+        "mlp:64-128-128-10,tanh",
+        "cnn:1-16-32-32,10,relu,strides=1,padding=SAME,flatten=8-8,dense=64",
+        "resnet:8,16-16-32,input_channels=1",
+    )
+    """Architectures in short form, `jax_scalegmn.shorthand`."""
+    models: int = 4
+    """Networks of every architecture, each with a seed of its own."""
+    pairs: int = 4
+    """Pairs of them that are merged."""
+    many: tuple[int, ...] = (2, 4, 8, 16)
+    """Numbers of networks of the first architecture that are merged at once."""
+    train_images: int | None = None
+    """At most so many training images; None for all."""
+    test_images: int | None = None
+    points: int = 11
+    """Of every path, its end points included."""
+    train: TrainConfig = TrainConfig()
+    match: MatchConfig = MatchConfig()
+
+
+PRESETS = {
+    "digits": ("scikit-learn's digits, 8 x 8", Config(Path("runs/merging-digits"))),
+    "mnist": (
+        "perceptrons of widths 32 to 512 on 28 x 28 images; needs --data",
+        Config(
+            Path("runs/merging-mnist"),
+            networks=tuple(f"mlp:784-{width}-{width}-10,relu" for width in (32, 64, 128, 256, 512)),
+            train=TrainConfig(epochs=8, batch_size=128, learning_rate=1e-3),
+        ),
+    ),
+    "cifar": (
+        "a CNN of 3 convolutions and 2 dense layers and a residual network, on 32 x 32 images; needs --data",
+        Config(
+            Path("runs/merging-cifar"),
+            networks=(
+                "cnn:1-64-128-128,10,relu,strides=2,padding=SAME,flatten=32-32,dense=256",
+                "resnet:8,16-32-64,input_channels=1",
+            ),
+            models=2,
+            pairs=1,
+            many=(),
+            train=TrainConfig(epochs=8, batch_size=128, learning_rate=1e-3, weight_decay=0.1),
+        ),
+    ),
+    "tiny": (
+        "a few digits in a minute, to try the machinery",
+        Config(
+            Path("runs/merging-tiny"),
+            networks=("mlp:64-8-8-10,relu", "resnet:8,4-4-6,input_channels=1"),
+            models=2,
+            pairs=1,
+            many=(2, 3),
+            train_images=200,
+            test_images=50,
+            points=3,
+            train=TrainConfig(epochs=2, batch_size=32),
+            match=MatchConfig(64, steps=3, batch_size=32),
+        ),
+    ),
+}
+
+
+class Data(NamedTuple):
+    """Inputs and labels, of training and of test."""
+
+    x: jax.Array
+    y: jax.Array
+    test_x: jax.Array
+    test_y: jax.Array
+
+
+class Method(NamedTuple):
+    """One way to bring a network next to a target: (params, target, key) -> what it found."""
+
+    label: str
+    match: Callable[[Params, Params, Key], Matching]
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Runs the experiment and returns the results, which also stand in config.out / "results.json"."""
+    start = time.perf_counter()
+    archs = {text: shorthand.parse(text) for text in config.networks}
+    _check(config)
+    images = load_images(config)
+    runs.claim(config)
+    results: dict[str, Any] = {"config": runs.plain(config), "environment": runs.environment(), "pairs": {}}
+    with progress.Interruption() as interruption:
+        for index, (text, arch) in enumerate(archs.items()):
+            path = config.out / "pairs" / f"{_slug(text)}.json"
+            if not path.exists():
+                data = as_inputs(arch, images)
+                key = jax.random.fold_in(jax.random.key(config.seed), index)
+                trained = train_networks(config, text, arch, data, key, config.models)
+                runs.write_json(path, score_pairs(config, arch, trained, data, key))
+            results["pairs"][text] = json.loads(path.read_text())
+            interruption.stop_if_requested(f"{index + 1} of {len(archs)} architectures")
+        path = config.out / "many.json"
+        if config.many and not path.exists():
+            text, arch = next(iter(archs.items()))
+            data = as_inputs(arch, images)
+            key = jax.random.key(config.seed)
+            trained = train_networks(config, text, arch, data, key, max(config.many), name="many")
+            runs.write_json(path, {"network": text, "by_number": merge_many(config, arch, trained, data)})
+        results["many"] = json.loads(path.read_text()) if config.many else None
+    results["seconds"] = time.perf_counter() - start
+    runs.write_json(config.out / "results.json", results)
+    report.write_page(config.out / "report.html", "Merging classifiers", _sections(results))
+    for text, one in results["pairs"].items():
+        brief = [[*row[:5], row[-1]] for row in _rows(one)]  # as wide as a terminal
+        progress.console.print(_shown(brief, f"{text}: accuracy %, loss"))
+    if results["many"]:
+        progress.console.print(_shown(_many_rows(results["many"]["by_number"]), "N networks merged"))
+    progress.console.print(f"Report: {config.out / 'report.html'}, numbers: {config.out / 'results.json'}")
+    return results
+
+
+# --- data and networks --------------------------------------------------------------------------------------------
+
+
+def load_images(config: Config) -> tuple[datasets.Images, datasets.Images]:
+    """Training and test images: the files' own parts; of the digits 297 are set apart."""
+    if config.data is None:
+        digits = datasets.digits()
+        order = np.random.default_rng(config.seed).permutation(len(digits.images))
+        parts = (datasets.Images(digits.images[rows], digits.labels[rows]) for rows in (order[297:], order[:297]))
+        train, test = parts
+    else:
+        train, test = datasets.load(config.data)
+    return tuple(
+        datasets.Images(one.images[:count], one.labels[:count])
+        for one, count in ((train, config.train_images), (test, config.test_images))
+    )
+
+
+def as_inputs(arch: Architecture, images: tuple[datasets.Images, datasets.Images]) -> Data:
+    """The images as the architecture takes them: vectors, or maps of one channel; mean 0 and variance 1 in training."""
+    convolutional = any(isinstance(layer, Conv) for _, layer in walk(arch.layers))
+    mean, std = images[0].images.mean(), images[0].images.std()
+    arrays = []
+    for one in images:
+        x = ((one.images - mean) / std).astype(np.float32)
+        arrays += [jnp.asarray(x[..., None] if convolutional else x.reshape(len(x), -1)), jnp.asarray(one.labels)]
+    return Data(*arrays)
+
+
+def train_networks(
+    config: Config, text: str, arch: Architecture, data: Data, key: Key, count: int, *, name: str = ""
+) -> zoo.Zoo:
+    """So many trained networks, with their test scores; read where a former run saved them."""
+    path = config.out / "networks" / f"{name or _slug(text)}.safetensors"
+    if path.exists():
+        return zoo.load(path)
+    settings = config.train
+    steps = len(data.x) // settings.batch_size * settings.epochs
+    tx = optax.adamw(optax.cosine_decay_schedule(settings.learning_rate, steps), weight_decay=settings.weight_decay)
+    convolutional = data.x.ndim > 2
+    epochs = classifiers.fit(
+        arch,
+        data.x,
+        data.y,
+        jax.random.split(key, count),
+        tx=tx,
+        num_epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        side_by_side=1 if convolutional and jax.default_backend() == "cpu" else None,
+    )
+    with progress.bar(f"{count} x {text}", settings.epochs, "epochs") as advance:
+        for epoch in epochs:
+            params, losses = epoch
+            advance(1, f"loss {np.mean(losses):.4f}")
+    scores = jax.jit(lambda stack: jax.lax.map(lambda one: _score(arch, one, data), stack))(params)
+    records = {name: np.asarray(values) for name, values in scores._asdict().items()}
+    trained = zoo.Zoo(arch, params, records | {"seed": np.arange(count)}, dataclasses.asdict(settings))
+    zoo.save(trained, path)
+    return trained
+
+
+def _score(arch: Architecture, params: Params, data: Data) -> classifiers.Scores:
+    return classifiers.score(arch, params, data.test_x, data.test_y)
+
+
+# --- pairs --------------------------------------------------------------------------------------------------------
+
+
+def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]:
+    """All methods, each on the whole group of the architecture where its label does not say otherwise."""
+    settings = config.match
+    x = data.x[: settings.examples]
+
+    def loss_fn(params: Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        logits = jax.vmap(lambda one: network.apply(arch, params, one))(batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    def naive(params: Params, target: Params, key: Key) -> Matching:
+        similarity = matching.similarity(arch, params, target)
+        return Matching(symmetry.identity(arch), similarity, jnp.asarray(0), jnp.asarray(True))
+
+    def sinkhorn(params: Params, target: Params, key: Key) -> Matching:
+        return differentiable_matching.sinkhorn_matching(arch, params, target, num_steps=settings.steps)
+
+    def straight_through(params: Params, target: Params, key: Key) -> Matching:
+        rows = jax.random.randint(key, (settings.steps, settings.batch_size), 0, len(data.x))
+        return differentiable_matching.straight_through_matching(
+            arch, params, target, loss_fn, (data.x[rows], data.y[rows])
+        )
+
+    def closed_form(params: Params, target: Params, key: Key) -> Matching:
+        return matching.canonical_matching(arch, params, target)
+
+    def by_activations(params: Params, target: Params, key: Key) -> Matching:
+        return activation_matching.activation_matching(arch, params, target, x)
+
+    def by_weights(params: Params, target: Params, key: Key, **options: Any) -> Matching:
+        return matching.weight_matching(arch, params, target, **options)
+
+    return {
+        "naive": Method("naive", naive),
+        "canonical": Method("canonical form", closed_form),
+        "weights_permutation": Method("weights, permutations alone", functools.partial(by_weights, scale=False)),
+        "weights": Method("weights", by_weights),
+        "activations": Method("activations", by_activations),
+        "sinkhorn": Method("Sinkhorn", sinkhorn),
+        "straight_through": Method("straight-through", straight_through),
+    }
+
+
+def score_pairs(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data, key: Key) -> dict[str, Any]:
+    """Every method on every pair: scores along the line and of its repaired middle, and how the alignment went."""
+    pairs = list(itertools.combinations(range(config.models), 2))[: config.pairs]
+    found = {}
+    every = methods(config, arch, data)
+    follow = jax.jit(functools.partial(_follow, config, arch))
+    with progress.bar(f"pairs of {arch}", len(every) * len(pairs), "alignments") as advance:
+        for name, method in every.items():
+            match, rows = jax.jit(method.match), []
+            for index, (i, j) in enumerate(pairs):
+                a, b = (jax.tree.map(lambda leaf, row=row: leaf[row], trained.params) for row in (i, j))
+                pair_key = jax.random.fold_in(key, index)
+                begin = time.perf_counter()
+                result = jax.block_until_ready(match(b, a, pair_key))
+                seconds = time.perf_counter() - begin
+                scores = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), follow(a, b, result.element, data))
+                rows.append(
+                    {
+                        **scores,
+                        "similarity": float(result.similarity),
+                        "sweeps": int(result.sweeps),
+                        "converged": bool(result.converged),
+                        "seconds": seconds,
+                        "pair": [i, j],
+                    }
+                )
+                advance(1, method.label)
+            found[name] = {"label": method.label, "pairs": rows}
+    return {
+        "parameters": arch.num_parameters,
+        "test_accuracy": trained.records["accuracy"].tolist(),
+        "test_loss": trained.records["loss"].tolist(),
+        "methods": found,
+    }
+
+
+def _follow(
+    config: Config, arch: Architecture, a: Params, b: Params, element: symmetry.Element, data: Data
+) -> dict[str, Any]:
+    """Test scores from a to the moved b, of the repaired middle, and the largest change of b's outputs."""
+    moved = symmetry.act(arch, element, b)
+
+    def measure(params: Params) -> dict[str, jax.Array]:
+        return _score(arch, params, data)._asdict()
+
+    path = landscape.path(measure, a, moved, num_points=config.points, batch_size=1)
+    middle = merge.lerp(a, moved, 0.5)
+    ends = jax.tree.map(lambda *leaves: jnp.stack(leaves), dict(a), moved)
+    repaired = repair.repair(arch, middle, ends, data.x[: config.match.examples])
+    outputs = [jax.vmap(lambda x, p=p: network.apply(arch, p, x))(data.test_x[:256]) for p in (b, moved)]
+    return {
+        "path": {"ts": path.ts, **path.metrics},
+        "middle": measure(middle),
+        "repaired": measure(repaired),
+        "function_change": jnp.abs(outputs[1] - outputs[0]).max() / jnp.abs(outputs[0]).max(),
+    }
+
+
+# --- many networks ------------------------------------------------------------------------------------------------
+
+
+def merge_many(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data) -> dict[str, Any]:
+    """The mean of N networks as they come, aligned to the first, to their evolving mean, and in canonical form."""
+
+    def to_first(stack: Params) -> Params:
+        targets = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[0], leaf.shape), dict(stack))
+        return common_frame.align_to(arch, stack, targets).aligned
+
+    def to_mean(stack: Params) -> Params:
+        return common_frame.align_all(arch, stack).aligned
+
+    routes: dict[str, Callable[[Params], Params]] = {
+        "naive": lambda stack: stack,
+        "canonical": jax.vmap(functools.partial(canonical.form, arch)),
+        "first": to_first,
+        "mean": to_mean,
+    }
+    x = data.x[: config.match.examples]
+    mend = jax.jit(lambda merged, stack: repair.repair(arch, merged, stack, x))
+    score = jax.jit(lambda params: _score(arch, params, data))
+    found: dict[str, Any] = {}
+    with progress.bar("N networks", len(config.many) * len(routes), "merges") as advance:
+        for number in config.many:
+            stack = jax.tree.map(lambda leaf, n=number: leaf[:n], trained.params)
+            found[str(number)] = {"end_points": float(trained.records["accuracy"][:number].mean())}
+            for name, route in routes.items():
+                align = jax.jit(route)
+                aligned = jax.block_until_ready(align(stack))  # compiles
+                begin = time.perf_counter()
+                aligned = jax.block_until_ready(align(stack))
+                seconds = time.perf_counter() - begin
+                merged = merge.average(aligned)
+                plain, repaired = score(merged), score(mend(merged, aligned))
+                found[str(number)][name] = {
+                    "accuracy": float(plain.accuracy),
+                    "loss": float(plain.loss),
+                    "repaired_accuracy": float(repaired.accuracy),
+                    "repaired_loss": float(repaired.loss),
+                    "seconds": seconds,
+                }
+                advance(1, f"{number}, {name}")
+    return found
+
+
+# --- what is shown ------------------------------------------------------------------------------------------------
+
+
+def _rows(one: Mapping[str, Any]) -> list[list[str]]:
+    """Means over pairs as text: accuracies in %, at the middle's loss, and seconds."""
+    rows = [["method", "middle", "REPAIR", "loss", "REPAIR", "similarity", "function", "seconds"]]
+    ends = 100 * np.mean(one["test_accuracy"])
+    rows.append(["end points", f"{ends:.2f}", "", f"{np.mean(one['test_loss']):.3f}", "", "", "", ""])
+    for method in one["methods"].values():
+        pairs = method["pairs"]
+        middle, repaired = ([pair[kind] for pair in pairs] for kind in ("middle", "repaired"))
+        cells = [f"{100 * np.mean([score['accuracy'] for score in scores]):.2f}" for scores in (middle, repaired)]
+        cells += [f"{np.mean([score['loss'] for score in scores]):.3f}" for scores in (middle, repaired)]
+        cells.append(f"{np.mean([pair['similarity'] for pair in pairs]):.3f}")
+        cells.append(f"{np.max([pair['function_change'] for pair in pairs]):.0e}")
+        # The first pair's time includes compilation.
+        cells.append(f"{np.median([pair['seconds'] for pair in pairs[1:] or pairs]):.2f}")
+        rows.append([method["label"], *cells])
+    return rows
+
+
+def _many_rows(by_number: Mapping[str, Any]) -> list[list[str]]:
+    labels = {"naive": "naive", "canonical": "canonical", "first": "to first", "mean": "to mean"}
+    rows = [["N", "ends", *itertools.chain(*([label, "mended", "s"] for label in labels.values()))]]
+    for number, routes in by_number.items():
+        row = [number, f"{100 * routes['end_points']:.2f}"]
+        for name in labels:
+            one = routes[name]
+            row += [f"{100 * one[key]:.2f}" for key in ("accuracy", "repaired_accuracy")] + [f"{one['seconds']:.2f}"]
+        rows.append(row)
+    return rows
+
+
+def _shown(rows: Sequence[Sequence[str]], title: str) -> rich.table.Table:
+    head, *body = rows
+    shown = rich.table.Table(title=title, box=rich.box.SIMPLE)
+    for name in head:
+        shown.add_column(name, justify="left" if name == head[0] else "right", no_wrap=True)
+    for row in body:
+        shown.add_row(*row)
+    return shown
+
+
+def _sections(results: Mapping[str, Any]) -> Iterable[str]:
+    for text, one in results["pairs"].items():
+        yield f"<h2>{text}</h2>" + report.html_table(_rows(one)) + report.html_image(_curves(one))
+    yield (
+        "<p class=note>Means over pairs; accuracies in %, losses in nats, on test images. Function: the largest change "
+        "of an aligned network's outputs over their largest entry. Seconds: of one alignment, without compilation "
+        "where there are several pairs.</p>"
+    )
+    if results["many"]:
+        yield f"<h2>N networks {results['many']['network']}</h2>"
+        yield report.html_table(_many_rows(results["many"]["by_number"]))
+    yield report.html_settings({name: results[name] for name in ("config", "environment", "seconds")})
+
+
+def _curves(one: Mapping[str, Any]) -> Figure:
+    """Accuracy along the line between the networks of a pair: the mean over pairs."""
+    figure = Figure(figsize=(8, 3.6))
+    axes = figure.subplots()
+    for method in one["methods"].values():
+        paths = [pair["path"] for pair in method["pairs"]]
+        axes.plot(paths[0]["ts"], np.mean([path["accuracy"] for path in paths], 0), label=method["label"])
+    axes.set(xlabel="t", ylabel="test accuracy")
+    axes.legend(fontsize="small")
+    return figure
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _check(config: Config) -> None:
+    if config.models < 2 or config.pairs < 1 or config.points < 2 or min(config.many, default=2) < 2:
+        raise ValueError(
+            f"models is {config.models}, pairs {config.pairs}, points {config.points}, many {config.many}; expected "
+            "two networks or more, a pair or more, and two points or more."
+        )
+    if len(set(config.networks)) != len(config.networks) or not config.networks:
+        raise ValueError(f"networks are {config.networks}; expected one architecture or more, each once.")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", text.lower())
+
+
+if __name__ == "__main__":
+    main(tyro.extras.overridable_config_cli(PRESETS))

@@ -1,0 +1,8 @@
+"""`python -m jax_scalegmn`: the command line."""
+
+import sys
+
+from jax_scalegmn import cli
+
+if __name__ == "__main__":
+    sys.exit(cli.main())

@@ -1,0 +1,358 @@
+"""The command line aligns, merges and checks networks in files, and writes nothing on bad input."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+from flax import serialization
+from test_network_files import saved
+
+from jax_scalegmn import activation_matching, builders, cli, gauge, matching, merge, network_files, repair, symmetry
+
+RELU = ("--arch", "mlp:3-5-4-2,relu")
+NETWORKS = {
+    "relu mlp": (support.ARCHITECTURES["relu mlp"], RELU),
+    "tanh cnn": (
+        support.ARCHITECTURES["tanh cnn"],
+        ("--arch", "cnn:2-3-4,3,tanh,kernel_size=3-2,padding=same,flatten=7-9"),
+    ),
+    "resnet": (builders.resnet(6, widths=(2, 3), outputs=2), ("--arch", "resnet:6,2-3,2,norm=batch")),
+}
+MLP = NETWORKS["relu mlp"][0]
+
+
+def random_params(arch, seed=0):
+    """With variances that are none below 0."""
+    params = support.random_params(arch, seed)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.abs(leaf) if "var" in str(path) else leaf, params)
+
+
+def pair(folder, name, arch, extra=0):
+    """The files of a network and of a member of its orbit, and of `extra` others; their params."""
+    a = random_params(arch)
+    others = [random_params(arch, seed) for seed in range(1, 1 + extra)]
+    networks = [a, support.act(arch, support.rows(support.random_elements(arch, 1), 0), a), *others]
+    paths = []
+    for index, params in enumerate(networks):
+        (folder / str(index)).mkdir()
+        paths.append(saved(folder / str(index), name, arch, params))
+    return paths, networks
+
+
+def run(capsys, *argv):
+    """Exit status, standard output and standard error of a command."""
+    status = cli.main([str(word) for word in argv])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def data(path, arch, count=32):
+    x = support.example(arch, count)
+    np.savez(path, x=np.asarray(x))
+    return x
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["torch.pt", "slashes.npz", "dots.safetensors", "variables.msgpack", "orbax"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_merged_with_a_moved_copy_computes_the_same(tmp_path, capsys, network, name):
+    arch, flags = NETWORKS[network]
+    (a, b), (params, moved) = pair(tmp_path, name, arch)
+    out = tmp_path / f"merged{a.suffix}"
+    if network == "tanh cnn":  # of no square images
+        data(tmp_path / "x.npz", arch)
+        flags = (*flags, "--data", tmp_path / "x.npz")
+    assert run(capsys, "merge", a, b, "--out", out, *flags)[0] == 0
+    before, after = (network_files.contents(path) for path in (a, out))
+    assert after.format == before.format
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after.arrays) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), before.arrays
+    )
+    x = support.example(arch) if network != "resnet" else jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    merged = network_files.read(out, arch).params
+    expected = support.outputs(arch, params, x)
+    assert support.deviation(support.outputs(arch, merged, x), expected) < 1e-4
+    # Without alignment it would be another function.
+    naive = support.outputs(arch, merge.lerp(params, moved, 0.5), x)
+    assert support.deviation(naive, expected) > 1e-2
+
+
+@pytest.mark.parametrize("method", ["weights", "activations", "canonical"])
+def test_align_moves_the_first_next_to_the_second(tmp_path, capsys, method):
+    (a, b), (_, target) = pair(tmp_path, "torch.pt", MLP)
+    data(tmp_path / "x.npz", MLP, 64)
+    summary = tmp_path / "s.json"
+    options = (*RELU, "--method", method, "--json", summary, "--data", tmp_path / "x.npz")
+    status, out, err = run(capsys, "align", a, b, "--out", tmp_path / "c.pt", *options)
+    assert (status, err) == (0, "")
+    aligned = network_files.read(tmp_path / "c.pt", MLP).params
+    # Data say nothing of the scale of a neuron that is never active on them.
+    assert support.deviation(*(gauge.balanced(MLP, one) for one in (aligned, target))) < 1e-4
+    if method != "activations":
+        assert support.deviation(aligned, target) < 1e-4
+    (row,) = json.loads(summary.read_text())["networks"]
+    assert row["similarity_after"] > 0.9999
+    assert row["similarity_before"] < 0.9
+    assert row["function_change"] < 1e-5
+    assert f"-> {row['similarity_after']:.4f}" in out
+    assert str(tmp_path / "c.pt") in out
+
+
+def test_the_numbers_of_the_summary_are_those_of_the_library(tmp_path, capsys):
+    paths, networks = pair(tmp_path, "bare.msgpack", MLP, extra=1)
+    a, _, c = networks
+    summary = tmp_path / "s.json"
+    out = tmp_path / "m.msgpack"
+    weights = ("--weights", 3, 1)
+    assert run(capsys, "merge", paths[0], paths[2], "--out", out, *RELU, *weights, "--json", summary)[0] == 0
+    found = matching.weight_matching(MLP, c, a)
+    moved = symmetry.act(MLP, found.element, c)
+    stored = json.loads(summary.read_text())
+    assert stored["weights"] == [0.75, 0.25]
+    assert stored["architecture"] == MLP.name
+    stays, row = stored["networks"]
+    assert stays["layers"]["hidden_0"] == {"neurons": 5, "moved": 0, "flipped": 0, "scales": [1.0, 1.0]}
+    np.testing.assert_allclose(row["similarity_before"], matching.similarity(MLP, c, a), rtol=1e-5)
+    np.testing.assert_allclose(row["similarity_after"], found.similarity, rtol=1e-5)
+    assert (row["sweeps"], row["converged"]) == (int(found.sweeps), bool(found.converged))
+    for name, layer in row["layers"].items():
+        order, scale = found.element.permutation[name], found.element.scale[name]
+        assert layer["moved"] == (order != np.arange(len(order))).sum()
+        np.testing.assert_allclose(layer["scales"], [scale.min(), scale.max()], rtol=1e-4)
+    merged = network_files.read(out, MLP).params
+    assert support.deviation(merged, merge.lerp(a, moved, 0.25)) < 1e-5
+
+
+def test_many_networks_meet_at_the_first_or_at_their_mean(tmp_path, capsys):
+    paths, (a, *_) = pair(tmp_path, "torch.npz", MLP)
+    third = tmp_path / "third.npz"
+    third.write_bytes(paths[1].read_bytes())
+    x = support.example(MLP)
+    for frame in ("first", "mean"):
+        out = tmp_path / f"{frame}.npz"
+        assert run(capsys, "merge", *paths, third, "--out", out, *RELU, "--frame", frame)[0] == 0
+        merged = network_files.read(out, MLP).params
+        assert support.deviation(support.outputs(MLP, merged, x), support.outputs(MLP, a, x)) < 1e-4
+        # The mean is of networks in their balanced gauge.
+        expected = a if frame == "first" else gauge.balanced(MLP, a)
+        assert support.deviation(merged, expected) < 1e-4
+
+
+def test_options_do_what_the_library_does(tmp_path, capsys):
+    paths, (a, _, c) = pair(tmp_path, "bare.msgpack", MLP, extra=1)
+    x = data(tmp_path / "x.npz", MLP)
+
+    def merged(*options):
+        out = tmp_path / "m.msgpack"
+        command = ("merge", paths[0], paths[2], "--out", out, *RELU, "--overwrite", *options)
+        assert run(capsys, *command, "--data", tmp_path / "x.npz")[0] == 0
+        return network_files.read(out, MLP).params
+
+    aligned = matching.align(MLP, c, a)
+    by_activations = symmetry.act(MLP, activation_matching.activation_matching(MLP, c, a, x).element, c)
+    ends = jax.tree.map(lambda *leaves: jnp.stack(leaves), a, aligned)
+    cases = [
+        (("--method", "none"), merge.lerp(a, c, 0.5)),
+        (("--no-scale",), merge.lerp(a, matching.align(MLP, c, a, scale=False), 0.5)),
+        (("--method", "activations"), merge.lerp(a, by_activations, 0.5)),
+        (("--t", "0.1"), merge.lerp(a, aligned, 0.1)),
+        (("--interpolate", "slerp", "--t", "0.3"), merge.slerp(a, aligned, 0.3)),
+        (("--repair",), repair.repair(MLP, merge.lerp(a, aligned, 0.5), ends, x)),
+    ]
+    got = [merged(*options) for options, _ in cases]
+    for (options, expected), one in zip(cases, got, strict=True):
+        assert support.deviation(one, expected) < 1e-5, options
+    usual = merge.lerp(a, aligned, 0.5)
+    assert all(support.deviation(one, usual) > 1e-3 for one in got)
+
+
+def test_half_and_double_precision_are_written_as_they_came(tmp_path, capsys):
+    params = random_params(MLP)
+    for dtype in ("float16", "bfloat16", "float64"):
+        path, out = tmp_path / f"{dtype}.msgpack", tmp_path / f"{dtype}.out.msgpack"
+        own = jax.tree.map(lambda leaf, dtype=dtype: np.asarray(leaf).astype(dtype) * 1.1, params)
+        path.write_bytes(serialization.to_bytes(own))
+        assert run(capsys, "merge", path, path, "--out", out, *RELU)[0] == 0
+        # The mean of a network and itself is itself, in float64 to its last bits.
+        got = network_files.contents(out).arrays
+        limit = {"float16": 1e-3, "bfloat16": 1e-2, "float64": 1e-12}[dtype]
+        assert support.deviation(jax.tree.map(np.float64, got), jax.tree.map(np.float64, own)) < limit
+        assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {leaf.dtype for leaf in jax.tree.leaves(own)}
+    assert not jax.config.jax_enable_x64
+
+
+# --- the architecture -----------------------------------------------------------------------------------------------
+
+
+def test_the_architecture_may_come_as_json_or_follow_from_the_file(tmp_path, capsys):
+    (a, _), _ = pair(tmp_path, "wrapped.pth", MLP)
+    described = tmp_path / "arch.json"
+    described.write_text(json.dumps(MLP.as_json()))
+    for flags in (("--arch", described), ("--activation", "relu"), ("--arch", "mlp:3-5-4-2", "--activation", "relu")):
+        status, out, _ = run(capsys, "check", a, *flags)
+        assert status == 0
+        assert MLP.name in out
+        assert "hidden_0    5 neurons, positive" in out
+
+
+def test_networks_without_a_function_are_aligned_and_not_compared(tmp_path, capsys):
+    arch, _ = support.HAND_WRITTEN["residual relu"]
+    (a, b), (_, target) = pair(tmp_path, "bare.msgpack", arch)
+    described = tmp_path / "arch.json"
+    described.write_text(json.dumps(arch.as_json()))
+    status, out, _ = run(capsys, "align", a, b, "--out", tmp_path / "c.msgpack", "--arch", described)
+    assert status == 0
+    assert "not compared" in out
+    assert support.deviation(network_files.read(tmp_path / "c.msgpack", arch).params, target) < 1e-4
+
+
+def test_a_wrong_description_is_refused_and_nothing_written(tmp_path, capsys):
+    """A gelu network that is said to have the signs of tanh."""
+    gelu = builders.mlp((3, 8, 8, 2), "gelu")
+    (a, b), _ = pair(tmp_path, "torch.pt", gelu)
+    wrong = gelu.as_json() | {"neurons": builders.mlp((3, 8, 8, 2), "tanh").as_json()["neurons"]}
+    described = tmp_path / "arch.json"
+    described.write_text(json.dumps(wrong))
+    assert run(capsys, "check", a, "--arch", "mlp:3-8-8-2,gelu")[0] == 0
+    status, _, err = run(capsys, "check", a, b, "--arch", described)
+    assert status == 2
+    assert "described wrongly" in err
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def assert_refused(capsys, folder, message, *argv):
+    """Status 2, one line that says why, no traceback, and all files as they were."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    status, _, err = run(capsys, *argv)
+    assert status == 2
+    assert err.startswith("jax-scalegmn: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (a, _), _ = pair(tmp_path, "torch.pt", MLP)
+    with zipfile.ZipFile(tmp_path / "bad.pt", "w") as archive:
+        archive.writestr("bad/data.pkl", pickle.dumps({"x": Hostile()}, protocol=2))
+    for first, second in ((a, "bad.pt"), ("bad.pt", a)):
+        assert_refused(capsys, tmp_path, "which is refused", "merge", first, second, "--out", "m.pt", *RELU)
+    assert_refused(capsys, tmp_path, "which is refused", "check", "bad.pt", *RELU)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_existing_outputs_stay(tmp_path, capsys):
+    (a, b), _ = pair(tmp_path, "torch.pt", MLP)
+    out, summary = tmp_path / "m.pt", tmp_path / "s.json"
+    command = ("merge", a, b, "--out", out, "--json", summary, *RELU)
+    out.write_text("precious")
+    assert_refused(capsys, tmp_path, "m.pt: there is one already", *command)
+    out.unlink()
+    summary.write_text("precious")
+    assert_refused(capsys, tmp_path, "s.json: there is one already", *command)
+    assert run(capsys, *command, "--overwrite")[0] == 0
+    assert json.loads(summary.read_text())["out"] == str(out)
+
+
+def test_a_write_that_fails_leaves_the_old_output(tmp_path, capsys, monkeypatch):
+    (a, b), _ = pair(tmp_path, "torch.pt", MLP)
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    command = ("align", a, b, "--out", b, "--overwrite", *RELU)
+    assert_refused(capsys, tmp_path, "no space left on device", *command)
+
+
+def test_networks_that_cannot_be_read_are_named(tmp_path, capsys):
+    (a, _), _ = pair(tmp_path, "torch.pt", MLP)
+    out = tmp_path / "m.pt"
+    other = saved(tmp_path, "torch.pt", builders.mlp((3, 6, 4, 2)), random_params(builders.mlp((3, 6, 4, 2))))
+    cases = {
+        "truncated": a.read_bytes()[:-200],
+        "foreign": b"hello",
+        "other": other.read_bytes(),
+        "nan": b"",
+    }
+    spoilt = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), random_params(MLP))
+    messages = {"truncated": "expected a .pt file", "foreign": "no zip archive", "other": "has shape", "nan": "NaN"}
+    for name, content in cases.items():
+        bad = tmp_path / f"{name}.pt"
+        bad.write_bytes(content)
+        if name == "nan":
+            bad = tmp_path / "nan.msgpack"
+            bad.write_bytes(serialization.to_bytes(spoilt))
+        assert_refused(capsys, tmp_path, messages[name], "merge", a, bad, "--out", out, *RELU)
+        assert_refused(capsys, tmp_path, bad.name, "align", a, bad, "--out", out, *RELU)
+    foreign = tmp_path / "names.msgpack"
+    foreign.write_bytes(serialization.to_bytes({"layer": {"w": np.ones(3)}}))
+    assert_refused(capsys, tmp_path, "missing are", "check", foreign, *RELU)
+    assert_refused(capsys, tmp_path, "no file there", "merge", a, tmp_path / "absent.pt", "--out", out, *RELU)
+
+
+def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
+    (a, b), _ = pair(tmp_path, "torch.pt", MLP)
+    np.savez(tmp_path / "x.npz", x=np.ones((4, 7)))
+    np.savez(tmp_path / "y.npz", y=np.ones((4, 3)))
+    np.savez(tmp_path / "nan.npz", x=np.full((4, 3), np.nan))
+    (tmp_path / "arch.json").write_text("{}")
+    out = ("--out", tmp_path / "m.pt")
+    both = ("merge", a, b, *out)
+    for message, argv in [
+        ("pass --activation relu", both),
+        ("says no activation", (*both, "--arch", "mlp:3-5-4-2")),
+        ("no description of an architecture", (*both, "--arch", tmp_path / "arch.json")),
+        ("Leave --activation out", (*both, "--arch", tmp_path / "arch.json", "--activation", "relu")),
+        ("expected one of mlp, siren", (*both, "--arch", "lstm:3")),
+        ("frequency of sines", (*both, "--activation", "sine")),
+        ("--method activations needs", (*both, *RELU, "--method", "activations")),
+        ("--repair needs", (*both, *RELU, "--repair")),
+        ("--no-scale goes with", (*both, *RELU, "--method", "canonical", "--no-scale")),
+        ("--frame mean goes with", (*both, *RELU, "--method", "canonical", "--frame", "mean")),
+        ("--t is 1.5", (*both, *RELU, "--t", 1.5)),
+        ("--t is 0.5 for 2 networks", (*both, *RELU, "--t", 0.5, "--weights", 1, 1)),
+        ("--t is 0.5 for 3 networks", ("merge", a, b, b, *out, *RELU, "--t", 0.5)),
+        ("slerp is between two", ("merge", a, b, b, *out, *RELU, "--interpolate", "slerp")),
+        ("expected 2 numbers >= 0", (*both, *RELU, "--weights", 1)),
+        ("expected 2 numbers >= 0", (*both, *RELU, "--weights", 0, 0)),
+        ("expected two or more", ("merge", a, *out, *RELU)),
+        ("no network to check", ("check", *RELU)),
+        ("expected a name that ends in .pt", ("merge", a, b, "--out", tmp_path / "m.npz", *RELU)),
+        ("Give each its own name", (*both, *RELU, "--json", tmp_path / "m.pt")),
+        ("none. Make it", (*both, *RELU, "--json", tmp_path / "absent" / "s.json")),
+        ("x (4, 7) does not fit", (*both, *RELU, "--data", tmp_path / "x.npz")),
+        ("expected an .npz file with numbers x", (*both, *RELU, "--data", tmp_path / "y.npz")),
+        ("NaN", (*both, *RELU, "--data", tmp_path / "nan.npz")),
+    ]:
+        assert_refused(capsys, tmp_path, message, *argv)
+
+
+def test_unknown_options_end_with_status_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["merge", "a.pt", "b.pt", "--out", "m.pt", "--frames", "mean"])
+    assert caught.value.code == 2
+    assert "--frames" in capsys.readouterr().err
+
+
+def test_the_package_is_a_program():
+    done = subprocess.run([sys.executable, "-m", "jax_scalegmn", "--help"], capture_output=True, text=True, check=True)
+    assert all(command in done.stdout for command in ("align", "merge", "check"))

@@ -1,0 +1,116 @@
+"""The norm-balanced gauge: equal norms, one member for every orbit, the same function, the smallest weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+
+from jax_scalegmn import architecture, builders, gauge, symmetry
+from jax_scalegmn.architecture import Scaling
+
+ARCHITECTURES = {name: support.ARCHITECTURES[name] for name in ("relu mlp", "relu cnn", "mixed mlp")} | {
+    "flat cnn": builders.cnn((1, 3, 4), 2, flatten=(15, 15)),
+    "resnet": builders.resnet(8, widths=(4, 4, 6), input_channels=1),
+    "resnet without norms": builders.resnet(8, widths=(4, 4, 6), input_channels=1, norm=None),
+    "vgg": builders.vgg(((4,), (4, 6)), 3, input_channels=1, norm="batch"),
+    "residual relu": support.HAND_WRITTEN["residual relu"][0],
+}
+balanced = jax.jit(gauge.balanced)
+
+
+def norms(arch, params, layer):
+    """Each neuron's squared incoming and outgoing norm, entry by entry in NumPy."""
+    totals = {1: np.zeros(layer.width), -1: np.zeros(layer.width), 0: np.zeros(layer.width)}
+    for parameter, value in zip(arch.parameters, architecture.unpack(arch, params), strict=True):
+        for position, axis in enumerate(parameter.axes):
+            if isinstance(axis, architecture.Axis) and axis.neurons == layer.name:
+                rows = np.moveaxis(np.square(np.asarray(value, np.float64)), position, -1)
+                totals[axis.power] += rows.reshape(-1, layer.width).sum(0)
+    return totals[1], totals[-1]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_incoming_and_outgoing_norms_are_equal(name):
+    """And were not before; layers of other groups are left."""
+    arch = ARCHITECTURES[name]
+    params = support.random_params(arch)
+    after = balanced(arch, params)
+    for layer in arch.hidden:
+        if layer.scaling is Scaling.POSITIVE:
+            np.testing.assert_allclose(*norms(arch, after, layer), rtol=2e-5)
+            assert not np.allclose(*norms(arch, params, layer), rtol=0.1)
+        else:
+            np.testing.assert_array_equal(gauge.balance(arch, params).scale[layer.name], 1)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_orbit_has_one_balanced_member(name):
+    """Rescales from 1e-6 to 1e6, in float32 to 1e-5 of each array; permuted copies are permuted."""
+    arch = ARCHITECTURES[name]
+    params = support.random_params(arch)
+    for seed in range(3):
+        element = symmetry.random(arch, jax.random.key(seed), log_scale_std=4.6)
+        rest = element._replace(scale={k: jnp.where(s < 0, -1.0, 1.0) for k, s in element.scale.items()})
+        expected = support.act(arch, rest, balanced(arch, params))
+        assert support.deviation(balanced(arch, support.act(arch, element, params)), expected) < 1e-5
+
+
+def test_no_rescaling_has_smaller_weights():
+    arch = ARCHITECTURES["relu mlp"]
+    after = balanced(arch, support.random_params(arch))
+
+    def size(params):
+        return sum(np.square(leaf).sum() for leaf in jax.tree.leaves(params))
+
+    for seed in range(20):
+        near = symmetry.random(arch, jax.random.key(seed), permute=False, log_scale_std=0.05)
+        assert size(support.act(arch, near, after)) > size(after)
+
+
+@pytest.mark.parametrize("arch", [ARCHITECTURES["relu mlp"], ARCHITECTURES["relu cnn"]], ids=str)
+def test_the_function_is_preserved(arch):
+    params, x = support.random_params(arch), support.example(arch)
+    after = balanced(arch, params)
+    assert support.deviation(support.outputs(arch, after, x), support.outputs(arch, params, x)) < 1e-5
+    assert support.deviation(after, params) > 0.1
+
+
+def test_one_layer_is_the_closed_form():
+    """s^4 = outgoing^2 / incoming^2."""
+    arch = builders.mlp((3, 4, 2))
+    params = support.random_params(arch)
+    incoming, outgoing = norms(arch, params, arch.hidden[0])
+    np.testing.assert_allclose(gauge.balance(arch, params).scale["hidden_0"], (outgoing / incoming) ** 0.25, rtol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["incoming", "outgoing", "both"])
+def test_neurons_that_no_scale_balances_keep_theirs(side):
+    arch = ARCHITECTURES["relu mlp"]
+    params = support.random_params(arch)
+    if side != "outgoing":
+        params["Dense_0"] = {"kernel": params["Dense_0"]["kernel"].at[:, 1].set(0), "bias": jnp.zeros(5)}
+    if side != "incoming":
+        params["Dense_1"]["kernel"] = params["Dense_1"]["kernel"].at[1].set(0)
+    scale = gauge.balance(arch, params).scale["hidden_0"]
+    assert scale[1] == 1
+    assert np.isfinite(scale).all()
+    assert (scale != 1).sum() == 4
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    support.assert_identical(balanced(arch, zeros), zeros)
+
+
+def test_batches_and_float64():
+    arch = ARCHITECTURES["relu mlp"]
+    with support.precision("float64"):
+        stack = support.random_params(arch, models=(3,), dtype="float64")
+        together = jax.jit(jax.vmap(gauge.balanced, (None, 0)))(arch, stack)
+        for index in range(3):
+            alone = balanced(arch, support.rows(stack, index))
+            assert support.deviation(support.rows(together, index), alone) < 1e-12
+            np.testing.assert_allclose(*norms(arch, alone, arch.hidden[0]), rtol=1e-12)
+
+
+def test_a_network_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"params\['Dense_0'\]\['kernel'\]"):
+        gauge.balance(ARCHITECTURES["relu mlp"], support.random_params(support.ARCHITECTURES["siren"]))

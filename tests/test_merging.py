@@ -1,0 +1,105 @@
+"""The merging of classifiers by every method runs, resumes and refuses."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import support
+
+from experiments import merging, runs
+from jax_scalegmn import zoo
+
+TINY = merging.PRESETS["tiny"][1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished tiny run on one architecture: its configuration and results."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    config = dataclasses.replace(TINY, out=out, networks=TINY.networks[:1])
+    return config, merging.main(config)
+
+
+def test_results_are_complete_and_stand_in_the_files(run):
+    config, results = run
+    assert json.loads((config.out / "results.json").read_text()) == results
+    assert results["config"] == runs.plain(config)
+    (one,) = results["pairs"].values()
+    assert set(one["methods"]) == {
+        *("naive", "canonical", "weights_permutation", "weights", "activations", "sinkhorn", "straight_through")
+    }
+    for method in one["methods"].values():
+        assert len(method["pairs"]) == config.pairs
+        for pair in method["pairs"]:
+            assert len(pair["path"]["accuracy"]) == config.points
+            assert pair["function_change"] < 1e-5
+            assert {"middle", "repaired", "similarity", "sweeps", "converged", "seconds"} < pair.keys()
+    assert results["many"]["by_number"].keys() == {"2", "3"}
+    assert "weights, permutations alone" in (config.out / "report.html").read_text()
+
+
+def test_paths_begin_and_end_at_the_networks(run):
+    """Every method's path has the end points' own scores, and the middle is its middle point."""
+    config, results = run
+    (one,) = results["pairs"].values()
+    trained = zoo.load(next((config.out / "networks").glob("mlp*")))
+    np.testing.assert_allclose(one["test_accuracy"], trained.records["accuracy"])
+    for method in one["methods"].values():
+        (pair,) = method["pairs"]
+        ends = [pair["path"]["loss"][at] for at in (0, -1)]
+        np.testing.assert_allclose(ends, [one["test_loss"][i] for i in pair["pair"]], rtol=1e-4)
+        assert pair["path"]["loss"][1] == pytest.approx(pair["middle"]["loss"], rel=1e-5)
+    assert one["methods"]["weights"]["pairs"][0]["similarity"] > one["methods"]["naive"]["pairs"][0]["similarity"]
+    assert one["methods"]["naive"]["pairs"][0]["function_change"] == 0
+
+
+def test_a_copy_merges_without_loss(run):
+    """A network and a moved copy of it: the naive middle is another network, the aligned one the same."""
+    config, _ = run
+    trained = zoo.load(next((config.out / "networks").glob("mlp*")))
+    element = support.rows(support.random_elements(trained.arch, 1), 0)
+    stack = jax.tree.map(
+        lambda a, b: np.stack([a, b]),
+        support.rows(trained.params, 0),
+        support.act(trained.arch, element, support.rows(trained.params, 0)),
+    )
+    data = merging.as_inputs(trained.arch, merging.load_images(config))
+    records = {name: values[[0, 0]] for name, values in trained.records.items()}
+    planted = zoo.Zoo(trained.arch, stack, records, trained.settings)
+    methods = merging.score_pairs(config, trained.arch, planted, data, jax.random.key(0))["methods"]
+    for name in ("canonical", "weights", "activations", "sinkhorn", "straight_through"):
+        (pair,) = methods[name]["pairs"]
+        np.testing.assert_allclose(pair["path"]["loss"], pair["path"]["loss"][0], rtol=1e-4)
+        assert pair["repaired"]["loss"] == pytest.approx(pair["middle"]["loss"], rel=1e-3)
+    (naive,) = methods["naive"]["pairs"]
+    assert abs(naive["middle"]["loss"] - naive["path"]["loss"][0]) > 1e-3
+
+
+def test_a_finished_run_resumes_from_its_files(run):
+    config, results = run
+    before = {path: path.stat().st_mtime_ns for path in config.out.rglob("*.safetensors")}
+    again = merging.main(dataclasses.replace(config, resume=True))
+    assert again["pairs"] == results["pairs"]
+    assert again["many"] == results["many"]
+    assert before == {path: path.stat().st_mtime_ns for path in config.out.rglob("*.safetensors")}
+    with pytest.raises(SystemExit, match="holds a run already"):
+        merging.main(config)
+
+
+def test_images_become_inputs_of_mean_0():
+    arch_texts = ("mlp:64-8-8-10,relu", "cnn:1-4,10,relu")
+    images = merging.load_images(TINY)
+    for text, shape in zip(arch_texts, ((200, 64), (200, 8, 8, 1)), strict=True):
+        data = merging.as_inputs(merging.shorthand.parse(text), images)
+        assert data.x.shape == shape
+        assert abs(data.x.mean()) < 1e-4
+        assert data.test_x.shape[0] == 50
+
+
+@pytest.mark.parametrize("change", [{"models": 1}, {"pairs": 0}, {"points": 1}, {"many": (1,)}, {"networks": ()}])
+def test_configurations_that_make_no_sense_are_refused(change, tmp_path):
+    with pytest.raises(ValueError, match="expected"):
+        merging.main(dataclasses.replace(TINY, out=tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,71 @@
+"""Architectures in a few characters are those of the builders; what says none is named."""
+
+import pytest
+
+from jax_scalegmn import builders, shorthand
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mlp:784-64-64-10,relu", builders.mlp((784, 64, 64, 10), "relu")),
+        ("mlp:3-5-4-2,tanh-gelu", builders.mlp((3, 5, 4, 2), ("tanh", "gelu"))),
+        ("mlp:3-5-2,activation=silu", builders.mlp((3, 5, 2), "silu")),
+        ("siren:2-32-32-1,w0=30", builders.siren((2, 32, 32, 1))),
+        ("siren:2-4-1,offset=-0.5,w0=1e1", builders.siren((2, 4, 1), w0=10.0, offset=-0.5)),
+        ("cnn:1-16-16,10,relu,strides=2", builders.cnn((1, 16, 16), 10)),
+        (
+            "cnn:2-3-4,3,tanh,kernel_size=3-2,padding=same,flatten=7-9",
+            builders.cnn((2, 3, 4), 3, activation="tanh", kernel_size=(3, 2), padding="SAME", flatten=(7, 9)),
+        ),
+        ("cnn:2-3,3,tanh,kernel_size=5,flatten=none", builders.cnn((2, 3), 3, activation="tanh", kernel_size=5)),
+        ("vgg:64+64-128+128,10,norm=batch", builders.vgg(((64, 64), (128, 128)), 10, norm="batch")),
+        ("vgg:4,3,norm=group,groups=2,pooling=mean", builders.vgg(((4,),), 3, norm="group", groups=2, pooling="mean")),
+        ("resnet:20,16-32-64,norm=batch", builders.resnet(20)),
+        ("resnet:8,4-4-4,7,padding=1,norm=none", builders.resnet(8, widths=(4, 4, 4), outputs=7, padding=1, norm=None)),
+        ("resnet:20,tanh,epsilon=1e-3", builders.resnet(20, activation="tanh", epsilon=1e-3)),
+    ],
+)
+def test_short_forms_are_those_of_the_builders(text, expected):
+    assert shorthand.parse(text) == expected
+
+
+def test_every_example_can_be_read():
+    assert [shorthand.parse(text).name.split()[0] for text in shorthand.EXAMPLES.values()] == list(shorthand.EXAMPLES)
+
+
+def test_the_activation_may_stand_apart_but_not_contradict():
+    assert shorthand.parse("mlp:3-5-2", activation="tanh") == shorthand.parse("mlp:3-5-2,tanh")
+    assert shorthand.parse("mlp:3-5-2,tanh", activation="tanh") == shorthand.parse("mlp:3-5-2,tanh")
+    with pytest.raises(ValueError, match="has activation 'tanh', not 'relu'"):
+        shorthand.parse("mlp:3-5-2,tanh", activation="relu")
+    with pytest.raises(ValueError, match="has activation 'sine', not 'relu'"):
+        shorthand.parse("siren:2-3-1", activation="relu")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mlp", "expected one of mlp, siren, cnn, vgg, resnet"),
+        ("transformer:3", "expected one of mlp"),
+        ("mlp:3-4-2", "says no activation"),
+        ("cnn:1-2,3", "says no activation"),
+        ("mlp:3-x-2,relu", "widths is 'x'; expected a whole number"),
+        ("mlp:3-4-2,relu,relu", "'relu' too many"),
+        ("mlp:3-4-2,relu,activation=relu", "'activation', unknown or twice"),
+        ("mlp:3-4-2,relu,depth=3", "'depth', unknown or twice; a mlp has widths, activation"),
+        ("mlp:3-4-2,rely", "symmetry group is unknown"),
+        ("siren:", "incomplete.*'widths'"),
+        ("siren:2-4-1,w0=fast", "w0 is 'fast'; expected a number"),
+        ("siren:2-4-1,w0=inf", "w0 is inf"),
+        ("siren:2-4-1,relu", "'relu' too many"),
+        ("cnn:1-2,relu", "incomplete.*'outputs'"),
+        ("cnn:1-2,3,relu,flatten=9", "flatten is '9'; expected height and width"),
+        ("vgg:4,3,norm=group,groups=3", "divisor of every width"),
+        ("resnet:9,4-4-4", "depth is 9"),
+    ],
+)
+def test_what_says_no_architecture_is_named(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        shorthand.parse(text)
+    assert repr(text) in str(caught.value)
