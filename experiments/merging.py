@@ -69,9 +69,9 @@ class MatchConfig:
 
     examples: int = 1000
     """Training images whose activations are matched and repaired."""
-    steps: int = 100
+    steps: int = 60
     """Of Sinkhorn and of straight-through estimation."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Training images of one such step."""
 
 
@@ -90,7 +90,7 @@ class Config(runs.RunConfig):
     """Architectures in short form, `jax_scalegmn.shorthand`."""
     models: int = 4
     """Networks of every architecture, each with a seed of its own."""
-    pairs: int = 4
+    pairs: int = 3
     """Pairs of them that are merged."""
     many: tuple[int, ...] = (2, 4, 8, 16)
     """Numbers of networks of the first architecture that are merged at once."""
@@ -124,7 +124,9 @@ PRESETS = {
             models=2,
             pairs=1,
             many=(),
+            train_images=20_000,
             train=TrainConfig(epochs=8, batch_size=128, learning_rate=1e-3, weight_decay=0.1),
+            match=MatchConfig(steps=30),
         ),
     ),
     "tiny": (

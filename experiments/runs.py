@@ -4,7 +4,6 @@ import dataclasses
 import enum
 import importlib.metadata
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments import progress
-from jax_scalegmn import architecture, datasets, network, train, zoo
+from jax_scalegmn import architecture, atomic_file, datasets, network, train, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.zoo import Zoo
 
@@ -122,9 +121,8 @@ def claim(config: RunConfig) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON values as a file, atomically; NaN and infinities are refused."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(value, indent=1, allow_nan=False))
-    os.replace(unfinished, path)
+    with atomic_file.replacing(path, overwrite=True) as written:
+        written.write_text(json.dumps(value, indent=1, allow_nan=False))
 
 
 def plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_scalegmn import architecture, assignment, matching, moments, network, symmetry
+from jax_scalegmn import architecture, assignment, gauge, matching, moments, network, symmetry
 from jax_scalegmn.architecture import Architecture, Neurons, Scaling
 from jax_scalegmn.assignment import Assign
 from jax_scalegmn.matching import Matching
@@ -35,11 +35,12 @@ def activation_matching(
 
     A hidden layer's score C[i, j] is the correlation of the target's neuron i with params' neuron j over all examples,
     positions and places of `network.activations`. Where signs may be used it is the cosine instead, not centred, so
-    that a neuron's mean tells its sign too: the assignment maximises |C|, the sign is that of C at the matched
-    place (+1 where C is 0). Positive scales are ratios of root mean squares, target's to params', 1 where either is 0:
-    the moved activations have the target's size. So neurons of one orbit come out exactly, without a gauge.
+    that a neuron's mean tells its sign too: the assignment maximises |C|, the sign is that of C at the matched place
+    (+1 where C is 0). Neurons that never vary on the data correlate with none: they get what the others leave over.
 
-    Neurons that never vary on the data correlate with none: they get what the others leave over.
+    Positive scales are those between the norm-balanced gauges, as in `matching.weight_matching`: act(element, params)
+    stands in the target's own gauge, and members of one orbit come out exactly. Scales that give the activations the
+    target's size do so too, but blow up neurons that the data hardly show: merged midpoints lose by it.
 
     Args:
       arch: of both networks, with layers to compute.
@@ -62,11 +63,12 @@ def activation_matching(
     architecture.unpack(arch, params)
     network.check_examples(arch, x)
     found = _all_products(arch, params, target, x, batch_size, signed=scale)
-    element = symmetry.identity(arch)
-    for neurons in arch.hidden:
-        order, factor = _best(neurons, found[neurons.name], permute=permute, scale=scale, assign=assign)
-        element.permutation[neurons.name] = order
-        element.scale[neurons.name] = factor
+    best = {n.name: _best(n, found[n.name], permute=permute, scale=scale, assign=assign) for n in arch.hidden}
+    orders, signs = ({name: pair[i] for name, pair in best.items()} for i in range(2))
+    element = symmetry.Element(orders, signs)
+    if scale:
+        ours, theirs = gauge.balance(arch, params), gauge.balance(arch, target)
+        element = symmetry.compose(arch, symmetry.inverse(arch, theirs), symmetry.compose(arch, element, ours))
     similarity = matching.similarity(arch, symmetry.act(arch, element, params), target)
     return Matching(element, similarity, jnp.asarray(1), jnp.asarray(True))
 
@@ -155,26 +157,21 @@ def _together(a: _Products, b: _Products) -> _Products:
 def _best(
     neurons: Neurons, found: _Products, *, permute: bool, scale: bool, assign: Assign | None
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-    their_squares = found.their_var + jnp.square(found.their_mean)
-    our_squares = found.our_var + jnp.square(found.our_mean)
-    score = _inverse_std(found.their_var, their_squares)[:, None] * found.both
-    score = score * _inverse_std(found.our_var, our_squares)
+    """The assignment of the largest total score, and the signs (1 where none are sought)."""
+    score = _inverse_std(found.their_var, found.their_mean)[:, None] * found.both
+    score = score * _inverse_std(found.our_var, found.our_mean)
     signed = scale and neurons.scaling is Scaling.SIGN
     order = jnp.arange(neurons.width)
     if permute:
         solve = assignment.default(neurons.width) if assign is None else assign
         order = solve(jnp.abs(score) if signed else score)
-    factor = jnp.ones(neurons.width)
+    sign = jnp.ones(neurons.width)
     if signed:
-        factor = jnp.where(jnp.take_along_axis(score, order[:, None], 1)[:, 0] < 0, -1.0, 1.0)
-    elif scale and neurons.scaling is Scaling.POSITIVE:
-        ours = our_squares[order]
-        alive = (ours > 0) & (their_squares > 0)
-        factor = jnp.where(alive, jnp.sqrt(their_squares / jnp.where(alive, ours, 1)), 1.0)
-    return order, factor
+        sign = jnp.where(jnp.take_along_axis(score, order[:, None], 1)[:, 0] < 0, -1.0, 1.0)
+    return order, sign
 
 
-def _inverse_std(var: Float[Array, " n"], squares: Float[Array, " n"]) -> Float[Array, " n"]:
+def _inverse_std(var: Float[Array, " n"], mean: Float[Array, " n"]) -> Float[Array, " n"]:
     """0 for neurons that vary by no more than roundings of their values."""
-    alive = var > jnp.square(8 * jnp.finfo(var.dtype).eps) * squares
+    alive = var > jnp.square(8 * jnp.finfo(var.dtype).eps * mean)
     return jnp.where(alive, jax.lax.rsqrt(jnp.where(alive, var, 1)), 0.0)

@@ -134,17 +134,18 @@ def wrap_phase(arch: Architecture, params: Params) -> dict[str, dict[str, Array]
     unit instead of those that read it and shifts the output's bias too, changes the function.
     """
     sines = _sines(arch)
-    values = dict(zip([p.path for p in arch.parameters], architecture.unpack(arch, params), strict=True))
+    values = dict(zip([(p.path, p.start) for p in arch.parameters], architecture.unpack(arch, params), strict=True))
     signs = {}
     for path, (neurons, w0) in sines.items():
-        values[path], signs[neurons] = _wrap(jnp.asarray(values[path]), w0)
+        values[path, ()], signs[neurons] = _wrap(jnp.asarray(values[path, ()]), w0)
     flips = symmetry.Element({name: jnp.arange(sign.shape[0]) for name, sign in signs.items()}, signs)
     for parameter in arch.parameters:
         for position, axis in enumerate(parameter.axes):
             # Only what reads the unit: with the kernels that feed it this would be `symmetry.act`, which does not
             # change what the unit gives to the next layer.
             if isinstance(axis, Axis) and axis.neurons in signs and axis.power < 0:
-                values[parameter.path] = symmetry.act_on_axis(flips, axis, position, values[parameter.path])
+                where = parameter.path, parameter.start
+                values[where] = symmetry.act_on_axis(flips, axis, position, values[where])
     return architecture.pack(arch, list(values.values()))
 
 
@@ -193,7 +194,9 @@ def _neurons(arch: Architecture, layer: Dense | Conv, w0: float) -> str:
     """A sine layer's neurons, if its one bias is their phase and their signs concern their readers alone."""
     path = (layer.name, "bias")
     where = f"{arch.name!r}: sine layer {layer.name!r}"
-    axes = next((parameter.axes for parameter in arch.parameters if parameter.path == path), ())
+    axes = next(
+        (parameter.axes for parameter in arch.parameters if (parameter.path, parameter.start) == (path, ())), ()
+    )
     own = axes[0] if len(axes) == 1 else None
     if not (isinstance(own, Axis) and own.power == 1 and own.repeat == 1):
         raise ValueError(

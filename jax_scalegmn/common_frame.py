@@ -5,7 +5,6 @@ into one common frame cannot: what moves i next to j is by construction e_j^-1 e
 """
 
 import enum
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -98,10 +97,10 @@ def align_all(
     count = _check_stack(arch, stack, "stack")
     if max_rounds < 0 or "start" in options:
         raise ValueError(
-            f"max_rounds is {max_rounds} and the options are {sorted(options)}; expected a number >= 0, and no 'start': "
-            "the frame begins at `frame`."
+            f"max_rounds is {max_rounds} and the options are {sorted(options)}; expected a number >= 0 and no "
+            "'start': the frame begins at `frame`."
         )
-    scales = _each(lambda one: gauge.balance(arch, one), stack)
+    scales = jax.vmap(lambda one: gauge.balance(arch, one))(stack)
     if not options.get("scale", True):
         scales = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), symmetry.identity(arch))
     # Positive scales are settled; from here on all elements are isometries.
@@ -188,8 +187,8 @@ def relative(arch: Architecture, elements: Element) -> Element:
     Raises:
       ValueError: if the elements do not fit the architecture.
     """
-    back = _each(lambda one: symmetry.inverse(arch, one), elements)
-    return _each(lambda one: _each(lambda other: symmetry.compose(arch, other, one), back), elements)
+    back = jax.vmap(lambda one: symmetry.inverse(arch, one))(elements)
+    return jax.vmap(lambda one: jax.vmap(lambda other: symmetry.compose(arch, other, one))(back))(elements)
 
 
 def cycle_consistency(arch: Architecture, elements: Element) -> Consistency:
@@ -205,7 +204,7 @@ def cycle_consistency(arch: Architecture, elements: Element) -> Consistency:
       ValueError: if the elements do not fit the architecture, are not square, or are of fewer than 2 networks.
     """
     shapes = {jnp.shape(leaf)[:2] for leaf in jax.tree.leaves(elements)}
-    if len(shapes) != 1 or len(set(min(shapes))) != 1 or min(min(shapes)) < 2:
+    if len(shapes) != 1 or len(min(shapes)) != 2 or len(set(min(shapes))) != 1 or min(min(shapes)) < 2:
         raise ValueError(
             f"The elements have leading sizes {sorted(shapes)}; expected [models, models] of 2 networks or more, as "
             "common_frame.pairwise gives. Those of a frame go through common_frame.relative."
@@ -243,7 +242,7 @@ def _begin(arch: Architecture, stack: Any, frame: Reference, options: dict[str, 
         return jax.tree.map(lambda leaf: leaf[:, central], found.element), central
     first = _member(stack, 0)
     others = jax.tree.map(lambda leaf: leaf[1:], stack)
-    elements = _each(lambda one: matching.weight_matching(arch, one, first, **options).element, others)
+    elements = jax.vmap(lambda one: matching.weight_matching(arch, one, first, **options).element)(others)
     whole = jax.tree.map(
         lambda one, more: jnp.concatenate([one[None].astype(more.dtype), more]), symmetry.identity(arch), elements
     )
@@ -257,17 +256,21 @@ def _rounds(
     count = merge.count(stack)
 
     def turn(state: tuple[Element, Any], index: Array) -> tuple[tuple[Element, Any], Array]:
-        one, (now, standing) = _member(stack, index), _member(state, index)
+        one, now = _member(stack, index), _member(state[0], index)
         # With a weight of 0, not as a difference: that would round by more than a tie.
         others = merge.average(state[1], (jnp.arange(count) != index).astype(float))
-        best, most = now, matching.similarity(arch, standing, others) + TIE * jnp.finfo(float).eps
-        closer = jnp.asarray(False)
-        for start in (now, Start.FORWARD):
-            found = matching.weight_matching(arch, one, others, start=start, **options)
-            best = _where(found.similarity > most, found.element, best)
-            closer, most = closer | (found.similarity > most), jnp.maximum(found.similarity, most)
-        new = best, symmetry.act(arch, best, one)
-        return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), state, new), closer
+        walk = options | {"start": Start.FORWARD, "restarts": 0, "max_sweeps": 0}
+        starts = _stacked(now, matching.weight_matching(arch, one, others, **walk).element)
+        found = jax.vmap(lambda start: matching.weight_matching(arch, one, others, start=start, **options).element)(
+            starts
+        )
+        candidates = jax.tree.map(lambda first, more: jnp.concatenate([first[None], more]), now, found)
+        # All compared by one program: what stands where it stood must not seem closer by a rounding.
+        moved = jax.vmap(lambda element: symmetry.act(arch, element, one))(candidates)
+        similarity = jax.vmap(lambda there: matching.similarity(arch, there, others))(moved)
+        best = jnp.argmax(similarity.at[0].add(TIE * jnp.finfo(similarity.dtype).eps))
+        new = _member((candidates, moved), best)
+        return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), state, new), best > 0
 
     def once(state: tuple[tuple[Element, Any], Array, Array]) -> tuple[tuple[Element, Any], Array, Array]:
         networks, moved = jax.lax.scan(turn, state[0], jnp.arange(count))
@@ -285,7 +288,7 @@ def _frame(arch: Architecture, stack: Any, elements: Element, rounds: Array, con
     aligned = _act(arch, elements, stack)
     mean = merge.average(aligned)
     # As they stand: without positive layers nothing is balanced.
-    similarity = _each(lambda one: matching.similarity(_without_positive(arch), one, mean), aligned)
+    similarity = jax.vmap(lambda one: matching.similarity(_without_positive(arch), one, mean))(aligned)
     return Frame(elements, aligned, mean, similarity, rounds, converged)
 
 
@@ -298,23 +301,19 @@ def _act(arch: Architecture, elements: Element, stack: Any) -> Any:
     return jax.vmap(lambda element, one: symmetry.act(arch, element, one))(elements, stack)
 
 
-def _each(fn: Callable[[Any], Any], stack: Any) -> Any:
-    return jax.vmap(fn)(stack)
-
-
 def _member(stack: Any, index: Array | int) -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], stack)
 
 
-def _where(condition: Array, yes: Any, no: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+def _stacked(*networks: Any) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
 
 
 def _check_stack(arch: Architecture, stack: Any, name: str) -> int:
     """Checks a stack of networks, their values where they are at hand, and returns how many it holds."""
     if not arch.hidden:
         raise ValueError(
-            f"{arch.name!r} has no hidden neurons, and so one frame for all its networks: use merge.average as they are."
+            f"{arch.name!r} has no hidden neurons, so that all its networks have one frame: merge them as they are."
         )
     count = merge.count(stack, least=2, name=name)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(stack)):

@@ -8,19 +8,16 @@ are settled by the norm-balanced gauge, in which permutations and signs are sear
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
-from ott.geometry import geometry
-from ott.problems.linear import linear_problem
-from ott.solvers.linear import sinkhorn
+from jaxtyping import Array, Bool, Int
 
-from jax_scalegmn import architecture, assignment, gauge, matching, symmetry
-from jax_scalegmn.architecture import Architecture, Axis, Scaling
+from jax_scalegmn import architecture, gauge, matching, merge, relaxation, symmetry
+from jax_scalegmn.architecture import Architecture, Scaling
 from jax_scalegmn.assignment import Assign
 from jax_scalegmn.matching import Matching
 from jax_scalegmn.symmetry import Element
@@ -28,62 +25,6 @@ from jax_scalegmn.types import Key, Params
 
 # Where the segment between two networks is judged when its points are drawn at random: a midpoint rule on [0, 1].
 TIMES = (0.125, 0.375, 0.625, 0.875)
-
-
-class Soft(NamedTuple):
-    """A relaxed group element: one matrix for every hidden layer in place of a permutation with signs.
-
-    Attributes:
-      permutation: doubly stochastic; row: neuron of the moved network, column: of the given one.
-      signed: the same times a soft sign in [-1, 1] for each entry; `permutation` itself where no sign acts.
-    """
-
-    permutation: dict[str, Float[Array, "n n"]]
-    signed: dict[str, Float[Array, "n n"]]
-
-
-def soft_act(arch: Architecture, soft: Soft, params: Params) -> dict[str, dict[str, Array]]:
-    """The relaxed action: every neuron axis times the layer's matrix, `signed` where signs touch it (power 1 or -1).
-
-    With matrices that are signed permutations it is `symmetry.act`.
-
-    Raises:
-      ValueError: if params do not fit the architecture.
-    """
-    values = []
-    for parameter, value in zip(arch.parameters, architecture.unpack(arch, params), strict=True):
-        for position, axis in enumerate(parameter.axes):
-            if isinstance(axis, Axis) and axis.neurons in soft.permutation:
-                # Variances stay positive: what no sign touches is mixed with weights >= 0.
-                matrix = (soft.signed if axis.power else soft.permutation)[axis.neurons]
-                value = _contract(matrix, position, value)
-        values.append(value)
-    return architecture.pack(arch, values)
-
-
-def relax(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, num_iterations: int = 20) -> Soft:
-    """The maximum-entropy matrices of the logits: entropic optimal transport by Sinkhorn's iteration.
-
-    Permutations: P = argmax <P, X> + H(P) over doubly stochastic matrices (Mena et al. 2018, arXiv 1802.08665). With
-    signs, the same problem over pairs P+ + P- doubly stochastic with <P+ - P-, X>: its solution is P = Sinkhorn(log 2
-    cosh X) and P+ - P- = P tanh X. So one matrix of logits carries both, its sign is the neuron's sign, and its limit
-    for large logits is the assignment that maximises |X|, by which `matching.weight_matching` chooses signs too.
-
-    Args:
-      arch: the architecture; signs are relaxed in its SIGN layers.
-      logits: [n, n] for every hidden layer, divided by the entropy's weight already.
-      num_iterations: of Sinkhorn. They are differentiated one by one: the implicit gradient needs a linear system that
-        is singular for nearly hard matrices, where its solvers fail. Rows sum to 1 exactly, columns in the limit.
-    """
-    permutation, signed = {}, {}
-    for neurons in arch.hidden:
-        x = logits[neurons.name]
-        if neurons.scaling is Scaling.SIGN:
-            permutation[neurons.name] = _doubly_stochastic(jnp.logaddexp(x, -x), num_iterations)
-            signed[neurons.name] = permutation[neurons.name] * jnp.tanh(x)
-        else:
-            permutation[neurons.name] = signed[neurons.name] = _doubly_stochastic(x, num_iterations)
-    return Soft(permutation, signed)
 
 
 def sinkhorn_matching(
@@ -103,27 +44,29 @@ def sinkhorn_matching(
 ) -> Matching:
     """The best of the elements along a gradient descent on soft permutations and signs (arXiv 2212.12042).
 
-    Adam moves the logits of all hidden layers at once; after every step they are hardened (an assignment, and the sign
-    of the logit at its place, +1 for 0), the element is judged by the objective itself, and the best one is returned:
-    never worse than `start`. The objective is, with `loss_fn` None, the squared distance
-    |target|^2 + |params|^2 - 2 <target, act(Q, params)>. So written it is that of every hard Q, and linear in each
-    layer's matrix, so that nothing is gained by staying soft; |target - soft act|^2 would reward small soft networks.
-    With `loss_fn` it is the loss on the segment between target and the moved network: at its midpoint, or, with a key,
-    at one uniform point of it in every step, judged by the mean over `TIMES` (C_Mid and C_Rnd of the paper).
+    Adam moves the logits of all hidden layers at once (`relaxation.soften`); after every step they are hardened, the
+    element is judged by the objective itself, and the best one is returned: never worse than `start`.
+
+    With `loss_fn` None the objective is the squared distance in the balanced gauge, as
+    |target|^2 + |params|^2 - 2 <target, act(Q, params)>. For a hard Q this is |target - act(Q, params)|^2; for a soft
+    one it is linear in each layer's matrix and gains nothing by staying soft, while |target - act|^2 would, because
+    soft matrices shrink a network. With `loss_fn` the objective is the loss on the segment between target and the moved
+    network: at its midpoint, or, with a key, at one uniform point of it in every step, judged by the mean over `TIMES`
+    (C_Mid and C_Rnd of the paper).
 
     Args:
       arch: of both networks.
       params: the network to transform.
       target: the network to come close to.
-      key: consumed; with it the loss is taken at random points, without it at the midpoint.
+      key: consumed by the random points of the segment; without it the loss is taken at the midpoint.
       loss_fn: of params, a scalar; None for the distance of the weights, without data.
       start: an element to begin with; its positive scales are replaced by the balanced gauge's. None: that of
         `matching.weight_matching`. Layers that the objective does not touch keep it.
       num_steps: of Adam.
       learning_rate: of Adam, on the logits.
       epsilon: the entropy's weight: the matrices are those of logits / epsilon, harder for smaller ones.
-      confidence: how large the logits of the start's places are at first, in units of epsilon. Near 0 the search begins
-        undecided, and `start` is but the result to beat; from 5 on it stays in the neighbourhood of `start`.
+      confidence: how large the logits of the start's places are at first, in units of epsilon; the others are 0. Near 0
+        the search begins undecided, and `start` is but the result to beat; from 5 on it begins in its neighbourhood.
       num_iterations: of Sinkhorn, in every step.
       assign: the assignment solver; None for `assignment.default` of each layer's width.
 
@@ -131,11 +74,11 @@ def sinkhorn_matching(
       The matching; `sweeps` are the steps, and it is converged if the last tenth of them hardened to one element.
 
     Raises:
-      ValueError: if a network or the start does not fit the architecture, on a key without a loss, or on knobs out of
-        their range.
+      ValueError: if a network or the start does not fit the architecture, on a key without a loss, on a number of steps
+        or iterations < 1, or on a learning rate, epsilon or confidence that is no finite number > 0.
     """
-    _check_knobs(num_steps=num_steps, learning_rate=learning_rate, epsilon=epsilon, confidence=confidence)
-    _check_knobs(num_iterations=num_iterations)
+    _check_counts(num_steps=num_steps, num_iterations=num_iterations)
+    _check_positive(learning_rate=learning_rate, epsilon=epsilon, confidence=confidence)
     if key is not None and loss_fn is None:
         raise ValueError("key draws the points at which the loss is taken; expected a loss_fn with it, or neither.")
     pair = _pair(arch, params, target, start)
@@ -145,7 +88,8 @@ def sinkhorn_matching(
 
     def soft_objective(logits: dict[str, Array], t: Array) -> Array:
         sharp = {name: x / epsilon for name, x in logits.items()}
-        return objective(soft_act(pair.arch, relax(pair.arch, sharp, num_iterations=num_iterations), pair.source), t)
+        soft = relaxation.soften(pair.arch, sharp, num_iterations=num_iterations)
+        return objective(relaxation.act(pair.arch, soft, pair.source), t)
 
     def judge(element: Element) -> Array:
         moved = symmetry.act(pair.arch, element, pair.source)
@@ -156,11 +100,11 @@ def sinkhorn_matching(
         t = times[0] if key is None else jax.random.uniform(jax.random.fold_in(key, index))
         updates, opt_state = tx.update(jax.grad(soft_objective)(logits, t), opt_state)
         logits = optax.apply_updates(logits, updates)
-        element = _harden(pair.arch, logits, assign)
+        element = relaxation.harden(pair.arch, logits, assign=assign)
         value = judge(element)
         return (logits, opt_state, _follow(track, element, value < lowest), jnp.minimum(value, lowest)), None
 
-    logits = _logits_of(pair, confidence * epsilon)
+    logits = jax.tree.map(lambda x: confidence * epsilon * x, relaxation.logits_of(pair.arch, pair.start))
     begin = (logits, tx.init(logits), _Track(pair.start, pair.start, jnp.asarray(0)), judge(pair.start))
     (_, _, track, _), _ = jax.lax.scan(step, begin, jnp.arange(num_steps))
     return _matching(arch, pair, track.best, track, num_steps, params, target)
@@ -187,7 +131,7 @@ def straight_through_matching(
 
     Losses of different batches do not compare. So a step's element takes the best one's place where its loss is lower
     on that step's batch, on which both are evaluated; in the end `start`, the best and the last element are evaluated
-    on all batches, and the lowest mean is returned: never worse than `start` on them.
+    on all batches, and the one of the lowest mean is returned: never worse than `start` on them.
 
     Args:
       arch: of both networks.
@@ -208,7 +152,7 @@ def straight_through_matching(
       ValueError: if a network or the start does not fit the architecture, on batches that disagree on the number of
         steps or hold none, or on max_sweeps < 1.
     """
-    _check_knobs(max_sweeps=max_sweeps)
+    _check_counts(max_sweeps=max_sweeps)
     num_steps = _count(batches)
     pair = _pair(arch, params, target, start)
     tx = optax.apply_if_finite(optax.adam(0.01) if tx is None else tx, num_steps)
@@ -234,8 +178,9 @@ def straight_through_matching(
     begin = (free, tx.init(free), _Track(pair.start, pair.start, jnp.asarray(0)))
     (_, _, track), _ = jax.lax.scan(step, begin, batches)
     finalists = jax.tree.map(lambda *leaves: jnp.stack(leaves), pair.start, track.best, track.last)
-    losses = jax.lax.map(lambda batch: jax.vmap(lambda element: of_element(element, batch))(finalists), batches)
-    best = jax.tree.map(lambda leaf: leaf[jnp.argmin(losses.mean(0))], finalists)
+    # One after the other: convolutions with a batch of kernels are slow.
+    means = jax.lax.map(lambda one: jax.lax.map(lambda batch: of_element(one, batch), batches).mean(), finalists)
+    best = jax.tree.map(lambda leaf: leaf[jnp.argmin(means)], finalists)
     return _matching(arch, pair, best, track, num_steps, params, target)
 
 
@@ -266,7 +211,7 @@ class _Track(NamedTuple):
 
     best: Element
     last: Element
-    unchanged: Array
+    unchanged: Int[Array, ""]
 
 
 def _pair(arch: Architecture, params: Params, target: Params, start: Element | None) -> _Pair:
@@ -300,8 +245,7 @@ def _segment_loss(pair: _Pair, loss_fn: Callable[[Any], Array]) -> Callable[[Par
     """(moved, t) -> the loss between goal (t = 0) and moved (t = 1), in the gauge of the target as it came."""
 
     def loss(moved: Params, t: Array) -> Array:
-        point = jax.tree.map(lambda a, b: (1 - t) * a + t * b, pair.goal, moved)
-        return loss_fn(symmetry.act(pair.arch, pair.back, point))
+        return loss_fn(symmetry.act(pair.arch, pair.back, merge.lerp(pair.goal, moved, t)))
 
     return loss
 
@@ -310,47 +254,7 @@ def _inner(a: Params, b: Params) -> Array:
     return jnp.stack([jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]).sum()
 
 
-def _contract(matrix: Array, position: int, value: Array) -> Array:
-    """The matrix along one axis, on which the layer may stand several times."""
-    moved = jnp.moveaxis(value, position, 0)
-    blocks = moved.reshape(-1, len(matrix), *moved.shape[1:])
-    mixed = jnp.einsum("ij,rj...->ri...", matrix, blocks, precision="highest")
-    return jnp.moveaxis(mixed.reshape(moved.shape), 0, position)
-
-
-def _doubly_stochastic(x: Float[Array, "n n"], num_iterations: int) -> Float[Array, "n n"]:
-    solve = sinkhorn.Sinkhorn(
-        min_iterations=num_iterations,
-        max_iterations=num_iterations,
-        inner_iterations=num_iterations,
-        implicit_diff=None,
-    )
-    # Its marginals are 1 / n.
-    return len(x) * solve(linear_problem.LinearProblem(geometry.Geometry(cost_matrix=-x, epsilon=1.0))).matrix
-
-
-def _logits_of(pair: _Pair, size: float) -> dict[str, Array]:
-    """Logits that harden to the start."""
-    return {
-        neurons.name: size
-        * jax.nn.one_hot(pair.start.permutation[neurons.name], neurons.width)
-        * pair.start.scale[neurons.name][:, None]
-        for neurons in pair.arch.hidden
-    }
-
-
-def _harden(arch: Architecture, logits: Mapping[str, Array], assign: Assign | None) -> Element:
-    permutation, scale = {}, {}
-    for neurons in arch.hidden:
-        x, signed = logits[neurons.name], neurons.scaling is Scaling.SIGN
-        solve = assignment.default(neurons.width) if assign is None else assign
-        order = solve(jnp.abs(x) if signed else x).astype(jnp.int32)
-        places = jnp.take_along_axis(x, order[:, None], 1)[:, 0]
-        permutation[neurons.name], scale[neurons.name] = order, jnp.where((places < 0) & signed, -1.0, 1.0)
-    return Element(permutation, scale)
-
-
-def _follow(track: _Track, element: Element, better: Array) -> _Track:
+def _follow(track: _Track, element: Element, better: Bool[Array, ""]) -> _Track:
     same = [jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(track.last), jax.tree.leaves(element), strict=True)]
     # The constant serves networks without hidden layers.
     unchanged = jnp.where(jnp.stack([jnp.asarray(True), *same]).all(), track.unchanged + 1, 0)
@@ -382,10 +286,13 @@ def _count(batches: Any) -> int:
     return int(next(iter(counts))[0])
 
 
-def _check_knobs(**knobs: float) -> None:
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} is {count}; expected a number >= 1.")
+
+
+def _check_positive(**knobs: float) -> None:
     for name, value in knobs.items():
-        if name in ("num_steps", "num_iterations", "max_sweeps"):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected a number >= 1.")
-        elif not (math.isfinite(value) and value > 0):
+        if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} is {value}; expected a finite number > 0.")

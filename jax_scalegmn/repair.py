@@ -211,7 +211,7 @@ def _repaired(arch: Architecture) -> dict[Path, Unit]:
     """The layers that statistics are taken of, in the order of the computation."""
     last = _last(arch.layers)
     # The last layer has no goal, but what a batch normalisation stores is reset there too.
-    return {path: layer for path, layer in _units(arch.layers) if path not in last or isinstance(layer, BatchNorm)}
+    return {path: layer for path, layer in _units(arch.layers) if path not in last}
 
 
 def _units(layers: tuple[Layer, ...], at: Path = ()) -> Iterator[tuple[Path, Unit]]:

@@ -9,7 +9,6 @@ import functools
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture, network
+from jax_scalegmn import architecture, atomic_file, network
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.types import Key, Params
 
@@ -199,11 +198,7 @@ def scales(zoo: Zoo) -> tuple[float, ...]:
     that is zero throughout gets 1.
     """
 
-    def rms(parameter: architecture.Parameter) -> float:
-        value: Any = functools.reduce(lambda node, key: node[key], parameter.path, zoo.params)
-        return math.sqrt(float(jnp.square(value).mean())) or 1.0
-
-    return tuple(rms(parameter) for parameter in zoo.arch.parameters)
+    return tuple(math.sqrt(float(jnp.square(value).mean())) or 1.0 for value in _unpack_stack(zoo))
 
 
 def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
@@ -211,12 +206,12 @@ def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"records/{name}": np.ascontiguousarray(values) for name, values in zoo.records.items()}
-    for parameter, value in zip(zoo.arch.parameters, _unpack_stack(zoo), strict=True):
-        arrays["params/" + "/".join(parameter.path)] = np.ascontiguousarray(value)
+    for where in zoo.arch.arrays:
+        value: Any = functools.reduce(lambda node, key: node[key], where, zoo.params)
+        arrays["params/" + "/".join(where)] = np.ascontiguousarray(value)
     header = {"format": FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(safetensors.numpy.save(arrays, metadata=header))
-    os.replace(file.name, path)
+    with atomic_file.replacing(path, overwrite=True) as written:
+        safetensors.numpy.save_file(arrays, written, metadata=header)
 
 
 def load(path: str | os.PathLike[str]) -> Zoo:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import assignment, builders, matching, network
+from jax_scalegmn import assignment, builders, gauge, matching, network
 from jax_scalegmn.activation_matching import activation_matching
 from jax_scalegmn.architecture import Axis, Scaling
 
@@ -158,19 +158,13 @@ def test_different_networks_get_the_best_of_all_assignments(name, scale):
             np.testing.assert_array_equal(found.element.scale[layer], expected)
 
 
-def test_moved_activations_have_the_targets_size():
+def test_moved_networks_stand_in_the_targets_gauge():
     params, target, x = params_of(RELU, seed=4), params_of(RELU, seed=5), data(RELU)
-    for one in (params, target):
-        one["Dense_0"]["bias"], one["Dense_1"]["bias"] = jnp.linspace(0, 1, 5), jnp.linspace(0, 1, 4)
     found = match_one(RELU, params, target, x)
-    sizes = [
-        np.sqrt(np.square(np.concatenate(list(values_of(RELU, p, x).values()), -1)).mean(0))
-        for p in (support.act(RELU, found.element, params), target, params)
-    ]
-    both = (sizes[0] > 0) & (sizes[1] > 0)
-    assert both.sum() > 5
-    np.testing.assert_allclose(sizes[0][both], sizes[1][both], rtol=1e-4)
-    assert np.abs(np.sort(sizes[2][both]) / np.sort(sizes[1][both]) - 1).max() > 0.1
+    moved = support.act(RELU, found.element, params)
+    own, theirs, ours = (gauge.balance(RELU, one).scale for one in (moved, target, params))
+    assert support.deviation(own, theirs) < 1e-4
+    assert support.deviation(ours, theirs) > 0.1
 
 
 def test_dead_and_constant_neurons_take_what_is_left_over():
@@ -186,8 +180,9 @@ def test_dead_and_constant_neurons_take_what_is_left_over():
         np.testing.assert_array_equal(np.sort(order), np.arange(5))
         live = ~np.isin(planted.permutation["hidden_0"], [1, 3])
         np.testing.assert_array_equal(order[live], planted.permutation["hidden_0"][live])
-        np.testing.assert_allclose(scale[live], planted.scale["hidden_0"][live], rtol=1e-4)
-        np.testing.assert_array_equal(scale[~live], np.ones(2))
+        assert (scale > 0).all()
+        if ours is theirs:
+            np.testing.assert_allclose(scale[live], planted.scale["hidden_0"][live], rtol=1e-4)
         moved = support.act(RELU, found.element, ours)
         assert support.deviation(support.outputs(RELU, moved, x), support.outputs(RELU, ours, x)) < 1e-5
     nothing = jax.tree.map(jnp.zeros_like, params)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import support
+from jax.flatten_util import ravel_pytree
 
 from jax_scalegmn import landscape, merge
 
@@ -71,3 +73,173 @@ def test_bootstrap_of_one_value_is_that_value(key):
 def test_bootstrap_refuses_what_has_no_interval(values, level, message, key):
     with pytest.raises(ValueError, match=message):
         landscape.bootstrap(values, key, level=level)
+
+
+def metrics(params):
+    """Loss, and a vector beside it."""
+    return {"loss": jnp.square(params["x"]).sum(), "place": params["x"]}
+
+
+def test_a_path_carries_any_metrics():
+    ts, found = landscape.path(metrics, A, B, num_points=5)
+    places = np.outer(1 - ts, A["x"]) + np.outer(ts, B["x"])
+    np.testing.assert_allclose(found["place"], places, atol=1e-6)
+    np.testing.assert_allclose(found["loss"], np.square(places).sum(1), atol=1e-6)
+    barrier = landscape.barrier(lambda p: metrics(p)["loss"], A, B, num_points=5)
+    np.testing.assert_array_equal(barrier.losses, found["loss"])
+    assert landscape.height(found["loss"]) == barrier.height
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 99])
+def test_points_in_batches_are_the_points_at_once(batch_size):
+    """Ragged ones too; and that it counts the points at once is seen in the shape that a callback gets."""
+    sizes = []
+
+    def spied(params):
+        def spy(x):
+            sizes.append(x.shape[:-1])
+            return np.float32(np.square(x).sum(-1))
+
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return jax.pure_callback(spy, shape, params["x"], vmap_method="expand_dims")
+
+    whole = landscape.path(lambda p: metrics(p)["loss"], A, B, num_points=5)
+    parts = landscape.path(spied, A, B, num_points=5, batch_size=batch_size)
+    np.testing.assert_allclose(parts.metrics, whole.metrics, rtol=1e-6)
+    assert max(size[0] for size in sizes) == min(batch_size, 5)
+    jitted = jax.jit(lambda a, b: landscape.barrier(lambda p: metrics(p)["loss"], a, b, num_points=5, batch_size=2))
+    np.testing.assert_allclose(jitted(A, B).losses, whole.metrics, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"num_points": 1}, "num_points is 1"), ({"batch_size": 0}, "batch_size is 0; expected 1 or more points")],
+)
+@pytest.mark.parametrize("walk", [landscape.path, landscape.barrier])
+def test_paths_refuse_knobs_that_mean_nothing(walk, options, message):
+    with pytest.raises(ValueError, match=message):
+        walk(lambda p: p["x"].sum(), A, B, **options)
+
+
+def test_a_barrier_is_differentiable():
+    """Of the bump above: its height is |b - a|^2 / 4, whose gradient along a is (a - b) / 2."""
+    slope = jax.grad(lambda a: landscape.barrier(lambda p: -jnp.square(p["x"]).sum(), a, B, num_points=5).height)(A)
+    np.testing.assert_allclose(slope["x"], (A["x"] - B["x"]) / 2, atol=1e-5)
+
+
+def test_a_height_has_two_ends():
+    with pytest.raises(ValueError, match=r"losses have shape \(1,\); expected \[points\]"):
+        landscape.height(jnp.ones(1))
+
+
+def bumps(key, examples):
+    """Losses of examples whose bump is 1 with deviation 0.5, above a chord that all share."""
+    ts = jnp.linspace(0, 1, 9)
+    return (2 + ts)[:, None] + (4 * ts * (1 - ts))[:, None] * (1 + 0.5 * jax.random.normal(key, (examples,)))
+
+
+def test_intervals_of_a_barrier_cover_it_as_often_as_they_say():
+    """An 80 % interval covers the true height 1 in about 80 % of 200 data sets, and shrinks like 1 / sqrt(examples)."""
+    keys = jax.random.split(jax.random.key(1), (200, 2))
+    run = jax.jit(jax.vmap(lambda k: landscape.interval(bumps(k[0], 40), k[1], level=0.8, resamples=300)))
+    found = run(keys)
+    assert 0.7 < ((found.low < 1) & (found.high > 1)).mean() < 0.87
+    assert (found.high - found.low).mean() == pytest.approx(2 * 1.2816 * 0.5 / np.sqrt(40), rel=0.1)
+    assert ((found.low < found.height) & (found.height < found.high)).mean() > 0.95
+
+
+def test_the_interval_of_examples_that_agree_is_a_point(key):
+    losses = jnp.array([0.0, 3.0, 2.0])[:, None] + jnp.arange(5.0)
+    found = landscape.interval(losses, key, resamples=50)
+    np.testing.assert_allclose([found.height, found.low, found.high], 2, atol=1e-5)
+
+
+def test_an_interval_follows_the_barrier_of_means(key):
+    losses = bumps(key, 30)
+    expected = landscape.height(losses.mean(1))
+    np.testing.assert_allclose(landscape.interval(losses, key, resamples=10).height, expected, rtol=1e-6)
+    negative = landscape.interval(-losses, key, resamples=10)
+    assert negative.height == pytest.approx(0, abs=1e-5)
+    assert negative.low >= 0
+
+
+@pytest.mark.parametrize(
+    ("losses", "level", "message"),
+    [
+        (jnp.ones((3, 4)), 1.0, "level is 1.0"),
+        (jnp.ones((1, 4)), 0.9, r"losses have shape \(1, 4\); expected \[points, examples\]"),
+        (jnp.ones((3, 0)), 0.9, r"losses have shape \(3, 0\)"),
+    ],
+)
+def test_an_interval_needs_points_and_examples(losses, level, message, key):
+    with pytest.raises(ValueError, match=message):
+        landscape.interval(losses, key, level=level)
+
+
+THREE = [{"w": jnp.array(w), "b": jnp.array([b])} for w, b in (([1.0, 1.0], 0.0), ([3.0, 1.0], 0.0), ([2.0, 1.0], 4.0))]
+
+
+def bowl(params):
+    return jnp.square(params["w"]).sum() + 3 * params["b"][0]
+
+
+def test_a_plane_by_hand():
+    """u lies along the first weight, v along the bias: the loss in coordinates is (1 + x)^2 + 1 + 3 y."""
+    plane = jax.jit(lambda a, b, c: landscape.plane(bowl, a, b, c, num_points=5, margin=0.5))(*THREE)
+    np.testing.assert_allclose(plane.corners, [[0, 0], [2, 0], [1, 4]], atol=1e-6)
+    np.testing.assert_allclose(plane.xs, np.linspace(-1, 3, 5), atol=1e-6)
+    np.testing.assert_allclose(plane.ys, np.linspace(-2, 6, 5), atol=1e-6)
+    expected = (1 + np.linspace(-1, 3, 5))[None] ** 2 + 1 + 3 * np.linspace(-2, 6, 5)[:, None]
+    np.testing.assert_allclose(plane.losses, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_plane_passes_through_its_three_networks(seed):
+    """Distances between corners are those of the networks, and at the corners the grid has the networks' losses."""
+    networks = [support.random_params(support.ARCHITECTURES["relu mlp"], 3 * seed + i) for i in range(3)]
+    flat = [ravel_pytree(one)[0] for one in networks]
+
+    def loss(params):
+        return jnp.sin(ravel_pytree(params)[0]).sum()
+
+    plane = landscape.plane(loss, *networks, num_points=3, margin=0.0, batch_size=2)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        np.testing.assert_allclose(
+            jnp.linalg.norm(plane.corners[i] - plane.corners[j]), jnp.linalg.norm(flat[i] - flat[j]), rtol=1e-5
+        )
+    # In general position the grid without a margin begins at a (and at b or c, or to the left of it) and ends at c.
+    row = {0: 0, 1: 0, 2: -1}
+    seen = 0
+    for i, (x, _) in enumerate(plane.corners):
+        for column in (0, -1):
+            if abs(plane.xs[column] - x) < 1e-5:
+                np.testing.assert_allclose(plane.losses[row[i], column], loss(networks[i]), rtol=1e-4, atol=1e-4)
+                seen += 1
+    assert seen >= 2
+
+
+@pytest.mark.parametrize("third", [lambda a, b: a, lambda a, b: b, lambda a, b: merge.lerp(a, b, 3.0)])
+def test_three_networks_on_a_line_have_no_plane(third):
+    networks = [support.random_params(support.ARCHITECTURES["relu mlp"], i) for i in range(2)]
+    networks.append(third(*networks))
+    with pytest.raises(ValueError, match="a, b and c lie on one line"):
+        landscape.plane(lambda p: jnp.zeros(()), *networks)
+    with pytest.raises(ValueError, match="a, b and c lie on one line"):
+        landscape.plane(lambda p: jnp.zeros(()), networks[0], networks[0], networks[1])
+    # Where the values are not at hand: numbers all the same, not NaN.
+    plane = jax.jit(lambda a, b, c: landscape.plane(lambda p: p["Dense_0"]["bias"].sum(), a, b, c, num_points=2))
+    assert np.isfinite(plane(networks[0], networks[0], networks[1]).losses).all()
+
+
+@pytest.mark.parametrize(
+    ("c", "options", "message"),
+    [
+        ({"w": jnp.zeros(2)}, {}, "a and c differ in structure"),
+        (THREE[2], {"num_points": 1}, "num_points is 1 and margin 0.2"),
+        (THREE[2], {"margin": -0.1}, "margin -0.1"),
+        (THREE[2], {"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_a_plane_refuses_other_networks_and_empty_grids(c, options, message):
+    with pytest.raises(ValueError, match=message):
+        landscape.plane(bowl, *THREE[:2], c, **options)

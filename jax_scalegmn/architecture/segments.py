@@ -101,7 +101,11 @@ class Layers:
 
     def roots(self, layer: int) -> list[tuple[int, tuple[int, ...]]]:
         """The layers that a layer turned out to be, each with the parts that a degree on it gets."""
-        return [(s.layer, s.degrees[0] or ()) for s in self.resolve((Segment(layer, 1, ((0,),)),))]  # type: ignore[misc]
+        found: dict[tuple[int, tuple[int, ...]], None] = {}
+        for segment in self.resolve((Segment(layer, 1, ((0,),)),)):
+            assert isinstance(segment.layer, int)
+            found[segment.layer, (segment.degrees[0] or ())[1:]] = None
+        return list(found)
 
     def is_fixed(self, segment: Segment) -> bool:
         """Whether no group acts along it."""
@@ -175,7 +179,7 @@ class Layers:
         assert isinstance(small.layer, int)
         assert isinstance(large.layer, int)
         width, wide = self._widths[small.layer], self._widths[large.layer]
-        if wide > self.size(small) or (small.repeat == 1 and wide > width):
+        if wide > self.size(small):
             self._cut(large.layer, self.size(small))
         elif wide % width == 0:
             self._bind(large.layer, small.layer, wide // width)

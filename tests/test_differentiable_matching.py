@@ -1,0 +1,261 @@
+"""Gradient steps find what was planted, end no worse than they began, and lower losses that the weights do not tell."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import support
+
+from jax_scalegmn import assignment, builders, matching, merge, network, symmetry
+from jax_scalegmn.differentiable_matching import TIMES, sinkhorn_matching, straight_through_matching
+
+PAIRS = 20
+NETWORKS = {
+    "siren": builders.siren((2, 5, 5, 1)),
+    "relu mlp": builders.mlp((3, 5, 5, 2)),
+    "tanh cnn": support.ARCHITECTURES["tanh cnn"],
+    "residual relu": support.HAND_WRITTEN["residual relu"][0],
+    "residual tanh": support.HAND_WRITTEN["residual tanh"][0],
+}
+TANH = builders.mlp((2, 6, 6, 1), "tanh")
+act = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
+similarity = jax.jit(jax.vmap(matching.similarity, (None, 0, 0)))
+
+
+@functools.cache
+def by_sinkhorn(name):
+    """(params, target, start) -> matchings of a stack of pairs; compiled once."""
+    options = {"num_steps": 60, "learning_rate": 0.2, "assign": assignment.scipy}
+
+    def one(params, target, start):
+        return sinkhorn_matching(NETWORKS[name], params, target, start=start, **options)
+
+    return jax.jit(jax.vmap(one))
+
+
+@functools.cache
+def unrelated(name):
+    """Pairs of different networks, random starts, the similarities there, and the matchings."""
+    arch = NETWORKS[name]
+    params, target = (support.random_params(arch, seed, models=(PAIRS,)) for seed in (1, 2))
+    start = support.random_elements(arch, PAIRS, seed=3)
+    found = by_sinkhorn(name)(params, target, start)
+    unscaled = start._replace(scale={k: jnp.sign(s) for k, s in start.scale.items()})
+    return params, target, start, similarity(arch, act(arch, unscaled, balanced(arch, params)), target), found
+
+
+def balanced(arch, params):
+    return jax.jit(jax.vmap(functools.partial(matching.gauge.balanced, arch)))(params)
+
+
+def recovered(found, planted):
+    """Which pairs of a stack have every permutation and sign, and every positive scale to 1e-4."""
+    right = True
+    for name, order in planted.permutation.items():
+        ratio = np.asarray(found.element.scale[name]) / planted.scale[name]
+        right &= (np.asarray(found.element.permutation[name]) == order).all(-1)
+        right &= (np.abs(ratio - 1) < 1e-4).all(-1)
+    return right
+
+
+def identities(arch):
+    return jax.tree.map(lambda leaf: jnp.tile(leaf, (PAIRS, 1)), symmetry.identity(arch))
+
+
+@functools.cache
+def regression():
+    """Eight pairs of small networks trained apart on one regression: params, target, the loss and its data."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.uniform(-1, 1, (48, 2)), "float32")
+    data = x, jnp.sin(3 * x[:, :1]) * jnp.cos(2 * x[:, 1:])
+
+    def loss_fn(params, batch):
+        outputs = jax.vmap(lambda one: network.apply(TANH, params, one))(batch[0])
+        return jnp.square(outputs - batch[1]).mean()
+
+    @jax.jit
+    @jax.vmap
+    def fit(params):
+        def step(state, _):
+            params, opt_state = state
+            updates, opt_state = tx.update(jax.grad(loss_fn)(params, data), opt_state)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), None, length=300)[0][0]
+
+    tx = optax.adam(0.02)
+    stack = fit(support.random_params(TANH, models=(16,)))
+    assert (jax.jit(jax.vmap(lambda one: loss_fn(one, data)))(stack) < 0.05).all()
+    return support.rows(stack, slice(0, 8)), support.rows(stack, slice(8, 16)), loss_fn, data
+
+
+def losses(elements, times):
+    """The mean loss at these points between the target and the moved params, for every pair."""
+    params, target, loss_fn, data = regression()
+
+    def one(element, params, target):
+        moved = symmetry.act(TANH, element, params)
+        return jnp.stack([loss_fn(merge.lerp(target, moved, t), data) for t in times]).mean()
+
+    return jax.jit(jax.vmap(one))(elements, params, target)
+
+
+@functools.cache
+def by_weights():
+    params, target, *_ = regression()
+    return jax.jit(jax.vmap(functools.partial(matching.weight_matching, TANH)))(params, target).element
+
+
+# --- Sinkhorn ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sinkhorn_recovers_the_planted_element_in_20_of_20(name):
+    """From the identity, which itself is right in none; rescales of exp(2 x normal) come out to 1e-4."""
+    arch = NETWORKS[name]
+    params, start = support.random_params(arch, models=(PAIRS,)), identities(arch)
+    planted = support.random_elements(arch, PAIRS)
+    planted = planted._replace(scale={k: np.sign(s) * np.abs(s) ** 2 for k, s in planted.scale.items()})
+    found = by_sinkhorn(name)(params, act(arch, planted, params), start)
+    assert recovered(found, planted).all()
+    assert not recovered(found._replace(element=start), planted).any()
+    np.testing.assert_allclose(found.similarity, 1, atol=1e-5)
+    assert (found.sweeps == 60).all()
+    assert found.converged.all()
+
+
+@pytest.mark.parametrize("name", ["siren", "relu mlp", "tanh cnn"])
+def test_sinkhorn_never_ends_below_its_start(name):
+    """Of unrelated networks, too; its similarity is that of the network it returns, whose function is the given one."""
+    arch = NETWORKS[name]
+    params, target, _, before, found = unrelated(name)
+    moved = act(arch, found.element, params)
+    assert (found.similarity >= before - 1e-6).all()
+    assert (found.similarity > before + 0.1).mean() > 0.8
+    np.testing.assert_allclose(found.similarity, similarity(arch, moved, target), atol=1e-5)
+    x = jnp.stack([support.example(arch)] * PAIRS)
+    function = jax.jit(jax.vmap(support.outputs, (None, 0, 0)))
+    assert support.deviation(function(arch, moved, x), function(arch, params, x)) < 1e-5
+
+
+def test_sinkhorn_starts_at_weight_matching_by_default():
+    """One step of no size gives that start back; so the result never lies below weight matching's."""
+    arch = NETWORKS["siren"]
+    params, target, *_ = unrelated("siren")
+    expected = jax.jit(jax.vmap(functools.partial(matching.weight_matching, arch)))(params, target)
+    still = functools.partial(sinkhorn_matching, arch, num_steps=1, learning_rate=1e-9)
+    found = jax.jit(jax.vmap(still))(params, target)
+    for got, wanted in zip(jax.tree.leaves(found.element), jax.tree.leaves(expected.element), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert found.converged.all()
+
+
+def test_sinkhorn_one_by_one_is_sinkhorn_of_a_stack():
+    arch = NETWORKS["siren"]
+    params, target, start, _, found = unrelated("siren")
+    alone = jax.jit(functools.partial(sinkhorn_matching, arch, num_steps=60, learning_rate=0.2))
+    for index in range(3):
+        one = alone(support.rows(params, index), support.rows(target, index), start=support.rows(start, index))
+        together = support.rows(found, index)
+        for got, wanted in zip(jax.tree.leaves(one), jax.tree.leaves(together), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("zero", ["params", "target", "both"])
+def test_sinkhorn_of_zeros_loses_no_neuron(zero):
+    arch = NETWORKS["siren"]
+    some = support.random_params(arch, models=(PAIRS,))
+    none = jax.tree.map(jnp.zeros_like, some)
+    pair = [none if zero in (name, "both") else some for name in ("params", "target")]
+    found = by_sinkhorn("siren")(*pair, identities(arch))
+    for order, scale in zip(found.element.permutation.values(), found.element.scale.values(), strict=True):
+        np.testing.assert_array_equal(np.sort(order), np.arange(5) + np.zeros((PAIRS, 1)))
+        np.testing.assert_array_equal(np.abs(scale), 1)
+    np.testing.assert_array_equal(found.similarity, 0)
+
+
+@pytest.mark.parametrize("random", [False, True], ids=["midpoint", "random points"])
+def test_sinkhorn_with_a_loss_lowers_it_where_weights_do_not_tell(random):
+    """On networks trained apart: never above weight matching's element, below it on the mean by a tenth."""
+    params, target, loss_fn, data = regression()
+    keys = jax.random.split(jax.random.key(0), 8) if random else None
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, 0, 0 if random else None, 0))
+    def match(params, target, key, start):
+        options = {"num_steps": 60, "learning_rate": 0.3, "assign": assignment.scipy}
+        return sinkhorn_matching(
+            TANH, params, target, key, loss_fn=lambda p: loss_fn(p, data), start=start, confidence=1.0, **options
+        )
+
+    times = TIMES if random else (0.5,)
+    before, after = losses(by_weights(), times), losses(match(params, target, keys, by_weights()).element, times)
+    assert (after <= before * (1 + 1e-5)).all()
+    assert after.mean() < 0.9 * before.mean()
+
+
+def test_layers_that_the_loss_does_not_touch_keep_the_start():
+    """A loss of the first kernel alone: it moves the first layer's element, and no other's."""
+    arch = NETWORKS["siren"]
+    params, target, start, *_ = unrelated("siren")
+
+    @jax.jit
+    @jax.vmap
+    def match(params, target, start):
+        options = {"start": start, "num_steps": 60, "learning_rate": 0.2, "assign": assignment.scipy}
+        return sinkhorn_matching(
+            arch, params, target, loss_fn=lambda p: -jnp.square(p["Dense_0"]["kernel"]).sum(), **options
+        ).element
+
+    found = match(params, target, start)
+    for got, begun in zip(found, start, strict=True):
+        np.testing.assert_array_equal(got["hidden_1"], begun["hidden_1"])
+    assert (np.asarray(found.permutation["hidden_0"]) != start.permutation["hidden_0"]).any(-1).all()
+
+
+# --- straight-through -------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def straight_through():
+    """On the regression: the matchings from weight matching's elements, by 60 steps on all data."""
+    params, target, loss_fn, data = regression()
+    batches = jax.tree.map(lambda leaf: jnp.tile(leaf, (60, 1, 1)), data)
+
+    @jax.jit
+    @jax.vmap
+    def match(params, target):
+        return straight_through_matching(
+            TANH, params, target, loss_fn, batches, tx=optax.adam(0.03), assign=assignment.scipy
+        )
+
+    return match, match(params, target)
+
+
+def test_straight_through_lowers_the_midpoint_loss_where_weights_do_not_tell():
+    """On networks trained apart: never above weight matching's element, below it on the mean by a tenth."""
+    params, target, *_ = regression()
+    _, found = straight_through()
+    before, after = losses(by_weights(), (0.5,)), losses(found.element, (0.5,))
+    assert (after <= before * (1 + 1e-5)).all()
+    assert after.mean() < 0.9 * before.mean()
+    moved = act(TANH, found.element, params)
+    np.testing.assert_allclose(found.similarity, similarity(TANH, moved, target), atol=1e-5)
+    x = jnp.stack([support.example(TANH)] * 8)
+    function = jax.jit(jax.vmap(support.outputs, (None, 0, 0)))
+    assert support.deviation(function(TANH, moved, x), function(TANH, params, x)) < 1e-5
+    assert (found.sweeps == 60).all()
+    assert found.converged.any()
+
+
+def test_straight_through_keeps_planted_elements():
+    """8 of 8: weight matching's start is the planted element, whose midpoint no step can beat."""
+    params, *_ = regression()
+    planted = support.random_elements(TANH, 8)
+    match, _ = straight_through()
+    found = match(params, act(TANH, planted, params))
+    assert recovered(found, planted).all()
+    np.testing.assert_allclose(found.similarity, 1, atol=1e-5)
