@@ -1,9 +1,9 @@
 """Activation matching: neurons go together that compute alike on data.
 
 Each hidden layer is matched by itself, in one pass over the examples and without any search, from the correlations of
-the two networks' activations (Li et al. 2016, arXiv 1511.07543, section 3.1; Ainsworth et al. 2023, arXiv 2209.04836,
+the two networks' activations (Li et al. 2016, arXiv 1511.07543; Ainsworth et al. 2023, arXiv 2209.04836,
 section 3.1). What a neuron computes on the data is all that counts: neurons that are dead or constant there
-can't be told from each other, whatever their weights are.
+cannot be told from each other, whatever their weights are.
 """
 
 from collections.abc import Mapping
@@ -135,7 +135,7 @@ def _products(theirs: Float[Array, "values n"], ours: Float[Array, "values n"], 
 
 
 def _together(a: _Products, b: _Products) -> _Products:
-    """The averages over both sets of values, without cancellation (Chan et al. 1983, equation 2.1)."""
+    """The averages over both sets of values, without cancellation (Chan et al. 1983)."""
     values = a.values + b.values
     share = b.values / values
 

@@ -93,7 +93,7 @@ def sinkhorn_matching(
 
     def judge(element: Element) -> Array:
         moved = symmetry.act(pair.arch, element, pair.source)
-        return _or_infinity(jnp.stack([objective(moved, t) for t in times]).mean())
+        return _or_infinity(jax.lax.map(lambda t: objective(moved, t), times).mean())
 
     def step(state: tuple[Any, Any, _Track, Array], index: Array) -> tuple[Any, None]:
         logits, opt_state, track, lowest = state

@@ -29,7 +29,7 @@ def over_examples(x: Float[Array, "*positions channels"]) -> Moments:
 
 
 def pooled(parts: Moments, counts: Float[Array, " batches"]) -> Moments:
-    """The moments of all examples from those of batches: exact, and without cancellation (Chan et al. 1983, eq. 2.1).
+    """The moments of all examples from those of batches: exact, and without cancellation (Chan et al. 1983).
 
     Args:
       parts: of the batches, each array with a leading axis [batches].

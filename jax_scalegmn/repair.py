@@ -1,7 +1,7 @@
 """REPAIR: a merged network whose neurons vary on data as those of the networks that it was merged from.
 
 The mean of two aligned networks has neurons whose pre-activations vary less than those of either, and the more so the
-deeper they stand. REPAIR (Jordan et al. 2023, arXiv 2211.08403, section 3) shifts and rescales every channel until its
+deeper they stand. REPAIR (Jordan et al. 2023, arXiv 2211.08403) shifts and rescales every channel until its
 mean and its standard deviation are the average ones of the end points, and folds that into the weights: the repaired
 network is one of the same architecture, without anything added.
 """
@@ -42,7 +42,7 @@ def repair(
     """The merged network with every hidden channel's mean and standard deviation on data those of the end points.
 
     mean = sum_i w_i mean_i and std = sum_i w_i std_i of the end points i, over examples and positions, of what each
-    layer gives in front of its activation (arXiv 2211.08403, equation 4). Layer after layer, each with those before it
+    layer gives in front of its activation (arXiv 2211.08403). Layer after layer, each with those before it
     repaired already: kernel' = g kernel, bias' = g (bias - mean) + goal, g = goal's std / std. Where a normalisation
     follows a Dense or a Conv, its scale and bias are corrected in the place of kernel and bias; the statistics that a
     batch normalisation stores become those of the data first.
@@ -67,10 +67,11 @@ def repair(
         architecture.check_stack(arch, networks, name="networks")
     merge.count(networks)
     last = _last(arch.layers)
+    hidden = {path: layer for path, layer in _units(arch.layers) if path not in last}
 
     def statistics(one: Params) -> dict[Path, Goal]:
-        found = _measured(arch, one, x, batch_size, entering=False)
-        return {path: Goal(mean, jnp.sqrt(var)) for path, (mean, var) in found.items() if path not in last}
+        found = _measured(arch, one, x, hidden, batch_size, entering=False)
+        return {path: Goal(mean, jnp.sqrt(var)) for path, (mean, var) in found.items()}
 
     # One network after the other: their activations need not fit into memory together.
     found = jax.lax.map(statistics, networks)
@@ -117,16 +118,21 @@ class _Watched(network.Hook):
 
 
 def _measured(
-    arch: Architecture, params: Params, x: Array, batch_size: int | None, *, entering: bool
+    arch: Architecture,
+    params: Params,
+    x: Array,
+    layers: Mapping[Path, Unit],
+    batch_size: int | None,
+    *,
+    entering: bool,
 ) -> dict[Path, Moments]:
-    """The moments of all that is repaired, by path; with `entering`, of batch normalisations what they are given."""
-    repaired = _repaired(arch)
+    """The moments of what those layers give; with `entering`, of batch normalisations what they are given."""
 
     def of_example(x: Array) -> dict[Path, Moments]:
         found: dict[Path, Moments] = {}
 
         def watch(path: Path, layer: Unit, params: Params, x: Array) -> Params:
-            if path in repaired:
+            if path in layers:
                 given = entering and isinstance(layer, BatchNorm)
                 found[path] = moments.over_examples(x if given else layer_functions.compute(layer, params, x))
             return params
@@ -148,14 +154,15 @@ def _mended(
     arch: Architecture, params: Params, x: Array, goals: Mapping[Path, Goal], batch_size: int | None
 ) -> dict[str, Any]:
     """The network with the data's statistics in its batch normalisations, and the goals in the layers that have one."""
+    # All batch normalisations, those of the outputs too, for what they store.
+    layers = {path: layer for path, layer in _units(arch.layers) if path in goals or isinstance(layer, BatchNorm)}
     if batch_size is None:
-        return _mended_at_once(arch, params, x, goals)
-    repaired = _repaired(arch)
+        return _mended_at_once(arch, params, x, layers, goals)
 
     def mend(index: Array, params: Params) -> dict[str, Any]:
-        found = _measured(arch, params, x, batch_size, entering=True)
+        found = _measured(arch, params, x, layers, batch_size, entering=True)
         changed = {}
-        for place, (path, layer) in enumerate(repaired.items()):
+        for place, (path, layer) in enumerate(layers.items()):
             own = _at(params, path)
             for name, value in _corrected(layer, own, found[path], goals.get(path)).items():
                 # What stands behind this layer was measured with it as it was: its turn comes in a later pass.
@@ -163,17 +170,17 @@ def _mended(
         return variables.replace(params, changed)
 
     begin = architecture.pack(arch, [jnp.asarray(value) for value in architecture.unpack(arch, params)])
-    return jax.lax.fori_loop(0, len(repaired), mend, begin)
+    return jax.lax.fori_loop(0, len(layers), mend, begin)
 
 
-def _mended_at_once(arch: Architecture, params: Params, x: Array, goals: Mapping[Path, Goal]) -> dict[str, Any]:
-    repaired = _repaired(arch)
-
+def _mended_at_once(
+    arch: Architecture, params: Params, x: Array, layers: Mapping[Path, Unit], goals: Mapping[Path, Goal]
+) -> dict[str, Any]:
     def of_example(x: Array) -> dict[Path, Array]:
         changed: dict[Path, Array] = {}
 
         def watch(path: Path, layer: Unit, params: Params, x: Array) -> Params:
-            if path not in repaired:
+            if path not in layers:
                 return params
             out = x if isinstance(layer, BatchNorm) else layer_functions.compute(layer, params, x)
             values = _corrected(layer, params, moments.over_examples(out), goals.get(path))
@@ -205,13 +212,6 @@ def _corrected(layer: Unit, params: Params, found: Moments, goal: Goal | None) -
         if "bias" in params:
             values["bias"] = (params["bias"] - found.mean) * gain + goal.mean
     return {name: value.astype(params[name].dtype) for name, value in values.items()}
-
-
-def _repaired(arch: Architecture) -> dict[Path, Unit]:
-    """The layers that statistics are taken of, in the order of the computation."""
-    last = _last(arch.layers)
-    # The last layer has no goal, but what a batch normalisation stores is reset there too.
-    return {path: layer for path, layer in _units(arch.layers) if path not in last}
 
 
 def _units(layers: tuple[Layer, ...], at: Path = ()) -> Iterator[tuple[Path, Unit]]:

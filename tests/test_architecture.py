@@ -10,7 +10,7 @@ import pytest
 import support
 from flax import linen as nn
 
-from jax_scalegmn import architecture, builders, graph, matching, network
+from jax_scalegmn import architecture, builders, graph, matching, network, testing
 from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
 
 SIREN = support.ARCHITECTURES["siren"]
@@ -227,3 +227,93 @@ def test_kernels_lead_from_what_they_read_to_what_they_feed(reads, feeds, messag
     neurons = (Neurons("x", 2, Scaling.FIXED), Neurons("h", 2, Scaling.SIGN))
     with pytest.raises(ValueError, match=message):
         Architecture("wrong", neurons, (Parameter(("kernel",), (reads, feeds)),))
+
+
+# Blocks: a kernel that reads a concatenation of two neuron layers, [3 + 4, 2], between them.
+CONCATENATION = Architecture(
+    "concatenation",
+    (
+        Neurons("input", 2, Scaling.FIXED),
+        Neurons("left", 3, Scaling.SIGN),
+        Neurons("right", 4, Scaling.POSITIVE),
+        Neurons("output", 2, Scaling.FIXED),
+    ),
+    (
+        Parameter(("left", "kernel"), (Axis("input", -1), Axis("left", 1))),
+        Parameter(("right", "kernel"), (Axis("input", -1), Axis("right", 1))),
+        Parameter(("head", "kernel"), (Axis("left", -1), Axis("output", 1)), (0, 0)),
+        Parameter(("head", "kernel"), (Axis("right", -1), Axis("output", 1)), (3, 0)),
+        Parameter(("head", "bias"), (Axis("output", 1),)),
+    ),
+)
+
+
+def concatenation(params, x):
+    left, right = jnp.tanh(x @ params["left"]["kernel"]), jax.nn.relu(x @ params["right"]["kernel"])
+    return jnp.concatenate([left, right], -1) @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def test_blocks_are_parts_of_an_array():
+    params = support.random_params(CONCATENATION)
+    blocks = architecture.unpack(CONCATENATION, params)
+    assert params["head"]["kernel"].shape == CONCATENATION.arrays["head", "kernel"] == (7, 2)
+    np.testing.assert_array_equal(blocks[2], params["head"]["kernel"][:3])
+    np.testing.assert_array_equal(blocks[3], params["head"]["kernel"][3:])
+    support.assert_identical(architecture.pack(CONCATENATION, blocks), params)
+    stack = support.random_params(CONCATENATION, models=(3,))
+    assert architecture.check_stack(CONCATENATION, stack) == 3
+    support.assert_identical(
+        jax.vmap(lambda p: architecture.pack(CONCATENATION, architecture.unpack(CONCATENATION, p)))(stack), stack
+    )
+    with pytest.raises(ValueError, match=r"\['head'\]\['kernel'\] has shape \(3, 2\); .* expects \(7, 2\)"):
+        architecture.unpack(CONCATENATION, {**params, "head": {**params["head"], "kernel": blocks[2]}})
+
+
+def test_blocks_go_through_json_and_whole_arrays_are_written_as_before():
+    described = json.loads(json.dumps(CONCATENATION.as_json()))
+    assert architecture.from_json(described) == CONCATENATION
+    assert [len(fields) for fields in described["parameters"]] == [2, 2, 3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        (((0, 0), (2, 0)), r"blocks of shapes \(3, 2\) at \(0, 0\) and \(4, 2\) at \(2, 0\) overlap"),
+        (((0, 0), (4, 0)), r"shape \(8, 2\) has blocks for 14 of its 16 entries"),
+        (((1, 0), (4, 0)), r"shape \(8, 2\) has blocks for 14 of its 16 entries"),
+        (((-3, 0), (0, 0)), "expected offsets >= 0"),
+        (((0,), (3,)), "expected as many of each"),
+        (((), (3, 0)), "each with its start"),
+    ],
+)
+def test_blocks_that_overlap_or_leave_a_gap_are_refused(starts, message):
+    blocks = [
+        dataclasses.replace(block, start=start)
+        for block, start in zip(CONCATENATION.parameters[2:4], starts, strict=True)
+    ]
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(
+            CONCATENATION, parameters=(*CONCATENATION.parameters[:2], *blocks, *CONCATENATION.parameters[4:])
+        )
+
+
+def test_the_group_acts_on_blocks():
+    """And a description with the blocks' layers exchanged is a wrong one."""
+    params, x = support.random_params(CONCATENATION), jnp.asarray([[1.0, 0.5], [-0.3, 2.0]])
+    testing.assert_function_preserved(CONCATENATION, concatenation, params, x)
+    whole = Parameter(("head", "kernel"), (7, Axis("output", 1)))
+    unread = dataclasses.replace(
+        CONCATENATION, parameters=(*CONCATENATION.parameters[:2], whole, CONCATENATION.parameters[4])
+    )
+    with pytest.raises(AssertionError, match=r"acts wrongly: \['left', 'right'\]"):
+        testing.assert_function_preserved(unread, concatenation, params, x)
+
+
+def test_matching_and_graphs_see_blocks_as_arrays():
+    params = support.random_params(CONCATENATION)
+    moved = support.act(CONCATENATION, support.rows(support.random_elements(CONCATENATION, 1), 0), params)
+    found = jax.jit(matching.weight_matching)(CONCATENATION, params, moved)
+    assert support.deviation(support.act(CONCATENATION, found.element, params), moved) < 1e-5
+    built = graph.from_params(CONCATENATION, params)
+    assert built.edges.shape[0] == 2 * 3 + 2 * 4 + 3 * 2 + 4 * 2
+    support.assert_identical(graph.to_params(CONCATENATION, built), params)

@@ -59,7 +59,7 @@ def test_signs_are_the_second_half_of_a_larger_transport_problem():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_large_logits_soften_to_what_they_harden_to(seed):
-    """Where one assignment stands out: of nearly equal ones, the mean is softer for longer."""
+    """Where one assignment stands out; nearly hard columns come to 1 as slowly as one over the iterations."""
     planted = support.rows(support.random_elements(MIXED, 5, seed=1), seed)
     noise = random_logits(MIXED, seed, size=0.2)
     logits = jax.tree.map(jnp.add, relaxation.logits_of(MIXED, planted), noise)
@@ -67,7 +67,7 @@ def test_large_logits_soften_to_what_they_harden_to(seed):
     large = soften(MIXED, jax.tree.map(lambda x: 60 * x, logits), num_iterations=200)
     small = soften(MIXED, logits, num_iterations=200)
     for name, matrix in relaxation.logits_of(MIXED, element).items():
-        np.testing.assert_allclose(large.signed[name], matrix, atol=1e-3)
+        np.testing.assert_allclose(large.signed[name], matrix, atol=5e-3)
         assert np.abs(small.signed[name] - matrix).max() > 0.1
 
 

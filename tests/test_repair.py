@@ -185,7 +185,7 @@ def test_copies_of_a_network_repair_it_to_itself(name):
 
 
 def test_a_collapsed_merge_varies_again():
-    """The mean of independent networks: the deeper, the flatter (arXiv 2211.08403, figure 2); mended in every layer."""
+    """The mean of independent networks: the deeper, the flatter (arXiv 2211.08403); mended in every layer."""
     stack, x = stack_of(DEEP, 2), data(DEEP, 200)
     merged = merge.average(stack)
 
@@ -259,20 +259,22 @@ def test_channels_that_do_not_vary_keep_their_size():
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(repaired))
 
 
-def test_a_constant_channel_in_front_of_a_batch_norm_is_not_blown_up():
-    """The roundings of a constant are no variance."""
+def normed_mlp(epsilon):
     neurons = (Neurons("input", 3, Scaling.FIXED), Neurons("units", 4, Scaling.POSITIVE))
     neurons += (Neurons("output", 2, Scaling.FIXED),)
+    powers = zip(VECTORS, (1, 1, 0, 0), strict=True)
     parameters = (
         Parameter(("up", "kernel"), (Axis("input", -1), Axis("units", 0))),
-        *(
-            Parameter(("norm", name), (Axis("units", power),))
-            for name, power in zip(VECTORS, (1, 1, 0, 0), strict=True)
-        ),
+        *(Parameter(("norm", name), (Axis("units", power),)) for name, power in powers),
         Parameter(("head", "kernel"), (Axis("units", -1), Axis("output", 1))),
     )
-    layers = (Dense("up", None), BatchNorm("norm", 1e-5, Activation("relu")), Dense("head", None))
-    arch = Architecture("normed mlp", neurons, parameters, layers)
+    layers = (Dense("up", None), BatchNorm("norm", epsilon, Activation("relu")), Dense("head", None))
+    return Architecture("normed mlp", neurons, parameters, layers)
+
+
+def test_a_constant_channel_in_front_of_a_batch_norm_is_not_blown_up():
+    """The roundings of a constant are no variance."""
+    arch = normed_mlp(1e-5)
     stack, x = stack_of(arch), data(arch).at[:, 0].set(0.37)
     merged = merge.average(stack)
     merged["up"]["kernel"] = merged["up"]["kernel"].at[1:, 2].set(0)
@@ -283,6 +285,26 @@ def test_a_constant_channel_in_front_of_a_batch_norm_is_not_blown_up():
         assert repaired["norm"]["scale"][2] == merged["norm"]["scale"][2]
         assert (repaired["norm"]["scale"] != merged["norm"]["scale"]).sum() == 3
         assert np.abs(support.outputs(arch, repaired, x)).max() < 100
+
+
+def test_batch_norms_of_large_epsilon_and_without_scale():
+    """Large epsilons shrink what a norm gives; where its scale is 0 there is no channel to rescale."""
+    arch = normed_mlp(0.5)
+    stack, x = stack_of(arch), data(arch)
+    merged = merge.average(stack)
+    merged["norm"]["scale"] = merged["norm"]["scale"].at[1].set(0)
+
+    def given(params):
+        norm = {name: np.float64(value) for name, value in params["norm"].items()}
+        values = np.float64(x) @ np.float64(params["up"]["kernel"])
+        return {("norm",): (values - norm["mean"]) / np.sqrt(norm["var"] + 0.5) * norm["scale"] + norm["bias"]}
+
+    goal = mean_statistics(given, stack, np.ones(3))["norm",]
+    for size in (None, 5):
+        repaired = mend(arch, merged, stack, x, batch_size=size)
+        mean, std = statistics(given(repaired))["norm",]
+        np.testing.assert_allclose(mean, goal[0], atol=1e-5)
+        np.testing.assert_allclose(std, np.where(np.arange(4) == 1, 0, goal[1]), rtol=1e-4)
 
 
 def test_without_a_bias_channels_are_rescaled_alone():

@@ -12,6 +12,7 @@ from jax_scalegmn.architecture.description import (
     from_json,
     restrict,
 )
+from jax_scalegmn.architecture.inference import Inference, infer
 from jax_scalegmn.architecture.layers import (
     SCALING_OF_ACTIVATION,
     Activation,
@@ -45,6 +46,7 @@ __all__ = [
     "Flatten",
     "GlobalMeanPool",
     "GroupNorm",
+    "Inference",
     "Layer",
     "LayerNorm",
     "MaxPool",
@@ -56,6 +58,7 @@ __all__ = [
     "check_stack",
     "describe",
     "from_json",
+    "infer",
     "known_activation",
     "pack",
     "restrict",

@@ -81,7 +81,7 @@ def sign(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
     alike(ask, operands, result, _SIGN)
 
 
-def power(exponent: float | Fraction) -> Rule:
+def power(exponent: int | float | Fraction) -> Rule:
     """x ** exponent."""
     exact = Fraction(exponent)
 

@@ -123,7 +123,7 @@ def _array(reading: Reading, path: tuple[str, ...], leaf: Any) -> Array:
 
 def _input(reading: Reading, leaf: Any) -> Value:
     shape = np.shape(leaf)
-    return Value(shape, tuple((Segment(reading.layers.new_input(size), 1),) for size in shape))
+    return Value(shape, tuple(reading.input_row(size) for size in shape))
 
 
 # Operations that call a function, and where it stands among their parameters.

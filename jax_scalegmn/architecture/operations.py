@@ -65,8 +65,7 @@ def _elementwise(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Ax
     elif name in ("max", "min"):  # beside an infinity, every scale may be taken out
         values = [v._replace(constant=0.0) if v.constant in (math.inf, -math.inf) else v for v in values]
     shape = eqn.outvars[0].aval.shape
-    # Scalars stand beside arrays of any shape.
-    operands = [value._replace(shape=shape, axes=_spread(value, shape)).rows for value in values]
+    operands = [_spread(reading, value, shape, name).rows for value in values]
     axes = []
     for rows in zip(*operands, strict=True):
         met = reading.layers.resolve(rows[0])
@@ -76,8 +75,16 @@ def _elementwise(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Ax
     return [tuple(axes)]
 
 
-def _spread(value: Value, shape: tuple[int, ...]) -> Axes:
-    return value.axes if value.shape else tuple(plain(Plain.EVEN, size) for size in shape)
+def _spread(reading: Reading, value: Value, shape: tuple[int, ...], name: str) -> Value:
+    """An operand as large as the result: scalars and single entries may stand beside arrays of any size."""
+    rows = [plain(Plain.EVEN, size) for size in shape]
+    if value.shape:
+        for axis, (row, size) in enumerate(zip(value.axes, value.shape, strict=True)):
+            if size == shape[axis]:
+                rows[axis] = row
+            else:
+                reading.layers.fix(row, f"`{name}` repeats its one neuron")
+    return value._replace(shape=shape, axes=tuple(rows))
 
 
 def _related(reading: Reading, segment: Segment, rule: elementwise.Rule, name: str) -> Segment:
@@ -132,7 +139,12 @@ def _dot_general(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Ax
 def _contract(reading: Reading, left: Any, right: Any, name: str) -> None:
     """A sum over the products along two axes: what scales one side is undone on the other."""
     reading.contracted |= {s.degrees[0][0] for row in (left, right) for s in row if s.degrees[0]}
-    for segment in reading.layers.meet(left, right, f"`{name}` sums it with numbers that differ from neuron to neuron"):
+    layers = reading.layers
+    for one, other in ((left, right), (right, left)):
+        # What is left of an input with one channel when its axis was taken away and put back.
+        if [(segment.layer, segment.repeat) for segment in layers.resolve(one)] == [(Plain.EVEN, 1)]:
+            layers.fix_input(other)
+    for segment in layers.meet(left, right, f"`{name}` sums it with numbers that differ from neuron to neuron"):
         reading.relate(segment, [(1, degree) for degree in segment.degrees], name)
 
 

@@ -41,14 +41,16 @@ class Solution(NamedTuple):
     Attributes:
       scaling: its group.
       powers: of every unknown of the parameters, for signs modulo 2; empty where permutations act alone.
-      refused: the operation that no solution of a larger group satisfies, by group.
+      refused: what no solution of a larger group satisfies, by group: an operation.
       generators: how many independent rescalings there are; the powers are those of one.
+      left_alone: the unknowns with power 0 that a further rescaling moves: that in front of a normalisation, say.
     """
 
     scaling: Scaling
     powers: Mapping[Unknown, int]
     refused: Mapping[Scaling, str]
     generators: int
+    left_alone: frozenset[Unknown]
 
 
 def equation(
@@ -80,8 +82,9 @@ def solve(equations: Sequence[Equation], unknowns: Unknowns) -> Solution:
         if signed is None:
             refused[scaling] = "a kernel that is stored [out, in], or a power other than -1, 0 and 1"
             continue
-        return Solution(scaling, signed, refused, _num_generators(own, unknowns, system.modulus))
-    return Solution(Scaling.PERMUTATION, {}, refused, 0)
+        generators, movable = _freedom(own, unknowns, system.modulus)
+        return Solution(scaling, signed, refused, generators, frozenset(u for u in movable if not signed[u]))
+    return Solution(Scaling.PERMUTATION, {}, refused, 0, frozenset())
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -139,14 +142,15 @@ def _powers(system: _System, equations: Sequence[Equation], unknowns: Unknowns) 
     """The powers of all unknowns, or the operation that has none."""
     for unknown in unknowns.reads:
         system.add({unknown: Fraction(1)}, -1)
-    for equation in equations:
+    # The equations of the reading kernels first: then the one that fails is of what makes the group smaller.
+    for equation in sorted(equations, key=lambda equation: not _terms(equation).keys() & set(unknowns.reads)):
         if not system.add(_terms(equation)):
-            return equation.operation
+            return f"`{equation.operation}`"
     free = (*unknowns.feeds, *unknowns.vectors)
     if not unknowns.reads:
         movable = [unknown for unknown in free if system.reduce({unknown: Fraction(1)})[0]]
         if not movable:
-            return equations[-1].operation if equations else "nothing"
+            return f"`{equations[-1].operation}`" if equations else "nothing that reads it"
         system.add({movable[0]: Fraction(1)}, 1)
     for unknown in free:
         system.add({unknown: Fraction(1)}, 0)
@@ -163,14 +167,16 @@ def _representable(powers: Form, unknowns: Unknowns, scaling: Scaling) -> dict[U
     return {unknown: int(power) for unknown, power in powers.items()}
 
 
-def _num_generators(equations: Sequence[Equation], unknowns: Unknowns, modulus: int | None) -> int:
-    """The dimension of the space of all powers."""
+def _freedom(equations: Sequence[Equation], unknowns: Unknowns, modulus: int | None) -> tuple[int, list[Unknown]]:
+    """How many independent rescalings there are, and which unknowns any of them moves."""
     system = _System(modulus)
     for equation in equations:
         system.add(_terms(equation))
+    every = [unknown for role in unknowns for unknown in role]
+    movable = [unknown for unknown in every if system.reduce({unknown: Fraction(1)})[0]]
     count = 0
-    for unknown in (*unknowns.reads, *unknowns.feeds, *unknowns.vectors):
+    for unknown in movable:
         if system.reduce({unknown: Fraction(1)})[0]:
             system.add({unknown: Fraction(1)})
             count += 1
-    return count
+    return count, movable

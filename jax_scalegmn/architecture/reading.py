@@ -88,8 +88,14 @@ class Reading:
         if len(row) == 1 and row[0].layer in (Plain.EVEN, Plain.ZERO):
             return plain(Plain.EVEN, size)
         if row and all(segment.layer in self.layers.inputs for segment in row):
-            return (Segment(self.layers.new_input(size), 1),)
+            return self.input_row(size)
         return plain(Plain.FREE, size)
+
+    def input_row(self, size: int) -> Row:
+        """An axis of the program's input."""
+        row = (Segment(self.layers.new(size), 1),)
+        self.layers.fix_input(row)
+        return row
 
     def note_order(self, values: Iterable[Value]) -> None:
         """Remembers which parameters and layers came first."""

@@ -44,8 +44,8 @@ class Layers:
 
     Attributes:
       fixed: layers on which no group acts, and why.
-      inputs: fixed layers that are axes of the program's input.
-      outputs: fixed layers that are axes of its output.
+      inputs: those that are axes of the program's input.
+      outputs: those that are axes of its output, or of one neuron whose axis is taken away, as before an output.
     """
 
     def __init__(self) -> None:
@@ -59,13 +59,6 @@ class Layers:
         """A layer of which nothing is known yet."""
         self._widths.append(width)
         return len(self._widths) - 1
-
-    def new_input(self, width: int) -> int:
-        """A layer of the program's inputs."""
-        layer = self.new(width)
-        self.fixed[layer] = "it is an input"
-        self.inputs.add(layer)
-        return layer
 
     def width(self, layer: int) -> int:
         return self._widths[layer]
@@ -116,6 +109,18 @@ class Layers:
         for segment in self.resolve(row):
             if not isinstance(segment.layer, Plain):
                 self.fixed.setdefault(segment.layer, reason)
+
+    def fix_input(self, row: Iterable[Segment]) -> None:
+        """Takes the group off all layers of an axis of the program's input."""
+        row = self.resolve(row)
+        self.fix(row, "it is an input")
+        self.inputs |= {segment.layer for segment in row if isinstance(segment.layer, int)}
+
+    def fix_output(self, row: Iterable[Segment], reason: str = "it is an output") -> None:
+        """Takes the group off all layers of an axis of the program's output, or of one that is taken off a value."""
+        row = self.resolve(row)
+        self.fix(row, reason)
+        self.outputs |= {segment.layer for segment in row if isinstance(segment.layer, int)}
 
     def meet(self, left: Iterable[Segment], right: Iterable[Segment], reason: str) -> Row:
         """Two axes of one size as one: layers that stand at the same place are the same from now on.

@@ -36,7 +36,7 @@ def transpose(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]
 def squeeze(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
     gone = {axis % len(values[0].shape) for axis in eqn.params["dimensions"]}
     for axis in gone:
-        reading.layers.fix(values[0].axes[axis], "`squeeze` takes its axis away")
+        reading.layers.fix_output(values[0].axes[axis], "`squeeze` takes its axis away")
     return [tuple(row for axis, row in enumerate(values[0].axes) if axis not in gone)]
 
 
@@ -99,8 +99,11 @@ def gather(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] | 
         if axis in numbers.collapsed_slice_dims:
             reading.layers.fix(row, "`gather` takes some of its neurons")
         else:
-            taken = int(sizes[axis])
-            rows[next(offsets)] = row if whole else reading.give_up(row, taken, "`gather` takes some of its neurons")
+            to = next(offsets)
+            if whole:
+                rows[to] = row
+            else:
+                reading.layers.fix(row, "`gather` takes some of its neurons")
     return [tuple(rows)]
 
 
@@ -128,7 +131,8 @@ def pad(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
             reading.keep_still(row, "pad")
         if inner or min(low, high) < 0:
             grown = size + low + high + inner * max(0, size - 1)
-            rows.append(reading.give_up(row, grown, "`pad` takes its neurons apart"))
+            reading.layers.fix(row, "`pad` takes its neurons apart")
+            rows.append(plain(Plain.FREE, grown))
         else:
             before, behind = (plain(kind, margin) if margin else () for margin in (low, high))
             rows.append((*before, *row, *behind))
@@ -142,12 +146,8 @@ def reshape(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] |
         return None
     if values[0].shape == shape:
         return [values[0].axes]
-    # Ones belong to no neighbour.
     old, new = ([axis for axis, size in enumerate(sizes) if size != 1] for sizes in (values[0].shape, shape))
-    for axis, row in enumerate(values[0].axes):
-        if axis not in old:
-            reading.layers.fix(row, "`reshape` takes its axis away")
-    rows = [plain(Plain.EVEN, size) for size in shape]
+    rows = _single_neurons(reading, values[0], shape)
     for before, behind in _groups([values[0].shape[i] for i in old], [shape[i] for i in new]):
         sizes = [shape[new[i]] for i in behind]
         row = _merge(reading, [values[0].axes[old[i]] for i in before], [values[0].shape[old[i]] for i in before])
@@ -168,6 +168,25 @@ def _alike(reading: Reading, met: Row, operation: str) -> Row:
             reading.relate(segment, [(1, degree), (-1, result)], operation, SCALED)
         row.append(Segment(segment.layer, segment.repeat, (None if isinstance(segment.layer, Plain) else result,)))
     return tuple(row)
+
+
+def _single_neurons(reading: Reading, value: Value, shape: Sequence[int]) -> list[Row]:
+    """The axes of a reshaped value as far as they have one entry: each from the one at the same place, if any.
+
+    Any other place would do too: a layer of one neuron along an axis says how the whole value scales.
+    """
+    rows = [plain(Plain.EVEN, size) for size in shape]
+    places = [(math.prod(shape[:axis]), axis) for axis, size in enumerate(shape) if size == 1]
+    for axis in reversed(range(len(value.shape))):
+        if value.shape[axis] != 1:
+            continue
+        here = [place for place in places if place[0] == math.prod(value.shape[:axis])]
+        if here:
+            places.remove(here[-1])
+            rows[here[-1][1]] = value.axes[axis]
+        else:
+            reading.layers.fix_output(value.axes[axis], "`reshape` takes its axis away")
+    return rows
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
