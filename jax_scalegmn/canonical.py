@@ -7,7 +7,7 @@ element of `symmetry` holds it.
 
 import math
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def element(arch: Architecture, params: Params) -> Canonical:
     return Canonical(symmetry.compose(arch, found, scales), margin)
 
 
-def form(arch: Architecture, params: Params) -> dict[str, dict[str, Array]]:
+def form(arch: Architecture, params: Params) -> dict[str, Any]:
     """The canonical form itself: one network for all members of an orbit, with the same function (see `element`)."""
     return symmetry.act(arch, element(arch, params).element, params)
 
@@ -101,7 +101,7 @@ def inputs(arch: Architecture) -> set[str]:
     return {neurons.name for neurons in arch.neurons if neurons.scaling is Scaling.FIXED and neurons.name in read}
 
 
-def wrap_phase(arch: Architecture, params: Params) -> dict[str, dict[str, Array]]:
+def wrap_phase(arch: Architecture, params: Params) -> dict[str, Any]:
     """The same function with the phase w0 b of every sine unit in [-pi/2, pi/2].
 
     A unit computes sin(w0 (x @ W + b)). Its bias loses k half turns, b' = b - k pi / w0, and where k is odd everything

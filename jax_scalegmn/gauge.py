@@ -6,6 +6,7 @@ those members say what the networks have in common.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
     return Element(element.permutation, element.scale | {name: jnp.exp(logs[name]) for name in layers})
 
 
-def balanced(arch: Architecture, params: Params) -> dict[str, dict[str, Array]]:
+def balanced(arch: Architecture, params: Params) -> dict[str, Any]:
     """The network in its balanced gauge: the same function with the smallest weights of all its rescalings."""
     return symmetry.act(arch, balance(arch, params), params)
 

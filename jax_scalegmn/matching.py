@@ -133,7 +133,7 @@ def similarity(arch: Architecture, params: Params, target: Params) -> Float[Arra
     return _cosine(*(architecture.unpack(arch, one) for one in balanced))
 
 
-def align(arch: Architecture, params: Params, target: Params, **options: Any) -> dict[str, dict[str, Array]]:
+def align(arch: Architecture, params: Params, target: Params, **options: Any) -> dict[str, Any]:
     """`params` moved next to `target` by the element of `weight_matching`, which takes the same options."""
     return symmetry.act(arch, weight_matching(arch, params, target, **options).element, params)
 

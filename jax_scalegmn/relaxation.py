@@ -5,7 +5,7 @@ or hardened to a group element. Positive scales are not relaxed: `gauge.balance`
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def logits_of(arch: Architecture, element: Element) -> dict[str, Float[Array, "n
     }
 
 
-def act(arch: Architecture, soft: Soft, params: Params) -> dict[str, dict[str, Array]]:
+def act(arch: Architecture, soft: Soft, params: Params) -> dict[str, Any]:
     """The relaxed action: every neuron axis times the layer's matrix, `signed` where signs touch it (power 1 or -1).
 
     With matrices that are signed permutations it is `symmetry.act`.
@@ -133,7 +133,7 @@ def _doubly_stochastic(scores: Mapping[str, Array], num_iterations: int) -> dict
         cost = geometry.Geometry(cost_matrix=-score, epsilon=1.0)
         return len(score) * solve(linear_problem.LinearProblem(cost)).matrix
 
-    found = {}
+    found: dict[str, Array] = {}
     for width in {len(score) for score in scores.values()}:
         names = [name for name, score in scores.items() if len(score) == width]
         found |= dict(zip(names, jax.vmap(one)(jnp.stack([scores[name] for name in names])), strict=True))

@@ -5,7 +5,7 @@ neuron `permutation[i]` of the given one, times `scale[i]`: W'_l = Q_{l-1}^{-1} 
 monomial matrices Q_l (arXiv 2406.10685, section 4). Only this module changes params by symmetry.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def inverse(arch: Architecture, element: Element) -> Element:
     return Element(permutation, scale)
 
 
-def act(arch: Architecture, element: Element, params: Params) -> dict[str, dict[str, Array]]:
+def act(arch: Architecture, element: Element, params: Params) -> dict[str, Any]:
     """The transformed params: the same function, another copy of it.
 
     Args:
@@ -97,7 +97,7 @@ def act(arch: Architecture, element: Element, params: Params) -> dict[str, dict[
 
 def orbit(
     arch: Architecture, params: Params, key: Key, size: int, *, permute: bool = True, scale: bool = True
-) -> dict[str, dict[str, Array]]:
+) -> dict[str, Any]:
     """`size` random copies of one network, every array with a leading axis [models]."""
     keys = jax.random.split(key, size)
     return jax.vmap(lambda k: act(arch, random(arch, k, permute=permute, scale=scale), params))(keys)
