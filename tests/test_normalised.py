@@ -331,11 +331,11 @@ def test_matching_recovers_permutations_and_signs(name):
     support.assert_identical(jax.jit(matching.align)(arch, params, target), target)
 
 
-def test_matching_recovers_permutations_of_positive_layers():
+def test_matching_recovers_permutations_and_rescales_of_positive_layers():
     for arch in (VGG, RESNET):
         params = generic_params(arch)
-        target = support.act(arch, support.rows(support.random_elements(arch, 1, scale=False, seed=2), 0), params)
-        support.assert_identical(jax.jit(matching.align)(arch, params, target), target)
+        target = support.act(arch, support.rows(support.random_elements(arch, 1, seed=2), 0), params)
+        assert support.deviation(matching.align(arch, params, target), target) < 1e-5
 
 
 @pytest.mark.parametrize(
