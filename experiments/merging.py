@@ -124,7 +124,6 @@ PRESETS = {
             models=2,
             pairs=1,
             many=(),
-            train_images=20_000,
             train=TrainConfig(epochs=8, batch_size=128, learning_rate=1e-3, weight_decay=0.1),
             match=MatchConfig(steps=30),
         ),

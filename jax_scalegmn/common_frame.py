@@ -65,16 +65,16 @@ def align_all(
     stack: Params,
     *,
     frame: Reference = Reference.FIRST,
-    max_rounds: int = 20,
+    max_rounds: int | Int[Array, ""] = 20,
     **options: Any,
 ) -> Frame:
     """N networks next to their own mean.
 
-    Minimises sum_i |act(e_i, params_i) - mean|^2. All are matched to the reference first, in one vmapped call. Then, in
-    rounds, each in turn is matched to the mean of all others as they stand (MergeMany of Ainsworth et al. 2023, arXiv
-    2209.04836), from its element so far and from the forward start, and moves if that brings it closer.
+    Minimises sum_i |act(e_i, params_i) - mean|^2. All are matched to the reference first. Then, in rounds, each in turn
+    is matched to the mean of all others as they stand (MergeMany of Ainsworth et al. 2023, arXiv 2209.04836), from its
+    element so far and from the forward start, and moves if that brings it closer.
 
-    The sum never goes up. Permutations and signs keep |params_i|, so that lowering it is raising
+    From round to round the sum never goes up. Permutations and signs keep |params_i|, so that lowering it is raising
     sum_{i != j} <moved_i, moved_j>, of which network i's part is <moved_i, sum_{j != i} moved_j>: what its matching
     maximises. That holds one network at a time, so the turns are sequential. Matching all at once to the mean of all
     would keep the promise too, but each network is part of that mean, and holds itself back.
@@ -87,27 +87,28 @@ def align_all(
       arch: of all networks.
       stack: at least 2 networks, every array with a leading axis [models].
       frame: where to begin. The reference keeps its order of neurons and its signs.
-      max_rounds: the most passes over the networks; 0 gives all of them matched to the reference.
+      max_rounds: the most passes over the networks; 0 gives all of them matched to the reference. It may be traced: one
+        program serves all numbers.
       **options: of `matching.weight_matching`, `start` apart. With scale=False neither scales nor signs are used, and
         all networks stay in the gauge in which they came.
 
     Raises:
       ValueError: if a network does not fit the architecture, or on fewer than 2 networks, negative rounds, or `start`.
     """
-    count = _check_stack(arch, stack, "stack")
-    if max_rounds < 0 or "start" in options:
+    _check_stack(arch, stack, "stack")
+    if (not isinstance(max_rounds, jax.core.Tracer) and max_rounds < 0) or "start" in options:
         raise ValueError(
             f"max_rounds is {max_rounds} and the options are {sorted(options)}; expected a number >= 0 and no "
             "'start': the frame begins at `frame`."
         )
     scales = jax.vmap(lambda one: gauge.balance(arch, one))(stack)
     if not options.get("scale", True):
-        scales = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), symmetry.identity(arch))
+        scales = scales._replace(scale=jax.tree.map(jnp.ones_like, scales.scale))
     # Positive scales are settled; from here on all elements are isometries.
     free = _without_positive(arch)
     balanced = _act(arch, scales, stack)
-    found, at = _begin(free, balanced, frame, options)
-    found, rounds, converged = _rounds(free, balanced, found, max_rounds, options)
+    at = _most_central(free, balanced, options) if frame is Reference.CENTRAL else jnp.asarray(0)
+    found, rounds, converged = _rounds(free, balanced, at, max_rounds, options)
 
     theirs = symmetry.inverse(free, _member(found, at))
     whole = jax.vmap(lambda e, s: symmetry.compose(arch, symmetry.compose(arch, theirs, e), s))(found, scales)
@@ -234,53 +235,49 @@ def cycle_consistency(arch: Architecture, elements: Element) -> Consistency:
 TIE = 8
 
 
-def _begin(arch: Architecture, stack: Any, frame: Reference, options: dict[str, Any]) -> tuple[Element, Array]:
-    """All matched to the reference: their elements, and which of the stack it is."""
-    if frame is Reference.CENTRAL:
-        found = pairwise(arch, stack, **options)
-        central = jnp.argmax(found.similarity.sum(0))
-        return jax.tree.map(lambda leaf: leaf[:, central], found.element), central
-    first = _member(stack, 0)
-    others = jax.tree.map(lambda leaf: leaf[1:], stack)
-    elements = jax.vmap(lambda one: matching.weight_matching(arch, one, first, **options).element)(others)
-    whole = jax.tree.map(
-        lambda one, more: jnp.concatenate([one[None].astype(more.dtype), more]), symmetry.identity(arch), elements
-    )
-    return whole, jnp.asarray(0)
+def _most_central(arch: Architecture, stack: Any, options: dict[str, Any]) -> Array:
+    """Which network the others come closest to."""
+    return jnp.argmax(pairwise(arch, stack, **options).similarity.sum(0))
 
 
 def _rounds(
-    arch: Architecture, stack: Any, begin: Element, max_rounds: int, options: dict[str, Any]
+    arch: Architecture, stack: Any, reference: Array, max_rounds: int | Array, options: dict[str, Any]
 ) -> tuple[Element, Array, Array]:
-    """Each network in turn to the mean of the others, until a round moves none: elements, rounds, whether that was."""
+    """Elements, rounds, and whether the last one moved none: one round to the reference, then to the others' means."""
     count = merge.count(stack)
+    itself = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), symmetry.identity(arch))
 
-    def turn(state: tuple[Element, Any], index: Array) -> tuple[tuple[Element, Any], Array]:
-        one, now = _member(stack, index), _member(state[0], index)
-        # With a weight of 0, not as a difference: that would round by more than a tie.
-        others = merge.average(state[1], (jnp.arange(count) != index).astype(float))
+    def turn(state: tuple[Element, Any, Array], index: Array) -> tuple[tuple[Element, Any, Array], Array]:
+        elements, standing, rounds = state
+        one, now = _member(stack, index), _member(elements, index)
+        # With weights of 0, not as a difference: that would round by more than a tie.
+        members = jnp.where(rounds < 0, jnp.arange(count) == reference, jnp.arange(count) != index)
+        target = merge.average(standing, members.astype(float))
         walk = options | {"start": Start.FORWARD, "restarts": 0, "max_sweeps": 0}
-        starts = _stacked(now, matching.weight_matching(arch, one, others, **walk).element)
-        found = jax.vmap(lambda start: matching.weight_matching(arch, one, others, start=start, **options).element)(
+        starts = _stacked(now, matching.weight_matching(arch, one, target, **walk).element)
+        found = jax.vmap(lambda start: matching.weight_matching(arch, one, target, start=start, **options).element)(
             starts
         )
         candidates = jax.tree.map(lambda first, more: jnp.concatenate([first[None], more]), now, found)
         # All compared by one program: what stands where it stood must not seem closer by a rounding.
         moved = jax.vmap(lambda element: symmetry.act(arch, element, one))(candidates)
-        similarity = jax.vmap(lambda there: matching.similarity(arch, there, others))(moved)
+        similarity = jax.vmap(lambda there: matching.similarity(arch, there, target))(moved)
         best = jnp.argmax(similarity.at[0].add(TIE * jnp.finfo(similarity.dtype).eps))
-        new = _member((candidates, moved), best)
-        return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), state, new), best > 0
+        elements, standing = jax.tree.map(
+            lambda leaf, value: leaf.at[index].set(value), (elements, standing), _member((candidates, moved), best)
+        )
+        return (elements, standing, rounds), best > 0
 
-    def once(state: tuple[tuple[Element, Any], Array, Array]) -> tuple[tuple[Element, Any], Array, Array]:
-        networks, moved = jax.lax.scan(turn, state[0], jnp.arange(count))
-        return networks, state[1] + 1, ~moved.any()
+    def once(state: tuple[Element, Any, Array, Array]) -> tuple[Element, Any, Array, Array]:
+        (elements, standing, rounds), moved = jax.lax.scan(turn, state[:3], jnp.arange(count))
+        return elements, standing, rounds + 1, ~moved.any() & (rounds >= 0)
 
-    def unfinished(state: tuple[tuple[Element, Any], Array, Array]) -> Array:
-        return ~state[2] & (state[1] < max_rounds)
+    def unfinished(state: tuple[Element, Any, Array, Array]) -> Array:
+        return ~state[3] & (state[2] < max_rounds)
 
-    start = ((begin, _act(arch, begin, stack)), jnp.asarray(0), jnp.asarray(False))
-    (elements, _), rounds, converged = jax.lax.while_loop(unfinished, once, start)
+    # Round -1 is the one to the reference, so that one program serves both.
+    begin = (itself, jax.tree.map(jnp.asarray, stack), jnp.asarray(-1), jnp.asarray(False))
+    elements, _, rounds, converged = jax.lax.while_loop(unfinished, once, begin)
     return elements, rounds, converged
 
 

@@ -272,7 +272,7 @@ def from_params(arch: Architecture, params: Params, *, bucket: Bucket | None = N
     )
 
 
-def to_params(arch: Architecture, graph: jraph.GraphsTuple) -> dict[str, dict[str, Array]]:
+def to_params(arch: Architecture, graph: jraph.GraphsTuple) -> dict[str, Any]:
     """The params of a graph: `to_params(arch, from_params(arch, params))` is `params`, bit for bit.
 
     Raises:

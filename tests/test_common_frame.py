@@ -1,6 +1,7 @@
 """Copies of one network become one network again; different ones come closer, round by round, and agree in cycles."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,14 @@ import pytest
 import support
 from jax.flatten_util import ravel_pytree
 
-from jax_scalegmn import assignment, common_frame, gauge, matching, merge, symmetry
+from jax_scalegmn import assignment, builders, common_frame, gauge, matching, merge, symmetry
 from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
 from jax_scalegmn.common_frame import Reference
 
 MIXED = support.ARCHITECTURES["mixed mlp"]  # signs, positive scales and permutations alone
 NETWORKS = {name: (arch, functools.partial(support.outputs, arch)) for name, arch in support.ARCHITECTURES.items()}
 NETWORKS |= {name: (arch, jax.vmap(apply, (None, 0))) for name, (arch, apply) in support.HAND_WRITTEN.items()}
+SMALL = builders.mlp((3, 5, 2), "relu")
 COUNTS = {"mixed mlp": 5, "relu cnn": 2, "residual relu": 4, "residual tanh": 3}
 TANH, RELU = support.ARCHITECTURES["tanh mlp"], support.ARCHITECTURES["relu mlp"]
 act = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
@@ -35,7 +37,7 @@ def pairwise(arch):
 relative, consistency = jax.jit(common_frame.relative), jax.jit(common_frame.cycle_consistency)
 align_to = jax.jit(functools.partial(common_frame.align_to, RELU, assign=assignment.scipy))
 balance = jax.jit(jax.vmap(functools.partial(gauge.balance, MIXED)))
-FIVE = support.random_params(MIXED, 11, models=(5,))
+FIVE = support.random_params(MIXED, 0, models=(5,))
 
 
 def copies(arch, params, count, seed=0, noise=0.0):
@@ -62,7 +64,7 @@ def objective(frame):
     "name", [name if name in COUNTS else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
 )
 def test_copies_of_one_network_become_one_network(name):
-    """Two to five members of one orbit: the mean has the function of all; the mean of the copies as they come has not."""
+    """Two to five members of one orbit: their mean has their function; the mean of them as they come has not."""
     arch, apply = NETWORKS[name]
     params = support.random_params(arch, 3)
     stack, _ = copies(arch, params, COUNTS.get(name, 4))
@@ -94,27 +96,26 @@ def test_the_elements_that_were_planted_are_found(name):
         np.testing.assert_array_equal(*map(np.sign, scales))
         np.testing.assert_allclose(*(np.log(np.abs(scale)) for scale in scales), atol=0.3)
     assert (frame.similarity > 0.99).all()
-    assert 0 < objective(frame) < 0.05
+    assert 0 < objective(frame) < 0.1
 
 
 def test_the_distance_to_the_mean_never_goes_up():
-    """Of five different networks, round by round, from both references; and it is what the last round left."""
-    begin, once, end, central = (
-        aligned(MIXED, **options)(FIVE)
-        for options in ({"max_rounds": 0}, {"max_rounds": 1}, {}, {"frame": Reference.CENTRAL})
+    """Of five different networks, round by round, until a round moves none."""
+    run = jax.jit(
+        lambda stack, rounds: common_frame.align_all(MIXED, stack, max_rounds=rounds, assign=assignment.scipy)
     )
+    end = aligned(MIXED)(FIVE)
+    assert 2 < end.rounds < 20
+    assert end.converged
+    frames = [run(FIVE, jnp.asarray(rounds)) for rounds in range(int(end.rounds) + 1)]
+    steps = [objective(frame) for frame in frames]
+    assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(steps))
+    assert steps[0] > 1.01 * steps[1] > 1.01 * steps[-1]
+    assert [int(frame.rounds) for frame in frames] == list(range(len(steps)))
+    assert [bool(frame.converged) for frame in frames] == [False] * (len(steps) - 1) + [True]
+    support.assert_identical(frames[-1].elements.permutation, end.elements.permutation)
     balanced = jax.vmap(lambda p: gauge.balanced(MIXED, p))(FIVE)
-    unmatched = objective(end._replace(aligned=balanced, mean=merge.average(balanced)))
-    steps = [objective(frame) for frame in (begin, once, end)]
-    assert unmatched > steps[0] > 1.01 * steps[1] > 1.01 * steps[2]
-    assert steps[2] <= steps[1]
-    assert objective(central) < steps[0]
-    assert (int(begin.rounds), int(once.rounds)) == (0, 1)
-    assert not begin.converged
-    assert not once.converged
-    for frame in (end, central):
-        assert frame.converged
-        assert 1 < frame.rounds < 20
+    assert objective(end._replace(aligned=balanced, mean=merge.average(balanced))) > 1.1 * steps[0]
 
 
 def test_aligned_networks_are_balanced_and_keep_their_functions():
@@ -132,39 +133,42 @@ def test_aligned_networks_are_balanced_and_keep_their_functions():
 
 
 def test_the_reference_keeps_its_neurons():
-    """The first: its element is that of the balanced gauge. The central one is the one that the others come closest to."""
-    first, central = aligned(MIXED)(FIVE).elements, aligned(MIXED, frame=Reference.CENTRAL)(FIVE).elements
-    own = balance(FIVE)
-    at = int(pairwise(MIXED)(jax.vmap(lambda p: gauge.balanced(MIXED, p))(FIVE)).similarity.sum(0).argmax())
+    """Its element is that of the balanced gauge. The central one is the one that all others come closest to."""
+    stack = support.random_params(SMALL, 2, models=(4,))
+    balanced = jax.vmap(lambda p: gauge.balanced(SMALL, p))(stack)
+    at = int(pairwise(SMALL)(balanced).similarity.sum(0).argmax())
     assert at != 0
-    for elements, reference in ((first, 0), (central, at)):
-        support.assert_identical(support.rows(elements, reference).permutation, symmetry.identity(MIXED).permutation)
-        for layer, scale in elements.scale.items():
-            np.testing.assert_allclose(scale[reference], own.scale[layer][reference], rtol=1e-5)
-    moved = [
-        any((order[i] != np.arange(order.shape[1])).any() for order in first.permutation.values()) for i in range(5)
-    ]
-    assert moved == [False, True, True, True, True]
+    own = jax.vmap(lambda p: gauge.balance(SMALL, p))(stack).scale["hidden_0"]
+    for frame, reference in ((Reference.FIRST, 0), (Reference.CENTRAL, at)):
+        elements = aligned(SMALL, frame=frame)(stack).elements
+        still = (elements.permutation["hidden_0"] == np.arange(5)).all(1)
+        np.testing.assert_array_equal(still, np.arange(4) == reference)
+        np.testing.assert_allclose(elements.scale["hidden_0"][reference], own[reference], rtol=1e-5)
 
 
 def test_without_scales_networks_stay_in_their_gauge():
-    """Permutations only: every number of every network stays."""
-    stack = support.rows(FIVE, slice(2))
-    frame = aligned(MIXED, scale=False)(stack)
-    for scale in frame.elements.scale.values():
-        np.testing.assert_array_equal(scale, 1)
-    kernels = (np.sort(np.reshape(tree["Dense_1"]["kernel"], (2, -1))) for tree in (stack, frame.aligned))
+    """Permutations only: every number of every network stays, and they come closer as they are."""
+    stack = support.random_params(SMALL, 1, models=(4,))
+    frame = aligned(SMALL, scale=False)(stack)
+    np.testing.assert_array_equal(frame.elements.scale["hidden_0"], 1)
+    kernels = (np.sort(np.reshape(tree["Dense_0"]["kernel"], (4, -1))) for tree in (stack, frame.aligned))
     np.testing.assert_array_equal(*kernels)
-    assert frame.similarity.mean() > np.mean([cosine(support.rows(stack, i), merge.average(stack)) for i in range(2)])
+    apart = end = 0.0
+    for i in range(4):
+        apart += cosine(support.rows(stack, i), merge.average(stack))
+        end += cosine(support.rows(frame.aligned, i), frame.mean)
+    assert end > apart + 0.1
+    np.testing.assert_allclose(frame.similarity.sum(), end, rtol=1e-5)
 
 
 def test_many_stacks_at_once_are_the_stacks_one_by_one():
-    stacks = jax.tree.map(lambda *leaves: jnp.stack(leaves), FIVE, support.random_params(MIXED, 5, models=(5,)))
-    both = jax.jit(jax.vmap(functools.partial(common_frame.align_all, MIXED, assign=assignment.scipy)))(stacks)
-    for i in range(2):
-        alone = aligned(MIXED)(support.rows(stacks, i))
+    stacks = support.random_params(SMALL, 1, models=(3, 4))
+    both = jax.jit(jax.vmap(functools.partial(common_frame.align_all, SMALL, assign=assignment.scipy)))(stacks)
+    for i in range(3):
+        alone = aligned(SMALL)(support.rows(stacks, i))
         assert support.deviation(support.rows(both.mean, i), alone.mean) < 1e-5
         assert both.rounds[i] == alone.rounds
+    assert len(set(both.rounds.tolist())) > 1
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import support
 from flax import linen as nn
-from flax.core import freeze
 from jax import lax
 
 from jax_scalegmn import architecture, builders, graph, matching, network, testing
@@ -37,7 +36,11 @@ def inputs(*shape, seed: int = 1, dtype="float32"):
 def linen(module: nn.Module, x):
     """A Flax network as a function of its merged params, with params."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
-    return lambda params, x: module.apply(network.split_variables(params), x), generic(network.merge_variables(shapes)), x
+    return (
+        lambda params, x: module.apply(network.split_variables(params), x),
+        generic(network.merge_variables(shapes)),
+        x,
+    )
 
 
 def arrays(**shapes):
@@ -83,7 +86,9 @@ BUILT = {
         ]
     },
     **{
-        f"resnet {activation} {norm} {groups}": builders.resnet(6, activation=activation, norm=norm, groups=groups, **WIDTHS)
+        f"resnet {activation} {norm} {groups}": builders.resnet(
+            6, activation=activation, norm=norm, groups=groups, **WIDTHS
+        )
         for activation, norm, groups in [
             ("relu", "batch", None),
             ("tanh", None, None),
@@ -132,3 +137,300 @@ def test_hand_written_descriptions_are_found_or_surpassed(name):
     else:
         assert sorted(s.value for s in scalings(found).values()) == sorted(s.value for s in scalings(arch).values())
     testing.assert_function_preserved(found, apply, params, x, samples=2)
+
+
+# --- other networks -------------------------------------------------------------------------------------------------
+
+
+class Convolutions(nn.Module):
+    """Stem, normalisation, pooling and a head, in the usual forms."""
+
+    norm: object
+    pool: object
+    flatten: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = self.pool(nn.relu(self.norm()(nn.Conv(4, (3, 3))(x))), (2, 2), (2, 2))
+        x = nn.tanh(nn.Conv(4, (3, 3), strides=2)(x))
+        return nn.Dense(2)(x.reshape(len(x), -1) if self.flatten else x.mean((1, 2)))
+
+
+class Dense(nn.Module):
+    """Every layer reads all before it (DenseNet)."""
+
+    @nn.compact
+    def __call__(self, x):
+        for width in (4, 3, 3):
+            maps = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+            x = jnp.concatenate([x, nn.Conv(width, (3, 3))(maps)], -1)
+        return nn.Dense(2)(nn.relu(x).mean((1, 2)))
+
+
+class UNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        fine = nn.relu(nn.Conv(4, (3, 3))(x))
+        coarse = nn.relu(nn.Conv(5, (3, 3))(nn.avg_pool(fine, (2, 2), (2, 2))))
+        coarse = jax.image.resize(coarse, (*fine.shape[:-1], 5), "nearest")
+        return nn.Conv(1, (1, 1))(nn.tanh(nn.Conv(3, (3, 3))(jnp.concatenate([fine, coarse], -1))))[..., 0]
+
+
+class Depthwise(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (1, 1))(x))
+        x = nn.relu(nn.Conv(4, (3, 3), feature_group_count=4)(x))
+        return nn.Dense(2)(nn.relu(nn.Conv(5, (1, 1))(x)).max((1, 2)))
+
+
+class Transformer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(6)(x) + self.param("places", nn.initializers.normal(), (1, x.shape[1], 6))
+        x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+        return nn.Dense(2)((x + nn.Dense(6)(nn.gelu(nn.Dense(8)(nn.LayerNorm()(x))))).mean(1))
+
+
+class Embedded(nn.Module):
+    @nn.compact
+    def __call__(self, words):
+        return nn.Dense(2)(nn.relu(nn.Dense(4)(nn.Embed(7, 3)(words))).mean(1))
+
+
+def gated(params, x):
+    value, gate = jnp.split(x @ params["in"] + params["bias"], 2, -1)
+    return (value * jax.nn.sigmoid(gate)) @ params["out"]
+
+
+def nerf(params, x):
+    h = jax.nn.relu(x @ params["in"])
+    return jax.nn.relu(jnp.concatenate([x, h], -1) @ params["again"]) @ params["out"]
+
+
+def tied(params, x):
+    """One kernel reads and, transposed, writes: a scale would count twice, a sign not at all."""
+    return jax.nn.relu(x @ params["in"]) @ params["kernel"] @ params["kernel"].T @ params["out"]
+
+
+def doubled(params, x):
+    """Positive and negative parts of the same units (CReLU)."""
+    h = x @ params["in"] + params["bias"]
+    return jax.nn.relu(jnp.concatenate([h, -h], -1)) @ params["out"]
+
+
+def root_mean_square(params, x):
+    """Even in every unit: signs pass the normalisation."""
+    h = x @ params["in"]
+    return jnp.tanh(h * lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + 1e-3)) @ params["out"]
+
+
+def powers(params, x):
+    """A layer and its square are read: no power of either would fit both."""
+    h = jax.nn.relu(x @ params["in"])
+    return h @ params["out"] + jnp.square(h) @ params["other"]
+
+
+def transposed(params, x):
+    return jax.nn.relu(x @ params["in"].T) @ params["out"].T
+
+
+def twice(params, x):
+    """The units between two kernels that are each used in two places."""
+    return jnp.tanh(jnp.tanh(x @ params["in"]) @ params["out"] @ params["in"]) @ params["out"]
+
+
+IMAGES, VECTORS, ROWS = inputs(2, 6, 8, 2), inputs(4, 3), inputs(2, 4, 3)
+
+
+def batch_norm():
+    return nn.BatchNorm(use_running_average=True)
+
+
+# name -> (a module, or a function and its params; inputs; the groups of the hidden layers)
+NETWORKS = {
+    "max pool": (Convolutions(batch_norm, nn.max_pool), None, IMAGES, {"Conv_0": POSITIVE, "Conv_1": SIGN}),
+    "flatten": (Convolutions(nn.LayerNorm, nn.avg_pool, True), None, IMAGES, {"Conv_0": POSITIVE, "Conv_1": SIGN}),
+    "one group": (
+        Convolutions(lambda: nn.GroupNorm(1), nn.max_pool),
+        None,
+        IMAGES,
+        {"Conv_0": POSITIVE, "Conv_1": SIGN},
+    ),
+    "two groups": (Convolutions(lambda: nn.GroupNorm(2), nn.max_pool), None, IMAGES, {"Conv_1": SIGN}),
+    "DenseNet": (Dense(), None, IMAGES, dict.fromkeys(("Conv_0", "Conv_1", "Conv_2"), POSITIVE)),
+    "U-Net": (UNet(), None, IMAGES, {"Conv_0": POSITIVE, "Conv_1": POSITIVE, "Conv_2": SIGN}),
+    "depthwise": (Depthwise(), None, IMAGES, {"Conv_0": POSITIVE, "Conv_2": POSITIVE}),
+    "transformer": (
+        Transformer(),
+        None,
+        ROWS,
+        {
+            "Dense_0": PERMUTATION,
+            "MultiHeadDotProductAttention_0/query": SIGN,
+            "MultiHeadDotProductAttention_0/value": POSITIVE,
+            "Dense_2": PERMUTATION,
+        },
+    ),
+    "embedding": (Embedded(), None, jnp.array([[0, 2, 5]]), {"Embed_0": POSITIVE, "Dense_0": POSITIVE}),
+    "gated": (gated, arrays(**{"in": (3, 8), "bias": (8,), "out": (4, 2)}), VECTORS, {"in": POSITIVE}),
+    "NeRF": (
+        nerf,
+        arrays(**{"in": (3, 5), "again": (8, 4), "out": (4, 2)}),
+        VECTORS,
+        {"in": POSITIVE, "again": POSITIVE},
+    ),
+    "tied": (
+        tied,
+        arrays(**{"in": (3, 5), "kernel": (5, 4), "out": (5, 2)}),
+        VECTORS,
+        {"in": PERMUTATION, "kernel": SIGN},
+    ),
+    "doubled": (doubled, arrays(**{"in": (3, 4), "bias": (4,), "out": (8, 2)}), VECTORS, {"in": POSITIVE}),
+    "root mean square": (root_mean_square, arrays(**{"in": (3, 4), "out": (4, 2)}), VECTORS, {"in": SIGN}),
+    "powers": (powers, arrays(**{"in": (3, 4), "out": (4, 2), "other": (4, 2)}), VECTORS, {"in": PERMUTATION}),
+    "transposed": (transposed, arrays(**{"in": (4, 3), "out": (2, 4)}), VECTORS, {"in": PERMUTATION}),
+    "twice": (twice, arrays(**{"in": (3, 4), "out": (4, 3)}), VECTORS, {"in": SIGN}),
+}
+
+
+def network_of(name: str):
+    function, params, x, _ = NETWORKS[name]
+    return linen(function, x) if params is None else (function, params, x)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_group_is_found_and_keeps_the_function(name):
+    (apply, params, x), expected = network_of(name), NETWORKS[name][-1]
+    found = architecture.infer(apply, params, x)
+    assert scalings(found.arch) == expected, found.notes
+    testing.assert_function_preserved(found.arch, jax.jit(apply), params, x, samples=3)
+    support.assert_identical(graph.to_params(found.arch, graph.from_params(found.arch, params)), params)
+    assert architecture.from_json(json.loads(json.dumps(found.arch.as_json()))) == found.arch
+    # The rest is said.
+    scaled = {neurons.name for neurons in found.arch.hidden if neurons.scaling is not PERMUTATION}
+    still = {n.name for n in found.arch.neurons if n.name.split("_")[0] not in ("input", "output")} - scaled
+    assert still <= {note.split("('")[1].split("')")[0] for note in found.notes if "('" in note}
+
+
+@pytest.mark.parametrize("name", ["DenseNet", "NeRF", "root mean square"])
+def test_a_larger_group_or_another_power_breaks_the_function(name):
+    apply, params, x = network_of(name)
+    arch, apply = architecture.infer(apply, params, x).arch, jax.jit(apply)
+    other = {POSITIVE: SIGN, SIGN: POSITIVE}
+    for layer in arch.hidden:
+        neurons = tuple(dataclasses.replace(n, scaling=other[n.scaling]) if n == layer else n for n in arch.neurons)
+        with pytest.raises(AssertionError, match="does not describe this function"):
+            testing.assert_function_preserved(dataclasses.replace(arch, neurons=neurons), apply, params, x, samples=2)
+    first = next(
+        p for p in arch.parameters if any(a.power and arch.layer(a.neurons) in arch.hidden for a in p.neuron_axes)
+    )
+    axes = tuple(dataclasses.replace(a, power=0) if isinstance(a, Axis) else a for a in first.axes)
+    wrong = tuple(dataclasses.replace(p, axes=axes) if p == first else p for p in arch.parameters)
+    with pytest.raises(AssertionError, match="does not describe this function"):
+        testing.assert_function_preserved(dataclasses.replace(arch, parameters=wrong), apply, params, x, samples=2)
+
+
+def test_matching_recovers_an_element_of_a_network_with_concatenations():
+    apply, params, x = network_of("DenseNet")
+    arch = architecture.infer(apply, params, x).arch
+    element = support.rows(support.random_elements(arch, 1, scale=False), 0)
+    moved = support.act(arch, element, params)
+    aligned = jax.jit(lambda p, t: matching.align(arch, p, t, scale=False))(moved, params)
+    assert support.deviation(aligned, params) < 1e-6
+    assert support.deviation(moved, params) > 0.1
+
+
+def test_what_happens_in_front_of_a_normalisation_is_noted():
+    apply, params, x = network_of("max pool")
+    notes = [note for note in architecture.infer(apply, params, x).notes if "left alone" in note]
+    assert [note.split(" (")[0] for note in notes] == [
+        "params['Conv_0']['kernel'] axis 3",
+        "params['Conv_0']['bias'] axis 0",
+        "params['BatchNorm_0']['mean'] axis 0",
+    ]
+
+
+# --- what cannot be proved ------------------------------------------------------------------------------------------
+
+ROW = np.array([1.0, 2.0, 3.0, 4.0], "float32")
+
+
+def on_units(function, width: int = 4):
+    """Units between two kernels, with something done to them."""
+    return lambda params, x: function(jnp.tanh(x @ params["in"])) @ params["out"], (3, 4), (width, 2), VECTORS
+
+
+def flattened_channels_first(params, x):
+    h = jnp.tanh(lax.conv_general_dilated(x, params["in"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NCHW")))
+    return h.reshape(len(x), -1) @ params["out"]
+
+
+def recurrent(params, x):
+    carry, _ = lax.scan(lambda h, u: (jnp.tanh(u @ params["in"] + h), None), jnp.zeros((2, 4)), x.swapaxes(0, 1))
+    return carry @ params["out"]
+
+
+def called_back(h):
+    return jax.pure_callback(np.tanh, jax.ShapeDtypeStruct(h.shape, h.dtype), h)
+
+
+def self_fed(params, x):
+    h = jnp.tanh(x @ params["in"])
+    return (h + jnp.tanh(h @ params["kernel"])) @ params["out"]
+
+
+FORCED = {
+    "channels first": ((flattened_channels_first, (3, 3, 2, 4), (192, 2), IMAGES), "not fastest there"),
+    "constants": (on_units(lambda h: h * ROW), "`mul` meets it with numbers that differ from neuron to neuron"),
+    "places": (on_units(lambda h: h + lax.iota("float32", 4)), "`add` meets it with numbers"),
+    "constant kernel": (on_units(lambda h: h @ np.diag(ROW)), "`dot_general` sums it with numbers"),
+    "sort": (on_units(jnp.sort), "`sort` reads it, an operation whose symmetry is not known"),
+    "fft": (on_units(lambda h: jnp.fft.fft(h).real), "`fft` reads it"),
+    "reversed": (on_units(lambda h: h[:, ::-1]), "`rev` turns"),
+    "every other": (on_units(lambda h: h[:, ::2], 2), "`slice` takes every so many-th neuron"),
+    "chosen": (on_units(lambda h: h[:, np.array([0, 2])], 2), "`gather` takes some of its neurons"),
+    "largest": (on_units(lambda h: jax.nn.one_hot(h.argmax(-1), 4)), "`argmax` tells the place"),
+    "running sum": (on_units(lambda h: h.cumsum(-1)), "`cumsum` goes through its neurons in order"),
+    "window": (on_units(lambda h: nn.avg_pool(h[..., None], (2,), (2,))[..., 0], 2), "a window covers several"),
+    "dilated": (on_units(lambda h: lax.pad(h, 0.0, ((0, 0, 0), (0, 0, 1))), 7), "`pad` takes its neurons apart"),
+    "loop": ((recurrent, (3, 4), (4, 2), ROWS), "`scan` reads it"),
+    "callback": (on_units(called_back), "`pure_callback` reads it"),
+}
+
+
+@pytest.mark.parametrize("name", FORCED)
+def test_what_cannot_be_proved_is_fixed_and_noted(name):
+    (apply, first, second, x), reason = FORCED[name]
+    params = arrays(**{"in": first, "out": second})
+    found = architecture.infer(apply, params, x)
+    assert found.arch.hidden == ()
+    assert any(f"params['in'] axis {len(first) - 1}" in note and reason in note for note in found.notes), found.notes
+
+
+def test_one_neuron_that_is_looked_at_is_fixed_alone():
+    apply, first, second, x = on_units(lambda h: h + h[:, 1:2])
+    params = arrays(**{"in": first, "out": second})
+    found = architecture.infer(apply, params, x)
+    assert [(n.width, n.scaling) for n in found.arch.hidden] == [(1, PERMUTATION), (2, PERMUTATION)]
+    assert any("`add` repeats its one neuron" in note or "`broadcast_in_dim` repeats" in note for note in found.notes)
+    testing.assert_function_preserved(found.arch, apply, params, x)
+
+
+def test_a_kernel_inside_one_layer_and_a_parameter_that_is_not_read_are_fixed():
+    params = arrays(**{"in": (3, 4), "kernel": (4, 4), "out": (4, 2), "unread": (5,)})
+    found = architecture.infer(self_fed, params, VECTORS)
+    assert found.arch.hidden == ()
+    assert any("the kernel params['kernel'] leads from it to itself" in note for note in found.notes)
+    assert any(note.startswith("params['unread']") and "does not read it" in note for note in found.notes)
+    support.assert_identical(graph.to_params(found.arch, graph.from_params(found.arch, params)), params)
+
+
+def test_a_scalar_belongs_to_no_layer_and_has_no_place_in_a_graph():
+    apply, params, x = network_of("NeRF")
+    params = params | {"scale": jnp.float32(2)}
+    arch = architecture.infer(lambda p, x: p["scale"] * apply(p, x), params, x).arch
+    assert scalings(arch) == {"in": POSITIVE, "again": POSITIVE}
+    testing.assert_function_preserved(arch, lambda p, x: p["scale"] * apply(p, x), params, x)
+    with pytest.raises(ValueError, match=r"\['scale'\] has no neuron axis"):
+        graph.from_params(arch, params)
