@@ -93,7 +93,9 @@ class Config(runs.RunConfig):
     pairs: int = 3
     """Pairs of them that are merged."""
     many: tuple[int, ...] = (2, 4, 8, 16)
-    """Numbers of networks of the first architecture that are merged at once."""
+    """Numbers of networks that are merged at once."""
+    many_of: str = "mlp:64-512-512-10,relu"
+    """Their architecture."""
     train_images: int | None = None
     """At most so many training images; None for all."""
     test_images: int | None = None
@@ -110,6 +112,7 @@ PRESETS = {
         Config(
             Path("runs/merging-mnist"),
             networks=tuple(f"mlp:784-{width}-{width}-10,relu" for width in (32, 64, 128, 256, 512)),
+            many_of="mlp:784-512-512-10,relu",
             train=TrainConfig(epochs=8, batch_size=128, learning_rate=1e-3),
         ),
     ),
@@ -136,6 +139,7 @@ PRESETS = {
             models=2,
             pairs=1,
             many=(2, 3),
+            many_of="mlp:64-8-8-10,relu",
             train_images=200,
             test_images=50,
             points=3,
@@ -165,8 +169,9 @@ class Method(NamedTuple):
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which also stand in config.out / "results.json"."""
     start = time.perf_counter()
-    archs = {text: shorthand.parse(text) for text in config.networks}
     _check(config)
+    archs = {text: shorthand.parse(text) for text in config.networks}
+    many = shorthand.parse(config.many_of)
     images = load_images(config)
     runs.claim(config)
     results: dict[str, Any] = {"config": runs.plain(config), "environment": runs.environment(), "pairs": {}}
@@ -182,11 +187,9 @@ def main(config: Config) -> dict[str, Any]:
             interruption.stop_if_requested(f"{index + 1} of {len(archs)} architectures")
         path = config.out / "many.json"
         if config.many and not path.exists():
-            text, arch = next(iter(archs.items()))
-            data = as_inputs(arch, images)
-            key = jax.random.key(config.seed)
-            trained = train_networks(config, text, arch, data, key, max(config.many), name="many")
-            runs.write_json(path, {"network": text, "by_number": merge_many(config, arch, trained, data)})
+            data, key = as_inputs(many, images), jax.random.key(config.seed)
+            trained = train_networks(config, config.many_of, many, data, key, max(config.many), name="many")
+            runs.write_json(path, {"network": config.many_of, "by_number": merge_many(config, many, trained, data)})
         results["many"] = json.loads(path.read_text()) if config.many else None
     results["seconds"] = time.perf_counter() - start
     runs.write_json(config.out / "results.json", results)
@@ -195,7 +198,7 @@ def main(config: Config) -> dict[str, Any]:
         brief = [[*row[:5], row[-1]] for row in _rows(one)]  # as wide as a terminal
         progress.console.print(_shown(brief, f"{text}: accuracy %, loss"))
     if results["many"]:
-        progress.console.print(_shown(_many_rows(results["many"]["by_number"]), "N networks merged"))
+        progress.console.print(_shown(_many_rows(results["many"]["by_number"]), "N networks merged: accuracy %"))
     progress.console.print(f"Report: {config.out / 'report.html'}, numbers: {config.out / 'results.json'}")
     return results
 
@@ -436,14 +439,14 @@ def _rows(one: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _many_rows(by_number: Mapping[str, Any]) -> list[list[str]]:
-    labels = {"naive": "naive", "canonical": "canonical", "first": "to first", "mean": "to mean"}
-    rows = [["N", "ends", *itertools.chain(*([label, "mended", "s"] for label in labels.values()))]]
+    """Accuracies of the mean in %, without / with REPAIR, and the seconds of an alignment of all."""
+    labels = {"naive": "naive", "canonical": "canonical", "first": "to the first", "mean": "to their mean"}
+    rows = [["N", "end points", *labels.values(), "seconds: first", "mean"]]
     for number, routes in by_number.items():
-        row = [number, f"{100 * routes['end_points']:.2f}"]
-        for name in labels:
-            one = routes[name]
-            row += [f"{100 * one[key]:.2f}" for key in ("accuracy", "repaired_accuracy")] + [f"{one['seconds']:.2f}"]
-        rows.append(row)
+        percents = [[100 * routes[name][key] for key in ("accuracy", "repaired_accuracy")] for name in labels]
+        times = [f"{routes[name]['seconds']:.2f}" for name in ("first", "mean")]
+        cells = [f"{plain:.1f} / {repaired:.1f}" for plain, repaired in percents]
+        rows.append([number, f"{100 * routes['end_points']:.1f}", *cells, *times])
     return rows
 
 

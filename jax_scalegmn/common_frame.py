@@ -101,12 +101,13 @@ def align_all(
             f"max_rounds is {max_rounds} and the options are {sorted(options)}; expected a number >= 0 and no "
             "'start': the frame begins at `frame`."
         )
-    scales = jax.vmap(lambda one: gauge.balance(arch, one))(stack)
+    wide = _at_least_single(stack)
+    scales = jax.vmap(lambda one: gauge.balance(arch, one))(wide)
     if not options.get("scale", True):
         scales = scales._replace(scale=jax.tree.map(jnp.ones_like, scales.scale))
     # Positive scales are settled; from here on all elements are isometries.
     free = _without_positive(arch)
-    balanced = _act(arch, scales, stack)
+    balanced = _act(arch, scales, wide)
     at = _most_central(free, balanced, options) if frame is Reference.CENTRAL else jnp.asarray(0)
     found, rounds, converged = _rounds(free, balanced, at, max_rounds, options)
 
@@ -285,8 +286,14 @@ def _frame(arch: Architecture, stack: Any, elements: Element, rounds: Array, con
     aligned = _act(arch, elements, stack)
     mean = merge.average(aligned)
     # As they stand: without positive layers nothing is balanced.
-    similarity = jax.vmap(lambda one: matching.similarity(_without_positive(arch), one, mean))(aligned)
+    free, center = _without_positive(arch), _at_least_single(mean)
+    similarity = jax.vmap(lambda one: matching.similarity(free, one, center))(_at_least_single(aligned))
     return Frame(elements, aligned, mean, similarity, rounds, converged)
+
+
+def _at_least_single(stack: Any) -> Any:
+    """In float32 where it was half precision, which would lose the ties that the gauge and the matching decide by."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), stack)
 
 
 def _without_positive(arch: Architecture) -> Architecture:

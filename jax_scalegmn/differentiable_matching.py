@@ -178,9 +178,14 @@ def straight_through_matching(
     begin = (free, tx.init(free), _Track(pair.start, pair.start, jnp.asarray(0)))
     (_, _, track), _ = jax.lax.scan(step, begin, batches)
     finalists = jax.tree.map(lambda *leaves: jnp.stack(leaves), pair.start, track.best, track.last)
+
+    def mean_loss(index: Array) -> Array:
+        one = jax.tree.map(lambda leaf: leaf[index], finalists)
+        return jax.lax.map(lambda batch: of_element(one, batch), batches).mean()
+
     # One after the other: convolutions with a batch of kernels are slow.
-    means = jax.lax.map(lambda one: jax.lax.map(lambda batch: of_element(one, batch), batches).mean(), finalists)
-    best = jax.tree.map(lambda leaf: leaf[jnp.argmin(means)], finalists)
+    winner = jnp.argmin(jax.lax.map(mean_loss, jnp.arange(3)))
+    best = jax.tree.map(lambda leaf: leaf[winner], finalists)
     return _matching(arch, pair, best, track, num_steps, params, target)
 
 
@@ -258,6 +263,8 @@ def _follow(track: _Track, element: Element, better: Bool[Array, ""]) -> _Track:
     same = [jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(track.last), jax.tree.leaves(element), strict=True)]
     # The constant serves networks without hidden layers.
     unchanged = jnp.where(jnp.stack([jnp.asarray(True), *same]).all(), track.unchanged + 1, 0)
+    # Solvers differ in their integers.
+    element = jax.tree.map(lambda old, new: new.astype(old.dtype), track.last, element)
     best = jax.tree.map(lambda old, new: jnp.where(better, new, old), track.best, element)
     return _Track(best, element, unchanged)
 

@@ -317,3 +317,19 @@ def test_matching_and_graphs_see_blocks_as_arrays():
     built = graph.from_params(CONCATENATION, params)
     assert built.edges.shape[0] == 2 * 3 + 2 * 4 + 3 * 2 + 4 * 2
     support.assert_identical(graph.to_params(CONCATENATION, built), params)
+
+
+def test_vectors_with_spatial_axes_take_several_columns_of_a_graph():
+    """A depthwise kernel, a repeated bias, and kernels of one and of two spatial axes side by side."""
+    neurons = (Neurons("x", 2, Scaling.FIXED), Neurons("h", 3, Scaling.POSITIVE), Neurons("y", 2, Scaling.FIXED))
+    parameters = (
+        Parameter(("conv",), (2, 3, Axis("x", -1), Axis("h", 0))),
+        Parameter(("depthwise",), (3, 2, 1, Axis("h", 1))),
+        Parameter(("repeated",), (Axis("h", 0, 2),)),
+        Parameter(("line",), (4, Axis("h", -1), Axis("y", 1))),
+    )
+    arch = Architecture("spatial vectors", neurons, parameters)
+    assert graph.topology(arch).columns == (6, 0, 2)
+    assert graph.topology(arch).kernel_size == (4, 3)
+    params = support.random_params(arch)
+    support.assert_identical(graph.to_params(arch, graph.from_params(arch, params)), params)

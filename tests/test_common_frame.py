@@ -18,7 +18,7 @@ MIXED = support.ARCHITECTURES["mixed mlp"]  # signs, positive scales and permuta
 NETWORKS = {name: (arch, functools.partial(support.outputs, arch)) for name, arch in support.ARCHITECTURES.items()}
 NETWORKS |= {name: (arch, jax.vmap(apply, (None, 0))) for name, (arch, apply) in support.HAND_WRITTEN.items()}
 SMALL = builders.mlp((3, 5, 2), "relu")
-COUNTS = {"mixed mlp": 5, "relu cnn": 2, "residual relu": 4, "residual tanh": 3}
+COUNTS = {"mixed mlp": 5, "relu cnn": 2, "residual relu": 3}
 TANH, RELU = support.ARCHITECTURES["tanh mlp"], support.ARCHITECTURES["relu mlp"]
 act = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
 
@@ -162,9 +162,9 @@ def test_without_scales_networks_stay_in_their_gauge():
 
 
 def test_many_stacks_at_once_are_the_stacks_one_by_one():
-    stacks = support.random_params(SMALL, 1, models=(3, 4))
+    stacks = support.random_params(SMALL, 1, models=(8, 4))
     both = jax.jit(jax.vmap(functools.partial(common_frame.align_all, SMALL, assign=assignment.scipy)))(stacks)
-    for i in range(3):
+    for i in range(8):
         alone = aligned(SMALL)(support.rows(stacks, i))
         assert support.deviation(support.rows(both.mean, i), alone.mean) < 1e-5
         assert both.rounds[i] == alone.rounds

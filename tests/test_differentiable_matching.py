@@ -10,6 +10,7 @@ import pytest
 import support
 
 from jax_scalegmn import assignment, builders, matching, merge, network, symmetry
+from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
 from jax_scalegmn.differentiable_matching import TIMES, sinkhorn_matching, straight_through_matching
 
 PAIRS = 20
@@ -250,6 +251,56 @@ def test_straight_through_keeps_planted_elements():
     found = match(params, act(TANH, planted, params))
     assert recovered(found, planted).all()
     np.testing.assert_allclose(found.similarity, 1, atol=1e-5)
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def fixed_network():
+    """A kernel from inputs to outputs, without a hidden layer."""
+    neurons = (Neurons("in", 2, Scaling.FIXED), Neurons("out", 1, Scaling.FIXED))
+    return Architecture("linear", neurons, (Parameter(("dense", "kernel"), (Axis("in", -1), Axis("out", 1))),))
+
+
+def by_both(arch, params, target, start, loss_fn):
+    """The matchings of both by a loss."""
+    batches = jnp.zeros((5, 1))
+    return (
+        sinkhorn_matching(arch, params, target, loss_fn=loss_fn, start=start, num_steps=5),
+        straight_through_matching(arch, params, target, lambda p, _: loss_fn(p), batches, start=start),
+    )
+
+
+def test_a_loss_without_numbers_gives_the_start():
+    """Where the loss is NaN, or its gradient alone: no crash in the assignment, and no element of chance."""
+    params, target = support.random_params(TANH), support.random_params(TANH, 1)
+    start = support.rows(support.random_elements(TANH, 1), 0)
+
+    def loss_fn(params, undefined):
+        kernel = params["Dense_0"]["kernel"]
+        return jnp.where(undefined, jnp.nan * kernel, jnp.sqrt(0 * jnp.abs(kernel))).sum()
+
+    @jax.jit
+    def match(undefined):
+        slope = jax.grad(loss_fn)(params, undefined)["Dense_0"]["kernel"]
+        return slope, by_both(TANH, params, target, start, lambda p: loss_fn(p, undefined))
+
+    for undefined in (True, False):
+        assert np.isnan(loss_fn(params, undefined)) == undefined
+        slope, matchings = match(undefined)
+        assert not np.isfinite(slope).any()
+        for found in matchings:
+            for got, wanted in zip(jax.tree.leaves(found.element), jax.tree.leaves(start), strict=True):
+                np.testing.assert_array_equal(got, wanted)
+
+
+def test_networks_without_hidden_layers_have_nothing_to_match():
+    arch = fixed_network()
+    params, target = support.random_params(arch), support.random_params(arch, 1)
+    for found in by_both(arch, params, target, None, lambda p: jnp.square(p["dense"]["kernel"]).sum()):
+        assert not jax.tree.leaves(found.element)
+        assert found.converged
+        assert found.similarity == pytest.approx(float(matching.similarity(arch, params, target)))
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import support
 from flax import linen as nn
+from flax import nnx
+from flax.core import freeze
 from jax import lax
 
 from jax_scalegmn import architecture, builders, graph, matching, network, testing
@@ -232,6 +234,7 @@ def powers(params, x):
 
 
 def transposed(params, x):
+    """Kernels that are [out, in]: described against their direction, with the inverse of every scale."""
     return jax.nn.relu(x @ params["in"].T) @ params["out"].T
 
 
@@ -259,7 +262,7 @@ NETWORKS = {
     ),
     "two groups": (Convolutions(lambda: nn.GroupNorm(2), nn.max_pool), None, IMAGES, {"Conv_1": SIGN}),
     "DenseNet": (Dense(), None, IMAGES, dict.fromkeys(("Conv_0", "Conv_1", "Conv_2"), POSITIVE)),
-    "U-Net": (UNet(), None, IMAGES, {"Conv_0": POSITIVE, "Conv_1": POSITIVE, "Conv_2": SIGN}),
+    "U-Net": (UNet(), None, IMAGES, {"Conv_0": POSITIVE, "Conv_1": POSITIVE, "Conv_3": SIGN}),
     "depthwise": (Depthwise(), None, IMAGES, {"Conv_0": POSITIVE, "Conv_2": POSITIVE}),
     "transformer": (
         Transformer(),
@@ -269,10 +272,10 @@ NETWORKS = {
             "Dense_0": PERMUTATION,
             "MultiHeadDotProductAttention_0/query": SIGN,
             "MultiHeadDotProductAttention_0/value": POSITIVE,
-            "Dense_2": PERMUTATION,
+            "Dense_3": PERMUTATION,
         },
     ),
-    "embedding": (Embedded(), None, jnp.array([[0, 2, 5]]), {"Embed_0": POSITIVE, "Dense_0": POSITIVE}),
+    "embedding": (Embedded(), None, jnp.array([[0, 2, 5]]), {"Embed_0": POSITIVE, "Dense_1": POSITIVE}),
     "gated": (gated, arrays(**{"in": (3, 8), "bias": (8,), "out": (4, 2)}), VECTORS, {"in": POSITIVE}),
     "NeRF": (
         nerf,
@@ -289,7 +292,7 @@ NETWORKS = {
     "doubled": (doubled, arrays(**{"in": (3, 4), "bias": (4,), "out": (8, 2)}), VECTORS, {"in": POSITIVE}),
     "root mean square": (root_mean_square, arrays(**{"in": (3, 4), "out": (4, 2)}), VECTORS, {"in": SIGN}),
     "powers": (powers, arrays(**{"in": (3, 4), "out": (4, 2), "other": (4, 2)}), VECTORS, {"in": PERMUTATION}),
-    "transposed": (transposed, arrays(**{"in": (4, 3), "out": (2, 4)}), VECTORS, {"in": PERMUTATION}),
+    "transposed": (transposed, arrays(**{"in": (4, 3), "out": (2, 4)}), VECTORS, {"out": POSITIVE}),
     "twice": (twice, arrays(**{"in": (3, 4), "out": (4, 3)}), VECTORS, {"in": SIGN}),
 }
 
@@ -307,10 +310,14 @@ def test_the_group_is_found_and_keeps_the_function(name):
     testing.assert_function_preserved(found.arch, jax.jit(apply), params, x, samples=3)
     support.assert_identical(graph.to_params(found.arch, graph.from_params(found.arch, params)), params)
     assert architecture.from_json(json.loads(json.dumps(found.arch.as_json()))) == found.arch
-    # The rest is said.
-    scaled = {neurons.name for neurons in found.arch.hidden if neurons.scaling is not PERMUTATION}
-    still = {n.name for n in found.arch.neurons if n.name.split("_")[0] not in ("input", "output")} - scaled
-    assert still <= {note.split("('")[1].split("')")[0] for note in found.notes if "('" in note}
+    # Every layer that has less than a scale, and is no input or output, has a note for each of its axes.
+    for neurons in found.arch.neurons:
+        if neurons.scaling in (FIXED, PERMUTATION) and neurons.name.split("_")[0] not in ("input", "output"):
+            for parameter in found.arch.parameters:
+                for axis, which in enumerate(parameter.axes):
+                    if isinstance(which, Axis) and which.neurons == neurons.name:
+                        where = f"params{architecture.describe(parameter.path)} axis {axis} ({neurons.name!r}): "
+                        assert any(note.startswith(where) for note in found.notes)
 
 
 @pytest.mark.parametrize("name", ["DenseNet", "NeRF", "root mean square"])
@@ -434,3 +441,58 @@ def test_a_scalar_belongs_to_no_layer_and_has_no_place_in_a_graph():
     testing.assert_function_preserved(arch, lambda p, x: p["scale"] * apply(p, x), params, x)
     with pytest.raises(ValueError, match=r"\['scale'\] has no neuron axis"):
         graph.from_params(arch, params)
+
+
+# --- at the door ----------------------------------------------------------------------------------------------------
+
+
+def test_other_mappings_shapes_alone_and_several_inputs_are_read_alike():
+    apply, params, x = network_of("NeRF")
+    expected = architecture.infer(apply, params, x).arch
+    for given in (freeze(params), jax.eval_shape(lambda: params)):
+        assert architecture.infer(apply, given, x).arch == expected
+    assert jax.jit(lambda p: architecture.infer(apply, p, x).arch)(params) == expected
+    nested = architecture.infer(lambda p, x: apply(p["net"], x), {"net": params}, x).arch
+    assert [p.path for p in nested.parameters] == [("net", *p.path) for p in expected.parameters]
+    pair = architecture.infer(lambda p, xs: apply(p, xs["left"] - xs["right"]), params, {"left": x, "right": x}).arch
+    assert pair.parameters == expected.parameters
+
+
+def test_a_state_of_nnx_is_read_as_a_pure_mapping():
+    model = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), jnp.tanh, nnx.Linear(4, 2, rngs=nnx.Rngs(1)))
+    graphdef, state = nnx.split(model)
+
+    def apply(params, x):
+        filled = jax.tree.map(lambda leaf: leaf, state)
+        nnx.replace_by_pure_dict(filled, params)
+        return nnx.merge(graphdef, filled)(x)
+
+    params = nnx.to_pure_dict(state)
+    found = architecture.infer(apply, params, VECTORS)
+    assert scalings(found.arch) == {"layers/0": SIGN}
+    testing.assert_function_preserved(found.arch, apply, params, VECTORS, samples=1)
+
+
+@pytest.mark.parametrize(
+    ("apply", "params", "message"),
+    [
+        (nerf, {}, r"params holds no array; expected nested mappings"),
+        (
+            nerf,
+            {"in": [np.ones(3)]},
+            r"params\['in'\]\[0\] stands in a sequence or an object; expected nested mappings",
+        ),
+        (nerf, {"in": "x"}, r"params\['in'\] is a str; expected an array of numbers"),
+        (nerf, {"in": None}, r"params\['in'\] is a NoneType; expected an array"),
+        (nerf, {"in": jax.random.key(0)}, r"params\['in'\] is a .*; expected an array of numbers"),
+        (
+            nerf,
+            {"in": np.ones((3, 2))},
+            r"nerf\(params, example_input\) failed with KeyError.*\(3, 2\).*inputs \(4, 3\)",
+        ),
+        (lambda params, x: x.sum(), {"in": np.ones(3)}, r"No output of <lambda> depends on the params .*closed over"),
+    ],
+)
+def test_what_is_no_network_is_refused(apply, params, message):
+    with pytest.raises(ValueError, match=message):
+        architecture.infer(apply, params, VECTORS)

@@ -166,13 +166,18 @@ def _blocks(reading: Reading, arrays: Sequence[Array]) -> list[Block]:
 
 
 def _ordered(reading: Reading, blocks: Sequence[Block]) -> dict[Key, int]:
-    """The neuron layers of the description with their widths, in the order of the program."""
+    """The neuron layers of the description with their widths: inputs first, then in the order of the program."""
     seen: dict[int, int] = {}
     for layer in reading.seen:
         for root, _ in reading.layers.roots(layer):
             seen.setdefault(root, len(seen))
     widths = {block.pieces[axis].key: block.pieces[axis].width for block in blocks for axis in block.neurons}
-    return dict(sorted(widths.items(), key=lambda item: seen.get(item[0][0][0], len(seen))))
+
+    def place(item: tuple[Key, int]) -> tuple[bool, int]:
+        first = item[0][0][0]
+        return first not in reading.layers.inputs, seen.get(first, len(seen))
+
+    return dict(sorted(widths.items(), key=place))
 
 
 def _names(reading: Reading, blocks: Sequence[Block], keys: Sequence[Key] | dict[Key, int]) -> dict[Key, str]:

@@ -6,7 +6,7 @@ axis of a parameter begins as a layer of its own, operations make layers the sam
 has no such rule is fixed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,11 +88,6 @@ def infer(apply_fn: Callable[[Any, Any], Any], params: Params, example_input: An
 
 def _paths(params: Params) -> dict[tuple[str, ...], Any]:
     """The arrays by path, in the order in which JAX flattens them."""
-    if not isinstance(params, Mapping) or not jax.tree.leaves(params):
-        raise ValueError(
-            f"params is a {type(params).__name__} with {len(jax.tree.leaves(params))} arrays; expected nested mappings "
-            "of arrays, like Flax's variables['params']. Convert an NNX state by nnx.to_pure_dict."
-        )
     found: dict[tuple[str, ...], Any] = {}
     for keys, leaf in jax.tree.leaves_with_path(params, is_leaf=lambda node: node is None):
         where = f"params{jax.tree_util.keystr(keys)}"
@@ -105,10 +100,9 @@ def _paths(params: Params) -> dict[tuple[str, ...], Any]:
             raise ValueError(
                 f"{where} is a {type(leaf).__name__}; expected an array of numbers. Close the function over it."
             )
-        path = tuple(str(key.key) for key in keys)
-        if path in found:
-            raise ValueError(f"{where} has the path of another array, {describe(path)}. Give the keys other names.")
-        found[path] = leaf
+        found[tuple(str(key.key) for key in keys)] = leaf
+    if not found:
+        raise ValueError("params holds no array; expected nested mappings of arrays, like Flax's variables['params'].")
     return found
 
 
