@@ -46,20 +46,20 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
 
     def sweep(state: tuple[dict[str, Array], Array, Array]) -> tuple[dict[str, Array], Array, Array]:
         logs, _, sweeps = state
-        largest = jnp.zeros(())
+        largest = jnp.zeros((), dtype)
         for name in layers:
             incoming, outgoing = (_total(touching[name], name, power, logs) for power in (1, -1))
             # Between neighbours that balance each other the two sums may leave float32; logarithms would then be NaN.
             usual = (incoming > 0) & (outgoing > 0) & jnp.isfinite(incoming) & jnp.isfinite(outgoing)
             step = jnp.where(usual, 0.25 * (_log(outgoing, usual) - _log(incoming, usual)), 0.0)
-            logs = logs | {name: logs[name] + step}
-            largest = jnp.maximum(largest, jnp.abs(step).max())
+            logs = logs | {name: logs[name] + step.astype(dtype)}
+            largest = jnp.maximum(largest, jnp.abs(step).max().astype(dtype))
         return logs, largest, sweeps + 1
 
     def unfinished(state: tuple[dict[str, Array], Array, Array]) -> Array:
         return (state[1] > 8 * jnp.finfo(dtype).eps) & (state[2] < max_sweeps)
 
-    dtype = sizes[0][1].dtype
+    dtype = jnp.result_type(*(size for _, size in sizes))
     zeros = {name: jnp.zeros(arch.layer(name).width, dtype) for name in layers}
     logs, *_ = jax.lax.while_loop(unfinished, sweep, (zeros, jnp.asarray(jnp.inf, dtype), jnp.asarray(0)))
     return Element(element.permutation, element.scale | {name: jnp.exp(logs[name]) for name in layers})
@@ -84,7 +84,9 @@ def _squared_sizes(arch: Architecture, params: Params) -> list[tuple[dict[str, i
         powers = {axis.neurons: axis.power for axis in parameter.neuron_axes if axis.neurons in positive and axis.power}
         if not powers:
             continue
-        squares = jnp.square(jax.lax.stop_gradient(jnp.asarray(value)))
+        # Half precision would not converge to eight roundings of anything.
+        value = jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32))
+        squares = jnp.square(jax.lax.stop_gradient(value))
         shape: list[int] = []
         summed: list[int] = []
         for size, axis in zip(value.shape, parameter.axes, strict=True):

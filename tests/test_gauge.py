@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import architecture, builders, gauge, symmetry
+from jax_scalegmn import architecture, builders, gauge, matching, symmetry
 from jax_scalegmn.architecture import Scaling
 
 ARCHITECTURES = {name: support.ARCHITECTURES[name] for name in ("relu mlp", "relu cnn", "mixed mlp")} | {
@@ -114,3 +114,21 @@ def test_batches_and_float64():
 def test_a_network_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"params\['Dense_0'\]\['kernel'\]"):
         gauge.balance(ARCHITECTURES["relu mlp"], support.random_params(support.ARCHITECTURES["siren"]))
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16",), ("float32",), ("float32", "float64"), ("bfloat16", "float64")])
+def test_any_precision_is_balanced_with_float64_switched_on(dtypes):
+    """Half precision in float32, mixed arrays in their widest; weight matching goes on from any element there."""
+    arch = ARCHITECTURES["relu mlp"]
+    with support.precision("float64"):
+        params = support.random_params(arch, dtype="float64")
+        params = {
+            name: jax.tree.map(lambda x, i=i: x.astype(dtypes[i % len(dtypes)]), layer)
+            for i, (name, layer) in enumerate(params.items())
+        }
+        exact = gauge.balance(arch, jax.tree.map(lambda x: x.astype("float64"), params)).scale
+        for name, scale in gauge.balance(arch, params).scale.items():
+            np.testing.assert_allclose(scale, exact[name], rtol=1e-5)
+        planted = support.rows(support.random_elements(arch, 1, scale=False), 0)
+        found = matching.weight_matching(arch, params, symmetry.act(arch, planted, params), start=planted)
+        np.testing.assert_array_equal(found.element.permutation["hidden_1"], planted.permutation["hidden_1"])

@@ -112,7 +112,8 @@ def program(seed: int):
         known = STEPS if width % 2 else STEPS + HALVING
         needs, function = STEPS[0] if last else known[rng.integers(len(known))]
         steps.append((function, i, j, [draw(*shape) for shape in needs(width)]))
-        shapes.append(jax.eval_shape(apply, params, x).shape)
+        # A function of its own each time: JAX remembers the shapes of one that it has traced.
+        shapes.append(jax.eval_shape(lambda p, x: apply(p, x), params, x).shape)
     return apply, params, x
 
 

@@ -1,7 +1,7 @@
 """Operations that move entries: which axes of the result are which of the operand, and what is cut or mixed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +19,7 @@ def same(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
 
 
 def broadcast_in_dim(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
-    shape = eqn.params["shape"]
+    shape = _integers(eqn.params["shape"])
     rows = [plain(Plain.EVEN, size) for size in shape]
     for axis, to in enumerate(eqn.params["broadcast_dimensions"]):
         if values[0].shape[axis] == shape[to]:
@@ -54,8 +54,8 @@ def iota(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
 
 
 def slice_(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
-    starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
-    strides = eqn.params["strides"] or (1,) * len(starts)
+    starts, limits = (_integers(eqn.params[f"{end}_indices"]) for end in ("start", "limit"))
+    strides = _integers(eqn.params["strides"] or (1,) * len(starts))
     rows = []
     for row, size, start, limit, stride in zip(values[0].axes, values[0].shape, starts, limits, strides, strict=True):
         if stride != 1:
@@ -63,20 +63,20 @@ def slice_(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
         elif (start, limit) == (0, size):
             rows.append(row)
         else:
-            sizes = [int(n) for n in (start, limit - start, size - limit)]
+            sizes = (start, limit - start, size - limit)
             rows.append(reading.layers.divide(row, sizes, "`slice` cuts through it")[1])
     return [tuple(rows)]
 
 
 def split(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
-    axis, sizes = eqn.params["axis"], [int(size) for size in eqn.params["sizes"]]
+    axis, sizes = eqn.params["axis"], _integers(eqn.params["sizes"])
     axes = values[0].axes
     pieces = reading.layers.divide(axes[axis], sizes, "`split` cuts through it")
     return [(*axes[:axis], piece, *axes[axis + 1 :]) for piece in pieces]
 
 
 def dynamic_slice(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
-    sizes = eqn.params["slice_sizes"]
+    sizes = _integers(eqn.params["slice_sizes"])
     entries = zip(values[0].axes, values[0].shape, sizes, strict=True)
     reason = "`dynamic_slice` takes some of its neurons"
     return [tuple(row if size == taken else reading.give_up(row, taken, reason) for row, size, taken in entries)]
@@ -123,10 +123,9 @@ def concatenate(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axe
 
 def pad(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
     kind = Plain.ZERO if values[1].constant == 0 else Plain.EVEN
+    margins = [_integers(three) for three in eqn.params["padding_config"]]
     rows = []
-    for row, size, (low, high, inner) in zip(
-        values[0].axes, values[0].shape, eqn.params["padding_config"], strict=True
-    ):
+    for row, size, (low, high, inner) in zip(values[0].axes, values[0].shape, margins, strict=True):
         if kind is Plain.EVEN:  # a number other than 0 stands beside the neurons, and scales with none
             reading.keep_still(row, "pad")
         if inner or min(low, high) < 0:
@@ -141,7 +140,7 @@ def pad(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
 
 def reshape(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] | None:
     """Channels fastest: axes that are merged end in the neurons, and what is split off has all of them."""
-    shape = eqn.params["new_sizes"]
+    shape = _integers(eqn.params["new_sizes"])
     if eqn.params["dimensions"] is not None or 0 in shape:
         return None
     if values[0].shape == shape:
@@ -157,6 +156,11 @@ def reshape(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] |
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _integers(numbers: Iterable[Any]) -> tuple[int, ...]:
+    """Of Python, which an equation's parameters need not be."""
+    return tuple(int(number) for number in numbers)
 
 
 def _alike(reading: Reading, met: Row, operation: str) -> Row:
