@@ -70,6 +70,16 @@ def random_elements(arch: Architecture, count: int, *, permute=True, scale=True,
     return symmetry.Element(permutation, scales)
 
 
+def recovered(found, planted):
+    """Which pairs of a stack have every permutation and sign, and every positive scale to 1e-4."""
+    right = True
+    for name, order in planted.permutation.items():
+        ratio = np.asarray(found.element.scale[name]) / planted.scale[name]
+        right &= (np.asarray(found.element.permutation[name]) == order).all(-1)
+        right &= (np.abs(ratio - 1) < 1e-4).all(-1)
+    return right
+
+
 def rows(stack, index):
     """One member of a stack, or some."""
     return jax.tree.map(lambda leaf: leaf[index], stack)

@@ -51,16 +51,6 @@ def balanced(arch, params):
     return jax.jit(jax.vmap(functools.partial(matching.gauge.balanced, arch)))(params)
 
 
-def recovered(found, planted):
-    """Which pairs of a stack have every permutation and sign, and every positive scale to 1e-4."""
-    right = True
-    for name, order in planted.permutation.items():
-        ratio = np.asarray(found.element.scale[name]) / planted.scale[name]
-        right &= (np.asarray(found.element.permutation[name]) == order).all(-1)
-        right &= (np.abs(ratio - 1) < 1e-4).all(-1)
-    return right
-
-
 def identities(arch):
     return jax.tree.map(lambda leaf: jnp.tile(leaf, (PAIRS, 1)), symmetry.identity(arch))
 
@@ -120,8 +110,8 @@ def test_sinkhorn_recovers_the_planted_element_in_20_of_20(name):
     planted = support.random_elements(arch, PAIRS)
     planted = planted._replace(scale={k: np.sign(s) * np.abs(s) ** 2 for k, s in planted.scale.items()})
     found = by_sinkhorn(name)(params, act(arch, planted, params), start)
-    assert recovered(found, planted).all()
-    assert not recovered(found._replace(element=start), planted).any()
+    assert support.recovered(found, planted).all()
+    assert not support.recovered(found._replace(element=start), planted).any()
     np.testing.assert_allclose(found.similarity, 1, atol=1e-5)
     assert (found.sweeps == 60).all()
     assert found.converged.all()
@@ -249,7 +239,7 @@ def test_straight_through_keeps_planted_elements():
     planted = support.random_elements(TANH, 8)
     match, _ = straight_through()
     found = match(params, act(TANH, planted, params))
-    assert recovered(found, planted).all()
+    assert support.recovered(found, planted).all()
     np.testing.assert_allclose(found.similarity, 1, atol=1e-5)
 
 

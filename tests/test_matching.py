@@ -32,16 +32,6 @@ def match(arch, params, target, **options):
     return jax.jit(jax.vmap(functools.partial(matching.weight_matching, arch, **options)))(params, target)
 
 
-def recovered(found, planted):
-    """Which pairs of a stack have every permutation and sign, and every positive scale to 1e-4."""
-    right = True
-    for name, order in planted.permutation.items():
-        ratio = np.asarray(found.element.scale[name]) / planted.scale[name]
-        right &= (np.asarray(found.element.permutation[name]) == order).all(-1)
-        right &= (np.abs(ratio - 1) < 1e-4).all(-1)
-    return right
-
-
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_planted_element_is_recovered_in_100_of_100(name):
     """Noiseless pairs, by the default matcher: permutations and signs exactly, rescales of exp(3 x normal) to 1e-4."""
@@ -50,7 +40,7 @@ def test_the_planted_element_is_recovered_in_100_of_100(name):
     planted = support.random_elements(arch, 100)
     planted = planted._replace(scale={name: np.sign(s) * np.abs(s) ** 3 for name, s in planted.scale.items()})
     found = match(arch, params, act(arch, planted, params))
-    assert recovered(found, planted).all()
+    assert support.recovered(found, planted).all()
     np.testing.assert_allclose(found.similarity, 1, atol=1e-5)
     assert found.converged.all()
     assert (found.sweeps == 1).all()
@@ -78,7 +68,7 @@ def test_rescaled_relu_networks_are_lost_as_they_come_and_found_in_the_balanced_
     planted = planted._replace(scale={name: s**4 for name, s in planted.scale.items()})
     target = act(arch, planted, params)
     found, lost = match(arch, params, target), match(arch, params, target, scale=False)
-    assert recovered(found, planted).all()
+    assert support.recovered(found, planted).all()
     orders = [(np.asarray(lost.element.permutation[k]) == planted.permutation[k]).all(-1) for k in planted.scale]
     assert np.logical_and(*orders).mean() < 0.2
     assert (lost.similarity < 0.95).mean() > 0.8
@@ -117,7 +107,7 @@ def test_an_element_as_start_is_improved():
     for start, sweeps in ((planted, 1), (other, 2)):
         found = matching.weight_matching(arch, params, target, start=start)
         assert found.sweeps >= sweeps
-        assert recovered(found, planted).all()
+        assert support.recovered(found, planted).all()
     begun = matching.weight_matching(arch, params, target, start=other, max_sweeps=0)
     np.testing.assert_array_equal(begun.element.permutation["hidden_0"], other.permutation["hidden_0"])
     assert begun.similarity < 0.5
@@ -132,7 +122,7 @@ def test_canonical_matching_recovers_planted_elements(name):
     params = support.random_params(arch, models=(20,))
     planted = support.random_elements(arch, 20)
     found = jax.jit(jax.vmap(functools.partial(matching.canonical_matching, arch)))(params, act(arch, planted, params))
-    assert recovered(found, planted).mean() > 0.9  # two keys closer than float32 tells apart are possible
+    assert support.recovered(found, planted).mean() > 0.9  # two keys closer than float32 tells apart are possible
     np.testing.assert_allclose(np.median(found.similarity), 1, atol=1e-5)
 
 
