@@ -206,9 +206,8 @@ def _suspects(
                 parameters = (*arch.parameters[:index], fixed, *arch.parameters[index + 1 :])
                 other = dataclasses.replace(arch, parameters=parameters)
                 if not _breaks(other, fn, params, element, name, tolerance):
-                    where = architecture.describe(parameter.path)
                     found.append(
-                        f"params{where} axis {position} ({name!r}) should have power {power}, not {axis.power}"
+                        f"params{parameter} axis {position} ({name!r}) should have power {power}, not {axis.power}"
                     )
     return found
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from jax_scalegmn.architecture.description import Architecture, Axis, Neurons, Parameter, describe
@@ -180,8 +180,8 @@ def _ordered(reading: Reading, blocks: Sequence[Block]) -> dict[Key, int]:
     return dict(sorted(widths.items(), key=place))
 
 
-def _names(reading: Reading, blocks: Sequence[Block], keys: Sequence[Key] | dict[Key, int]) -> dict[Key, str]:
-    """ "input", "output", or the module whose kernel feeds the layer."""
+def _names(reading: Reading, blocks: Sequence[Block], keys: Iterable[Key]) -> dict[Key, str]:
+    """The names of the layers: input, output, or the module whose kernel feeds the layer."""
     names: dict[Key, str] = {}
     for key in keys:
         own = [block for block in blocks if key in [block.pieces[axis].key for axis in block.neurons]]
@@ -201,7 +201,7 @@ def _names(reading: Reading, blocks: Sequence[Block], keys: Sequence[Key] | dict
     return names
 
 
-def _solutions(reading: Reading, blocks: Sequence[Block], keys: Sequence[Key] | dict[Key, int]) -> dict[Key, Solution]:
+def _solutions(reading: Reading, blocks: Sequence[Block], keys: Iterable[Key]) -> dict[Key, Solution]:
     """The group of every layer that is not fixed."""
     equations: dict[int, dict[Equation, None]] = {}
     for equation in reading.equations:
