@@ -115,7 +115,7 @@ def test_an_element_as_start_is_improved():
         matching.weight_matching(arch, params, target, start=support.random_elements(arch, 2))
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", ["siren", "relu mlp", "tanh cnn"])
 def test_canonical_matching_recovers_planted_elements(name):
     """N canonical forms in place of N^2 matchings: exact on one orbit."""
     arch = PLANTED[name]
