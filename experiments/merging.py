@@ -281,8 +281,7 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
     def naive(params: Params, target: Params, key: Key) -> Matching:
-        similarity = matching.similarity(arch, params, target)
-        return Matching(symmetry.identity(arch), similarity, jnp.asarray(0), jnp.asarray(True))
+        return matching.unmatched(arch, params, target)
 
     def sinkhorn(params: Params, target: Params, key: Key) -> Matching:
         return differentiable_matching.sinkhorn_matching(arch, params, target, num_steps=settings.steps)
@@ -323,7 +322,7 @@ def score_pairs(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data
         for name, method in every.items():
             match, rows = jax.jit(method.match), []
             for index, (i, j) in enumerate(pairs):
-                a, b = (jax.tree.map(lambda leaf, row=row: leaf[row], trained.params) for row in (i, j))
+                a, b = (merge.member(trained.params, row) for row in (i, j))
                 pair_key = jax.random.fold_in(key, index)
                 begin = time.perf_counter()
                 result = jax.block_until_ready(match(b, a, pair_key))
@@ -360,7 +359,7 @@ def _follow(
 
     path = landscape.path(measure, a, moved, num_points=config.points, batch_size=1)
     middle = merge.lerp(a, moved, 0.5)
-    ends = jax.tree.map(lambda *leaves: jnp.stack(leaves), dict(a), moved)
+    ends = merge.stacked(dict(a), moved)
     repaired = repair.repair(arch, middle, ends, data.x[: config.match.examples])
     outputs = [jax.vmap(lambda x, p=p: network.apply(arch, p, x))(data.test_x[:256]) for p in (b, moved)]
     return {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture, matching, network, symmetry
+from jax_scalegmn import architecture, matching, merge, network, symmetry
 from jax_scalegmn.architecture import Architecture, Conv
 from jax_scalegmn.matching import Matching
 from jax_scalegmn.symmetry import Element
@@ -97,7 +97,7 @@ def orbit_change(
       ValueError: if the function changes: the architecture is described wrongly.
     """
     copies = _orbit(arch, params, key, samples)
-    members = [jax.tree.map(lambda leaf, i=index: leaf[i], copies) for index in range(samples)]
+    members = [merge.member(copies, index) for index in range(samples)]
     changes = [function_change(arch, params, member, inputs) for member in members]
     known = [change for change in changes if change is not None]
     change = max(known, default=None)

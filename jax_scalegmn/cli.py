@@ -117,16 +117,16 @@ def _merge(
         rows.append(row)
         if target is not params:
             _print_row(row)
-    weights = cli_options.shares(options)
+    weights, aligned = cli_options.shares(options), merge.stacked(*moved)
     if len(moved) == 2:
         between: Interpolate = {"lerp": merge.lerp, "slerp": merge.slerp}[options.interpolate]
         merged = between(moved[0], moved[1], weights[1])
     else:
-        merged = merge.average(_stacked(moved), jnp.asarray(weights))
+        merged = merge.average(aligned, jnp.asarray(weights))
     if options.repair:
         assert x is not None  # as cli_options.check has seen to
         batch_size = None if len(x) <= _AT_ONCE else _AT_ONCE
-        merged = repair.repair(arch, merged, _stacked(moved), x, weights=jnp.asarray(weights), batch_size=batch_size)
+        merged = repair.repair(arch, merged, aligned, x, weights=jnp.asarray(weights), batch_size=batch_size)
     difference = alignment_report.function_change(arch, originals[0], merged, inputs)
     if difference is not None:
         print(f"merged        differs from {options.networks[0]} by {difference:.2g} of its largest output")
@@ -163,16 +163,16 @@ def _in_one_frame(
 ) -> tuple[list[Any], list[Matching]]:
     """For each network what it is aligned to, and what was found."""
     if options.frame == "mean":
-        frame = common_frame.align_all(arch, _stacked(originals), scale=options.scale)
-        elements = [jax.tree.map(lambda leaf, i=i: leaf[i], frame.elements) for i in range(len(originals))]
+        frame = common_frame.align_all(arch, merge.stacked(*originals), scale=options.scale)
+        elements = [merge.member(frame.elements, index) for index in range(len(originals))]
         found = [
             Matching(element, similarity, frame.rounds, frame.converged)
             for element, similarity in zip(elements, frame.similarity, strict=True)
         ]
         return [frame.mean] * len(originals), found
     # The first one is where it should be.
-    stays = Matching(symmetry.identity(arch), jnp.asarray(1.0), jnp.asarray(0), jnp.asarray(True))
     first = originals[0]
+    stays = matching.unmatched(arch, first, first)
     return [first] * len(originals), [stays, *(_matched(options, arch, one, first, x) for one in originals[1:])]
 
 
@@ -186,8 +186,7 @@ def _matched(options: Alignment, arch: Architecture, params: Any, target: Any, x
         case "canonical":
             return matching.canonical_matching(arch, params, target)
         case "none":
-            similarity = matching.similarity(arch, params, target)
-            return Matching(symmetry.identity(arch), similarity, jnp.asarray(0), jnp.asarray(True))
+            return matching.unmatched(arch, params, target)
 
 
 # --- private: the input ---------------------------------------------------------------------------------------------
@@ -224,10 +223,6 @@ def _examples(path: Path, arch: Architecture, params: Any) -> jax.Array:
     except (TypeError, ValueError) as error:  # TypeError: of a dense layer behind maps of another size
         raise ValueError(f"{path}: x {x.shape} does not fit {arch.name!r}: {error}") from error
     return x
-
-
-def _stacked(networks: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
 
 
 # --- private: the output --------------------------------------------------------------------------------------------

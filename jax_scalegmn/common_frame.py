@@ -101,7 +101,7 @@ def align_all(
             f"max_rounds is {max_rounds} and the options are {sorted(options)}; expected a number >= 0 and no "
             "'start': the frame begins at `frame`."
         )
-    wide = _at_least_single(stack)
+    wide = architecture.at_least_float32(stack)
     scales = jax.vmap(lambda one: gauge.balance(arch, one))(wide)
     if not options.get("scale", True):
         scales = scales._replace(scale=jax.tree.map(jnp.ones_like, scales.scale))
@@ -111,7 +111,7 @@ def align_all(
     at = _most_central(free, balanced, options) if frame is Reference.CENTRAL else jnp.asarray(0)
     found, rounds, converged = _rounds(free, balanced, at, max_rounds, options)
 
-    theirs = symmetry.inverse(free, _member(found, at))
+    theirs = symmetry.inverse(free, merge.member(found, at))
     whole = jax.vmap(lambda e, s: symmetry.compose(arch, symmetry.compose(arch, theirs, e), s))(found, scales)
     return _frame(arch, stack, whole, rounds, converged)
 
@@ -162,7 +162,7 @@ def pairwise(arch: Architecture, stack: Params, **options: Any) -> Matching:
     moved, still = np.nonzero(~np.eye(count, dtype=bool))
 
     def match(pair: tuple[Array, Array]) -> Matching:
-        one, other = (_member(stack, index) for index in pair)
+        one, other = (merge.member(stack, index) for index in pair)
         return matching.weight_matching(arch, one, other, **options)
 
     found = jax.lax.map(match, (jnp.asarray(moved), jnp.asarray(still)), batch_size=count - 1)
@@ -250,12 +250,12 @@ def _rounds(
 
     def turn(state: tuple[Element, Any, Array], index: Array) -> tuple[tuple[Element, Any, Array], Array]:
         elements, standing, rounds = state
-        one, now = _member(stack, index), _member(elements, index)
+        one, now = merge.member(stack, index), merge.member(elements, index)
         # With weights of 0, not as a difference: that would round by more than a tie.
         members = jnp.where(rounds < 0, jnp.arange(count) == reference, jnp.arange(count) != index)
         target = merge.average(standing, members.astype(float))
         walk = options | {"start": Start.FORWARD, "restarts": 0, "max_sweeps": 0}
-        starts = _stacked(now, matching.weight_matching(arch, one, target, **walk).element)
+        starts = merge.stacked(now, matching.weight_matching(arch, one, target, **walk).element)
         found = jax.vmap(lambda start: matching.weight_matching(arch, one, target, start=start, **options).element)(
             starts
         )
@@ -265,7 +265,7 @@ def _rounds(
         similarity = jax.vmap(lambda there: matching.similarity(arch, there, target))(moved)
         best = jnp.argmax(similarity.at[0].add(TIE * jnp.finfo(similarity.dtype).eps))
         elements, standing = jax.tree.map(
-            lambda leaf, value: leaf.at[index].set(value), (elements, standing), _member((candidates, moved), best)
+            lambda leaf, value: leaf.at[index].set(value), (elements, standing), merge.member((candidates, moved), best)
         )
         return (elements, standing, rounds), best > 0
 
@@ -286,14 +286,9 @@ def _frame(arch: Architecture, stack: Any, elements: Element, rounds: Array, con
     aligned = _act(arch, elements, stack)
     mean = merge.average(aligned)
     # As they stand: without positive layers nothing is balanced.
-    free, center = _without_positive(arch), _at_least_single(mean)
-    similarity = jax.vmap(lambda one: matching.similarity(free, one, center))(_at_least_single(aligned))
+    free, center = _without_positive(arch), architecture.at_least_float32(mean)
+    similarity = jax.vmap(lambda one: matching.similarity(free, one, center))(architecture.at_least_float32(aligned))
     return Frame(elements, aligned, mean, similarity, rounds, converged)
-
-
-def _at_least_single(stack: Any) -> Any:
-    """In float32 where it was half precision, which would lose the ties that the gauge and the matching decide by."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), stack)
 
 
 def _without_positive(arch: Architecture) -> Architecture:
@@ -303,14 +298,6 @@ def _without_positive(arch: Architecture) -> Architecture:
 
 def _act(arch: Architecture, elements: Element, stack: Any) -> Any:
     return jax.vmap(lambda element, one: symmetry.act(arch, element, one))(elements, stack)
-
-
-def _member(stack: Any, index: Array | int) -> Any:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], stack)
-
-
-def _stacked(*networks: Any) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
 
 
 def _check_stack(arch: Architecture, stack: Any, name: str) -> int:

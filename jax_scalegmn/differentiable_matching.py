@@ -177,15 +177,15 @@ def straight_through_matching(
     free = symmetry.act(pair.arch, pair.start, pair.source)
     begin = (free, tx.init(free), _Track(pair.start, pair.start, jnp.asarray(0)))
     (_, _, track), _ = jax.lax.scan(step, begin, batches)
-    finalists = jax.tree.map(lambda *leaves: jnp.stack(leaves), pair.start, track.best, track.last)
+    finalists = merge.stacked(pair.start, track.best, track.last)
 
     def mean_loss(index: Array) -> Array:
-        one = jax.tree.map(lambda leaf: leaf[index], finalists)
+        one = merge.member(finalists, index)
         return jax.lax.map(lambda batch: of_element(one, batch), batches).mean()
 
     # One after the other: convolutions with a batch of kernels are slow.
     winner = jnp.argmin(jax.lax.map(mean_loss, jnp.arange(3)))
-    best = jax.tree.map(lambda leaf: leaf[winner], finalists)
+    best = merge.member(finalists, winner)
     return _matching(arch, pair, best, track, num_steps, params, target)
 
 
@@ -221,10 +221,7 @@ class _Track(NamedTuple):
 
 def _pair(arch: Architecture, params: Params, target: Params, start: Element | None) -> _Pair:
     source, goal = (
-        architecture.pack(
-            arch,
-            [jnp.asarray(v, jnp.promote_types(v.dtype, jnp.float32)) for v in architecture.unpack(arch, p, name=n)],
-        )
+        architecture.pack(arch, architecture.at_least_float32(architecture.unpack(arch, p, name=n)))
         for n, p in (("params", params), ("target", target))
     )
     to, theirs = gauge.balance(arch, source), gauge.balance(arch, goal)
@@ -242,8 +239,8 @@ def _pair(arch: Architecture, params: Params, target: Params, start: Element | N
 
 def _distance(pair: _Pair) -> Callable[[Params, Array], Array]:
     """(moved, t) -> |goal - moved|^2 / (|goal|^2 + |source|^2) for moved in the orbit; the same at all times t."""
-    size = _inner(pair.goal, pair.goal) + _inner(pair.source, pair.source)
-    return lambda moved, t: 1 - 2 * _inner(pair.goal, moved) / jnp.where(size > 0, size, 1)
+    size = optax.tree.vdot(pair.goal, pair.goal) + optax.tree.vdot(pair.source, pair.source)
+    return lambda moved, t: 1 - 2 * optax.tree.vdot(pair.goal, moved) / jnp.where(size > 0, size, 1)
 
 
 def _segment_loss(pair: _Pair, loss_fn: Callable[[Any], Array]) -> Callable[[Params, Array], Array]:
@@ -253,10 +250,6 @@ def _segment_loss(pair: _Pair, loss_fn: Callable[[Any], Array]) -> Callable[[Par
         return loss_fn(symmetry.act(pair.arch, pair.back, merge.lerp(pair.goal, moved, t)))
 
     return loss
-
-
-def _inner(a: Params, b: Params) -> Array:
-    return jnp.stack([jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]).sum()
 
 
 def _follow(track: _Track, element: Element, better: Bool[Array, ""]) -> _Track:

@@ -84,9 +84,7 @@ def _squared_sizes(arch: Architecture, params: Params) -> list[tuple[dict[str, i
         powers = {axis.neurons: axis.power for axis in parameter.neuron_axes if axis.neurons in positive and axis.power}
         if not powers:
             continue
-        # Half precision would not converge to eight roundings of anything.
-        value = jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32))
-        squares = jnp.square(jax.lax.stop_gradient(value))
+        squares = jnp.square(jax.lax.stop_gradient(architecture.at_least_float32(value)))
         shape: list[int] = []
         summed: list[int] = []
         for size, axis in zip(value.shape, parameter.axes, strict=True):

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from jax_scalegmn import merge
@@ -204,9 +205,9 @@ def plane(
     merge.check_alike(a, c, names=("a", "c"))
     first, second = (jax.tree.map(jnp.subtract, other, a) for other in (b, c))
     across, u = _normalised(first)
-    along = _inner(second, u)
+    along = optax.tree.vdot(second, u)
     up, v = _normalised(jax.tree.map(lambda x, y: x - along * y, second, u))
-    _check_plane(across, up, jnp.sqrt(_inner((a, b, c), (a, b, c))))
+    _check_plane(across, up, jnp.sqrt(optax.tree.vdot((a, b, c), (a, b, c))))
 
     zero = jnp.zeros_like(across)
     corners = jnp.stack([jnp.stack(corner) for corner in ((zero, zero), (across, zero), (along, up))])
@@ -260,13 +261,9 @@ def _map(fn: Callable[[Array], Any], points: Array, batch_size: int | None) -> A
     return jax.lax.map(fn, points, batch_size=batch_size)
 
 
-def _inner(a: Any, b: Any) -> Array:
-    return jnp.stack([jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]).sum()
-
-
 def _normalised(tree: Any) -> tuple[Array, Any]:
     """The length of a vector, and the vector of length 1; zeros stay."""
-    square = _inner(tree, tree)
+    square = optax.tree.vdot(tree, tree)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return length, jax.tree.map(lambda leaf: leaf / jnp.where(length > 0, length, 1), tree)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_scalegmn import architecture, assignment, canonical, gauge, symmetry
@@ -89,11 +90,8 @@ def weight_matching(
     Raises:
       ValueError: if a network does not fit the architecture, or on restarts without a key.
     """
-    # Half precision would lose the ties that the gauge and the assignment decide by.
-    source, goal = (
-        [jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32)) for value in values]
-        for values in (architecture.unpack(arch, params), architecture.unpack(arch, target, name="target"))
-    )
+    source = architecture.at_least_float32(architecture.unpack(arch, params))
+    goal = architecture.at_least_float32(architecture.unpack(arch, target, name="target"))
     if restarts < 0 or (restarts and key is None) or max_sweeps < 0:
         raise ValueError(
             f"restarts is {restarts}, max_sweeps {max_sweeps} and key {key}; expected numbers >= 0, and a key for "
@@ -119,6 +117,15 @@ def canonical_matching(arch: Architecture, params: Params, target: Params) -> Ma
     element = symmetry.compose(arch, symmetry.inverse(arch, theirs), canonical.element(arch, params).element)
     matched = symmetry.act(arch, element, params)
     return Matching(element, similarity(arch, matched, target), jnp.asarray(0), jnp.asarray(True))
+
+
+def unmatched(arch: Architecture, params: Params, target: Params) -> Matching:
+    """The identity, beside which what methods find is judged: both networks as they come.
+
+    Raises:
+      ValueError: if a network does not fit the architecture.
+    """
+    return Matching(symmetry.identity(arch), similarity(arch, params, target), jnp.asarray(0), jnp.asarray(True))
 
 
 def similarity(arch: Architecture, params: Params, target: Params) -> Float[Array, ""]:
@@ -147,8 +154,8 @@ def orbit_distance(arch: Architecture, params: Params, target: Params, **options
     nearest = jax.lax.stop_gradient(align(arch, *jax.lax.stop_gradient((params, target)), **options))
     values = architecture.unpack(arch, nearest)
     gaps = [a - b for a, b in zip(architecture.unpack(arch, target, name="target"), values, strict=True)]
-    size = _inner(values, values)
-    return _inner(gaps, gaps) / jnp.where(size > 0, size, 1)
+    size = optax.tree.vdot(values, values)
+    return optax.tree.vdot(gaps, gaps) / jnp.where(size > 0, size, 1)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -297,9 +304,5 @@ def _moved(arch: Architecture, element: Element, values: list[Array]) -> list[Ar
 
 
 def _cosine(left: list[Array], right: list[Array]) -> Array:
-    norms = jnp.sqrt(_inner(left, left)) * jnp.sqrt(_inner(right, right))
-    return _inner(left, right) / jnp.where(norms > 0, norms, 1)
-
-
-def _inner(left: list[Array], right: list[Array]) -> Array:
-    return jnp.stack([jnp.vdot(a, b) for a, b in zip(left, right, strict=True)]).sum()
+    norms = jnp.sqrt(optax.tree.vdot(left, left)) * jnp.sqrt(optax.tree.vdot(right, right))
+    return optax.tree.vdot(left, right) / jnp.where(norms > 0, norms, 1)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float
 
 from jax_scalegmn.types import Interpolate
@@ -55,7 +56,7 @@ def slerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
       ValueError: if a and b differ in structure or shapes.
     """
     check_alike(a, b)
-    dot, aa, bb = (_inner(*pair) for pair in ((a, b), (a, a), (b, b)))
+    dot, aa, bb = (optax.tree.vdot(*pair) for pair in ((a, b), (a, a), (b, b)))
     some = aa * bb > 0  # guarded inside the root: its derivative at 0 is infinite
     cosine = jnp.where(some, dot / jnp.sqrt(jnp.where(some, aa * bb, 1)), 1)
     straight = jnp.abs(cosine) > 1 - 1e-6
@@ -113,7 +114,7 @@ def piecewise(stack: Any, t: Float[Array, ""] | float, *, interpolate: Interpola
     models = count(stack, least=2)
     place = jnp.asarray(t) * (models - 1)
     piece = jnp.clip(jnp.floor(place).astype(int), 0, models - 2)
-    a, b = (jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf)[i], stack) for i in (piece, piece + 1))
+    a, b = (member(stack, index) for index in (piece, piece + 1))
     return interpolate(a, b, place - piece)
 
 
@@ -162,7 +163,7 @@ def greedy_soup(score_fn: Callable[[Any], Array], stack: Any) -> Soup:
         at hand) if all scores are NaN.
     """
     count(stack)
-    shape = jax.eval_shape(score_fn, _member(stack, 0)).shape
+    shape = jax.eval_shape(score_fn, member(stack, 0)).shape
     if shape != ():
         raise ValueError(f"score_fn gives shape {shape}; expected a scalar, like a mean over the held-out examples.")
     scores = jax.lax.map(score_fn, stack)
@@ -170,13 +171,13 @@ def greedy_soup(score_fn: Callable[[Any], Array], stack: Any) -> Soup:
         raise ValueError("All scores are NaN; expected one number for each network at least. Check data and networks.")
     # NaN sorts last.
     order = jnp.argsort(-scores, stable=True)
-    first = _member(stack, order[0])
+    first = member(stack, order[0])
 
     def add(state: tuple[Any, Array, Array], index: Array) -> tuple[tuple[Any, Array, Array], None]:
         mean, taken, score = state
         # A running mean: weights of 0 would not keep a diverged network's NaN out.
         share = 1 / (taken.sum() + 1)
-        wider = jax.tree.map(lambda m, x: (m + share * (x - m)).astype(m.dtype), mean, _member(stack, index))
+        wider = jax.tree.map(lambda m, x: (m + share * (x - m)).astype(m.dtype), mean, member(stack, index))
         new = score_fn(wider)
         better = new >= score  # False for NaN
         state = jax.tree.map(lambda a, b: jnp.where(better, a, b), (wider, taken.at[index].set(True), new), state)
@@ -185,6 +186,16 @@ def greedy_soup(score_fn: Callable[[Any], Array], stack: Any) -> Soup:
     begin = (first, jnp.zeros(scores.shape, bool).at[order[0]].set(True), scores[order[0]])
     (params, taken, score), _ = jax.lax.scan(add, begin, order[1:])
     return Soup(params, taken, scores, score)
+
+
+def stacked(*networks: Any) -> Any:
+    """Networks of one kind as a stack: every array gets a leading axis [models]."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+
+
+def member(stack: Any, index: int | Array) -> Any:
+    """One network of a stack."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], stack)
 
 
 def check_alike(a: Any, b: Any, *, names: tuple[str, str] = ("a", "b")) -> None:
@@ -211,17 +222,6 @@ def count(stack: Any, *, least: int = 1, name: str = "stack") -> int:
     if len(counts) != 1 or min(counts) < least:
         raise ValueError(
             f"The arrays of {name} have leading sizes {sorted(counts)}; expected one size for all, the number of "
-            f"networks, and {least} or more of them. Stack them with jax.tree.map(lambda *x: jnp.stack(x), a, b)."
+            f"networks, and {least} or more of them. Stack them with merge.stacked(a, b)."
         )
     return counts.pop()
-
-
-# --- private ------------------------------------------------------------------------------------------------------
-
-
-def _member(stack: Any, index: int | Array) -> Any:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], stack)
-
-
-def _inner(a: Any, b: Any) -> Array:
-    return jnp.stack([jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]).sum()

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -190,7 +189,7 @@ def _params(arch: Architecture, format: Format, template: Mapping[str, Any]) -> 
     keys = _keys(arch, format, template)
     if keys is None:
         params: dict[str, Any] = torch_layout.from_torch(arch, template)
-        return jax.tree.map(_computed, params)
+        return architecture.at_least_float32(params)
     if set(keys.values()) != leaves.keys():
         missing = [_shown(key) for key in keys.values() if key not in leaves]
         additional = [_shown(key) for key in leaves if key not in keys.values()]
@@ -208,15 +207,9 @@ def _params(arch: Architecture, format: Format, template: Mapping[str, Any]) -> 
         node = params
         for name in path[:-1]:
             node = node.setdefault(name, {})
-        node[path[-1]] = _computed(value)
+        node[path[-1]] = architecture.at_least_float32(value)
     architecture.unpack(arch, params)
     return params
-
-
-def _computed(value: Any) -> jax.Array:
-    """In float32 or wider."""
-    value = jnp.asarray(value)
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
 def _keys(

@@ -32,7 +32,7 @@ from jax_scalegmn.architecture.layers import (
     known_activation,
     walk,
 )
-from jax_scalegmn.architecture.packing import check_stack, pack, unpack
+from jax_scalegmn.architecture.packing import at_least_float32, check_stack, pack, unpack
 
 __all__ = [
     "SCALING_OF_ACTIVATION",
@@ -55,6 +55,7 @@ __all__ = [
     "Parameter",
     "Residual",
     "Scaling",
+    "at_least_float32",
     "check_stack",
     "describe",
     "from_json",
