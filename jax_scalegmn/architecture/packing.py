@@ -92,7 +92,7 @@ def check_stack(arch: Architecture, params: Params, *, name: str = "params") -> 
 
 def at_least_float32(tree: Any) -> Any:
     """The arrays in float32 where they were of half precision, which loses the ties that neurons are compared by."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.asarray(leaf).dtype, jnp.float32)), tree)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
