@@ -29,3 +29,10 @@ def params(arch):
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Thousands of them would fill the memory, and run into the system's limit on memory maps."""
+    yield
+    jax.clear_caches()
