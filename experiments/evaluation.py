@@ -1,4 +1,4 @@
-"""How well two INRs merge: every method on every kind of pair, measured along the path between them."""
+"""How well two networks merge: every method on every kind of pair, measured along the path between them."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_scalegmn import landscape, matching, merge, network, symmetry
-from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.architecture import Architecture, Scaling
 from jax_scalegmn.matching import Start
 from jax_scalegmn.models import Autoencoder
 from jax_scalegmn.types import Key, Params
@@ -82,6 +82,7 @@ def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Param
     def to_decoded(member: Member) -> Params:
         return align(member.params, member.decoded)
 
+    whole = "scaled" if any(neurons.scaling is Scaling.POSITIVE for neurons in arch.neurons) else "signed"
     align = make_align()
     p_identity, p_forward = make_align(scale=False, start=Start.IDENTITY), make_align(scale=False)
     pd_identity = make_align(start=Start.IDENTITY)
@@ -89,8 +90,8 @@ def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Param
         "naive": Method("naive", lambda a, b: (a.params, b.params), itself),
         "matching_p_identity": Method("matching, permutations, identity start", pairwise(p_identity), itself),
         "matching_p_forward": Method("matching, permutations, forward start", pairwise(p_forward), itself),
-        "matching_pd_identity": Method("matching, signed, identity start", pairwise(pd_identity), itself),
-        "matching_pd_forward": Method("matching, signed, forward start", pairwise(align), itself),
+        "matching_pd_identity": Method(f"matching, {whole}, identity start", pairwise(pd_identity), itself),
+        "matching_pd_forward": Method(f"matching, {whole}, forward start", pairwise(align), itself),
         "fixed_frame": Method("aligned to one fixed network", lambda a, b: (to_fixed(a), to_fixed(b)), itself),
         "canonical_frame": Method(
             "canonical frame: aligned to its own decoded", lambda a, b: (to_decoded(a), to_decoded(b)), itself
@@ -180,10 +181,10 @@ def orbit_spread(
 def summary(paths: Paths, key: Key) -> dict[str, Any]:
     """The numbers of one method on one kind of pair: means with 95 % bootstrap intervals over pairs."""
     return {
-        "midpoint": _interval(paths.midpoint, key),
-        "barrier": _interval(paths.height, key),
-        "end_point_gap": _interval(paths.gap.mean(1), key),
-        "end_point_loss": _interval(paths.losses[:, jnp.asarray([0, -1])].mean(1), key),
+        "midpoint": interval(paths.midpoint, key),
+        "barrier": interval(paths.height, key),
+        "end_point_gap": interval(paths.gap.mean(1), key),
+        "end_point_loss": interval(paths.losses[:, jnp.asarray([0, -1])].mean(1), key),
         "ts": paths.ts[0].tolist(),
         "path": paths.losses.mean(0).tolist(),
         "path_low": _path_interval(paths.losses, key)[0].tolist(),
@@ -191,12 +192,13 @@ def summary(paths: Paths, key: Key) -> dict[str, Any]:
     }
 
 
-# --- private ------------------------------------------------------------------------------------------------------
-
-
-def _interval(values: Array, key: Key) -> dict[str, float]:
+def interval(values: Array, key: Key) -> dict[str, float]:
+    """The mean of values [models] with its 95 % bootstrap interval."""
     low, high = _bootstrap(values, key)
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+
+
+# --- private ------------------------------------------------------------------------------------------------------
 
 
 _bootstrap = jax.jit(landscape.bootstrap)

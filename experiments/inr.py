@@ -19,33 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments import evaluation, progress, report, runs
+from experiments import autoencoders, evaluation, progress, report, runs
 from experiments.runs import ZooConfig
-from jax_scalegmn import builders, checkpoint, datasets, losses, models, network, train, zoo
+from jax_scalegmn import builders, datasets, losses, models, network
 from jax_scalegmn.zoo import Zoo
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The autoencoder."""
-
-    features: int = 32
-    num_layers: int = 3
-    dropout: float = 0.0
-    normalized: bool = True
-    """Variance-preserving sums and weights divided by their usual size; False as published."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig(runs.TrainConfig):
+class TrainConfig(autoencoders.TrainConfig):
     """The training of the autoencoder."""
 
     orbit_weight: float = 0.3
     """Weight of the orbit-distance term, in units of the training images' variance; 0 as published."""
-    patience: int = 50
-    """Epochs without a lower smoothed validation loss until training stops."""
-    data_parallel: bool = False
-    """Whether every batch is shared out over all devices."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +49,7 @@ class EvaluationConfig:
 class Config(runs.Config):
     """One run. Options of an unfinished run must stay the same when it is resumed."""
 
-    model: ModelConfig = ModelConfig()
+    model: autoencoders.ModelConfig = dataclasses.field(default_factory=autoencoders.ModelConfig)
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -76,9 +61,9 @@ PRESETS = {
         Config(
             Path("runs/mnist"),
             zoo=ZooConfig(
-                (2, 32, 32, 1), steps=1000, train_fits=1, selection_images=5000, scoring_images=500, chunk=32
+                widths=(2, 32, 32, 1), steps=1000, train_fits=1, selection_images=5000, scoring_images=500, chunk=32
             ),
-            model=ModelConfig(128, 4, dropout=0.2),
+            model=autoencoders.ModelConfig(128, 4, dropout=0.2),
             train=TrainConfig(128, epochs=150, learning_rate=1e-3, warmup_steps=1000, micro_batch=2),
         ),
     ),
@@ -86,8 +71,10 @@ PRESETS = {
         "a few digits in seconds, to try the machinery",
         Config(
             Path("runs/tiny"),
-            zoo=ZooConfig((2, 6, 6, 1), steps=60, train_fits=2, train_images=32, selection_images=8, scoring_images=8),
-            model=ModelConfig(8, 2),
+            zoo=ZooConfig(
+                widths=(2, 6, 6, 1), steps=60, train_fits=2, train_images=32, selection_images=8, scoring_images=8
+            ),
+            model=autoencoders.ModelConfig(8, 2),
             train=TrainConfig(16, epochs=3, warmup_steps=2, micro_batch=8),
             evaluation=EvaluationConfig((0.0, 0.005), points=5, orbits=3, orbit_size=4),
         ),
@@ -98,7 +85,7 @@ PRESETS = {
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which also stand in config.out / "results.json"."""
     start = time.perf_counter()
-    images = runs.load_images(config)
+    images = runs.load_images(config, config.zoo)
     runs.claim(config)
     arch = builders.siren(config.zoo.widths, w0=config.zoo.w0)
     with progress.Interruption() as interruption:
@@ -132,65 +119,17 @@ def fit_autoencoder(
 ) -> dict[str, Any]:
     """Trains the autoencoder, or goes on with it: model, best variables on the selection split, and history."""
     settings = config.train
-    arch = zoos["train"].arch
-    model = models.autoencoder(
-        arch,
-        config.model.features,
-        num_layers=config.model.num_layers,
-        dropout=config.model.dropout,
-        normalized=config.model.normalized,
-        scales=zoo.scales(zoos["train"]) if config.model.normalized else None,
-    )
-    trained = len(zoos["train"]) // settings.batch_size * settings.batch_size
-    tx = settings.make_optimizer(len(zoos["train"]))
+    model = autoencoders.make_model(config.model, zoos["train"])
     loss = functools.partial(losses.autoencoder_loss, model, size=size, orbit_weight=settings.orbit_weight * variance)
-    example = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
-    state = train.init(model, tx, example, jax.random.key(config.seed))
-    like = jax.eval_shape(lambda: state)
-    saved = checkpoint.Checkpoints(
-        config.out / "checkpoints", {"model": models.as_json(model), "train": runs.plain(settings), "seed": config.seed}
+    return autoencoders.fit(
+        config,
+        settings,
+        model,
+        {"train": loss(), "selection": loss(train=False)},
+        {split: zoos[split].params for split in ("train", "selection")},
+        interruption,
+        note=lambda metrics: f"reconstruction {metrics['selection_reconstruction'] / variance:.1%} of the variance",
     )
-    monitor, history = train.Monitor(), []
-    if not saved.is_empty:
-        state, monitor, history = saved.restore_last(like)
-    data, mesh = zoos["train"].params, None
-    if settings.data_parallel:
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        state, data = train.replicate((state, data), mesh)
-    validate = train.make_evaluation(loss(train=False))
-    epochs = train.fit(
-        train.make_step(loss(), tx, micro_batch=settings.micro_batch, mesh=mesh),
-        state,
-        data,
-        batch_size=settings.batch_size,
-        num_epochs=settings.epochs,
-    )
-    with progress.bar("Autoencoder", settings.epochs, "epochs") as advance:
-        advance(len(history))
-        while monitor.since_best < settings.patience:
-            begin = time.perf_counter()
-            epoch = next(epochs, None)
-            if epoch is None:
-                break
-            state, metrics = jax.block_until_ready(epoch)
-            seconds = time.perf_counter() - begin
-            selection = validate(state.variables, zoos["selection"].params)
-            monitor = monitor.update(float(selection["loss"]))
-            history.append(
-                {f"train_{name}": float(value) for name, value in metrics.items()}
-                | {f"selection_{name}": float(value) for name, value in selection.items()}
-                | {"step": int(state.step), "seconds": seconds}
-            )
-            saved.save(state, loss=float(selection["loss"]), monitor=monitor, history=history)
-            share = float(selection["reconstruction"]) / variance
-            advance(
-                1,
-                f"reconstruction {share:.1%} of the variance, {trained / seconds:.0f} INRs/s",
-            )
-            interruption.stop_if_requested(f"a checkpoint behind epoch {len(history)} of {settings.epochs}")
-    best = saved.restore_best(like).state
-    saved.close()
-    return {"model": model, "variables": best.variables, "history": history}
 
 
 # --- scoring ------------------------------------------------------------------------------------------------------

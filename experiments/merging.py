@@ -121,12 +121,14 @@ PRESETS = {
         Config(
             Path("runs/merging-cifar"),
             networks=(
-                "cnn:1-64-128-128,10,relu,strides=2,padding=SAME,flatten=32-32,dense=256",
-                "resnet:8,16-32-64,input_channels=1",
+                "cnn:1-32-64-64,10,relu,strides=2,padding=SAME,flatten=32-32,dense=128",
+                "resnet:8,16-16-32,input_channels=1",
             ),
             models=2,
             pairs=1,
             many=(),
+            train_images=20_000,
+            test_images=2000,
             train=TrainConfig(epochs=8, batch_size=128, learning_rate=1e-3, weight_decay=0.1),
             match=MatchConfig(steps=30),
         ),
@@ -277,7 +279,7 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
     x = data.x[: settings.examples]
 
     def loss_fn(params: Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = jax.vmap(lambda one: network.apply(arch, params, one))(batch[0])
+        logits = jax.vmap(lambda one: network.apply_with(arch, params, one, network.ByPatches()))(batch[0])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
     def naive(params: Params, target: Params, key: Key) -> Matching:

@@ -26,7 +26,17 @@ class Initialization(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class ZooConfig:
+class ImageConfig:
+    """How many images serve for what."""
+
+    train_images: int | None = None
+    """At most so many training images; None for all but those for selection and, in digits, scoring."""
+    selection_images: int = 100
+    scoring_images: int = 297
+
+
+@dataclasses.dataclass(frozen=True)
+class ZooConfig(ImageConfig):
     """The INRs."""
 
     widths: tuple[int, ...] = (2, 16, 16, 1)
@@ -36,10 +46,6 @@ class ZooConfig:
     learning_rate: float = 1e-3
     train_fits: int = 4
     """Independent fits of every training image; selection and scoring images get two."""
-    train_images: int | None = None
-    """At most so many training images; None for all but those for selection and, in digits, scoring."""
-    selection_images: int = 100
-    scoring_images: int = 297
     part: int = 8192
     """Networks fitted by one call and saved together: what an interruption can lose."""
     chunk: int = 128
@@ -78,7 +84,7 @@ class RunConfig:
 
     out: Path
     data: Path | None = None
-    """mnist.npz, or a folder of MNIST or Fashion-MNIST IDX files; None for scikit-learn's digits."""
+    """An npz file of gray images, or a folder of MNIST or Fashion-MNIST IDX files; None for scikit-learn's digits."""
     resume: bool = False
     """Go on in a folder that holds a run already."""
     seed: int = 0
@@ -148,12 +154,11 @@ def environment() -> dict[str, str]:
 # --- data and zoo -------------------------------------------------------------------------------------------------
 
 
-def load_images(config: Config) -> dict[str, datasets.Images]:
+def load_images(config: RunConfig, settings: ImageConfig) -> dict[str, datasets.Images]:
     """The images of training, selection and scoring; no image is in two of them.
 
     Files bring their own test images, which serve for scoring; of the digits some are set apart.
     """
-    settings = config.zoo
     if config.data is None:
         given = datasets.digits()
         held_out = settings.scoring_images

@@ -16,6 +16,7 @@ repair        a merged network with its end points' activation statistics
 task_vectors  what fine-tuning added: task arithmetic and TIES
 landscape     the loss along paths and on planes between networks
 zoo           thousands of networks trained at once
+classifier_zoo    of classifiers over sampled hyper-parameters, with checkpoints
 classifiers   a few, on minibatches, with normalisation
 datasets      labelled images from scikit-learn or files
 models        ScaleGMN, encoder, editor, decoder, autoencoder

@@ -14,6 +14,9 @@ from scipy.optimize import linear_sum_assignment
 Assign: TypeAlias = Callable[[Float[Array, "n n"]], Int[Array, " n"]]
 
 
+_BLOCK = 1 << 20  # entries
+
+
 def hungarian(score: Float[Array, "n n"]) -> Int[Array, " n"]:
     """The optimal assignment on the device, by `optax.assignment.hungarian_algorithm`."""
     rows, columns = optax.assignment.hungarian_algorithm(-score)
@@ -21,15 +24,22 @@ def hungarian(score: Float[Array, "n n"]) -> Int[Array, " n"]:
 
 
 def scipy(score: Float[Array, "n n"]) -> Int[Array, " n"]:
-    """The optimal assignment on the host, by `scipy.optimize.linear_sum_assignment`; a batch goes there in one call."""
+    """The optimal assignment on the host, by `scipy.optimize.linear_sum_assignment`; a batch goes there in one call.
 
-    def solve(score: Array) -> np.ndarray:
-        flat = np.asarray(score).reshape(-1, *score.shape[-2:])
+    On a machine with a single core XLA waits for ever on callbacks with batches of 4 million entries or more: take
+    `hungarian` for those.
+    """
+
+    def solve(*blocks: Array) -> np.ndarray:
+        score = np.concatenate([np.asarray(block) for block in blocks], -2)
+        flat = score.reshape(-1, *score.shape[-2:])
         columns = [linear_sum_assignment(one, maximize=True)[1] for one in flat]
         return np.asarray(columns, np.int32).reshape(score.shape[:-1])
 
     shape = jax.ShapeDtypeStruct(score.shape[:-1], jnp.int32)
-    return jax.pure_callback(solve, shape, score, vmap_method="expand_dims")
+    # In blocks of rows: on a single core XLA waits for ever to hand over an array of 16 MiB (jax 0.10, CPU).
+    blocks = jnp.array_split(score, max(1, -(-score.size // _BLOCK)), axis=-2)
+    return jax.pure_callback(solve, shape, *blocks, vmap_method="expand_dims")
 
 
 def default(width: int) -> Assign:

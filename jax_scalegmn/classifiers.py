@@ -67,7 +67,7 @@ def fit(
             f"There are {len(x)} examples, {len(y)} labels and batches of {batch_size}; expected as many labels as "
             "examples, and at least one batch of them."
         )
-    _check_labels(arch, y)
+    check_labels(arch, y)
     side_by_side = side_by_side or len(keys)
     groups = [slice(first, first + side_by_side) for first in range(0, len(keys), side_by_side)]
     update = functools.partial(_step, arch, tx)
@@ -103,7 +103,7 @@ def score(
     Raises:
       ValueError: if the network does not fit the architecture, or a label is not of an output.
     """
-    _check_labels(arch, y)
+    check_labels(arch, y)
 
     def one(row: tuple[Array, Array]) -> tuple[Array, Array]:
         logits = network.apply(arch, params, row[0])
@@ -111,6 +111,20 @@ def score(
 
     losses, right = jax.lax.map(one, (x, y), batch_size=min(batch_size, len(x)))
     return Scores(losses.mean(), right.mean())
+
+
+def check_labels(arch: Architecture, y: Int[Array, " labels"]) -> None:
+    """Checks that every label is that of an output, wherever the values are at hand, outside jit and vmap.
+
+    Raises:
+      ValueError: if one is not.
+    """
+    outputs = arch.neurons[-1].width
+    if isinstance(y, jax.core.Tracer):
+        return
+    low, high = np.asarray(y).min(), np.asarray(y).max()
+    if low < 0 or high >= outputs:
+        raise ValueError(f"Labels lie in [{low}, {high}]; {arch.name!r} has outputs 0 to {outputs - 1}.")
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -162,12 +176,3 @@ def _split(arch: Architecture, params: Params) -> tuple[list[Array], list[Array]
 def _join(arch: Architecture, weights: list[Array], statistics: list[Array]) -> dict[str, Any]:
     sources = iter(weights), iter(statistics)
     return architecture.pack(arch, [next(sources[p.path[-1] in network.STATISTICS]) for p in arch.parameters])
-
-
-def _check_labels(arch: Architecture, y: Array) -> None:
-    outputs = arch.neurons[-1].width
-    if isinstance(y, jax.core.Tracer):
-        return
-    low, high = np.asarray(y).min(), np.asarray(y).max()
-    if low < 0 or high >= outputs:
-        raise ValueError(f"Labels lie in [{low}, {high}]; {arch.name!r} has outputs 0 to {outputs - 1}.")

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jax_scalegmn import matching, network
+from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.models import Autoencoder
 from jax_scalegmn.types import Key, LossFn, Metrics, Params
 
@@ -44,7 +45,12 @@ def autoencoder_loss(
 
 
 def distillation_loss(
-    model: Autoencoder, images: Float[Array, " images *image"], *, temperature: float = 0.6, train: bool = True
+    model: Autoencoder,
+    images: Float[Array, " images *image"],
+    *,
+    temperature: float = 0.6,
+    images_per_step: int | None = None,
+    train: bool = True,
 ) -> LossFn:
     """T^2 KL(teacher || student) between the logits of the original and of the decoded network on images.
 
@@ -55,19 +61,45 @@ def distillation_loss(
       model: the autoencoder of a classifier.
       images: what both networks classify, as `network.apply` takes one.
       temperature: T; published: 0.6.
+      images_per_step: how many of them every network is asked for, drawn anew each time; None for all, as published.
       train: False for validation, without dropout.
-    """
 
-    def loss_fn(variables: Any, params: Params, key: Key) -> tuple[Array, Metrics]:
+    Returns:
+      A loss of (variables, params, key), or of (variables, (params, logits), key) with the originals' own logits on
+      all the images, of `teacher_logits`, which need not be computed again then. Its metrics are distillation and
+      agreement, the share of the images to which both give the same class.
+
+    Raises:
+      ValueError: if images_per_step is no number of the images.
+    """
+    if images_per_step is not None and not 1 <= images_per_step <= len(images):
+        raise ValueError(f"images_per_step is {images_per_step}; expected 1 to {len(images)}, the images given.")
+
+    def loss_fn(variables: Any, row: Params | tuple[Params, Array], key: Key) -> tuple[Array, Metrics]:
+        params, known = row if isinstance(row, tuple) else (row, None)
         decoded = model.apply(variables, params, train=train, rngs={"dropout": key})
-        teacher, student = (
-            jax.nn.log_softmax(jax.vmap(lambda x, p=p: network.apply(model.arch, p, x))(images) / temperature)
-            for p in (params, decoded)
-        )
-        distillation = temperature**2 * (jnp.exp(teacher) * (teacher - student)).sum(-1).mean()
-        return distillation, {"distillation": distillation}
+        shown = images
+        if images_per_step is not None:
+            image_key = jax.random.fold_in(key, 1)
+            rows = jax.random.randint(image_key, (images_per_step,), 0, len(images))
+            shown, known = images[rows], None if known is None else known[rows]
+        teacher = _logits(model.arch, params, shown) if known is None else known
+        student = _logits(model.arch, decoded, shown)
+        soft, learned = (jax.nn.log_softmax(logits / temperature) for logits in (teacher, student))
+        distillation = temperature**2 * (jnp.exp(soft) * (soft - learned)).sum(-1).mean()
+        agreement = (teacher.argmax(-1) == student.argmax(-1)).mean(dtype=distillation.dtype)
+        return distillation, {"distillation": distillation, "agreement": agreement}
 
     return loss_fn
+
+
+def teacher_logits(
+    arch: Architecture, stack: Params, images: Float[Array, " images *image"], *, batch_size: int = 16
+) -> Float[Array, "models images outputs"]:
+    """The logits of every network of a stack on all the images, computed once, `batch_size` networks at a time."""
+    return jax.jit(
+        lambda stack, images: jax.lax.map(lambda one: _logits(arch, one, images), stack, batch_size=batch_size)
+    )(stack, images)
 
 
 def classification_loss(model: Any, *, train: bool = True) -> LossFn:
@@ -108,6 +140,11 @@ def regression_loss(model: Any, *, train: bool = True) -> LossFn:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _logits(arch: Architecture, params: Params, images: Array) -> Array:
+    # By patches, since a zoo's kernels are all different and the loss stands inside a compiled loop.
+    return jax.vmap(lambda x: network.apply_with(arch, params, x, network.ByPatches()))(images)
 
 
 def _read(model: Any, variables: Any, subject: Any, key: Key, train: bool) -> Array:

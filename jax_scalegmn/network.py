@@ -31,6 +31,7 @@ from jax_scalegmn.variables import split as split_variables
 __all__ = [
     "ACTIVATIONS",
     "STATISTICS",
+    "ByPatches",
     "Hook",
     "Initialization",
     "activations",
@@ -78,6 +79,15 @@ class Hook:
     def behind(self, path: tuple[str, ...], layer: Unit | Residual, x: Array) -> Array:
         """What stands behind the activation of such a layer, or behind the sum of a Residual and its activation."""
         return x
+
+
+class ByPatches(Hook):
+    """The same function with every convolution as one matrix product: `layer_functions.convolve_by_patches`."""
+
+    def compute(self, path: tuple[str, ...], layer: Unit, params: Params, x: Array) -> Array:
+        if isinstance(layer, Conv):
+            return layer_functions.convolve_by_patches(layer, params, x)
+        return super().compute(path, layer, params, x)
 
 
 def apply_with(arch: Architecture, params: Params, x: Float[Array, "..."], hook: Hook) -> Float[Array, " outputs"]:

@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,10 @@ class Zoo:
         count = architecture.check_stack(self.arch, self.params, name="zoo.params")
         for name, values in self.records.items():
             if len(values) != count:
-                raise ValueError(f"zoo.records[{name!r}] has {len(values)} rows for {count} networks.")
+                raise ValueError(
+                    f"zoo.records[{name!r}] has {len(values)} rows, zoo.params {count} networks: row "
+                    f"{min(len(values), count)} is missing in one of them. They are of different zoos, or one was cut."
+                )
 
     def __len__(self) -> int:
         return len(jax.tree.leaves(self.params)[0])
@@ -94,22 +97,74 @@ def fit(
     Raises:
       ValueError: if data and keys disagree on the number of networks, or a network diverged.
     """
-    counts = {len(leaf) for leaf in jax.tree.leaves(data)} | {len(keys)}
-    if len(counts) != 1 or counts == {0}:
-        raise ValueError(f"data and keys disagree on how many networks to fit, or there are none: {sorted(counts)}.")
-    if num_steps < 1 or chunk < 1:
-        raise ValueError(f"num_steps is {num_steps} and chunk {chunk}; expected numbers >= 1.")
-    run = functools.partial(_fit, arch, loss_fn, tx, num_steps, initialization, min(chunk, len(keys)), progress)
-    params, losses = jax.jit(run)(data, keys)
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; expected a number >= 1.")
+
+    def fit_one(row: Any, key: Key) -> tuple[Params, Array]:
+        params: Params = network.init(arch, key, initialization=initialization)
+
+        def step(carry: Any, _: None) -> tuple[Any, None]:
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss_fn)(params, row), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=num_steps)
+        return params, loss_fn(params, row)
+
+    params, losses = fit_each(fit_one, (data, keys), chunk=chunk, progress=progress)
     losses = np.asarray(losses)
-    if progress is not None:
-        jax.effects_barrier()  # the last calls may still be on their way
     if not np.isfinite(losses).all():
         raise ValueError(
             f"{int((~np.isfinite(losses)).sum())} of {len(losses)} networks diverged (loss NaN or infinite), the first "
             f"in row {int(np.argmin(np.isfinite(losses)))}. Lower the learning rate."
         )
     return Zoo(arch, params, {"loss": losses}, {"steps": num_steps, "initialization": initialization.__name__})
+
+
+def fit_each(
+    fit_one: Callable[..., Any],
+    rows: tuple[Any, ...],
+    *shared: Any,
+    chunk: int = 128,
+    progress: Callable[[int], None] | None = None,
+) -> Any:
+    """Trains a network for every row in one compiled program: a scan over chunks of networks that are vmapped.
+
+    Args:
+      fit_one: (one row of each of `rows`, all of `shared`) -> what is known of its network.
+      rows: pytrees whose arrays have a leading axis [models].
+      shared: pytrees that are the same for all networks, like images.
+      chunk, progress: as `fit`.
+
+    Returns:
+      What `fit_one` returns, every array with a leading axis [models].
+
+    Raises:
+      ValueError: if the rows disagree on the number of networks, or there are none, or chunk is below 1.
+    """
+    counts = {len(leaf) for leaf in jax.tree.leaves(rows)}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(f"The rows disagree on how many networks to fit, or there are none: {sorted(counts)}.")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; expected a number >= 1.")
+    count = counts.pop()
+    chunk = min(chunk, count)
+    # The last chunk is filled up with networks that are dropped again.
+    chunks = jnp.arange(-(-count // chunk) * chunk).reshape(-1, chunk)
+
+    def fit_chunk(given: tuple[Any, ...], index: Array) -> tuple[tuple[Any, ...], Any]:
+        rows, shared = given
+        result = jax.vmap(lambda *row: fit_one(*row, *shared))(*jax.tree.map(lambda leaf: leaf[index % count], rows))
+        if progress is not None:
+            # The callback waits for a result of the chunk, so that it tells of work that is done.
+            last = jax.tree.leaves(result)[-1].reshape(chunk, -1)[0, 0]
+            jax.debug.callback(lambda done, _: progress(int(done)), (index < count).sum(), last)
+        return given, result
+
+    _, fitted = jax.jit(functools.partial(jax.lax.scan, fit_chunk))((rows, shared), chunks)
+    if progress is not None:
+        jax.effects_barrier()  # the last calls may still be on their way
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], fitted)
 
 
 def fit_images(
@@ -255,41 +310,3 @@ def load(path: str | os.PathLike[str]) -> Zoo:
 
 def _unpack_stack(zoo: Zoo) -> list[Array]:
     return jax.vmap(functools.partial(architecture.unpack, zoo.arch))(zoo.params)
-
-
-def _fit(
-    arch: Architecture,
-    loss_fn: Callable[[Params, Any], Array],
-    tx: optax.GradientTransformation,
-    num_steps: int,
-    initialization: network.Initialization,
-    chunk: int,
-    progress: Callable[[int], None] | None,
-    data: Any,
-    keys: Key,
-) -> tuple[Mapping[str, Any], Array]:
-    """Params and losses of all networks; the last chunk is filled up with networks that are dropped again."""
-    count = len(keys)
-    rows = jnp.arange(-(-count // chunk) * chunk).reshape(-1, chunk)
-
-    def fit_one(row: Any, key: Key) -> tuple[Params, Array]:
-        params: Params = network.init(arch, key, initialization=initialization)
-
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            params, state = carry
-            updates, state = tx.update(jax.grad(loss_fn)(params, row), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=num_steps)
-        return params, loss_fn(params, row)
-
-    def fit_chunk(_: None, index: Array) -> tuple[None, tuple[Params, Array]]:
-        picked = jax.tree.map(lambda leaf: leaf[index % count], (data, keys))
-        result = jax.vmap(fit_one)(*picked)
-        if progress is not None:
-            # The callback waits for a result of the chunk, so that it tells of work that is done.
-            jax.debug.callback(lambda done, _: progress(int(done)), (index < count).sum(), result[1][0])
-        return None, result
-
-    _, fitted = jax.lax.scan(fit_chunk, None, rows)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], fitted)

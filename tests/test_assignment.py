@@ -1,5 +1,9 @@
 """Assignment solvers: optimal, alone and in batches, on the device and on the host."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,3 +34,16 @@ def test_the_default_solves_its_width(width):
 def test_the_default_is_on_the_device_for_narrow_layers_alone():
     assert assignment.default(8) is assignment.hungarian
     assert assignment.default(9) is assignment.scipy
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs to choose the cores of a process")
+def test_large_scores_reach_the_host_on_a_single_core():
+    program = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import jax, jax.numpy as jnp
+from jax_scalegmn import assignment
+score = jnp.eye(2048)[::-1]
+assert (jax.jit(assignment.scipy)(score) == jnp.arange(2048)[::-1]).all()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

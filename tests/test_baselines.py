@@ -1,4 +1,4 @@
-"""The encoder by queries: invariant because it sees the function alone; and models of equal size."""
+"""The encoders by queries and by statistics, each with the symmetry that it has; and models of equal size."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import support
 
 from jax_scalegmn import baselines, models, network, testing
 from jax_scalegmn.architecture import Scaling, restrict
-from jax_scalegmn.baselines import QueryEncoder
+from jax_scalegmn.baselines import QueryEncoder, StatisticsEncoder
 
 SIREN = support.ARCHITECTURES["siren"]
 
@@ -123,6 +123,101 @@ def test_params_of_another_architecture_are_refused():
     model = encoder_of(SIREN)
     with pytest.raises(ValueError, match="expects"):
         model.init(jax.random.key(0), support.random_params(support.ARCHITECTURES["tanh mlp"]))
+
+
+# --- statistics ---------------------------------------------------------------------------------------------------
+
+
+def test_statistics_are_those_of_numpy(arch, params):
+    got = baselines.statistics(arch, params)
+    expected = []
+    for path in arch.arrays:
+        value = params
+        for key in path:
+            value = value[key]
+        value = np.asarray(value)
+        expected += [value.mean(), value.var(), *np.percentile(value, [0, 25, 50, 75, 100])]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_embedding_by_statistics_is_invariant_under_permutations_and_not_under_scales(arch, params):
+    """Neither under signs: statistics do not know which neuron an entry belongs to, but its size and sign they do."""
+    model = StatisticsEncoder(arch, 8, 5, num_layers=2)
+    variables = support.random_variables(model, params)
+    read = jax.jit(lambda params: model.apply(variables, params))
+    testing.assert_invariant(restrict(arch, Scaling.PERMUTATION), read, params, tolerance=1e-5, samples=4)
+    with pytest.raises(AssertionError, match="Not invariant"):
+        testing.assert_invariant(arch, read, params, tolerance=1e-2, samples=4)
+
+
+def test_statistics_are_standardised_over_the_networks_given():
+    stack = support.random_params(SIREN, models=(16,))
+    stack["Dense_2"]["bias"] = jnp.zeros_like(stack["Dense_2"]["bias"])  # all of its statistics are constant
+    raw = jax.vmap(lambda params: baselines.statistics(SIREN, params))(stack)
+    standard = baselines.standardisation(SIREN, stack)
+    np.testing.assert_allclose([mean for mean, _ in standard], raw.mean(0), rtol=1e-5, atol=1e-7)
+    deviation = np.asarray(raw.std(0))
+    np.testing.assert_allclose([std for _, std in standard], np.where(deviation == 0, 1, deviation), rtol=1e-4)
+    params = support.rows(stack, 0)
+    plain, model = StatisticsEncoder(SIREN, 8, 5), StatisticsEncoder(SIREN, 8, 5, standard=standard)
+    assert hash(model) != hash(plain)
+    variables = support.random_variables(model, params)
+    mean, std = np.asarray(standard, np.float32).T
+    # What is standardised can be undone by the first layer's kernel and bias.
+    first = variables["params"]["mlp_0"]
+    kernel = first["kernel_in"] / std[:, None]
+    undone = first | {"kernel_in": kernel, "bias_in": first["bias_in"] - mean @ kernel}
+    other = {"params": {"mlp_0": undone}}
+    np.testing.assert_allclose(model.apply(variables, params), plain.apply(other, params), rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_of_the_embedding_by_statistics_are_finite_beside_constant_weights():
+    params = support.random_params(SIREN)
+    params["Dense_1"]["bias"] = jnp.zeros_like(params["Dense_1"]["bias"])
+    model = StatisticsEncoder(SIREN, 8, 5)
+    variables = support.random_variables(model, params)
+    gradients = jax.jit(jax.grad(lambda *given: jnp.square(model.apply(*given)).sum(), argnums=(0, 1)))(
+        variables, params
+    )
+    for leaf in jax.tree.leaves(gradients):
+        assert np.isfinite(leaf).all()
+        assert np.abs(leaf).max() > 0
+
+
+def test_dropout_of_the_embedding_by_statistics_acts_in_training_alone():
+    params = support.random_params(SIREN)
+    model = StatisticsEncoder(SIREN, 8, 5, dropout=0.5)
+    variables = support.random_variables(model, params)
+    calm, trained = (
+        model.apply(variables, params, train=t, rngs={"dropout": jax.random.key(0)}) for t in (False, True)
+    )
+    np.testing.assert_array_equal(calm, StatisticsEncoder(SIREN, 8, 5).apply(variables, params))
+    assert np.abs(trained - calm).max() > 0
+
+
+def test_statistics_need_no_function():
+    arch, _ = support.batch_norm_mlp()
+    params = support.random_params(arch)
+    assert baselines.statistics(arch, params).shape == (7 * len(arch.arrays),)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": 0}, "'hidden': 0"),
+        ({"latent": 0}, "'latent': 0"),
+        ({"num_layers": 0}, "'num_layers': 0"),
+        ({"standard": ((0.0, 1.0),)}, r"expected 42 pairs .*baselines\.standardisation"),
+        ({"standard": ((0.0, 0.0),) * 42}, "standard is"),
+        ({"standard": ((float("nan"), 1.0),) * 42}, "standard is"),
+    ],
+)
+def test_bad_attributes_of_an_encoder_by_statistics_are_refused(options, message):
+    model = StatisticsEncoder(SIREN, 8, 5).clone(**options)
+    with pytest.raises(ValueError, match=message):
+        model.init(jax.random.key(0), support.random_params(SIREN))
+    with pytest.raises(ValueError, match="expects"):
+        StatisticsEncoder(SIREN, 8, 5).init(jax.random.key(0), support.random_params(support.ARCHITECTURES["tanh mlp"]))
 
 
 # --- size ---------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from benchmarks import inr, matching, recovery, scalegmn
+from benchmarks import cnn, inr, matching, recovery, scalegmn
 
 
 def test_inr_measures_every_part(capsys):
@@ -53,3 +53,28 @@ def test_recovery_counts_what_is_found(capsys):
     assert clean["forward_similarity"] > 0.999
     assert noisy["forward"] == noisy["identity"] == 0
     assert [json.loads(line)["noise"] for line in capsys.readouterr().out.splitlines()] == [0, 30]
+
+
+def test_cnn_measures_zoos_and_autoencoders(capsys):
+    config = cnn.Config(
+        channels=(1, 2),
+        side=4,
+        examples=8,
+        networks=2,
+        chunks=(1, 2),
+        zoo_batch_size=4,
+        zoo_repeats=1,
+        activations=("relu",),
+        features=3,
+        num_layers=1,
+        batch_sizes=(2,),
+        micro_batches=(1,),
+        images_per_step=2,
+        repeats=1,
+        matmul_size=64,
+    )
+    rows = cnn.main(config)
+    assert [row["benchmark"] for row in rows] == ["zoo_fit", "zoo_fit", "encoder_forward", "training_step_micro_1"]
+    assert [row["chunk"] for row in rows[:2]] == [1, 2]
+    assert all(row["graphs_per_second"] > 0 for row in rows[2:])
+    assert len(capsys.readouterr().out.splitlines()) == len(rows)

@@ -13,7 +13,7 @@ import pytest
 import support
 import tyro
 
-from experiments import classify, runs
+from experiments import classify, encoders, runs
 from jax_scalegmn import symmetry
 
 TINY = classify.PRESETS["tiny"][1]
@@ -96,7 +96,7 @@ def test_encoders_that_cannot_be_matched_are_refused():
 def test_augmentation_moves_every_network_inside_its_orbit():
     arch = support.ARCHITECTURES["siren"]
     params = support.random_params(arch)
-    moved = jax.jit(classify.augmented(arch, lambda variables, row, key: (row, key)))
+    moved = jax.jit(encoders.augmented(arch, lambda variables, row, key: (row, key)))
     ((first, label), inner_key), ((second, _), _) = (moved(None, (params, 3), jax.random.key(i)) for i in (0, 1))
     assert label == 3
     assert inner_key != jax.random.key(0)

@@ -34,6 +34,7 @@ FLOORS = (
         "alignment_report",
         "datasets",
         "train",
+        "classifier_zoo",
     ),
     ("losses", "interop", "checkpoint", "testing"),
     ("inr_folders", "small_cnn_zoo", "network_files", "cli_options"),

@@ -60,10 +60,38 @@ def test_distillation_loss_is_the_scaled_divergence_of_the_logits(temperature):
         decoded = model.apply({}, params, train=True, rngs={"dropout": KEY})
         teacher, student = (softmax(support.outputs(RELU, one, x) / temperature) for one in (params, decoded))
         still = losses.distillation_loss(model, x, temperature=temperature, train=False)({}, params, KEY)[0]
+        logits = losses.teacher_logits(RELU, jax.tree.map(lambda leaf: leaf[None], params), x)[0]
+        cached = losses.distillation_loss(model, x, temperature=temperature)({}, (params, logits), KEY)[0]
+    assert float(cached) == pytest.approx(float(loss), rel=1e-12)
+    assert float(metrics["agreement"]) == (teacher.argmax(-1) == student.argmax(-1)).mean()
     expected = temperature**2 * (teacher * np.log(teacher / student)).sum(-1).mean()
     assert expected > 1e-5
     assert loss == metrics["distillation"] == pytest.approx(expected, rel=1e-9)
     assert still == pytest.approx(0, abs=1e-15)
+
+
+def test_distillation_on_a_few_images_a_step_has_the_same_mean():
+    """Over many keys it is the loss on all; with cached logits each draw is the same."""
+    model, x, params = noisy(RELU), support.example(RELU), support.random_params(RELU)
+    keys = jax.random.split(KEY, 400)
+    logits = losses.teacher_logits(RELU, jax.tree.map(lambda leaf: leaf[None], params), x)[0]
+    some = jax.jit(losses.distillation_loss(Half(model.encoder, model.decoder), x, images_per_step=2))
+    values = jax.vmap(lambda key: some({}, params, key)[0])(keys)
+    known = jax.vmap(lambda key: some({}, (params, logits), key)[0])(keys)
+    whole = losses.distillation_loss(Half(model.encoder, model.decoder), x)({}, params, KEY)[0]
+    np.testing.assert_allclose(values, known, rtol=1e-4, atol=1e-7)
+    assert values.std() > 0
+    assert values.mean() == pytest.approx(float(whole), abs=4 * float(values.std()) / 20)
+    for count in (0, len(x) + 1):
+        with pytest.raises(ValueError, match=f"images_per_step is {count}; expected 1 to {len(x)}"):
+            losses.distillation_loss(model, x, images_per_step=count)
+
+
+class Half(models.Autoencoder):
+    """Decodes every network to half of itself."""
+
+    def __call__(self, params, *, train=False):
+        return jax.tree.map(lambda leaf: leaf / 2, params)
 
 
 class Reads(nn.Module):

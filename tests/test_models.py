@@ -88,21 +88,32 @@ def test_gradient_of_the_invariant_loss_is_equivariant():
     assert support.deviation(grad_moved, act_on_stack(SIREN, element, grad)) < 1e-3  # sine of 30 x, twice
 
 
-def test_autoencoder_maps_an_orbit_to_one_network():
-    """decode(encode(params)), alike for every member, single or stacked, jitted or not."""
-    model = autoencoder(SIREN, 4, num_layers=1, decoder_hidden=(3,))
-    params = support.random_params(SIREN)
+@pytest.mark.parametrize(
+    "arch",
+    [SIREN, *(builders.cnn((1, 3, 4), 2, activation=name, kernel_size=(3, 2)) for name in ("relu", "tanh"))],
+    ids=str,
+)
+def test_autoencoder_maps_an_orbit_to_one_network(arch):
+    """decode(encode(params)), alike for every member: rescaled from 1e-6 to 1e6, dead neurons included."""
+    model = autoencoder(arch, 4, num_layers=1, decoder_hidden=(3,))
+    params = support.random_params(arch)
+    first = next(iter(params))
+    dead = {**params, first: jax.tree.map(lambda leaf: leaf.at[..., 0].set(0), params[first])}
     variables = support.random_variables(model, params)
-    stack = act_on_stack(
-        SIREN, support.random_elements(SIREN, 3), jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), params)
-    )
-    decoded = jax.jit(jax.vmap(lambda p: model.apply(variables, p)))(stack)
-    z = jax.jit(lambda p: model.apply(variables, p, method="encode"))(params)
+    elements = support.random_elements(arch, 3)
+    if any(neurons.scaling is Scaling.POSITIVE for neurons in arch.neurons):
+        rng = np.random.default_rng(0)
+        wide = {name: 10 ** rng.uniform(-6, 6, scale.shape) for name, scale in elements.scale.items()}
+        elements = elements._replace(scale=jax.tree.map(lambda scale: jnp.asarray(scale, jnp.float32), wide))
+    encode = jax.jit(lambda p: model.apply(variables, p, method="encode"))
     decode = jax.jit(lambda z: model.apply(variables, z, method="decode"))
-    once = decode(z)
-    for index in range(3):
-        assert support.deviation(support.rows(decoded, index), once) < 1e-5
-    assert support.deviation(decode(z + 1), once) > 1e-3
+    whole = jax.jit(jax.vmap(lambda p: model.apply(variables, p)))
+    for given in (params, dead):
+        decoded = whole(act_on_stack(arch, elements, jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), given)))
+        once = decode(encode(given))
+        for index in range(3):
+            assert support.deviation(support.rows(decoded, index), once) < 1e-5
+    assert support.deviation(decode(encode(params) + 1), decode(encode(params))) > 1e-3
 
 
 def test_a_network_of_width_one_is_read():

@@ -10,8 +10,8 @@ import pytest
 import support
 from flax import linen as nn
 
-from jax_scalegmn import builders, network, symmetry
-from jax_scalegmn.architecture import Activation, Architecture, Axis, Dense, Neurons, Parameter, Residual, Scaling
+from jax_scalegmn import builders, layer_functions, network, symmetry
+from jax_scalegmn.architecture import Activation, Architecture, Axis, Conv, Dense, Neurons, Parameter, Residual, Scaling
 
 SIREN = support.ARCHITECTURES["siren"]
 NORMALISED = {
@@ -318,3 +318,31 @@ def test_momentum_is_a_share_and_functions_of_ones_own_have_no_inside():
     for call in (network.train_apply, network.activations):
         with pytest.raises(ValueError, match="does not say how to compute its function"):
             call(own, support.random_params(own), jnp.zeros((1, 3)))
+
+
+@pytest.mark.parametrize("kernel_size", [1, (2, 3), 5])
+@pytest.mark.parametrize(("strides", "padding"), [(1, "SAME"), (2, "SAME"), (2, "VALID"), (3, "VALID"), ((1, 2), 1)])
+def test_convolutions_by_patches_are_convolutions(kernel_size, strides, padding):
+    """On maps of odd and even sides, with their gradients."""
+    size = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
+    layer = Conv("Conv_0", None, (strides,) * 2 if isinstance(strides, int) else strides, padding)
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"kernel": jax.random.normal(keys[0], (*size, 3, 4)), "bias": jax.random.normal(keys[1], (4,))}
+    x = jax.random.normal(keys[2], (8, 7, 3))
+
+    def total(function):
+        return lambda params, x: jnp.sin(function(layer, params, x)).sum()
+
+    ours, theirs = layer_functions.convolve_by_patches, layer_functions.compute
+    np.testing.assert_allclose(ours(layer, params, x), theirs(layer, params, x), rtol=1e-4, atol=1e-5)
+    gradients = [jax.grad(total(function), (0, 1))(params, x) for function in (ours, theirs)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *gradients)
+
+
+def test_a_network_by_patches_is_the_network_and_refuses_small_images():
+    arch = builders.cnn((1, 2, 3), 4, kernel_size=(5, 3))
+    params, x = generic_params(arch), batch(arch)[0]
+    by_patches = network.apply_with(arch, params, x, network.ByPatches())
+    np.testing.assert_allclose(by_patches, network.apply(arch, params, x), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="too small for the kernels"):
+        network.apply_with(arch, params, x[:4], network.ByPatches())

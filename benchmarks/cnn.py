@@ -1,0 +1,147 @@
+"""CNNs of the published size: zoos trained at once against one after the other, and the autoencoder's training step.
+
+python -m benchmarks.cnn                       # one JSON line for each measurement
+python -m benchmarks.cnn --chunks 1 8 64 --batch-sizes 64
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks import timing
+from experiments.runs import environment
+from jax_scalegmn import builders, classifier_zoo, losses, models, network, train
+from jax_scalegmn.architecture import Architecture
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    channels: tuple[int, ...] = (1, 16, 16, 16)
+    side: int = 32
+    """Of the square images."""
+    examples: int = 2048
+    """Training images of the zoo; an epoch is one pass over them."""
+    networks: int = 32
+    chunks: tuple[int, ...] = (1, 4, 16, 32)
+    """Networks trained side by side; 1 trains one after the other, in the same program."""
+    zoo_batch_size: int = 64
+    zoo_repeats: int = 3
+    activations: tuple[str, ...] = ("relu", "tanh")
+    features: int = 256
+    num_layers: int = 4
+    batch_sizes: tuple[int, ...] = (64,)
+    micro_batches: tuple[int, ...] = (2, 8)
+    """Networks differentiated at a time."""
+    images_per_step: int = 64
+    repeats: int = 3
+    matmul_size: int = 2048
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+    """Prints one JSON line for each measurement and returns them."""
+    rows = []
+    for row in _rows(config):
+        rows.append(row | {"environment": environment()})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _rows(config: Config) -> Iterator[dict[str, Any]]:
+    if config.chunks:
+        yield from _zoo(config)
+    for activation in config.activations:
+        for batch_size in config.batch_sizes:
+            yield from _autoencoder(config, builders.cnn(config.channels, 10, activation=activation), batch_size)
+
+
+def _images(config: Config, count: int) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, config.side, config.side, 1)).astype(np.float32)
+    return jnp.asarray(x), jnp.asarray(rng.integers(0, 10, count), jnp.int32)
+
+
+def _zoo(config: Config) -> Iterator[dict[str, Any]]:
+    """Networks times epochs a second; compiling is taken off as the difference of a long and a short training."""
+    arch, examples = builders.cnn(config.channels, 10), _images(config, config.examples)
+    recipes = classifier_zoo.sample(config.networks, 0)
+    steps = config.examples // config.zoo_batch_size
+
+    def run(steps: int, chunk: int) -> Any:
+        return classifier_zoo.fit(
+            arch,
+            examples,
+            recipes,
+            checkpoints=(steps,),
+            batch_size=config.zoo_batch_size,
+            scored_examples=1,
+            chunk=chunk,
+        ).params
+
+    calls = {
+        f"{chunk} {name}": functools.partial(run, count, chunk)
+        for chunk in config.chunks
+        for name, count in (("short", 1), ("long", 1 + steps))
+    }
+    seconds = timing.in_turn(calls, repeats=config.zoo_repeats)
+    for chunk in config.chunks:
+        spent = seconds[f"{chunk} long"]["median_s"] - seconds[f"{chunk} short"]["median_s"]
+        yield {
+            "benchmark": "zoo_fit",
+            "chunk": chunk,
+            "networks": config.networks,
+            "networks_times_epochs_per_second": config.networks / spent,
+            "images_per_second": config.networks * steps * config.zoo_batch_size / spent,
+            "short_s": seconds[f"{chunk} short"],
+            "long_s": seconds[f"{chunk} long"],
+        }
+
+
+def _autoencoder(config: Config, arch: Architecture, batch_size: int) -> Iterator[dict[str, Any]]:
+    model = models.autoencoder(arch, config.features, num_layers=config.num_layers)
+    keys = jax.random.split(jax.random.key(0), batch_size)
+    stack = jax.vmap(functools.partial(network.init, arch))(keys)
+    images, _ = _images(config, config.images_per_step)
+    rows = (stack, losses.teacher_logits(arch, stack, images))
+    tx = train.make_optimizer(clip_norm=5.0)
+    state = train.init(model, tx, jax.tree.map(lambda leaf: leaf[0], stack), jax.random.key(0))
+    loss = losses.distillation_loss(model, images)
+
+    def encode(variables: Any, stack: Any) -> jax.Array:
+        return jax.vmap(lambda params: model.apply(variables, params, method="encode"))(stack)
+
+    compiled = {"encoder_forward": timing.compile_once(encode, state.variables, stack)}
+    calls = {"encoder_forward": functools.partial(compiled["encoder_forward"].call, state.variables, stack)}
+    for micro in config.micro_batches:
+        name = f"training_step_micro_{micro}"
+        compiled[name] = timing.compile_once(train.make_step(loss, tx, micro_batch=micro), state, rows)
+        calls[name] = functools.partial(compiled[name].call, state, rows)
+    product, product_gflop = timing.matmul(config.matmul_size)
+    seconds = timing.in_turn({**calls, "matmul": product}, repeats=config.repeats)
+    for name, one in compiled.items():
+        yield {
+            "benchmark": name,
+            "network": str(arch),
+            "batch_size": batch_size,
+            "images": config.images_per_step,
+            "graphs_per_second": batch_size / seconds[name]["median_s"],
+            "matmul_gflop_per_second": product_gflop / seconds["matmul"]["median_s"],
+            "compile_seconds": one.compile_seconds,
+            "peak_mib": one.peak_mib,
+            **seconds[name],
+        }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,389 @@
+"""What the experiments share that compare encoders of networks: one size, one training, one way of scoring.
+
+Every encoder is trained with several seeds on one zoo, and scored on the networks of another, plain and moved by random
+elements of their group. Every finished pair of encoder and seed is a file.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.box
+import rich.table
+from flax import linen as nn
+from matplotlib.figure import Figure
+
+from experiments import progress, runs
+from jax_scalegmn import architecture, baselines, models, symmetry, train
+from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.types import Key, LossFn
+from jax_scalegmn.zoo import Zoo
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(runs.TrainConfig):
+    """The training, the same for all encoders: chosen for the scale-equivariant one, not for each of the others."""
+
+    augment: bool = False
+    """Whether every network of every batch is moved by a random element of its full group."""
+
+
+class Config(Protocol):
+    """What a run says about its trainings."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def seeds(self) -> int: ...
+
+    @property
+    def copies(self) -> int: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+# (features, width of hidden layers) -> the model.
+Make: TypeAlias = Callable[[int, int], nn.Module]
+
+
+class Encoder(NamedTuple):
+    """One of the encoders, with what it was matched by."""
+
+    label: str
+    model: nn.Module
+    features: int | None
+    hidden: int
+    parameters: int
+
+
+class Task(NamedTuple):
+    """What encoders learn of networks, and how they are scored.
+
+    Attributes:
+      loss: (model, train=) -> the loss of one row, like `losses.classification_loss`.
+      target: of every network of a zoo, [models].
+      read: from what a model gives, [copies, latent], to its predictions [copies].
+      selection: numbers of an epoch on the selection networks and their sign, 1 where more is better; the first that
+        differ tell which of two epochs is better.
+      note: of an epoch's numbers, for a person, in the form of `str.format`.
+      score: (predictions [models], those of moved copies [models, copies], the zoo) -> the measures.
+      measures: what they are called.
+    """
+
+    loss: Callable[..., LossFn]
+    target: Callable[[Zoo], Any]
+    read: Callable[[Any], Any]
+    selection: Mapping[str, int]
+    note: str
+    score: Callable[[np.ndarray, np.ndarray, Zoo], dict[str, Any]]
+    measures: tuple[str, ...]
+
+
+def check(config: Config) -> None:
+    """Checks the numbers of a run.
+
+    Raises:
+      ValueError: if one is below 1.
+    """
+    numbers = {"seeds": config.seeds, "copies": config.copies, "train.epochs": config.train.epochs}
+    if min(numbers.values()) < 1:
+        raise ValueError(f"Got {numbers}; expected numbers >= 1.")
+
+
+# --- size ---------------------------------------------------------------------------------------------------------
+
+
+def gmn(
+    arch: Architecture, latent: int, scales: tuple[float, ...], num_layers: int, dropout: float, **options: Any
+) -> Make:
+    """Makes encoders by a ScaleGMN with the symmetry of `arch`."""
+
+    def make(features: int, hidden: int) -> nn.Module:
+        read = models.ScaleGMN(arch, features, num_layers, hidden=hidden, dropout=dropout, **options)
+        return models.Encoder(read, latent, scales=scales)
+
+    return make
+
+
+def match(
+    make: Mapping[str, Make], labels: Mapping[str, str], arch: Architecture, size: int, tolerance: float
+) -> dict[str, Encoder]:
+    """Encoders with as many parameters as the first, which has `size` features and as wide hidden layers.
+
+    Args:
+      make: of every encoder.
+      labels: what people call them.
+      arch: of the networks that they read.
+      size: of the first encoder.
+      tolerance: the largest relative difference in the number of parameters.
+
+    Raises:
+      ValueError: if no width of an encoder comes within the tolerance.
+    """
+    shapes = [jax.ShapeDtypeStruct(arch.shape(parameter), jnp.float32) for parameter in arch.parameters]
+    example = architecture.pack(arch, shapes)
+    first = next(iter(make))
+    target = baselines.num_parameters(make[first](size, size), example)
+    found = {}
+    for name, one in make.items():
+        encoder = _nearest(labels[name], one, example, size, target, tolerance)
+        if abs(encoder.parameters / target - 1) > tolerance:
+            raise ValueError(
+                f"The {labels[name]} encoder has {encoder.parameters} parameters at best for the {labels[first]} one's "
+                f"{target}, which model.tolerance={tolerance:g} does not allow. Change model.features, or raise the "
+                "tolerance."
+            )
+        found[name] = encoder
+    return found
+
+
+def _nearest(label: str, make: Make, example: Any, size: int, target: int, tolerance: float) -> Encoder:
+    """The size itself where it has as many parameters as the target.
+
+    Otherwise features and hidden width alike as near as they come, and then the hidden width alone.
+    """
+
+    def encoder(features: int, hidden: int) -> Encoder:
+        model = make(features, hidden)
+        own = features if isinstance(model, models.Encoder) else None
+        return Encoder(label, model, own, hidden, baselines.num_parameters(model, example))
+
+    same = encoder(size, size)
+    if same.parameters == target:
+        return same
+    width = baselines.match_size(lambda width: make(width, width), example, target)
+    found = []
+    for features in [width, *({width - 1, width + 1} - {0})]:
+        hidden = baselines.match_size(functools.partial(make, features), example, target)
+        found.append(encoder(features, hidden))
+        if abs(found[-1].parameters / target - 1) <= tolerance:
+            return found[-1]
+    return min(found, key=lambda encoder: abs(encoder.parameters - target))
+
+
+# --- training and scoring -----------------------------------------------------------------------------------------
+
+
+def train_pairs(
+    config: Config,
+    task: Task,
+    encoders: Mapping[str, Encoder],
+    zoos: Mapping[str, Zoo],
+    folder: Path,
+    interruption: progress.Interruption,
+    *,
+    description: str = "Trainings",
+) -> dict[str, list[dict[str, Any]]]:
+    """What every encoder reaches with every seed; pairs that a former run left in the folder are read instead."""
+    pairs: dict[str, list[dict[str, Any]]] = {name: [] for name in encoders}
+    total = len(encoders) * config.seeds
+    with progress.bar(description, total * config.train.epochs, "epochs") as advance:
+
+        def behind_epoch(pair: str, note: str) -> None:
+            advance(1, f"{pair}: {note}")
+            finished = len(list(folder.glob("*.json")))
+            interruption.stop_if_requested(f"{finished} of {total} pairs of encoder and seed")
+
+        for name, encoder in encoders.items():
+            program = None
+            for seed in range(config.seeds):
+                path = folder / f"{name}-{seed}.json"
+                if path.exists():
+                    pair = _read_pair(path, task)
+                    advance(config.train.epochs, "read")
+                else:
+                    program = program or _program(config, task, encoder, zoos)
+                    shown = functools.partial(behind_epoch, f"{encoder.label}, seed {seed}")
+                    pair = _train_pair(config, task, program, seed, zoos, shown)
+                    runs.write_json(path, pair)
+                pairs[name].append(pair)
+    return pairs
+
+
+class Program(NamedTuple):
+    """What the trainings of one encoder share, so that its seeds are compiled once."""
+
+    init: Callable[[Key], train.State]
+    step: train.Step
+    validate: Callable[[Any, Any], Any]
+    predict: Callable[[Any, Any, Any], Any]
+
+
+def _program(config: Config, task: Task, encoder: Encoder, zoos: Mapping[str, Zoo]) -> Program:
+    settings, model, arch = config.train, encoder.model, zoos["train"].arch
+    tx = settings.make_optimizer(len(zoos["train"]))
+    loss = task.loss(model)
+    validate = train.make_evaluation(task.loss(model, train=False))
+
+    def predict(variables: Any, stack: Any, keys: Any) -> Any:
+        """Predictions [networks, 1 + copies]: of every network as it is, then of its moved copies."""
+
+        def one(row: Any) -> Any:
+            params, keys = row
+            moved = jax.vmap(lambda key: symmetry.act(arch, symmetry.random(arch, key), params))(keys)
+            copies = jax.tree.map(lambda own, others: jnp.concatenate([own[None], others]), dict(params), moved)
+            return task.read(jax.vmap(functools.partial(model.apply, variables))(copies))
+
+        return jax.lax.map(one, (stack, keys), batch_size=16)
+
+    step = train.make_step(augmented(arch, loss) if settings.augment else loss, tx, micro_batch=settings.micro_batch)
+    example = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
+    init = jax.jit(functools.partial(train.init, model, tx, example))
+    return Program(init, step, validate, jax.jit(predict))
+
+
+def augmented(arch: Architecture, loss_fn: LossFn) -> LossFn:
+    """A loss of (variables, (params, target), key) at a random member of the network's orbit."""
+
+    def moved(variables: Any, row: Any, key: Any) -> Any:
+        element_key, key = jax.random.split(key)
+        params, target = row
+        element = symmetry.random(arch, element_key)
+        return loss_fn(variables, (symmetry.act(arch, element, params), target), key)
+
+    return moved
+
+
+def _train_pair(
+    config: Config,
+    task: Task,
+    program: Program,
+    seed: int,
+    zoos: Mapping[str, Zoo],
+    behind_epoch: Callable[[str], None],
+) -> dict[str, Any]:
+    """Trains with one seed and scores the epoch that is best on the selection networks."""
+    start = time.perf_counter()
+    settings = config.train
+    data = {split: (one.params, jnp.asarray(task.target(one))) for split, one in zoos.items()}
+    state = program.init(jax.random.fold_in(jax.random.key(config.seed), seed))
+    epochs = train.fit(program.step, state, data["train"], batch_size=settings.batch_size, num_epochs=settings.epochs)
+    trained = len(zoos["train"]) // settings.batch_size * settings.batch_size
+    history: list[dict[str, float]] = []
+    best: tuple[float, ...] = (-math.inf,)
+    variables = None
+    begin = time.perf_counter()
+    for epoch in epochs:
+        state, metrics = jax.block_until_ready(epoch)
+        seconds = time.perf_counter() - begin
+        selection = program.validate(state.variables, data["selection"])
+        numbers = {f"train_{name}": float(value) for name, value in metrics.items()}
+        numbers |= {f"selection_{name}": float(value) for name, value in selection.items()}
+        if not math.isfinite(numbers["selection_loss"]):
+            raise FloatingPointError(
+                f"The selection loss is {numbers['selection_loss']} behind epoch {len(history) + 1} of seed {seed}: "
+                "training diverged. Lower train.learning_rate."
+            )
+        history.append({**numbers, "seconds": seconds})
+        reached = tuple(sign * numbers[name] for name, sign in task.selection.items())
+        if reached > best:  # copied, since the next epoch takes the buffers
+            best, best_epoch, variables = reached, len(history), jax.tree.map(jnp.copy, state.variables)
+        behind_epoch(task.note.format(**numbers))
+        begin = time.perf_counter()
+    copy_keys = jax.random.split(jax.random.key(config.seed + 1), (len(zoos["scoring"]), config.copies))
+    predicted = np.asarray(program.predict(variables, zoos["scoring"].params, copy_keys))
+    criterion = next(iter(task.selection))
+    return {
+        "seed": seed,
+        "best_epoch": best_epoch,
+        criterion: history[best_epoch - 1][criterion],
+        **task.score(predicted[:, 0], predicted[:, 1:], zoos["scoring"]),
+        "networks_per_second": trained / statistics.median(epoch["seconds"] for epoch in history),
+        "seconds": time.perf_counter() - start,
+        "history": history,
+    }
+
+
+def _read_pair(path: Path, task: Task) -> dict[str, Any]:
+    try:
+        pair: dict[str, Any] = json.loads(path.read_text())
+        missing = {"seed", "best_epoch", "seconds", "history", "networks_per_second", *task.measures} - pair.keys()
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: not the JSON of a finished training ({error}). Delete it to train again.") from error
+    if missing:
+        raise ValueError(f"{path}: lacks {sorted(missing)} of a finished training. Delete it to train again.")
+    return pair
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def summary(encoder: Encoder, pairs: Sequence[Mapping[str, Any]], measures: Iterable[str]) -> dict[str, Any]:
+    """What one encoder reaches over its seeds, as JSON values."""
+    return {
+        "label": encoder.label,
+        "parameters": encoder.parameters,
+        "features": encoder.features,
+        "hidden": encoder.hidden,
+        **{name: spread([pair[name] for pair in pairs]) for name in (*measures, "networks_per_second")},
+        "seconds": sum(pair["seconds"] for pair in pairs),
+        "seeds": list(pairs),
+    }
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and standard deviation; None where a value is undefined, or there is but one."""
+    known = [value for value in values if value is not None]
+    mean = statistics.fmean(known) if len(known) == len(values) else None
+    deviation = statistics.stdev(known) if len(known) == len(values) > 1 else None
+    return {"mean": mean, "std": deviation, "values": list(values)}
+
+
+def text(measure: Mapping[str, Any], digits: int, factor: float = 1.0) -> str:
+    """Mean ± standard deviation of what `spread` gives; "-" where it is undefined."""
+    if measure["mean"] is None:
+        return "-"
+    mean = f"{factor * measure['mean']:.{digits}f}"
+    return mean if measure["std"] is None else f"{mean} ± {factor * measure['std']:.{digits}f}"
+
+
+def rows(encoders: Mapping[str, Any], measures: Mapping[str, str], digits: int, factor: float = 1.0) -> list[list[str]]:
+    """The table of summaries, head first, with the measures under their headings."""
+    found = [["encoder", "parameters", *measures.values(), "networks/s"]]
+    for encoder in encoders.values():
+        cells = [text(encoder[measure], digits, factor) for measure in measures]
+        found.append([encoder["label"], f"{encoder['parameters']:,}", *cells, text(_speed(encoder), 0)])
+    return found
+
+
+def table(title: str, rows: Sequence[Sequence[str]]) -> rich.table.Table:
+    """Rows, head first, for a terminal."""
+    head, *body = rows
+    shown = rich.table.Table(head[0], title=title, box=rich.box.SIMPLE)
+    for name in head[1:]:
+        shown.add_column(name, justify="right")
+    for row in body:
+        shown.add_row(*row)
+    return shown
+
+
+def curves(encoders: Mapping[str, Any], measure: str, label: str, **axes_options: Any) -> Figure:
+    """A number of every epoch on the selection networks: the seeds' mean and range."""
+    figure = Figure(figsize=(9, 4))
+    axes = figure.subplots()
+    for encoder in encoders.values():
+        reached = np.array([[epoch[measure] for epoch in pair["history"]] for pair in encoder["seeds"]])
+        epochs = np.arange(1, reached.shape[1] + 1)
+        (line,) = axes.plot(epochs, reached.mean(0), label=encoder["label"])
+        axes.fill_between(epochs, reached.min(0), reached.max(0), alpha=0.2, color=line.get_color())
+    axes.set(xlabel="epoch", ylabel=label, **axes_options)
+    axes.legend()
+    return figure
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _speed(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    return {"mean": encoder["networks_per_second"]["mean"], "std": None}

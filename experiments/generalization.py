@@ -1,0 +1,354 @@
+"""The test accuracy of CNNs is predicted from their weights by four encoders of one size.
+
+    python -m experiments.generalization digits                          # scikit-learn's digits, no files needed
+    python -m experiments.generalization cifar --data cifar10_gray.npz   # gray CIFAR-10
+    python -m experiments.generalization tiny                            # a minute
+
+Zoos of relu and of tanh CNNs with sampled hyper-parameters are kept at several moments of their training, as in the
+Small CNN Zoo (arXiv 2002.11448). Scale-equivariant, permutation-only and symmetry-ablated encoders (arXiv 2406.10685,
+section 6) and one of the weights' statistics (arXiv 2002.11448) are trained alike, each with several seeds, and scored
+on unseen CNNs, plain and moved by random elements of their group, which change no CNN's accuracy. Everything lands in
+`--out`: the zoos, a file for every finished pair of encoder and seed, results.json and report.html. `--resume` goes on
+where a run stopped; `--zoo-from` reads the zoos of another run.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import tyro
+from flax import linen as nn
+from matplotlib.figure import Figure
+
+from experiments import cnn_zoo, encoders, progress, report, runs
+from experiments.cnn_zoo import ZooConfig
+from jax_scalegmn import architecture, baselines, losses, zoo
+from jax_scalegmn.architecture import Scaling
+from jax_scalegmn.layers import Canonical
+from jax_scalegmn.zoo import Zoo
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The encoders: the scale-equivariant one, whose number of parameters the others match."""
+
+    features: int = 16
+    num_layers: int = 3
+    dropout: float = 0.2
+    statistics_layers: int = 3
+    """Mlps in sequence that read the weights' statistics."""
+    tolerance: float = 0.03
+    """Largest relative difference between the encoders' numbers of parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(encoders.TrainConfig):
+    """The training of every encoder."""
+
+    batch_size: int = 32
+    epochs: int = 30
+    learning_rate: float = 3e-3
+    warmup_steps: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(cnn_zoo.Config):
+    """One run. Options of an unfinished run must stay the same when it is resumed."""
+
+    zoo_from: Path | None = None
+    """The folder of another finished run on CNNs, with the same data and zoo options, whose zoos serve."""
+    seeds: int = 3
+    """Trainings of every encoder, each with an initialisation and an order of batches of its own; the zoos are one."""
+    copies: int = 4
+    """Random group elements that move every scoring network, the same for all encoders and seeds."""
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+
+
+PRESETS = {
+    "digits": (
+        "scikit-learn's digits, 16 x 16; minutes on two cores",
+        Config(Path("runs/generalization-digits")),
+    ),
+    "cifar": (
+        "gray CIFAR-10; needs --data",
+        Config(Path("runs/generalization-cifar"), zoo=cnn_zoo.CIFAR),
+    ),
+    "tiny": (
+        "a few digits in a minute, to try the machinery",
+        Config(
+            Path("runs/generalization-tiny"),
+            zoo=ZooConfig(
+                train_images=64,
+                selection_images=16,
+                scoring_images=32,
+                channels=(1, 4, 4),
+                networks=16,
+                steps=30,
+                checkpoints=2,
+                batch_size=8,
+                part=8,
+                chunk=8,
+            ),
+            seeds=2,
+            copies=2,
+            model=ModelConfig(5, 1, statistics_layers=1),
+            train=TrainConfig(8, epochs=3, learning_rate=3e-2, warmup_steps=2, micro_batch=None),
+        ),
+    ),
+}
+
+LABELS = {
+    "equivariant": "scale-equivariant",
+    "permutation": "permutation-only",
+    "ablated": "symmetry-ablated",
+    "statistics": "statistics-of-weights",
+}
+MEASURES = {
+    "tau": "τ",
+    "moved_tau": "moved τ",
+    "r2": "R²",
+    "moved_r2": "moved R²",
+    "l1": "L1",
+    "moved_l1": "moved L1",
+}
+TARGET = "scoring_accuracy"  # the record of a zoo that is predicted
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Runs the experiment and returns the results, which also stand in config.out / "results.json"."""
+    start = time.perf_counter()
+    _check(config)
+    folder = _zoo_folder(config)
+    data = cnn_zoo.load_data(config)
+    for activation in config.activations:
+        cnn_zoo.architecture_of(config, activation, data)  # an unknown one is refused before the folder is made
+    runs.claim(config)
+    found = {}
+    with progress.Interruption() as interruption:
+        zoos = {one: cnn_zoo.fit_zoo(config, one, data, folder, interruption) for one in config.activations}
+        zoo_seconds = time.perf_counter() - start
+        for activation, cnns in zoos.items():
+            parts = cnn_zoo.split(cnns, config.seed)
+            matched = matched_encoders(config.model, parts["train"])
+            pairs = encoders.train_pairs(
+                config,
+                task(parts["train"]),
+                matched,
+                parts,
+                config.out / "pairs" / activation,
+                interruption,
+                description=f"Encoders of {activation} CNNs",
+            )
+            found[activation] = _describe(cnns, parts) | {
+                "encoders": {name: encoders.summary(matched[name], pairs[name], MEASURES) for name in matched}
+            }
+    several = [encoder for one in found.values() for encoder in one["encoders"].values()]
+    results = {
+        "config": runs.plain(config),
+        "environment": runs.environment(),
+        "activations": found,
+        "seconds": {
+            "zoo": zoo_seconds,
+            "training": sum(encoder["seconds"] for encoder in several),
+            "total": time.perf_counter() - start,
+        },
+    }
+    runs.write_json(config.out / "results.json", results)
+    report.write_page(config.out / "report.html", "Predicting the test accuracy of CNNs", _sections(results))
+    for activation, one in found.items():
+        title = f"Accuracy of unseen {activation} CNNs, {config.seeds} seeds; τ at most {_number(one['ceiling'])}"
+        progress.console.print(encoders.table(title, _rows(one)))
+    progress.console.print(f"Report: {config.out / 'report.html'}, numbers: {config.out / 'results.json'}")
+    return results
+
+
+# --- encoders -----------------------------------------------------------------------------------------------------
+
+
+def matched_encoders(settings: ModelConfig, networks: Zoo) -> dict[str, encoders.Encoder]:
+    """The four encoders, with as many parameters as the scale-equivariant one has, for networks like those.
+
+    Raises:
+      ValueError: if no width of an encoder comes within the tolerance.
+    """
+    arch, scales = networks.arch, zoo.scales(networks)
+    standard = baselines.standardisation(arch, networks.params)
+
+    def gmn(arch: architecture.Architecture, **options: Any) -> encoders.Make:
+        return encoders.gmn(arch, 1, scales, settings.num_layers, settings.dropout, **options)
+
+    def statistics(_: int, hidden: int) -> nn.Module:
+        return baselines.StatisticsEncoder(arch, hidden, 1, settings.statistics_layers, settings.dropout, standard)
+
+    make: dict[str, encoders.Make] = {
+        "equivariant": gmn(arch),
+        "permutation": gmn(architecture.restrict(arch, Scaling.PERMUTATION)),
+        "ablated": gmn(arch, canonical=Canonical.ABLATED),
+        "statistics": statistics,
+    }
+    return encoders.match(make, LABELS, arch, settings.features, settings.tolerance)
+
+
+def task(networks: Zoo) -> encoders.Task:
+    """The regression of the accuracy, which is standardised over these networks inside the loss."""
+    accuracy = networks.records[TARGET].astype(float)
+    mean, std = float(accuracy.mean()), float(accuracy.std()) or 1.0
+    return encoders.Task(
+        loss=losses.regression_loss,
+        target=lambda one: ((one.records[TARGET] - mean) / std).astype(np.float32),
+        read=lambda outputs: outputs[..., 0] * std + mean,
+        selection={"selection_loss": -1},
+        note="selection loss {selection_loss:.3f}",
+        score=lambda plain, moved, one: score(plain, moved, one.records[TARGET]),
+        measures=(*MEASURES, "predicted"),
+    )
+
+
+# --- scoring ------------------------------------------------------------------------------------------------------
+
+
+def score(plain: np.ndarray, moved: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """The measures of predictions [networks] and [networks, copies], the latter means over copies, as JSON values."""
+    columns = list(moved.T)
+    measures: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
+        "tau": kendall,
+        "r2": explained,
+        "l1": lambda predicted, truth: float(np.abs(predicted.astype(float) - truth).mean()),
+    }
+    found: dict[str, Any] = {"predicted": [float(value) for value in plain]}
+    for name, measure in measures.items():
+        found[name] = measure(plain, truth)
+        found[f"moved_{name}"] = encoders.spread([measure(column, truth) for column in columns])["mean"]
+    return found
+
+
+def kendall(predicted: np.ndarray, truth: np.ndarray) -> float | None:
+    """Kendall's tau-b; None where it is undefined since all predictions, or all truths, are equal."""
+    if len(np.unique(predicted)) < 2 or len(np.unique(truth)) < 2:
+        return None
+    return float(scipy.stats.kendalltau(predicted, truth).statistic)
+
+
+def ceiling(truth: np.ndarray) -> float | None:
+    """The largest tau-b that predictions without ties can reach; None where all truths are equal.
+
+    Of n0 pairs, n1 are tied in the truth. At best the other n0 - n1 are concordant, and tau-b, their number over
+    sqrt(n0 (n0 - n1)), is sqrt((n0 - n1) / n0).
+    """
+    count = len(truth)
+    pairs = count * (count - 1) / 2
+    times = np.unique(truth, return_counts=True)[1]
+    untied = pairs - float((times * (times - 1) / 2).sum())
+    return math.sqrt(untied / pairs) if untied else None
+
+
+def explained(predicted: np.ndarray, truth: np.ndarray) -> float | None:
+    """R²: the share of the truths' variance that predictions explain; None where all truths are equal."""
+    if len(np.unique(truth)) < 2:
+        return None
+    truth = truth.astype(float)
+    return float(1 - np.square(predicted - truth).sum() / np.square(truth - truth.mean()).sum())
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _check(config: Config) -> None:
+    encoders.check(config)
+    if not config.activations or len(set(config.activations)) < len(config.activations):
+        raise ValueError(f"activations are {config.activations}; expected one or more, none of them twice.")
+
+
+def _zoo_folder(config: Config) -> Path:
+    """Where the zoos stand: the run's own folder, or that of another run, whose options must be the same."""
+    if config.zoo_from is None:
+        return config.out / "zoo"
+    path = config.zoo_from / "config.json"
+    if not path.is_file() or not (config.zoo_from / "results.json").is_file():
+        raise SystemExit(
+            f"{config.zoo_from} holds no finished run: config.json or results.json is missing. Name the folder of one "
+            "by --zoo-from, or leave it out."
+        )
+    theirs, mine = json.loads(path.read_text()), runs.plain(config)
+    differences = [f"{k}: {theirs.get(k)} there, {mine[k]} here" for k in ("data", "seed") if theirs.get(k) != mine[k]]
+    options = theirs.get("zoo", {})
+    differences += [f"zoo.{k}: {options.get(k)} there, {v} here" for k, v in mine["zoo"].items() if options.get(k) != v]
+    missing = [one for one in config.activations if one not in theirs.get("activations", ())]
+    differences += [f"activations: no {', '.join(missing)} there"] if missing else []
+    if differences:
+        raise SystemExit(f"{config.zoo_from} holds a run with other CNNs ({'; '.join(differences)}). Use the same.")
+    return config.zoo_from / "zoo"
+
+
+def _describe(cnns: Zoo, parts: Mapping[str, Zoo]) -> dict[str, Any]:
+    """What is known of the networks of one activation before any encoder is trained."""
+    truth, mean = parts["scoring"].records[TARGET], float(parts["train"].records[TARGET].mean())
+    return {
+        "zoo": cnn_zoo.describe(cnns),
+        "parts": {
+            name: {"networks": len(np.unique(one.records["model"])), "checkpoints": len(one)}
+            for name, one in parts.items()
+        },
+        "truth": [float(value) for value in truth],
+        "ceiling": ceiling(truth),
+        "constant_l1": float(np.abs(truth.astype(float) - mean).mean()),
+    }
+
+
+def _rows(one: Mapping[str, Any]) -> list[list[str]]:
+    return encoders.rows(one["encoders"], MEASURES, digits=3)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _sections(results: Mapping[str, Any]) -> Iterable[str]:
+    config = results["config"]
+    for activation, one in results["activations"].items():
+        counts = ", ".join(
+            f"{part['checkpoints']} checkpoints of {part['networks']} networks for {name}"
+            for name, part in one["parts"].items()
+        )
+        yield (
+            f"<h2>{activation}</h2><p>{counts}; no network serves twice. Ties between true accuracies leave a τ of "
+            f"{_number(one['ceiling'])} at most. Always predicting the mean accuracy of the training networks would "
+            f"have an L1 of {one['constant_l1']:.3f}.</p>"
+        )
+        yield report.html_table(_rows(one))
+        yield report.html_image(_scatter(one))
+        yield report.html_image(encoders.curves(one["encoders"], "selection_loss", "selection loss", yscale="log"))
+    yield (
+        "<p class=note>All encoders are trained alike, with options chosen for the scale-equivariant one"
+        f"{', on networks moved by random group elements' if config['train']['augment'] else ''}. Mean ± standard "
+        f"deviation over {config['seeds']} trainings on the same networks, each scored behind the epoch with the least "
+        "selection loss. τ: Kendall's tau-b. L1: mean absolute error of the accuracy, in [0, 1]. Moved: every scoring "
+        f"network is moved by {config['copies']} random elements of its group, permutations with positive scales or "
+        "signs, that leave its function as it is. Networks/s: in training, median over epochs. The dots are the first "
+        "seed's predictions, the curves means and ranges over seeds of the squared error, in units of the variance of "
+        "the training networks' accuracy.</p>"
+    )
+    yield report.html_settings({name: results[name] for name in ("config", "environment", "seconds")})
+
+
+def _scatter(one: Mapping[str, Any]) -> Figure:
+    """The accuracy that each encoder's first seed predicts against the true one."""
+    figure = Figure(figsize=(4 * len(one["encoders"]), 3.8))
+    everything = figure.subplots(1, len(one["encoders"]), sharey=True, squeeze=False)[0]
+    for axes, encoder in zip(everything, one["encoders"].values(), strict=True):
+        axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+        axes.scatter(one["truth"], encoder["seeds"][0]["predicted"], s=10)
+        axes.set(title=encoder["label"], xlabel="true accuracy", xlim=(0, 1), ylim=(0, 1.1))
+    everything[0].set_ylabel("predicted accuracy")
+    return figure
+
+
+if __name__ == "__main__":
+    main(tyro.extras.overridable_config_cli(PRESETS))

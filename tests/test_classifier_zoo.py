@@ -1,0 +1,169 @@
+"""Classifiers trained at once follow their recipes, whatever trains beside them, and are scored truly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+
+from jax_scalegmn import builders, classifier_zoo, classifiers, network, small_cnn_zoo
+
+ARCH = builders.cnn((1, 2, 3), 3)
+CHECKPOINTS = (0, 3, 40)
+# Rows of the recipes, by what is different from the first.
+NAMES = ("base", "same", "decayed", "dropped", "larger", "faster", "few", "other", "diverged")
+
+
+def examples(count, seed):
+    """Images of a bright row that stands at the height of the class."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(0, 0.3, (count, 8, 8, 1)), rng.integers(0, 3, count)
+    x[np.arange(count), 1 + 2 * y] += 2
+    return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
+
+
+def recipes():
+    base = {
+        "learning_rate": 1e-2,
+        "weight_decay": 0.0,
+        "dropout": 0.0,
+        "init_scale": 1.0,
+        "train_fraction": 1.0,
+        "seed": 3,
+    }
+    changes = {
+        "decayed": {"weight_decay": 20.0},
+        "dropped": {"dropout": 0.5},
+        "larger": {"init_scale": 2.0},
+        "faster": {"learning_rate": 3e-2},
+        "few": {"train_fraction": 0.02},
+        "other": {"seed": 4},
+        "diverged": {"learning_rate": 1e38},
+    }
+    rows = [base | changes.get(name, {}) for name in NAMES]
+    return classifier_zoo.Recipes(**{name: jnp.asarray([row[name] for row in rows]) for name in base})
+
+
+def fit(**options):
+    options = {"checkpoints": CHECKPOINTS, "batch_size": 8, "evaluations": {"test": examples(30, 1)}} | options
+    return classifier_zoo.fit(ARCH, examples(50, 0), recipes(), **options)
+
+
+@pytest.fixture(scope="module")
+def cnns():
+    seen = []
+    found = fit(chunk=4, progress=seen.append)
+    assert seen == [4, 4, 1]
+    return found
+
+
+def row(cnns, name, step=CHECKPOINTS[-1]):
+    (index,) = np.flatnonzero((cnns.records["model"] == NAMES.index(name)) & (cnns.records["step"] == step))
+    return index
+
+
+def params(cnns, name, step=CHECKPOINTS[-1]):
+    return support.rows(cnns.params, row(cnns, name, step))
+
+
+def test_the_table_names_every_network_and_leaves_out_what_diverged(cnns):
+    assert len(cnns) == 8 * 3
+    assert cnns.settings["left_out"] == 1
+    np.testing.assert_array_equal(cnns.records["model"], np.repeat(np.arange(8), 3))
+    np.testing.assert_array_equal(cnns.records["step"], np.tile(CHECKPOINTS, 8))
+    assert cnns.records["seed"][row(cnns, "other")] == 4
+    assert cnns.records["weight_decay"][row(cnns, "decayed")] == 20
+
+
+def test_scores_are_those_of_the_networks(cnns):
+    scored = jax.jit(lambda one, x, y: classifiers.score(ARCH, one, x, y))
+    for index in (row(cnns, "base", 0), row(cnns, "base"), row(cnns, "dropped", 3)):
+        for name, (x, y) in {"train": examples(50, 0), "test": examples(30, 1)}.items():
+            loss, accuracy = scored(support.rows(cnns.params, index), x, y)
+            assert cnns.records[f"{name}_loss"][index] == pytest.approx(float(loss), rel=1e-5)
+            assert cnns.records[f"{name}_accuracy"][index] == pytest.approx(float(accuracy))
+
+
+def test_training_starts_at_the_scaled_initialisation_and_learns(cnns):
+    start = jax.tree.map(lambda leaf: 2 * leaf, network.init(ARCH, jax.random.key(3)))
+    support.assert_identical(params(cnns, "larger", 0), start)
+    losses = {name: cnns.records["test_loss"][row(cnns, name)] for name in ("base", "faster", "other")}
+    assert all(losses[name] < 0.9 * cnns.records["test_loss"][row(cnns, name, 0)] for name in losses)
+
+
+def test_each_number_of_a_recipe_has_its_effect(cnns):
+    base = params(cnns, "base")
+    support.assert_identical(params(cnns, "same"), base)
+    for name in ("decayed", "dropped", "larger", "faster", "few", "other"):
+        assert not np.allclose(params(cnns, name)["Conv_0"]["kernel"], base["Conv_0"]["kernel"], rtol=1e-3)
+    norms = {name: np.linalg.norm(params(cnns, name)["Conv_1"]["kernel"]) for name in ("base", "decayed")}
+    assert norms["decayed"] < 0.5 * norms["base"]
+    # 2 % of 50 examples are one, which is either right or wrong, and learned.
+    assert cnns.records["train_accuracy"][row(cnns, "few")] == 1
+    assert cnns.records["train_loss"][row(cnns, "few")] < cnns.records["train_loss"][row(cnns, "base")]
+
+
+def test_what_trains_beside_a_network_does_not_change_it(cnns):
+    together = fit(chunk=100, checkpoints=(3,))
+    rows = cnns.records["step"] == 3
+    for ours, theirs in zip(jax.tree.leaves(together.params), jax.tree.leaves(cnns[rows].params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_zoo_has_the_layout_of_the_small_cnn_zoo(cnns, tmp_path):
+    small_cnn_zoo.save(tmp_path, cnns)
+    again = small_cnn_zoo.load(tmp_path, activation="relu", step=40)
+    support.assert_identical(again.params, cnns[cnns.records["step"] == 40].params)
+    np.testing.assert_array_equal(again.records["test_accuracy"], cnns.records["test_accuracy"][2::3])
+
+
+def test_recipes_are_drawn_between_their_bounds():
+    drawn = classifier_zoo.sample(500, 0, learning_rate=(1e-3, 1e-1), train_fractions=(0.5, 1.0))
+    assert 1e-3 <= drawn.learning_rate.min() < 2e-3
+    assert np.median(drawn.learning_rate) == pytest.approx(1e-2, rel=0.4)
+    assert 0.05 < drawn.learning_rate.max() <= 1e-1
+    assert 0 <= drawn.dropout.min() < 0.1 < 0.6 < drawn.dropout.max() < 0.7
+    assert set(np.asarray(drawn.train_fraction).tolist()) == {0.5, 1.0}
+    assert len(np.unique(drawn.seed)) == 500
+    support.assert_identical(
+        drawn._asdict(), classifier_zoo.sample(500, 0, learning_rate=(1e-3, 1e-1), train_fractions=(0.5, 1.0))._asdict()
+    )
+    assert not np.array_equal(drawn.seed, classifier_zoo.sample(500, 1).seed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": (0.0, 1.0)}, r"learning_rate is \(0.0, 1.0\); expected two numbers with 0 < low <= high"),
+        ({"dropout": (0.0, 1.0)}, r"dropout is \(0.0, 1.0\)"),
+        ({"train_fractions": (0.5, 2.0)}, r"train_fractions are \(0.5, 2.0\)"),
+        ({"count": 0}, "count is 0"),
+    ],
+)
+def test_bounds_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        classifier_zoo.sample(**({"count": 3, "seed": 0} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoints": ()}, r"checkpoints are \(\); expected increasing"),
+        ({"checkpoints": (5, 5)}, r"checkpoints are \(5, 5\)"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"evaluations": {"train": examples(3, 0)}}, "name 'train'"),
+        ({"evaluations": {"test": (examples(3, 0)[0], examples(4, 0)[1])}}, "test has 3 examples and 4 labels"),
+        ({"evaluations": {"test": (examples(3, 0)[0], jnp.asarray([0, 1, 7]))}}, r"Labels lie in \[0, 7\]"),
+        ({"evaluations": {"test": (examples(3, 0)[0] * np.nan, examples(3, 0)[1])}}, "NaN"),
+        ({"chunk": 0}, "chunk is 0"),
+    ],
+)
+def test_bad_input_is_refused_at_the_door(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(**options)
+
+
+def test_batch_normalisations_are_sent_elsewhere():
+    arch = builders.resnet(8, widths=(2, 2, 2), input_channels=1, outputs=3)
+    with pytest.raises(ValueError, match=r"train it with classifiers.fit"):
+        classifier_zoo.fit(arch, examples(5, 0), recipes(), checkpoints=(1,))

@@ -1,0 +1,118 @@
+"""The CNN experiment runs, resumes and refuses; what must be disjoint is, and what keeps functions does."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments import cnn, cnn_zoo, progress
+from jax_scalegmn import small_cnn_zoo, zoo
+
+TINY = dataclasses.replace(cnn.PRESETS["tiny"][1], activations=("relu",))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One finished tiny run: its folder and results."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return out, cnn.main(dataclasses.replace(TINY, out=out))
+
+
+def test_results_are_complete_and_stand_in_the_files(run):
+    out, results = run
+    assert json.loads((out / "results.json").read_text()) == results
+    one = results["activations"]["relu"]
+    assert one["zoo"]["networks"] == TINY.zoo.networks
+    assert len(one["training"]) == TINY.train.epochs
+    assert len(one["merging"]) == 10
+    for method in one["merging"].values():
+        for kind in ("plain", "repaired"):
+            numbers = method[kind]
+            assert numbers["accuracy"]["low"] <= numbers["accuracy"]["mean"] <= numbers["accuracy"]["high"]
+            assert len(numbers["path_accuracy"]) == len(numbers["path_loss"]) == TINY.evaluation.points
+            assert numbers["barrier"]["mean"] >= 0
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http://" not in page
+
+
+def test_aligned_end_points_are_the_original_functions_and_orbits_one_point(run):
+    """Exact but for the autoencoder's; repaired by themselves they stay what they are."""
+    one = run[1]["activations"]["relu"]
+    for name in set(one["merging"]) - {"autoencoder", "latent"}:
+        ends = [one["merging"][name][kind]["path_accuracy"] for kind in ("plain", "repaired")]
+        for path in ends:
+            assert (path[0] + path[-1]) / 2 == pytest.approx(one["end_points"], abs=1e-6)
+        assert one["merging"][name]["plain"]["end_point_gap"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert one["orbit"]["ratio"] < 1e-3
+
+
+def test_networks_and_images_of_the_splits_are_disjoint(run):
+    out, _ = run
+    cnns = zoo.concatenate(
+        [dataclasses.replace(zoo.load(path), settings={}) for path in sorted((out / "zoo").glob("relu*"))]
+    )
+    parts = cnn_zoo.split(cnns, TINY.seed)
+    models = [set(part.records["model"].tolist()) for part in parts.values()]
+    assert sum(map(len, models)) == len(set.union(*models)) == TINY.zoo.networks
+    assert sum(map(len, parts.values())) == len(cnns) == TINY.zoo.networks * TINY.zoo.checkpoints
+    data = cnn_zoo.load_data(TINY)
+    everything = np.concatenate([np.asarray(one.x).reshape(len(one.x), -1) for one in data.values()])
+    assert len(np.unique(everything, axis=0)) == len(everything) == 64 + 16 + 16
+    exchanged = small_cnn_zoo.load(out / "zoo" / "small_cnn_zoo" / "relu", activation="relu", step=None)
+    np.testing.assert_array_equal(exchanged.records["scoring_accuracy"], cnns.records["scoring_accuracy"])
+
+
+def test_a_finished_run_resumes_to_the_same_numbers_from_its_files(run, monkeypatch):
+    out, results = run
+    monkeypatch.setattr(cnn_zoo.classifier_zoo, "fit", None)
+    monkeypatch.setattr(cnn, "score", lambda *_: {"merging": {}, "pictures": {}})
+    monkeypatch.setattr(cnn, "_sections", lambda *_: [])
+    monkeypatch.setattr(cnn, "_table", lambda *_: "")
+    before = (out / "results.json").read_text()
+    again = cnn.main(dataclasses.replace(TINY, out=out, resume=True))
+    (out / "results.json").write_text(before)
+    for ours, theirs in zip(
+        again["activations"]["relu"]["training"], results["activations"]["relu"]["training"], strict=True
+    ):
+        assert ours == theirs
+
+
+def test_a_part_of_a_zoo_is_trained_as_it_would_be_with_the_others(run, tmp_path):
+    """The second part alone has the recipes and the weights that it has behind the first."""
+    out, _ = run
+    part = zoo.load(out / "zoo" / "relu-0001.safetensors")
+    assert part.records["model"].tolist() == [8, 8, 9, 9, 10, 10, 11, 11]
+    (tmp_path / "relu-0000.safetensors").write_bytes((out / "zoo" / "relu-0000.safetensors").read_bytes())
+    with progress.Interruption() as interruption:
+        whole = cnn_zoo.fit_zoo(TINY, "relu", cnn_zoo.load_data(TINY), tmp_path, interruption)
+    np.testing.assert_array_equal(whole.records["scoring_loss"][-8:], part.records["scoring_loss"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activations": ("gelu",)}, r"activations are \('gelu',\)"),
+        ({"evaluation": dataclasses.replace(TINY.evaluation, points=4)}, "points is 4"),
+        ({"zoo": dataclasses.replace(TINY.zoo, train_images=100_000)}, "zoo.train_images is 100000"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        cnn.main(dataclasses.replace(TINY, out=tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_usable_networks_are_refused(run):
+    out, _ = run
+    config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, least_accuracy=1.1))
+    parts = dict.fromkeys(("train", "selection"), zoo.load(out / "zoo" / "relu-0000.safetensors"))
+    with pytest.raises(ValueError, match=r"0 relu networks reach train.least_accuracy=1.1"):
+        cnn.fit_autoencoder(config, "relu", parts, {}, progress.Interruption())
+
+
+def test_a_folder_of_another_run_is_refused(run):
+    out, _ = run
+    with pytest.raises(SystemExit, match="other options"):
+        cnn.main(dataclasses.replace(TINY, out=out, resume=True, seed=5))
