@@ -340,7 +340,7 @@ def test_convolutions_by_patches_are_convolutions(kernel_size, strides, padding)
 
 
 def test_a_network_by_patches_is_the_network_and_refuses_small_images():
-    arch = builders.cnn((1, 2, 3), 4, kernel_size=(5, 3))
+    arch = builders.cnn((1, 2, 3), 4, kernel_size=(5, 3), strides=1)
     params, x = generic_params(arch), batch(arch)[0]
     by_patches = network.apply_with(arch, params, x, network.ByPatches())
     np.testing.assert_allclose(by_patches, network.apply(arch, params, x), rtol=1e-5, atol=1e-6)
