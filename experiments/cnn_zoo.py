@@ -48,7 +48,7 @@ CIFAR = ZooConfig(
     scoring_images=5000,
     enlarge=1,
     networks=256,
-    steps=1500,
+    steps=1000,
     part=32,
 )
 

@@ -84,7 +84,8 @@ class RunConfig:
 
     out: Path
     data: Path | None = None
-    """An npz file of gray images, or a folder of MNIST or Fashion-MNIST IDX files; None for scikit-learn's digits."""
+    """An npz file of gray images, a folder of MNIST or Fashion-MNIST IDX files, or an archive of CIFAR-10; None for
+    scikit-learn's digits."""
     resume: bool = False
     """Go on in a folder that holds a run already."""
     seed: int = 0

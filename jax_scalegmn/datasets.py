@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jax_scalegmn import cifar_files
+
 # The arrays of a data set, with the IDX file that holds each and the number of its axes.
 _ARRAYS = {
     "x_train": ("train-images", 3),
@@ -54,21 +56,25 @@ def load(path: str | os.PathLike[str]) -> tuple[Images, Images]:
     Args:
       path: an npz file with x_train and x_test, uint8 [images, height, width], and y_train and y_test, integers
         [images]; or a folder with the four IDX files of MNIST or Fashion-MNIST (train-images-idx3-ubyte, ...; also
-        train-images.idx3-ubyte), plain or gzipped. The plain file is read where both are there.
+        train-images.idx3-ubyte), plain or gzipped, the plain file where both are there; or CIFAR-10, as
+        `cifar_files.read` takes it, whose gray is the mean of the three channels (arXiv 2511.12601).
 
     Raises:
       FileNotFoundError: if there is no such file, or the folder lacks one.
       ValueError: if a file is truncated, foreign or of another shape or dtype.
     """
     path = Path(path)
+    if (path.is_dir() or path.is_file()) and cifar_files.holds_cifar(path):
+        colours = cifar_files.read(path)
+        return _gray(colours, "train"), _gray(colours, "test")
     if path.is_dir():
         arrays = {name: _read_idx(_find_idx(path, stem, axes), axes) for name, (stem, axes) in _ARRAYS.items()}
     elif path.is_file():
         arrays = _read_npz(path)
     else:
         raise FileNotFoundError(
-            f"{path}: nothing there. Expected an npz file with {', '.join(_ARRAYS)}, or a folder with the IDX files of "
-            "MNIST or Fashion-MNIST."
+            f"{path}: nothing there. Expected an npz file with {', '.join(_ARRAYS)}, a folder with the IDX files of "
+            "MNIST or Fashion-MNIST, or an archive of CIFAR-10."
         )
     return _images(path, arrays, "train"), _images(path, arrays, "test")
 
@@ -123,6 +129,10 @@ def _read_idx(path: Path, axes: int) -> np.ndarray:
             "truncated or foreign: get it again."
         )
     return np.frombuffer(content[start:], np.uint8).reshape(shape)
+
+
+def _gray(colours: Mapping[str, np.ndarray], part: str) -> Images:
+    return Images(colours[f"x_{part}"].mean(1, dtype=np.float32) / 255, colours[f"y_{part}"])
 
 
 def _images(path: Path, arrays: Mapping[str, np.ndarray], part: str) -> Images:

@@ -1,10 +1,7 @@
 """Tensors in files: safetensors, npz, and PyTorch checkpoints, read and written without PyTorch or running a pickle."""
 
-import io
 import math
 import os
-import pickle
-import pickletools
 import re
 import struct
 import sys
@@ -17,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from jax_scalegmn import atomic_file
+from jax_scalegmn import atomic_file, inert_pickle
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _STORAGES = {
@@ -152,30 +149,25 @@ class _StateDict(dict[str, Any]):
         pass
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads a checkpoint's pickle into descriptions of tensors; nothing that it names is imported or called.
+def _find(module: str, name: str) -> Any:
+    """What stands for the objects that a checkpoint's pickle names."""
+    match module, name:
+        case "collections", "OrderedDict":
+            return _StateDict
+        case "torch", _ if name in _STORAGES:
+            return name
+        case "torch._utils", "_rebuild_tensor_v2":
+            return lambda storage, offset, size, stride, *_: _View(storage, offset, size, stride)
+        case "torch._utils", "_rebuild_parameter":
+            return lambda data, *_: data
+    raise ValueError(f"it asks for {module}.{name}, which is refused: only tensors of real numbers are read")
 
-    What `find_class` gives are strings, an inert class and functions made on the spot: a pickle can change none of
-    the library's own objects through them.
-    """
 
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case "collections", "OrderedDict":
-                return _StateDict
-            case "torch", _ if name in _STORAGES:
-                return name
-            case "torch._utils", "_rebuild_tensor_v2":
-                return lambda storage, offset, size, stride, *_: _View(storage, offset, size, stride)
-            case "torch._utils", "_rebuild_parameter":
-                return lambda data, *_: data
-        raise ValueError(f"it asks for {module}.{name}, which is refused: only tensors of real numbers are read")
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage_type, key, _, length = pid
-        if kind != "storage":
-            raise ValueError(f"it refers to a {kind!r}, expected a storage")
-        return _Storage(storage_type, key, length)
+def _storage(pid: Any) -> _Storage:
+    kind, storage_type, key, _, length = pid
+    if kind != "storage":
+        raise ValueError(f"it refers to a {kind!r}, expected a storage")
+    return _Storage(storage_type, key, length)
 
 
 def _check_suffix(path: Path) -> None:
@@ -195,11 +187,7 @@ def _read_torch(path: Path) -> Wrapped:
         if len(pickles) != 1:
             raise ValueError(f"got a zip archive with {len(pickles)} files named data.pkl, not one: not of torch.save")
         folder = pickles[0].removesuffix("data.pkl")
-        pickled = archive.read(pickles[0])
-        slots = [int(arg or 0) for code, arg, _ in pickletools.genops(pickled) if code.name in ("PUT", "LONG_BINPUT")]
-        if max(slots, default=0) > len(pickled):  # the unpickler would reserve gigabytes for them
-            raise ValueError(f"its pickle has {len(pickled)} bytes, but refers to the {max(slots)}th of its objects")
-        content = _Unpickler(io.BytesIO(pickled), encoding="utf-8").load()
+        content = inert_pickle.load(archive.read(pickles[0]), _find, persistent=_storage)
         order = f"{folder}byteorder"
         byteorder = archive.read(order).decode() if order in archive.namelist() else "little"
         wrapper, flat = _unwrapped(content)

@@ -20,8 +20,9 @@ FLOORS = (
         "moments",
         "assignment",
         "atomic_file",
+        "inert_pickle",
     ),
-    ("network", "builders", "gauge", "message_passing", "torch_file", "torch_layout", "tree_file"),
+    ("network", "builders", "gauge", "message_passing", "torch_file", "torch_layout", "tree_file", "cifar_files"),
     ("canonical", "shorthand", "zoo", "classifiers", "baselines", "metanetwork"),
     ("matching", "merge", "models", "relaxation"),
     (

@@ -144,7 +144,10 @@ def not_a_number(arrays, header):
         (lambda path: rewritten(path, lambda arrays, header: header.update(arch="{")), "Expecting property name"),
         (lambda path: rewritten(path, other_architecture), r"\['Dense_0'\]\['kernel'\] has shape \(2, 4\)"),
         (lambda path: rewritten(path, lambda a, _: a.pop("params/Dense_1/bias")), r"\['Dense_1'\]\['bias'\] is miss"),
-        (lambda path: rewritten(path, lambda a, _: a.update({"records/x": np.ones(2)})), "has 2 rows, zoo.params 5 networks: row 2 is missing"),
+        (
+            lambda path: rewritten(path, lambda a, _: a.update({"records/x": np.ones(2)})),
+            "has 2 rows, zoo.params 5 networks: row 2 is missing",
+        ),
         (lambda path: rewritten(path, not_a_number), r"\['Dense_0'\]\['bias'\] holds 1 NaN .* at \(2, 1\)"),
     ],
 )
