@@ -99,6 +99,10 @@ def _zoo(config: Config) -> Iterator[dict[str, Any]]:
         spent = seconds[f"{chunk} long"]["median_s"] - seconds[f"{chunk} short"]["median_s"]
         yield {
             "benchmark": "zoo_fit",
+            "network": str(arch),
+            "side": config.side,
+            "examples": config.examples,
+            "batch_size": config.zoo_batch_size,
             "chunk": chunk,
             "networks": config.networks,
             "networks_times_epochs_per_second": config.networks / spent,

@@ -105,7 +105,6 @@ PRESETS = {
                 checkpoints=2,
                 batch_size=8,
                 part=8,
-                chunk=8,
             ),
             model=autoencoders.ModelConfig(4, 1),
             train=TrainConfig(4, epochs=2, warmup_steps=2, micro_batch=None, images_per_step=8),

@@ -37,8 +37,8 @@ class ZooConfig(runs.ImageConfig):
     train_fractions: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     part: int = 256
     """Networks trained by one call and saved together: what an interruption can lose."""
-    chunk: int = 16
-    """Networks trained side by side inside a call."""
+    chunk: int | None = None
+    """Networks trained side by side inside a call; None for what suits the device."""
 
 
 # Of CIFAR-10 in gray, the published networks.

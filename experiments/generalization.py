@@ -94,7 +94,6 @@ PRESETS = {
                 checkpoints=2,
                 batch_size=8,
                 part=8,
-                chunk=8,
             ),
             seeds=2,
             copies=2,

@@ -89,7 +89,7 @@ def fit(
     batch_size: int = 64,
     evaluations: Mapping[str, Examples] | None = None,
     scored_examples: int = 1000,
-    chunk: int = 16,
+    chunk: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> zoo.Zoo:
     """Trains one classifier for every recipe, all in one compiled program, and keeps each at every checkpoint.
@@ -106,7 +106,8 @@ def fit(
       batch_size: examples of one update.
       evaluations: further examples on which every checkpoint is scored, like {"test": (x, y)}.
       scored_examples: at most so many of the examples that a network sees score its training.
-      chunk: networks trained side by side: as many as the caches (CPU) or the memory (accelerator) hold.
+      chunk: networks trained side by side, inside the one program; None for 1 on a CPU, where more are slower
+        (`python -m benchmarks.cnn`), and 64 on an accelerator.
       progress: called with the number of networks that each finished chunk adds.
 
     Returns:
@@ -133,6 +134,8 @@ def fit(
         raise ValueError(f"checkpoints are {checkpoints}; expected increasing numbers of updates >= 0, like (50, 100).")
     if batch_size < 1 or scored_examples < 1:
         raise ValueError(f"batch_size is {batch_size}, scored_examples {scored_examples}; expected numbers >= 1.")
+    if chunk is None:
+        chunk = 1 if jax.default_backend() == "cpu" else 64
     count = len(recipes.seed)
     rows, shared = jax.tree.map(jnp.asarray, (recipes, scored))
     keys = jax.vmap(jax.random.key)(rows.seed)
