@@ -1,4 +1,4 @@
-"""Speed of weight matching: over width and depth, over batches of pairs, by solver; and the solvers alone.
+"""Speed of weight matching: over width and depth, batches of pairs, solvers and N networks; and the solvers alone.
 
     python -m benchmarks.matching                  # prints one JSON line for every row
     python -m benchmarks.matching --help
@@ -20,7 +20,7 @@ import tyro
 
 from benchmarks import timing
 from experiments import runs
-from jax_scalegmn import assignment, builders, matching, network, symmetry
+from jax_scalegmn import assignment, builders, canonical, common_frame, matching, merge, network, symmetry
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.types import Params
 
@@ -37,6 +37,8 @@ class Config:
     """Hidden layers of width 128: one pair."""
     batches: tuple[int, ...] = (1, 16, 256, 4096)
     """Pairs of perceptrons 16-32-32-10, vmapped."""
+    numbers: tuple[int, ...] = (2, 4, 8, 16)
+    """Perceptrons 64-128-128-10 that are brought into one frame."""
     solver_widths: tuple[int, ...] = (4, 8, 16, 64, 256, 1024)
     solver_batches: tuple[int, ...] = (1, 64, 1024)
     solver_entries: int = 1 << 22
@@ -67,6 +69,8 @@ def _rows(config: Config) -> Iterator[dict[str, Any]]:
         yield _matching_row("depth", builders.mlp((128,) * (depth + 1) + (10,)), 1, SOLVERS, config.repeats)
     for batch in config.batches:
         yield _matching_row("batch", builders.mlp((16, 32, 32, 10)), batch, SOLVERS, config.repeats)
+    for number in config.numbers:
+        yield _frame_row(builders.mlp((64, 128, 128, 10)), number, config.repeats)
 
 
 def _solver_row(width: int, batch: int, repeats: int) -> dict[str, Any]:
@@ -96,6 +100,25 @@ def _matching_row(job: str, arch: Architecture, batch: int, solvers: dict[str, A
         "sweeps": float(jnp.mean(sweeps)),
         "networks_mib": 2 * 4 * batch * arch.num_parameters / 2**20,
         "peak_mib": {name: one.peak_mib for name, one in compiled.items()},
+        "compile_s": {name: one.compile_seconds for name, one in compiled.items()},
+        "seconds": timing.in_turn(calls, repeats=repeats),
+    }
+
+
+def _frame_row(arch: Architecture, number: int, repeats: int) -> dict[str, Any]:
+    """Independent random networks in one frame: by canonical forms, next to the first, next to their evolving mean."""
+    stack = _random_networks(arch, number, 0)
+    routes = {
+        "canonical": jax.vmap(functools.partial(canonical.form, arch)),
+        "first": jax.vmap(lambda one: matching.align(arch, one, merge.member(stack, 0))),
+        "mean": lambda stack: common_frame.align_all(arch, stack).aligned,
+    }
+    compiled = {name: timing.compile_once(route, stack) for name, route in routes.items()}
+    calls = {name: functools.partial(one.call, stack) for name, one in compiled.items()}
+    return {
+        "job": "frame",
+        "network": str(arch),
+        "number": number,
         "compile_s": {name: one.compile_seconds for name, one in compiled.items()},
         "seconds": timing.in_turn(calls, repeats=repeats),
     }

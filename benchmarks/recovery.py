@@ -36,7 +36,7 @@ class Config:
         "resnet:20,8-8-16,input_channels=1,norm=none",
     )
     """Architectures in short form, `jax_scalegmn.shorthand`."""
-    noises: tuple[float, ...] = (0.0, 0.1, 0.2, 0.4, 0.8)
+    noises: tuple[float, ...] = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2)
     pairs: int = 100
     restarts: int = 0
     """Further random starts beside the identity."""

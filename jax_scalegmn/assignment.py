@@ -46,6 +46,6 @@ def default(width: int) -> Assign:
     """The faster solver for layers of that width, as measured on CPU (`python -m benchmarks.matching`).
 
     Up to 8 neurons the device's program is as fast as the way to the host and back; from there on SciPy's compiled one
-    is 3 to 5 times as fast, one problem at a time as in batches of a thousand. On accelerators it is not measured.
+    is 1.4 to 12 times as fast, one problem at a time and in batches. On accelerators it is not measured.
     """
     return hungarian if width <= 8 else scipy

@@ -13,11 +13,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 
 from jax_scalegmn import (
@@ -25,8 +26,10 @@ from jax_scalegmn import (
     alignment_report,
     architecture,
     atomic_file,
+    classifiers,
     cli_options,
     common_frame,
+    differentiable_matching,
     matching,
     merge,
     network,
@@ -45,6 +48,14 @@ from jax_scalegmn.types import Interpolate
 _act = jax.jit(symmetry.act)
 _COMPARED = 256  # examples on which functions are compared
 _AT_ONCE = 1024  # examples that are computed at once, for more than which memory might not do
+_STEPS, _BATCH_SIZE = 100, 128  # of straight-through matching
+
+
+class Examples(NamedTuple):
+    """What --data holds: inputs as the network takes them, and their labels where there are some."""
+
+    x: jax.Array
+    y: jax.Array | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,13 +85,13 @@ def run(options: Align | Merge | Check) -> dict[str, Any]:
     with jax.enable_x64(True) if np.dtype(np.float64) in dtypes else contextlib.nullcontext():
         arch = _architecture(options, found[0])
         files = [network_files.interpret(one, arch) for one in found]
-        x = None if options.data is None else _examples(options.data, arch, files[0].params)
+        data = None if options.data is None else _examples(options.data, arch, files[0].params)
         key = jax.random.key(options.seed)
-        inputs = alignment_report.random_inputs(arch, files[0].params, key) if x is None else x[:_COMPARED]
+        inputs = data.x[:_COMPARED] if data else alignment_report.random_inputs(arch, files[0].params, key)
         summary: dict[str, Any] = {"architecture": arch.name, "neuron_layers": _neuron_layers(arch)}
         print(f"architecture  {arch.name}, {arch.num_parameters} numbers")
         commands: dict[type, Any] = {Align: _align, Merge: _merge, Check: _check}
-        summary |= commands[type(options)](options, arch, files, x, inputs)
+        summary |= commands[type(options)](options, arch, files, data, inputs)
     if options.json is not None:
         with atomic_file.replacing(options.json, overwrite=options.overwrite) as written:
             written.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
@@ -91,10 +102,10 @@ def run(options: Align | Merge | Check) -> dict[str, Any]:
 
 
 def _align(
-    options: Align, arch: Architecture, files: list[NetworkFile], x: jax.Array | None, inputs: jax.Array | None
+    options: Align, arch: Architecture, files: list[NetworkFile], data: Examples | None, inputs: jax.Array | None
 ) -> dict[str, Any]:
     source, target = (file.params for file in files)
-    found = _matched(options, arch, source, target, x)
+    found = _matched(options, arch, source, target, data)
     moved = _act(arch, found.element, source)
     row = {"path": str(options.network), "target": str(options.target)}
     row |= alignment_report.row(arch, source, moved, target, found, inputs)
@@ -105,10 +116,10 @@ def _align(
 
 
 def _merge(
-    options: Merge, arch: Architecture, files: list[NetworkFile], x: jax.Array | None, inputs: jax.Array | None
+    options: Merge, arch: Architecture, files: list[NetworkFile], data: Examples | None, inputs: jax.Array | None
 ) -> dict[str, Any]:
     originals = [file.params for file in files]
-    targets, found = _in_one_frame(options, arch, originals, x)
+    targets, found = _in_one_frame(options, arch, originals, data)
     moved = [_act(arch, one.element, params) for one, params in zip(found, originals, strict=True)]
     rows = []
     for path, params, there, target, one in zip(options.networks, originals, moved, targets, found, strict=True):
@@ -124,9 +135,9 @@ def _merge(
     else:
         merged = merge.average(aligned, jnp.asarray(weights))
     if options.repair:
-        assert x is not None  # as cli_options.check has seen to
-        batch_size = None if len(x) <= _AT_ONCE else _AT_ONCE
-        merged = repair.repair(arch, merged, aligned, x, weights=jnp.asarray(weights), batch_size=batch_size)
+        assert data is not None  # as cli_options.check has seen to
+        batch_size = None if len(data.x) <= _AT_ONCE else _AT_ONCE
+        merged = repair.repair(arch, merged, aligned, data.x, weights=jnp.asarray(weights), batch_size=batch_size)
     difference = alignment_report.function_change(arch, originals[0], merged, inputs)
     if difference is not None:
         print(f"merged        differs from {options.networks[0]} by {difference:.2g} of its largest output")
@@ -143,7 +154,7 @@ def _merge(
 
 
 def _check(
-    options: Check, arch: Architecture, files: list[NetworkFile], x: jax.Array | None, inputs: jax.Array | None
+    options: Check, arch: Architecture, files: list[NetworkFile], data: Examples | None, inputs: jax.Array | None
 ) -> dict[str, Any]:
     for layer in _neuron_layers(arch):
         print(f"  {layer['name']:<12}{layer['neurons']} neurons, {layer['group']}")
@@ -159,7 +170,7 @@ def _check(
 
 
 def _in_one_frame(
-    options: Merge, arch: Architecture, originals: list[Any], x: jax.Array | None
+    options: Merge, arch: Architecture, originals: list[Any], data: Examples | None
 ) -> tuple[list[Any], list[Matching]]:
     """For each network what it is aligned to, and what was found."""
     if options.frame == "mean":
@@ -173,20 +184,39 @@ def _in_one_frame(
     # The first one is where it should be.
     first = originals[0]
     stays = matching.unmatched(arch, first, first)
-    return [first] * len(originals), [stays, *(_matched(options, arch, one, first, x) for one in originals[1:])]
+    return [first] * len(originals), [stays, *(_matched(options, arch, one, first, data) for one in originals[1:])]
 
 
-def _matched(options: Alignment, arch: Architecture, params: Any, target: Any, x: jax.Array | None) -> Matching:
+def _matched(options: Alignment, arch: Architecture, params: Any, target: Any, data: Examples | None) -> Matching:
     match options.method:
         case "weights":
             return matching.weight_matching(arch, params, target, scale=options.scale)
         case "activations":
-            assert x is not None  # as cli_options.check has seen to
-            return activation_matching.activation_matching(arch, params, target, x, scale=options.scale)
+            assert data is not None  # as cli_options.check has seen to
+            return activation_matching.activation_matching(arch, params, target, data.x, scale=options.scale)
+        case "sinkhorn":
+            return differentiable_matching.sinkhorn_matching(arch, params, target)
+        case "straight-through":
+            assert data is not None  # as cli_options.check has seen to
+            return _straight_through(options, arch, params, target, data)
         case "canonical":
             return matching.canonical_matching(arch, params, target)
         case "none":
             return matching.unmatched(arch, params, target)
+
+
+def _straight_through(options: Alignment, arch: Architecture, params: Any, target: Any, data: Examples) -> Matching:
+    if data.y is None:
+        raise ValueError(f"{options.data}: --method straight-through needs labels; expected integers y [N] beside x.")
+    classifiers.check_labels(arch, data.y)
+
+    def loss_fn(params: Any, batch: Examples) -> jax.Array:
+        logits = alignment_report.outputs(arch, params, batch.x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.y).mean()
+
+    rows = jax.random.randint(jax.random.key(options.seed), (_STEPS, _BATCH_SIZE), 0, len(data.x))
+    batches = Examples(data.x[rows], data.y[rows])
+    return differentiable_matching.straight_through_matching(arch, params, target, loss_fn, batches)
 
 
 # --- private: the input ---------------------------------------------------------------------------------------------
@@ -210,19 +240,21 @@ def _architecture(options: Common, first: Contents) -> Architecture:
         raise ValueError(f"{options.arch}: {error}") from error
 
 
-def _examples(path: Path, arch: Architecture, params: Any) -> jax.Array:
+def _examples(path: Path, arch: Architecture, params: Any) -> Examples:
     """The examples of a file, checked against the network."""
     arrays = torch_file.read_state_dict(path)
     if path.suffix != ".npz" or "x" not in arrays or arrays["x"].dtype.kind not in "fiub":
         found = {name: str(value.dtype) for name, value in arrays.items()}
         raise ValueError(f"{path}: expected an .npz file with numbers x [N, ...]; it holds {found}.")
-    x = jnp.asarray(arrays["x"], float)
+    x, y = jnp.asarray(arrays["x"], float), arrays.get("y")
     try:
         network.check_examples(arch, x)
         alignment_report.outputs(arch, params, x[:1])
     except (TypeError, ValueError) as error:  # TypeError: of a dense layer behind maps of another size
         raise ValueError(f"{path}: x {x.shape} does not fit {arch.name!r}: {error}") from error
-    return x
+    if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
+        raise ValueError(f"{path}: y is {y.dtype} {y.shape}; expected integers {x.shape[:1]}, the label of each x.")
+    return Examples(x, None if y is None else jnp.asarray(y, jnp.int32))
 
 
 # --- private: the output --------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ class Common:
     activation: str | None = None
     """The activation of the hidden layers, where --arch does not say it."""
     data: Path | None = None
-    """An .npz file with examples x [N, ...] as the network takes them, images as [N, height, width, channels]. Without
-    it the function is compared on random inputs."""
+    """An .npz file with examples x [N, ...] as the network takes them, images as [N, height, width, channels], and for
+    straight-through matching their labels y [N]. Without it the function is compared on random inputs."""
     seed: int = 0
     """Of the random inputs and group elements."""
     json: Path | None = None
@@ -37,9 +37,9 @@ class Alignment(Common):
 
     out: Path
     """Where to write the network: in the format, with the names and in the dtypes of the first one."""
-    method: Literal["weights", "activations", "canonical", "none"] = "weights"
-    """How networks are aligned: by their weights, by what their neurons do on --data, by their canonical forms, or not
-    at all."""
+    method: Literal["weights", "activations", "sinkhorn", "straight-through", "canonical", "none"] = "weights"
+    """How networks are aligned: by their weights, by what their neurons do on --data, by gradient steps on relaxed
+    elements, by the merged classifier's loss on --data, by their canonical forms, or not at all."""
     scale: bool = True
     """Whether signs and positive scales may be used beside permutations."""
 
@@ -121,9 +121,9 @@ def shares(options: Merge) -> list[float]:
 
 
 def _check_alignment(options: Alignment) -> None:
-    if options.method == "activations" and options.data is None:
-        raise ValueError("--method activations needs examples: pass --data x.npz.")
-    if not options.scale and options.method in ("canonical", "none"):
+    if options.method in ("activations", "straight-through") and options.data is None:
+        raise ValueError(f"--method {options.method} needs examples: pass --data x.npz.")
+    if not options.scale and options.method not in ("weights", "activations"):
         raise ValueError(f"--no-scale goes with --method weights or activations, got {options.method}. Leave it out.")
     if options.json is not None and options.json.absolute() == options.out.absolute():
         raise ValueError(f"--json and --out are both {options.out}. Give each its own name.")

@@ -36,12 +36,13 @@ def test_scalegmn_measures_both_implementations_and_leaves_out_what_would_take_l
 
 
 def test_matching_times_both_solvers_and_leaves_out_what_would_take_long(capsys):
-    config = matching.Config((4, 8), (1,), (1, 3), (2, 5), (1, 4), solver_entries=30, device_width=4, repeats=1)
+    config = matching.Config((4, 8), (1,), (1, 3), (2,), (2, 5), (1, 4), 30, device_width=4, repeats=1)
     rows = matching.main(config)
-    assert [row["job"] for row in rows] == ["solver"] * 3 + ["width"] * 2 + ["depth"] + ["batch"] * 2
+    assert [row["job"] for row in rows] == ["solver"] * 3 + ["width"] * 2 + ["depth"] + ["batch"] * 2 + ["frame"]
     assert [(row["width"], row["batch"]) for row in rows[:3]] == [(2, 1), (2, 4), (5, 1)]
     assert [set(row["seconds"]) for row in rows[3:5]] == [{"device", "host"}, {"host"}]
-    assert rows[-1]["batch"] == 3
+    assert [row["batch"] for row in rows[-3:-1]] == [1, 3]
+    assert set(rows[-1]["seconds"]) == {"canonical", "first", "mean"}
     assert all(times["median_s"] > 0 for row in rows for times in row["seconds"].values())
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
 

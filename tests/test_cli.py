@@ -15,7 +15,19 @@ import support
 from flax import serialization
 from test_network_files import saved
 
-from jax_scalegmn import activation_matching, builders, cli, gauge, matching, merge, network_files, repair, symmetry
+from jax_scalegmn import (
+    activation_matching,
+    builders,
+    classifiers,
+    cli,
+    differentiable_matching,
+    gauge,
+    matching,
+    merge,
+    network_files,
+    repair,
+    symmetry,
+)
 
 RELU = ("--arch", "mlp:3-5-4-2,relu")
 NETWORKS = {
@@ -56,7 +68,7 @@ def run(capsys, *argv):
 
 def data(path, arch, count=32):
     x = support.example(arch, count)
-    np.savez(path, x=np.asarray(x))
+    np.savez(path, x=np.asarray(x), y=np.arange(count) % arch.neurons[-1].width)
     return x
 
 
@@ -87,7 +99,7 @@ def test_a_network_merged_with_a_moved_copy_computes_the_same(tmp_path, capsys, 
     assert support.deviation(naive, expected) > 1e-2
 
 
-@pytest.mark.parametrize("method", ["weights", "activations", "canonical"])
+@pytest.mark.parametrize("method", ["weights", "activations", "sinkhorn", "canonical"])
 def test_align_moves_the_first_next_to_the_second(tmp_path, capsys, method):
     (a, b), (_, target) = pair(tmp_path, "torch.pt", MLP)
     data(tmp_path / "x.npz", MLP, 64)
@@ -174,6 +186,22 @@ def test_options_do_what_the_library_does(tmp_path, capsys):
         assert support.deviation(one, expected) < 1e-5, options
     usual = merge.lerp(a, aligned, 0.5)
     assert all(support.deviation(one, usual) > 1e-3 for one in got)
+
+
+def test_straight_through_lowers_the_loss_of_the_merged_classifier(tmp_path, capsys):
+    paths, (a, _, c) = pair(tmp_path, "bare.msgpack", MLP, extra=1)
+    x = data(tmp_path / "x.npz", MLP)
+    losses = {}
+    for method in ("weights", "straight-through", "sinkhorn"):
+        out = tmp_path / f"{method}.msgpack"
+        command = ("merge", paths[0], paths[2], "--out", out, *RELU, "--method", method)
+        assert run(capsys, *command, "--data", tmp_path / "x.npz")[0] == 0
+        merged = network_files.read(out, MLP).params
+        losses[method] = float(classifiers.score(MLP, merged, x, jnp.arange(len(x)) % 2).loss)
+    assert losses["straight-through"] < losses["weights"] - 1e-3
+    by_sinkhorn = differentiable_matching.sinkhorn_matching(MLP, c, a)
+    middle = merge.lerp(a, symmetry.act(MLP, by_sinkhorn.element, c), 0.5)
+    assert support.deviation(network_files.read(tmp_path / "sinkhorn.msgpack", MLP).params, middle) < 1e-5
 
 
 def test_half_and_double_precision_are_written_as_they_came(tmp_path, capsys):
@@ -313,6 +341,9 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
     (a, b), _ = pair(tmp_path, "torch.pt", MLP)
     np.savez(tmp_path / "x.npz", x=np.ones((4, 7)))
     np.savez(tmp_path / "y.npz", y=np.ones((4, 3)))
+    np.savez(tmp_path / "unlabelled.npz", x=np.ones((4, 3)))
+    np.savez(tmp_path / "few.npz", x=np.ones((4, 3)), y=np.zeros(3, int))
+    np.savez(tmp_path / "high.npz", x=np.ones((4, 3)), y=np.full(4, 2))
     np.savez(tmp_path / "nan.npz", x=np.full((4, 3), np.nan))
     (tmp_path / "arch.json").write_text("{}")
     out = ("--out", tmp_path / "m.pt")
@@ -325,6 +356,8 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
         ("expected one of mlp, siren", (*both, "--arch", "lstm:3")),
         ("frequency of sines", (*both, "--activation", "sine")),
         ("--method activations needs", (*both, *RELU, "--method", "activations")),
+        ("--method straight-through needs examples", (*both, *RELU, "--method", "straight-through")),
+        ("--no-scale goes with", (*both, *RELU, "--method", "sinkhorn", "--no-scale")),
         ("--repair needs", (*both, *RELU, "--repair")),
         ("--no-scale goes with", (*both, *RELU, "--method", "canonical", "--no-scale")),
         ("--frame mean goes with", (*both, *RELU, "--method", "canonical", "--frame", "mean")),
@@ -342,6 +375,9 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
         ("x (4, 7) does not fit", (*both, *RELU, "--data", tmp_path / "x.npz")),
         ("expected an .npz file with numbers x", (*both, *RELU, "--data", tmp_path / "y.npz")),
         ("NaN", (*both, *RELU, "--data", tmp_path / "nan.npz")),
+        ("needs labels", (*both, *RELU, "--method", "straight-through", "--data", tmp_path / "unlabelled.npz")),
+        ("y is int64 (3,); expected integers (4,)", (*both, *RELU, "--data", tmp_path / "few.npz")),
+        ("Labels lie in [2, 2]", (*both, *RELU, "--method", "straight-through", "--data", tmp_path / "high.npz")),
     ]:
         assert_refused(capsys, tmp_path, message, *argv)
 
