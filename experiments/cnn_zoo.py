@@ -118,7 +118,7 @@ def fit_zoo(
             path = folder / f"{activation}-{number:04d}.safetensors"
             count = min(settings.part, settings.networks - first)
             if path.exists():
-                parts.append(_read(path, arch, count * len(checkpoints)))
+                parts.append(_read(path, arch, count, checkpoints))
                 advance(count, "read")
                 continue
             part = classifier_zoo.fit(
@@ -167,13 +167,14 @@ def describe(cnns: Zoo) -> dict[str, Any]:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, arch: Architecture, expected: int) -> Zoo:
+def _read(path: Path, arch: Architecture, count: int, checkpoints: np.ndarray) -> Zoo:
     """A part that a former run saved, if it is what this run would have trained there."""
     part = zoo.load(path)
-    found = len(part) * (1 + part.settings["left_out"] / max(1, len(np.unique(part.records["model"]))))
-    if part.arch != arch or round(found) != expected:
+    networks = len(np.unique(part.records["model"])) + part.settings["left_out"]
+    steps = np.unique(part.records["step"])
+    if part.arch != arch or networks != count or not np.array_equal(steps, checkpoints):
         raise ValueError(
-            f"{path}: {round(found)} checkpoints of {part.arch.name!r}; expected {expected} of {arch.name!r}. It is of "
-            "a run with other options: name another folder by --out, or delete it."
+            f"{path}: {networks} networks {part.arch.name!r} at steps {steps}; expected {count} networks {arch.name!r} "
+            f"at steps {checkpoints}. It is of a run with other options: name another folder by --out, or delete it."
         )
     return part

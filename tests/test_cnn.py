@@ -116,3 +116,12 @@ def test_a_folder_of_another_run_is_refused(run):
     out, _ = run
     with pytest.raises(SystemExit, match="other options"):
         cnn.main(dataclasses.replace(TINY, out=out, resume=True, seed=5))
+
+
+@pytest.mark.parametrize("change", [{"steps": 8}, {"checkpoints": 3}, {"networks": 6, "part": 6}])
+def test_parts_of_another_zoo_are_refused(run, tmp_path, change):
+    out, _ = run
+    (tmp_path / "relu-0000.safetensors").write_bytes((out / "zoo" / "relu-0000.safetensors").read_bytes())
+    config = dataclasses.replace(TINY, zoo=dataclasses.replace(TINY.zoo, **change))
+    with progress.Interruption() as interruption, pytest.raises(ValueError, match=r"8 networks .* at steps \[3 6\]"):
+        cnn_zoo.fit_zoo(config, "relu", cnn_zoo.load_data(config), tmp_path, interruption)
