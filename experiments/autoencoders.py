@@ -88,7 +88,7 @@ def fit(
     if settings.data_parallel:
         mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         state, data = train.replicate((state, data), mesh)
-    validate = train.make_evaluation(losses["selection"])
+    validate = train.make_evaluation(losses["selection"], batch_size=settings.micro_batch or settings.batch_size)
     epochs = train.fit(
         train.make_step(losses["train"], tx, micro_batch=settings.micro_batch, mesh=mesh),
         state,

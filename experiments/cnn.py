@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import rich.box
 import rich.table
 import tyro
@@ -31,7 +30,7 @@ from scipy import stats
 from experiments import autoencoders, cnn_zoo, evaluation, progress, report, runs
 from experiments.cnn_zoo import Data, ZooConfig
 from experiments.evaluation import Member, Method
-from jax_scalegmn import activation_matching, landscape, losses, merge, models, network, repair, symmetry
+from jax_scalegmn import activation_matching, classifiers, landscape, losses, merge, models, repair, symmetry
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.types import Key, Params
 from jax_scalegmn.zoo import Zoo
@@ -250,7 +249,8 @@ def score(
             merging[name] = {"label": method.label, **summary(paths, jnp.asarray(whole), next(keys))}
 
     originals = last["scoring"]
-    decoded = np.asarray(_score_stack(arch, read(originals.params).decoded, data["scoring"]))
+    score_all = jax.jit(lambda stack: jax.lax.map(lambda one: classifiers.score(arch, one, *data["scoring"]), stack))
+    decoded = np.asarray(score_all(read(originals.params).decoded).accuracy)
     recorded = originals.records["scoring_accuracy"]
     spread = evaluation.orbit_spread(
         arch,
@@ -303,7 +303,7 @@ def make_follow(arch: Architecture, read: Any, given: Data, examples: Array, poi
         def at(t: Array) -> tuple[Array, ...]:
             params = read(merge.lerp(start, end, t))
             mended = repair.repair(arch, params, ends, examples, weights=jnp.stack([1 - t, t]))
-            return *_score(arch, params, given), *_score(arch, mended, given)
+            return *classifiers.score(arch, params, *given), *classifiers.score(arch, mended, *given)
 
         return Scored(*jax.lax.map(at, jnp.linspace(0, 1, points)))
 
@@ -341,18 +341,6 @@ def _check(config: Config) -> None:
         )
     if not set(config.activations) <= {"relu", "tanh"} or not config.activations:
         raise ValueError(f"activations are {config.activations}; expected 'relu', 'tanh' or both.")
-
-
-def _score(arch: Architecture, params: Params, given: Data) -> tuple[Array, Array]:
-    """Loss and accuracy."""
-    logits = jax.vmap(lambda x: network.apply_with(arch, params, x, network.ByPatches()))(given.x)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, given.y)
-    return loss.mean(), (logits.argmax(-1) == given.y).mean(dtype=loss.dtype)
-
-
-def _score_stack(arch: Architecture, stack: Params, given: Data) -> Array:
-    """The accuracy of every network."""
-    return jax.jit(lambda stack: jax.lax.map(lambda one: _score(arch, one, given)[1], stack))(stack)
 
 
 def _rows(one: Mapping[str, Any]) -> list[list[str]]:
