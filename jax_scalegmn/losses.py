@@ -13,6 +13,9 @@ from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.models import Autoencoder
 from jax_scalegmn.types import Key, LossFn, Metrics, Params
 
+# Images that a network classifies at once. Thousands would take gigabytes for their patches, and be slower.
+AT_ONCE = 250
+
 
 def autoencoder_loss(
     model: Autoencoder, *, size: tuple[int, int], orbit_weight: float = 0.0, max_sweeps: int = 3, train: bool = True
@@ -143,8 +146,11 @@ def regression_loss(model: Any, *, train: bool = True) -> LossFn:
 
 
 def _logits(arch: Architecture, params: Params, images: Array) -> Array:
-    # By patches, since a zoo's kernels are all different and the loss stands inside a compiled loop.
-    return jax.vmap(lambda x: network.apply_with(arch, params, x, network.ByPatches()))(images)
+    def one(x: Array) -> Array:
+        # By patches, since a zoo's kernels are all different and the loss stands inside a compiled loop.
+        return network.apply_with(arch, params, x, network.ByPatches())
+
+    return jax.vmap(one)(images) if len(images) <= AT_ONCE else jax.lax.map(one, images, batch_size=AT_ONCE)
 
 
 def _read(model: Any, variables: Any, subject: Any, key: Key, train: bool) -> Array:

@@ -50,9 +50,10 @@ def softmax(logits):
     return weights / weights.sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize("temperature", [0.6, 2.0])
-def test_distillation_loss_is_the_scaled_divergence_of_the_logits(temperature):
-    """T^2 KL(teacher || student), the mean over inputs; 0 for the network itself."""
+@pytest.mark.parametrize(("temperature", "at_once"), [(0.6, 250), (2.0, 3)])
+def test_distillation_loss_is_the_scaled_divergence_of_the_logits(temperature, at_once, monkeypatch):
+    """T^2 KL(teacher || student), the mean over inputs, in one batch or several; 0 for the network itself."""
+    monkeypatch.setattr(losses, "AT_ONCE", at_once)
     with support.precision("float64"):
         model, x = noisy(RELU), support.example(RELU, dtype="float64")
         params = support.random_params(RELU, dtype="float64")
