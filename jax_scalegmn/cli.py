@@ -52,10 +52,10 @@ _STEPS, _BATCH_SIZE = 100, 128  # of straight-through matching
 
 
 class Examples(NamedTuple):
-    """What --data holds: inputs as the network takes them, and their labels where there are some."""
+    """What --data holds: inputs as the network takes them, and what stands beside them as their labels."""
 
     x: jax.Array
-    y: jax.Array | None
+    y: Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,16 +206,18 @@ def _matched(options: Alignment, arch: Architecture, params: Any, target: Any, d
 
 
 def _straight_through(options: Alignment, arch: Architecture, params: Any, target: Any, data: Examples) -> Matching:
-    if data.y is None:
-        raise ValueError(f"{options.data}: --method straight-through needs labels; expected integers y [N] beside x.")
-    classifiers.check_labels(arch, data.y)
+    expected, got = data.x.shape[:1], "none" if data.y is None else f"{data.y.dtype} {data.y.shape}"
+    if data.y is None or data.y.shape != expected or data.y.dtype.kind not in "iu":
+        raise ValueError(f"{options.data}: --method straight-through needs labels, integers y {expected}; got {got}.")
+    labels = jnp.asarray(data.y)
+    classifiers.check_labels(arch, labels)
 
     def loss_fn(params: Any, batch: Examples) -> jax.Array:
         logits = alignment_report.outputs(arch, params, batch.x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.y).mean()
 
     rows = jax.random.randint(jax.random.key(options.seed), (_STEPS, _BATCH_SIZE), 0, len(data.x))
-    batches = Examples(data.x[rows], data.y[rows])
+    batches = Examples(data.x[rows], labels[rows])
     return differentiable_matching.straight_through_matching(arch, params, target, loss_fn, batches)
 
 
@@ -246,15 +248,13 @@ def _examples(path: Path, arch: Architecture, params: Any) -> Examples:
     if path.suffix != ".npz" or "x" not in arrays or arrays["x"].dtype.kind not in "fiub":
         found = {name: str(value.dtype) for name, value in arrays.items()}
         raise ValueError(f"{path}: expected an .npz file with numbers x [N, ...]; it holds {found}.")
-    x, y = jnp.asarray(arrays["x"], float), arrays.get("y")
+    x = jnp.asarray(arrays["x"], float)
     try:
         network.check_examples(arch, x)
         alignment_report.outputs(arch, params, x[:1])
     except (TypeError, ValueError) as error:  # TypeError: of a dense layer behind maps of another size
         raise ValueError(f"{path}: x {x.shape} does not fit {arch.name!r}: {error}") from error
-    if y is not None and (y.shape != x.shape[:1] or y.dtype.kind not in "iu"):
-        raise ValueError(f"{path}: y is {y.dtype} {y.shape}; expected integers {x.shape[:1]}, the label of each x.")
-    return Examples(x, None if y is None else jnp.asarray(y, jnp.int32))
+    return Examples(x, arrays.get("y"))
 
 
 # --- private: the output --------------------------------------------------------------------------------------------

@@ -348,6 +348,7 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
     (tmp_path / "arch.json").write_text("{}")
     out = ("--out", tmp_path / "m.pt")
     both = ("merge", a, b, *out)
+    straight_through = ("--method", "straight-through", "--data")
     for message, argv in [
         ("pass --activation relu", both),
         ("says no activation", (*both, "--arch", "mlp:3-5-4-2")),
@@ -375,9 +376,9 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
         ("x (4, 7) does not fit", (*both, *RELU, "--data", tmp_path / "x.npz")),
         ("expected an .npz file with numbers x", (*both, *RELU, "--data", tmp_path / "y.npz")),
         ("NaN", (*both, *RELU, "--data", tmp_path / "nan.npz")),
-        ("needs labels", (*both, *RELU, "--method", "straight-through", "--data", tmp_path / "unlabelled.npz")),
-        ("y is int64 (3,); expected integers (4,)", (*both, *RELU, "--data", tmp_path / "few.npz")),
-        ("Labels lie in [2, 2]", (*both, *RELU, "--method", "straight-through", "--data", tmp_path / "high.npz")),
+        ("y (4,); got none", (*both, *RELU, *straight_through, tmp_path / "unlabelled.npz")),
+        ("y (4,); got int64 (3,)", (*both, *RELU, *straight_through, tmp_path / "few.npz")),
+        ("Labels lie in [2, 2]", (*both, *RELU, *straight_through, tmp_path / "high.npz")),
     ]:
         assert_refused(capsys, tmp_path, message, *argv)
 
