@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+import jax_scalegmn as sg
 from benchmarks import timing
 from experiments.runs import environment
-from jax_scalegmn import builders, classifier_zoo, losses, models, network, train
+from jax_scalegmn import models, network, training
 from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.training import losses
+from jax_scalegmn.zoo import classifier_zoo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ def _rows(config: Config) -> Iterator[dict[str, Any]]:
         yield from _zoo(config)
     for activation in config.activations:
         for batch_size in config.batch_sizes:
-            yield from _autoencoder(config, builders.cnn(config.channels, 10, activation=activation), batch_size)
+            yield from _autoencoder(config, sg.cnn(config.channels, 10, activation=activation), batch_size)
 
 
 def _images(config: Config, count: int) -> tuple[jax.Array, jax.Array]:
@@ -74,7 +77,7 @@ def _images(config: Config, count: int) -> tuple[jax.Array, jax.Array]:
 
 def _zoo(config: Config) -> Iterator[dict[str, Any]]:
     """Networks times epochs a second; compiling is taken off as the difference of a long and a short training."""
-    arch, examples = builders.cnn(config.channels, 10), _images(config, config.examples)
+    arch, examples = sg.cnn(config.channels, 10), _images(config, config.examples)
     recipes = classifier_zoo.sample(config.networks, 0)
     steps = config.examples // config.zoo_batch_size
 
@@ -118,8 +121,8 @@ def _autoencoder(config: Config, arch: Architecture, batch_size: int) -> Iterato
     stack = jax.vmap(functools.partial(network.init, arch))(keys)
     images, _ = _images(config, config.images_per_step)
     rows = (stack, losses.teacher_logits(arch, stack, images))
-    tx = train.make_optimizer(clip_norm=5.0)
-    state = train.init(model, tx, jax.tree.map(lambda leaf: leaf[0], stack), jax.random.key(0))
+    tx = training.make_optimizer(clip_norm=5.0)
+    state = training.init(model, tx, jax.tree.map(lambda leaf: leaf[0], stack), jax.random.key(0))
     loss = losses.distillation_loss(model, images)
 
     def encode(variables: Any, stack: Any) -> jax.Array:
@@ -129,7 +132,7 @@ def _autoencoder(config: Config, arch: Architecture, batch_size: int) -> Iterato
     calls = {"encoder_forward": functools.partial(compiled["encoder_forward"].call, state.variables, stack)}
     for micro in config.micro_batches:
         name = f"training_step_micro_{micro}"
-        compiled[name] = timing.compile_once(train.make_step(loss, tx, micro_batch=micro), state, rows)
+        compiled[name] = timing.compile_once(training.make_step(loss, tx, micro_batch=micro), state, rows)
         calls[name] = functools.partial(compiled[name].call, state, rows)
     product, product_gflop = timing.matmul(config.matmul_size)
     seconds = timing.in_turn({**calls, "matmul": product}, repeats=config.repeats)

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+import jax_scalegmn as sg
 from benchmarks import timing
 from experiments.runs import environment
-from jax_scalegmn import architecture, builders, losses, models, network, train, zoo
+from jax_scalegmn import architecture, models, network, training, zoo
+from jax_scalegmn.training import losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Config:
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Prints one JSON line for each measurement and returns them."""
-    arch = builders.siren(config.widths)
+    arch = sg.siren(config.widths)
     model = models.autoencoder(arch, config.features, num_layers=config.num_layers)
     largest = max(config.batch_sizes)
     keys = jax.random.split(jax.random.key(0), largest)
@@ -64,8 +66,8 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 def _measure_model(config: Config, model: models.Autoencoder, batch: Any, batch_size: int) -> list[dict[str, Any]]:
-    tx = train.make_optimizer()
-    state = train.init(model, tx, jax.tree.map(lambda leaf: leaf[0], batch), jax.random.key(0))
+    tx = training.make_optimizer()
+    state = training.init(model, tx, jax.tree.map(lambda leaf: leaf[0], batch), jax.random.key(0))
     loss = losses.autoencoder_loss(model, size=(config.side, config.side), orbit_weight=config.orbit_weight)
 
     def encode(variables: Any, stack: Any) -> jax.Array:
@@ -75,7 +77,7 @@ def _measure_model(config: Config, model: models.Autoencoder, batch: Any, batch_
     arguments: dict[str, tuple[Any, ...]] = {"encoder_forward": (state.variables, batch)}
     for micro in [None, *[size for size in config.micro_batches if size < batch_size and batch_size % size == 0]]:
         name = "training_step" if micro is None else f"training_step_micro_{micro}"
-        compiled[name] = timing.compile_once(train.make_step(loss, tx, micro_batch=micro), state, batch)
+        compiled[name] = timing.compile_once(training.make_step(loss, tx, micro_batch=micro), state, batch)
         arguments[name] = (state, batch)
     # The compiler counts the body of a loop once, so the operations of a step are those of the one without.
     gflop = {name: compiled["training_step" if "step" in name else name].gflop for name in compiled}

@@ -18,10 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+import jax_scalegmn as sg
 from benchmarks import timing
 from experiments import runs
-from jax_scalegmn import assignment, builders, canonical, common_frame, matching, merge, network, symmetry
+from jax_scalegmn import matching, network, stacks, symmetry
 from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.matching import assignment
+from jax_scalegmn.symmetry import canonical
 from jax_scalegmn.types import Params
 
 SOLVERS = {"device": assignment.hungarian, "host": assignment.scipy}
@@ -64,13 +67,13 @@ def _rows(config: Config) -> Iterator[dict[str, Any]]:
                 yield _solver_row(width, batch, config.repeats)
     for width in config.widths:
         solvers = SOLVERS if width <= config.device_width else {"host": assignment.scipy}
-        yield _matching_row("width", builders.mlp((width, width, width, 10)), 1, solvers, config.repeats)
+        yield _matching_row("width", sg.mlp((width, width, width, 10)), 1, solvers, config.repeats)
     for depth in config.depths:
-        yield _matching_row("depth", builders.mlp((128,) * (depth + 1) + (10,)), 1, SOLVERS, config.repeats)
+        yield _matching_row("depth", sg.mlp((128,) * (depth + 1) + (10,)), 1, SOLVERS, config.repeats)
     for batch in config.batches:
-        yield _matching_row("batch", builders.mlp((16, 32, 32, 10)), batch, SOLVERS, config.repeats)
+        yield _matching_row("batch", sg.mlp((16, 32, 32, 10)), batch, SOLVERS, config.repeats)
     for number in config.numbers:
-        yield _frame_row(builders.mlp((64, 128, 128, 10)), number, config.repeats)
+        yield _frame_row(sg.mlp((64, 128, 128, 10)), number, config.repeats)
 
 
 def _solver_row(width: int, batch: int, repeats: int) -> dict[str, Any]:
@@ -110,8 +113,8 @@ def _frame_row(arch: Architecture, number: int, repeats: int) -> dict[str, Any]:
     stack = _random_networks(arch, number, 0)
     routes = {
         "canonical": jax.vmap(functools.partial(canonical.form, arch)),
-        "first": jax.vmap(lambda one: matching.align(arch, one, merge.member(stack, 0))),
-        "mean": lambda stack: common_frame.align_all(arch, stack).aligned,
+        "first": jax.vmap(lambda one: matching.align(arch, one, stacks.member(stack, 0))),
+        "mean": lambda stack: matching.align_all(arch, stack).aligned,
     }
     compiled = {name: timing.compile_once(route, stack) for name, route in routes.items()}
     calls = {name: functools.partial(one.call, stack) for name, one in compiled.items()}

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from experiments import runs
-from jax_scalegmn import gauge, matching, network, shorthand, symmetry
+from jax_scalegmn import architecture, matching, network, symmetry
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.matching import Start
 from jax_scalegmn.types import Key
@@ -46,7 +46,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     """Counts everything; returns the rows and prints each as one JSON line as soon as it is there."""
     rows = []
     for text in config.networks:
-        arch = shorthand.parse(text)
+        arch = architecture.parse(text)
         for noise in config.noises:
             rates = recovery(arch, noise, config.pairs, jax.random.key(0), config.restarts)
             rows.append({"network": text, "noise": noise, "pairs": config.pairs, **rates} | runs.environment())
@@ -65,7 +65,7 @@ def recovery(arch: Architecture, noise: float, pairs: int, key: Key, restarts: i
         params = _generic(arch, keys[0])
         element = symmetry.random(arch, keys[1])
         # In the balanced gauge, so that the noise is as large for every copy.
-        target = symmetry.act(arch, element, _perturbed(gauge.balanced(arch, params), noise, keys[2]))
+        target = symmetry.act(arch, element, _perturbed(symmetry.balanced(arch, params), noise, keys[2]))
         return element, {
             name: matching.weight_matching(arch, params, target, keys[3], start=start, restarts=count)
             for name, (start, count) in starts.items()

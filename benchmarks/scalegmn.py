@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from benchmarks import segment_sum, timing
+import jax_scalegmn as sg
+from benchmarks import timing
 from experiments.runs import environment
-from jax_scalegmn import builders, graph, models, network, train
+from jax_scalegmn import models, network, training
 from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.models import graph, reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ def main(config: Config) -> list[dict[str, Any]]:
     """Prints one JSON line for each measurement and returns them."""
     rows = []
     for batch_size, width in _sizes(config):
-        for row in _measure(config, builders.siren((2, width, width, 1)), batch_size):
+        for row in _measure(config, sg.siren((2, width, width, 1)), batch_size):
             rows.append(row | {"batch_size": batch_size, "width": width, "environment": environment()})
             print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -119,18 +121,18 @@ def _case(config: Config, arch: Architecture, stack: Any, name: str, dtype: str,
         bidirectional=config.bidirectional,
         dtype=None if dtype == "float32" else dtype,
     )
-    encoder, tx = models.Encoder(gmn), train.make_optimizer()
+    encoder, tx = models.Encoder(gmn), training.make_optimizer()
 
     def encode(variables: Any, params: Any) -> jax.Array:
         if name == "blocks":
             return encoder.apply(variables, params)
-        return segment_sum.encode(encoder, variables, graph.from_params(arch, params))
+        return reference.encode(encoder, variables, graph.from_params(arch, params))
 
     def loss_fn(variables: Any, params: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         return jnp.square(encode(variables, params).astype(jnp.float32)).mean(), {}
 
     example = jax.tree.map(lambda leaf: leaf[0], stack)
-    state = train.init(encoder, tx, example, jax.random.key(0))
+    state = training.init(encoder, tx, example, jax.random.key(0))
 
     def forward(variables: Any, stack: Any) -> jax.Array:
         return jax.lax.map(functools.partial(encode, variables), stack, batch_size=micro if micro > 1 else None)
@@ -145,7 +147,7 @@ def _case(config: Config, arch: Architecture, stack: Any, name: str, dtype: str,
     step_gflop = timing.compile_once(jax.grad(loss_fn, has_aux=True), state.variables, example, key).gflop
     return {
         "forward": functools.partial(compiled, forward, state.variables, stack),
-        "step": functools.partial(compiled, train.make_step(loss_fn, tx, micro_batch=micro), state, stack),
+        "step": functools.partial(compiled, training.make_step(loss_fn, tx, micro_batch=micro), state, stack),
         "forward_gflop": forward_gflop,
         "step_gflop": step_gflop,
     }

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from experiments import progress, runs
-from jax_scalegmn import checkpoint, models, train, zoo
+from jax_scalegmn import models, training, zoo
+from jax_scalegmn.training import checkpoint
 from jax_scalegmn.types import LossFn
 from jax_scalegmn.zoo import Zoo
 
@@ -75,22 +76,22 @@ def fit(
     trained = networks // settings.batch_size * settings.batch_size
     tx = settings.make_optimizer(networks)
     example = jax.tree.map(lambda leaf: leaf[0], data)
-    state = train.init(model, tx, example[0] if isinstance(example, tuple) else example, jax.random.key(config.seed))
+    state = training.init(model, tx, example[0] if isinstance(example, tuple) else example, jax.random.key(config.seed))
     like = jax.eval_shape(lambda: state)
     saved = checkpoint.Checkpoints(
         config.out / "checkpoints" / name,
         {"model": models.as_json(model), "train": runs.plain(settings), "seed": config.seed},
     )
-    monitor, history = train.Monitor(), []
+    monitor, history = training.Monitor(), []
     if not saved.is_empty:
         state, monitor, history = saved.restore_last(like)
     mesh = None
     if settings.data_parallel:
         mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        state, data = train.replicate((state, data), mesh)
-    validate = train.make_evaluation(losses["selection"], batch_size=settings.micro_batch or settings.batch_size)
-    epochs = train.fit(
-        train.make_step(losses["train"], tx, micro_batch=settings.micro_batch, mesh=mesh),
+        state, data = training.replicate((state, data), mesh)
+    validate = training.make_evaluation(losses["selection"], batch_size=settings.micro_batch or settings.batch_size)
+    epochs = training.fit(
+        training.make_step(losses["train"], tx, micro_batch=settings.micro_batch, mesh=mesh),
         state,
         data,
         batch_size=settings.batch_size,

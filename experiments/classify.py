@@ -22,11 +22,13 @@ import numpy as np
 import tyro
 from flax import linen as nn
 
+import jax_scalegmn as sg
 from experiments import encoders, progress, report, runs
 from experiments.runs import ZooConfig
-from jax_scalegmn import architecture, baselines, builders, losses, zoo
+from jax_scalegmn import architecture, zoo
 from jax_scalegmn.architecture import Architecture, Scaling
-from jax_scalegmn.layers import Canonical
+from jax_scalegmn.models import Canonical, baselines
+from jax_scalegmn.training import losses
 from jax_scalegmn.zoo import Zoo
 
 
@@ -113,7 +115,7 @@ def main(config: Config) -> dict[str, Any]:
     images = runs.load_images(config, config.zoo)
     classes = 1 + max(int(one.labels.max()) for one in images.values())
     runs.claim(config)
-    arch = builders.siren(config.zoo.widths, w0=config.zoo.w0)
+    arch = sg.siren(config.zoo.widths, w0=config.zoo.w0)
     with progress.Interruption() as interruption:
         zoos = {split: runs.fit_zoo(config, arch, split, images[split], interruption) for split in images}
         zoo_seconds = time.perf_counter() - start

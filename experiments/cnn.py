@@ -30,10 +30,11 @@ from scipy import stats
 from experiments import autoencoders, cnn_zoo, evaluation, progress, report, runs
 from experiments.cnn_zoo import Data, ZooConfig
 from experiments.evaluation import Member, Method
-from jax_scalegmn import activation_matching, classifiers, landscape, losses, merge, models, repair, symmetry
+from jax_scalegmn import landscape, matching, merge, models, stacks, symmetry
 from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.training import losses
 from jax_scalegmn.types import Key, Params
-from jax_scalegmn.zoo import Zoo
+from jax_scalegmn.zoo import Zoo, classifiers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +227,7 @@ def score(
     drawn = [rng.choice(ranked, 2, replace=False) for _ in range(settings.pairs)]
     first, second = (last["scoring"][np.array([pair[side] for pair in drawn])] for side in (0, 1))
     best_of_training = int(np.argmax(last["train"].records["selection_accuracy"]))
-    fixed = merge.member(last["train"].params, best_of_training)
+    fixed = stacks.member(last["train"].params, best_of_training)
 
     read = evaluation.make_read(model, variables)
     a, b = read(first.params), read(second.params)
@@ -243,7 +244,7 @@ def score(
             start, end = method.end_points(a, b)
             rows = []
             for pair in range(settings.pairs):
-                rows.append(jax.block_until_ready(follow[method.network](*merge.member((start, end), pair))))
+                rows.append(jax.block_until_ready(follow[method.network](*stacks.member((start, end), pair))))
                 advance(1, method.label)
             paths = Scored(*(jnp.stack(values) for values in zip(*rows, strict=True)))
             merging[name] = {"label": method.label, **summary(paths, jnp.asarray(whole), next(keys))}
@@ -281,7 +282,7 @@ def all_methods(
     @jax.jit
     def by_activations(stack: Params, targets: Params) -> Params:
         def one(pair: tuple[Params, Params]) -> Params:
-            found = activation_matching.activation_matching(arch, *pair, examples)
+            found = matching.activation_matching(arch, *pair, examples)
             return symmetry.act(arch, found.element, pair[0])
 
         return jax.lax.map(one, (stack, targets))
@@ -298,11 +299,11 @@ def make_follow(arch: Architecture, read: Any, given: Data, examples: Array, poi
     """(start, end) of one pair -> `Scored`; compiled. `read` gives the network at a point of the path."""
 
     def follow(start: Any, end: Any) -> Scored:
-        ends = merge.stacked(dict(read(start)), dict(read(end)))
+        ends = stacks.stack(dict(read(start)), dict(read(end)))
 
         def at(t: Array) -> tuple[Array, ...]:
             params = read(merge.lerp(start, end, t))
-            mended = repair.repair(arch, params, ends, examples, weights=jnp.stack([1 - t, t]))
+            mended = merge.repair(arch, params, ends, examples, weights=jnp.stack([1 - t, t]))
             return *classifiers.score(arch, params, *given), *classifiers.score(arch, mended, *given)
 
         return Scored(*jax.lax.map(at, jnp.linspace(0, 1, points)))

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jax_scalegmn as sg
 from experiments import progress, runs
-from jax_scalegmn import builders, classifier_zoo, datasets, small_cnn_zoo, zoo
+from jax_scalegmn import zoo
 from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.zoo import Zoo
+from jax_scalegmn.io import images
+from jax_scalegmn.zoo import Zoo, classifier_zoo, small_cnn_zoo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,7 @@ def load_data(config: Config) -> dict[str, Data]:
     given = runs.load_images(config, config.zoo)
     mean, std = given["train"].images.mean(), given["train"].images.std()
 
-    def as_input(one: datasets.Images) -> Data:
+    def as_input(one: images.Images) -> Data:
         x = ((one.images - mean) / std).astype(np.float32)
         x = x.repeat(config.zoo.enlarge, 1).repeat(config.zoo.enlarge, 2)
         return Data(jnp.asarray(x[..., None]), jnp.asarray(one.labels))
@@ -88,7 +90,7 @@ def load_data(config: Config) -> dict[str, Data]:
 def architecture_of(config: Config, activation: str, data: dict[str, Data]) -> Architecture:
     """The architecture of the CNNs with one activation."""
     classes = 1 + max(int(one.y.max()) for one in data.values())
-    return builders.cnn(config.zoo.channels, classes, activation=activation)
+    return sg.cnn(config.zoo.channels, classes, activation=activation)
 
 
 def fit_zoo(

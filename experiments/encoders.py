@@ -23,8 +23,9 @@ from flax import linen as nn
 from matplotlib.figure import Figure
 
 from experiments import progress, runs
-from jax_scalegmn import architecture, baselines, models, symmetry, train
+from jax_scalegmn import architecture, models, symmetry, training
 from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.models import baselines
 from jax_scalegmn.types import Key, LossFn
 from jax_scalegmn.zoo import Zoo
 
@@ -214,8 +215,8 @@ def train_pairs(
 class Program(NamedTuple):
     """What the trainings of one encoder share, so that its seeds are compiled once."""
 
-    init: Callable[[Key], train.State]
-    step: train.Step
+    init: Callable[[Key], training.State]
+    step: training.Step
     validate: Callable[[Any, Any], Any]
     predict: Callable[[Any, Any, Any], Any]
 
@@ -224,7 +225,7 @@ def _program(config: Config, task: Task, encoder: Encoder, zoos: Mapping[str, Zo
     settings, model, arch = config.train, encoder.model, zoos["train"].arch
     tx = settings.make_optimizer(len(zoos["train"]))
     loss = task.loss(model)
-    validate = train.make_evaluation(task.loss(model, train=False))
+    validate = training.make_evaluation(task.loss(model, train=False))
 
     def predict(variables: Any, stack: Any, keys: Any) -> Any:
         """Predictions [networks, 1 + copies]: of every network as it is, then of its moved copies."""
@@ -237,9 +238,9 @@ def _program(config: Config, task: Task, encoder: Encoder, zoos: Mapping[str, Zo
 
         return jax.lax.map(one, (stack, keys), batch_size=16)
 
-    step = train.make_step(augmented(arch, loss) if settings.augment else loss, tx, micro_batch=settings.micro_batch)
+    step = training.make_step(augmented(arch, loss) if settings.augment else loss, tx, micro_batch=settings.micro_batch)
     example = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
-    init = jax.jit(functools.partial(train.init, model, tx, example))
+    init = jax.jit(functools.partial(training.init, model, tx, example))
     return Program(init, step, validate, jax.jit(predict))
 
 
@@ -268,7 +269,9 @@ def _train_pair(
     settings = config.train
     data = {split: (one.params, jnp.asarray(task.target(one))) for split, one in zoos.items()}
     state = program.init(jax.random.fold_in(jax.random.key(config.seed), seed))
-    epochs = train.fit(program.step, state, data["train"], batch_size=settings.batch_size, num_epochs=settings.epochs)
+    epochs = training.fit(
+        program.step, state, data["train"], batch_size=settings.batch_size, num_epochs=settings.epochs
+    )
     trained = len(zoos["train"]) // settings.batch_size * settings.batch_size
     history: list[dict[str, float]] = []
     best: tuple[float, ...] = (-math.inf,)

@@ -28,9 +28,10 @@ from matplotlib.figure import Figure
 
 from experiments import cnn_zoo, encoders, progress, report, runs
 from experiments.cnn_zoo import ZooConfig
-from jax_scalegmn import architecture, baselines, losses, zoo
+from jax_scalegmn import architecture, zoo
 from jax_scalegmn.architecture import Scaling
-from jax_scalegmn.layers import Canonical
+from jax_scalegmn.models import Canonical, baselines
+from jax_scalegmn.training import losses
 from jax_scalegmn.zoo import Zoo
 
 

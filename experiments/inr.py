@@ -19,9 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+import jax_scalegmn as sg
 from experiments import autoencoders, evaluation, progress, report, runs
 from experiments.runs import ZooConfig
-from jax_scalegmn import builders, datasets, losses, models, network
+from jax_scalegmn import models, network
+from jax_scalegmn.io import images
+from jax_scalegmn.training import losses
 from jax_scalegmn.zoo import Zoo
 
 
@@ -87,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
     start = time.perf_counter()
     images = runs.load_images(config, config.zoo)
     runs.claim(config)
-    arch = builders.siren(config.zoo.widths, w0=config.zoo.w0)
+    arch = sg.siren(config.zoo.widths, w0=config.zoo.w0)
     with progress.Interruption() as interruption:
         zoos = {split: runs.fit_zoo(config, arch, split, images[split], interruption) for split in images}
         zoo_seconds = time.perf_counter() - start
@@ -136,7 +139,7 @@ def fit_autoencoder(
 
 
 def score(
-    config: Config, model: models.Autoencoder, variables: Any, zoos: dict[str, Zoo], images: dict[str, datasets.Images]
+    config: Config, model: models.Autoencoder, variables: Any, zoos: dict[str, Zoo], images: dict[str, images.Images]
 ) -> dict[str, Any]:
     """All numbers of the report on networks and images that neither training nor selection has seen."""
     settings, arch = config.evaluation, model.arch
@@ -218,7 +221,7 @@ def score(
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _recogniser(given: datasets.Images) -> Any:
+def _recogniser(given: images.Images) -> Any:
     """A digit classifier trained on the training images: an outside judge of whether a drawn digit can be read."""
     from sklearn.svm import SVC
 

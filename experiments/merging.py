@@ -31,25 +31,13 @@ import tyro
 from matplotlib.figure import Figure
 
 from experiments import progress, report, runs
-from jax_scalegmn import (
-    activation_matching,
-    canonical,
-    classifiers,
-    common_frame,
-    datasets,
-    differentiable_matching,
-    landscape,
-    matching,
-    merge,
-    network,
-    repair,
-    shorthand,
-    symmetry,
-    zoo,
-)
+from jax_scalegmn import architecture, landscape, matching, merge, network, stacks, symmetry, zoo
 from jax_scalegmn.architecture import Architecture, Conv, walk
+from jax_scalegmn.io import images
 from jax_scalegmn.matching import Matching
+from jax_scalegmn.symmetry import canonical
 from jax_scalegmn.types import Key, Params
+from jax_scalegmn.zoo import classifiers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +160,8 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which also stand in config.out / "results.json"."""
     start = time.perf_counter()
     _check(config)
-    archs = {text: shorthand.parse(text) for text in config.networks}
-    many = shorthand.parse(config.many_of)
+    archs = {text: architecture.parse(text) for text in config.networks}
+    many = architecture.parse(config.many_of)
     images = load_images(config)
     runs.claim(config)
     results: dict[str, Any] = {"config": runs.plain(config), "environment": runs.environment(), "pairs": {}}
@@ -208,22 +196,22 @@ def main(config: Config) -> dict[str, Any]:
 # --- data and networks --------------------------------------------------------------------------------------------
 
 
-def load_images(config: Config) -> tuple[datasets.Images, datasets.Images]:
+def load_images(config: Config) -> tuple[images.Images, images.Images]:
     """Training and test images: the files' own parts; of the digits 297 are set apart."""
     if config.data is None:
-        digits = datasets.digits()
+        digits = images.digits()
         order = np.random.default_rng(config.seed).permutation(len(digits.images))
-        parts = (datasets.Images(digits.images[rows], digits.labels[rows]) for rows in (order[297:], order[:297]))
+        parts = (images.Images(digits.images[rows], digits.labels[rows]) for rows in (order[297:], order[:297]))
         train, test = parts
     else:
-        train, test = datasets.load(config.data)
+        train, test = images.load(config.data)
     return tuple(
-        datasets.Images(one.images[:count], one.labels[:count])
+        images.Images(one.images[:count], one.labels[:count])
         for one, count in ((train, config.train_images), (test, config.test_images))
     )
 
 
-def as_inputs(arch: Architecture, images: tuple[datasets.Images, datasets.Images]) -> Data:
+def as_inputs(arch: Architecture, images: tuple[images.Images, images.Images]) -> Data:
     """The images as the architecture takes them: vectors, or maps of one channel; mean 0 and variance 1 in training."""
     convolutional = any(isinstance(layer, Conv) for _, layer in walk(arch.layers))
     mean, std = images[0].images.mean(), images[0].images.std()
@@ -286,19 +274,17 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
         return matching.unmatched(arch, params, target)
 
     def sinkhorn(params: Params, target: Params, key: Key) -> Matching:
-        return differentiable_matching.sinkhorn_matching(arch, params, target, num_steps=settings.steps)
+        return matching.sinkhorn_matching(arch, params, target, num_steps=settings.steps)
 
     def straight_through(params: Params, target: Params, key: Key) -> Matching:
         rows = jax.random.randint(key, (settings.steps, settings.batch_size), 0, len(data.x))
-        return differentiable_matching.straight_through_matching(
-            arch, params, target, loss_fn, (data.x[rows], data.y[rows])
-        )
+        return matching.straight_through_matching(arch, params, target, loss_fn, (data.x[rows], data.y[rows]))
 
     def closed_form(params: Params, target: Params, key: Key) -> Matching:
         return matching.canonical_matching(arch, params, target)
 
     def by_activations(params: Params, target: Params, key: Key) -> Matching:
-        return activation_matching.activation_matching(arch, params, target, x)
+        return matching.activation_matching(arch, params, target, x)
 
     def by_weights(params: Params, target: Params, key: Key, **options: Any) -> Matching:
         return matching.weight_matching(arch, params, target, **options)
@@ -324,7 +310,7 @@ def score_pairs(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data
         for name, method in every.items():
             match, rows = jax.jit(method.match), []
             for index, (i, j) in enumerate(pairs):
-                a, b = (merge.member(trained.params, row) for row in (i, j))
+                a, b = (stacks.member(trained.params, row) for row in (i, j))
                 pair_key = jax.random.fold_in(key, index)
                 begin = time.perf_counter()
                 result = jax.block_until_ready(match(b, a, pair_key))
@@ -361,8 +347,8 @@ def _follow(
 
     path = landscape.path(measure, a, moved, num_points=config.points, batch_size=1)
     middle = merge.lerp(a, moved, 0.5)
-    ends = merge.stacked(dict(a), moved)
-    repaired = repair.repair(arch, middle, ends, data.x[: config.match.examples])
+    ends = stacks.stack(dict(a), moved)
+    repaired = merge.repair(arch, middle, ends, data.x[: config.match.examples])
     outputs = [jax.vmap(lambda x, p=p: network.apply(arch, p, x))(data.test_x[:256]) for p in (b, moved)]
     return {
         "path": {"ts": path.ts, **path.metrics},
@@ -381,11 +367,11 @@ def merge_many(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data)
     routes: dict[str, Callable[[Params], Params]] = {
         "naive": lambda stack: stack,
         "canonical": jax.vmap(functools.partial(canonical.form, arch)),
-        "first": lambda stack: jax.vmap(lambda one: matching.align(arch, one, merge.member(stack, 0)))(stack),
-        "mean": lambda stack: common_frame.align_all(arch, stack).aligned,
+        "first": lambda stack: jax.vmap(lambda one: matching.align(arch, one, stacks.member(stack, 0)))(stack),
+        "mean": lambda stack: matching.align_all(arch, stack).aligned,
     }
     x = data.x[: config.match.examples]
-    mend = jax.jit(lambda merged, stack: repair.repair(arch, merged, stack, x))
+    mend = jax.jit(lambda merged, stack: merge.repair(arch, merged, stack, x))
     score = jax.jit(lambda params: _score(arch, params, data))
     found: dict[str, Any] = {}
     with progress.bar("N networks", len(config.many) * len(routes), "merges") as advance:

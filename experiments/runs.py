@@ -13,8 +13,9 @@ import numpy as np
 import optax
 
 from experiments import progress
-from jax_scalegmn import architecture, atomic_file, datasets, network, train, zoo
+from jax_scalegmn import architecture, io, network, training, zoo
 from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.io import images
 from jax_scalegmn.zoo import Zoo
 
 
@@ -69,7 +70,7 @@ class TrainConfig:
 
     def make_optimizer(self, networks: int) -> optax.GradientTransformation:
         """The optimiser for epochs over so many networks."""
-        return train.make_optimizer(
+        return training.make_optimizer(
             learning_rate=self.learning_rate,
             warmup_steps=self.warmup_steps,
             decay_steps=networks // self.batch_size * self.epochs if self.cosine else None,
@@ -128,7 +129,7 @@ def claim(config: RunConfig) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON values as a file, atomically; NaN and infinities are refused."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file.replacing(path, overwrite=True) as written:
+    with io.replacing(path, overwrite=True) as written:
         written.write_text(json.dumps(value, indent=1, allow_nan=False))
 
 
@@ -155,16 +156,16 @@ def environment() -> dict[str, str]:
 # --- data and zoo -------------------------------------------------------------------------------------------------
 
 
-def load_images(config: RunConfig, settings: ImageConfig) -> dict[str, datasets.Images]:
+def load_images(config: RunConfig, settings: ImageConfig) -> dict[str, images.Images]:
     """The images of training, selection and scoring; no image is in two of them.
 
     Files bring their own test images, which serve for scoring; of the digits some are set apart.
     """
     if config.data is None:
-        given = datasets.digits()
+        given = images.digits()
         held_out = settings.scoring_images
     else:
-        given, scoring = datasets.load(config.data)
+        given, scoring = images.load(config.data)
         held_out = 0
     order = np.random.default_rng(config.seed).permutation(len(given.images))
     rest = len(order) - settings.selection_images - held_out
@@ -184,7 +185,7 @@ def load_images(config: RunConfig, settings: ImageConfig) -> dict[str, datasets.
 
 
 def fit_zoo(
-    config: Config, arch: Architecture, split: str, given: datasets.Images, interruption: progress.Interruption
+    config: Config, arch: Architecture, split: str, given: images.Images, interruption: progress.Interruption
 ) -> Zoo:
     """The INRs of one split, fitted in parts; parts that a former run saved are read instead."""
     settings = config.zoo
@@ -235,5 +236,5 @@ def describe_zoo(one: Zoo) -> dict[str, Any]:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _rows(given: datasets.Images, rows: np.ndarray) -> datasets.Images:
-    return datasets.Images(given.images[rows], given.labels[rows])
+def _rows(given: images.Images, rows: np.ndarray) -> images.Images:
+    return images.Images(given.images[rows], given.labels[rows])

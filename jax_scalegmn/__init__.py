@@ -1,33 +1,129 @@
 """Learning on, aligning and merging neural networks in weight space.
 
-architecture  what a network is made of, written or inferred; the value from which all else follows
-builders      the usual architectures (VGG and ResNets: normalised)
-network       initialise it, compute its function
-symmetry      its symmetry group and how that acts on params
-graph         params as a jraph graph, and back
-gauge         the member of an orbit with the smallest weights: positive scales settled
-canonical     one network for all that differ by a symmetry, in closed form
-matching      the group element that brings one network closest to another, by their weights
-activation_matching, differentiable_matching    the same by what neurons compute, or by gradient steps
-assignment    solvers of the assignment problem
-merge         from several networks to one
-common_frame  N networks next to each other
-repair        a merged network with its end points' activation statistics
-task_vectors  what fine-tuning added: task arithmetic and TIES
-landscape     the loss along paths and on planes between networks
-zoo           thousands of networks trained at once
-classifier_zoo    of classifiers over sampled hyper-parameters, with checkpoints
-classifiers   a few, on minibatches, with normalisation
-datasets      labelled images from scikit-learn or files
-models        ScaleGMN, encoder, editor, decoder, autoencoder
-baselines     encoders without weight-space symmetry, for comparison
-losses        what they are trained on
-train         steps, epochs, early stopping
-checkpoint    best and last, with their configuration
-interop       networks and models from PyTorch, and back (files: torch_file)
-network_files networks in files of any format, and back in the same
-cli           align, merge and check without code: jax-scalegmn --help
-inr_folders   published INRs, from their files
-small_cnn_zoo published CNNs, from their files, and written like them
-testing       the checks, for your own networks
+>>> import jax
+>>> import jax_scalegmn as sg
+>>> arch = sg.siren((2, 16, 16, 1))
+>>> target = sg.network.init(arch, jax.random.key(0))
+>>> params = sg.symmetry.act(arch, sg.symmetry.random(arch, jax.random.key(1)), target)
+>>> aligned = sg.matching.align(arch, params, target)
+>>> bool(sg.merge.lerp(aligned, target, 0.5)["Dense_0"]["kernel"].shape == (2, 16))
+True
+
+The packages, from what a network is to what is done with many of them:
+
+- `architecture`: the description from which all else follows, and builders of the usual ones.
+- `inference`: reads a description off a network's own function.
+- `network`: computes the networks that a description describes.
+- `symmetry`: the group of a description, how it acts on params, canonical forms.
+- `matching`: from networks to the group elements that align them.
+- `merge`: from several networks to one.
+- `models`: networks that read networks: graphs, ScaleGMN, its heads, baselines.
+- `training`: losses, steps and checkpoints for those models.
+- `zoo`: thousands of networks, fitted at once or read from published files.
+- `io`: files of networks and images.
+- `cli`: the command line `jax-scalegmn`.
+- `report`: the "Same function?" page of two networks.
+
+Next to them are the modules `landscape` (losses along paths and barriers), `testing` (checks for your own networks and
+models), `stacks` (several networks in one pytree) and `types`.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jax_scalegmn import (
+        architecture,
+        cli,
+        inference,
+        io,
+        landscape,
+        matching,
+        merge,
+        models,
+        network,
+        report,
+        stacks,
+        symmetry,
+        testing,
+        training,
+        types,
+        zoo,
+    )
+    from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling, cnn, mlp, resnet, siren, vgg
+    from jax_scalegmn.inference import Inference, infer
+    from jax_scalegmn.matching import Matching
+    from jax_scalegmn.models import Autoencoder, Decoder, Editor, Encoder, ScaleGMN, autoencoder
+    from jax_scalegmn.symmetry import Element
+    from jax_scalegmn.types import Key, Params
+    from jax_scalegmn.zoo import Zoo
+
+# Every name and the module that has it. Nothing is imported before it is asked for (PEP 562), so that the command line
+# can answer `--help` without JAX.
+_MODULE_OF = {
+    **dict.fromkeys(("Architecture", "Axis", "Neurons", "Parameter", "Scaling"), "architecture"),
+    **dict.fromkeys(("cnn", "mlp", "resnet", "siren", "vgg"), "architecture"),
+    **dict.fromkeys(("Inference", "infer"), "inference"),
+    "Matching": "matching",
+    **dict.fromkeys(("Autoencoder", "Decoder", "Editor", "Encoder", "ScaleGMN", "autoencoder"), "models"),
+    "Element": "symmetry",
+    **dict.fromkeys(("Key", "Params"), "types"),
+    "Zoo": "zoo",
+}
+
+__all__ = [
+    "Architecture",
+    "Autoencoder",
+    "Axis",
+    "Decoder",
+    "Editor",
+    "Element",
+    "Encoder",
+    "Inference",
+    "Key",
+    "Matching",
+    "Neurons",
+    "Parameter",
+    "Params",
+    "ScaleGMN",
+    "Scaling",
+    "Zoo",
+    "architecture",
+    "autoencoder",
+    "cli",
+    "cnn",
+    "infer",
+    "inference",
+    "io",
+    "landscape",
+    "matching",
+    "merge",
+    "mlp",
+    "models",
+    "network",
+    "report",
+    "resnet",
+    "siren",
+    "stacks",
+    "symmetry",
+    "testing",
+    "training",
+    "types",
+    "vgg",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    elif name in __all__:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

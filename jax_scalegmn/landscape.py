@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jax_scalegmn import merge
+from jax_scalegmn import merge, stacks
 from jax_scalegmn.types import Interpolate, Key
 
 
@@ -201,8 +201,8 @@ def plane(
         raise ValueError(
             f"num_points is {num_points} and margin {margin}; expected 2 points or more, and no less than 0."
         )
-    merge.check_alike(a, b)
-    merge.check_alike(a, c, names=("a", "c"))
+    stacks.check_alike(a, b)
+    stacks.check_alike(a, c, names=("a", "c"))
     first, second = (jax.tree.map(jnp.subtract, other, a) for other in (b, c))
     across, u = _normalised(first)
     along = optax.tree.vdot(second, u)

@@ -4,16 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture, builders, network, symmetry
+import jax_scalegmn as sg
+from jax_scalegmn import architecture, network, symmetry
 from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
 
 ARCHITECTURES = {
-    "siren": builders.siren((2, 5, 4, 1)),
-    "tanh mlp": builders.mlp((3, 5, 4, 2), "tanh"),
-    "relu mlp": builders.mlp((3, 5, 4, 2), "relu"),
-    "mixed mlp": builders.mlp((3, 5, 4, 6, 2), ("tanh", "leaky_relu", "gelu")),
-    "relu cnn": builders.cnn((1, 3, 4), 2),
-    "tanh cnn": builders.cnn((2, 3, 4), 3, activation="tanh", kernel_size=(3, 2), padding="SAME", flatten=(7, 9)),
+    "siren": sg.siren((2, 5, 4, 1)),
+    "tanh mlp": sg.mlp((3, 5, 4, 2), "tanh"),
+    "relu mlp": sg.mlp((3, 5, 4, 2), "relu"),
+    "mixed mlp": sg.mlp((3, 5, 4, 6, 2), ("tanh", "leaky_relu", "gelu")),
+    "relu cnn": sg.cnn((1, 3, 4), 2),
+    "tanh cnn": sg.cnn((2, 3, 4), 3, activation="tanh", kernel_size=(3, 2), padding="SAME", flatten=(7, 9)),
 }
 SIGN = {name: ARCHITECTURES[name] for name in ("siren", "tanh mlp", "tanh cnn")}
 GROUPS = {

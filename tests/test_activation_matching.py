@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import assignment, builders, gauge, matching, network
-from jax_scalegmn.activation_matching import activation_matching
+import jax_scalegmn as sg
+from jax_scalegmn import matching, network, symmetry
 from jax_scalegmn.architecture import Axis, Scaling
+from jax_scalegmn.matching import activation_matching, assignment
 
 NETWORKS = support.ARCHITECTURES | {
-    "vgg": builders.vgg(((4,), (6,)), 2, input_channels=1, norm="batch"),
-    "resnet": builders.resnet(6, widths=(4, 6), outputs=2, input_channels=1),
-    "tanh resnet": builders.resnet(4, widths=(5,), outputs=2, input_channels=1, activation="tanh"),
-    "resnet without norms": builders.resnet(4, widths=(5,), outputs=2, input_channels=1, norm=None),
+    "vgg": sg.vgg(((4,), (6,)), 2, input_channels=1, norm="batch"),
+    "resnet": sg.resnet(6, widths=(4, 6), outputs=2, input_channels=1),
+    "tanh resnet": sg.resnet(4, widths=(5,), outputs=2, input_channels=1, activation="tanh"),
+    "resnet without norms": sg.resnet(4, widths=(5,), outputs=2, input_channels=1, norm=None),
 }
 MODELS, EXAMPLES = 20, 48
 TANH, RELU = NETWORKS["tanh mlp"], NETWORKS["relu mlp"]
@@ -140,7 +141,7 @@ def scores(arch, params, target, x, signed):
 )
 def test_different_networks_get_the_best_of_all_assignments(name, scale):
     """By brute force over all permutations of NumPy's correlations; softplus far off the origin, where sums cancel."""
-    arch = NETWORKS.get(name) or builders.mlp((3, 5, 4, 2), "softplus")
+    arch = NETWORKS.get(name) or sg.mlp((3, 5, 4, 2), "softplus")
     params, target, x = params_of(arch, seed=4), params_of(arch, seed=5), data(arch)
     if name == "softplus":
         for one in (params, target):
@@ -162,7 +163,7 @@ def test_moved_networks_stand_in_the_targets_gauge():
     params, target, x = params_of(RELU, seed=4), params_of(RELU, seed=5), data(RELU)
     found = match_one(RELU, params, target, x)
     moved = support.act(RELU, found.element, params)
-    own, theirs, ours = (gauge.balance(RELU, one).scale for one in (moved, target, params))
+    own, theirs, ours = (symmetry.balance(RELU, one).scale for one in (moved, target, params))
     assert support.deviation(own, theirs) < 1e-4
     assert support.deviation(ours, theirs) > 0.1
 

@@ -10,8 +10,10 @@ import pytest
 import support
 from flax import linen as nn
 
-from jax_scalegmn import architecture, builders, graph, matching, network, testing
+import jax_scalegmn as sg
+from jax_scalegmn import architecture, matching, network, testing
 from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
+from jax_scalegmn.models import graph
 
 SIREN = support.ARCHITECTURES["siren"]
 
@@ -52,7 +54,7 @@ class FlaxCNN(nn.Module):
         (support.ARCHITECTURES["relu cnn"], FlaxCNN((1, 3, 4), 2, nn.relu, (3, 3), 2, "VALID", flatten=False)),
         (support.ARCHITECTURES["tanh cnn"], FlaxCNN((2, 3, 4), 3, nn.tanh, (3, 2), 2, "SAME", flatten=True)),
         (
-            builders.cnn((1, 2, 3), 2, activation="silu", kernel_size=(2, 5), strides=1, flatten=(7, 9)),
+            sg.cnn((1, 2, 3), 2, activation="silu", kernel_size=(2, 5), strides=1, flatten=(7, 9)),
             FlaxCNN((1, 2, 3), 2, nn.silu, (2, 5), 1, "VALID", flatten=True),
         ),
     ],
@@ -184,18 +186,18 @@ def described(**changes):
         (lambda: described(axes=3), "has 3 neuron axes; expected 1 .* or 2"),
         (lambda: described(axes=0, paths=("x", "x")), "describes a parameter twice"),
         (lambda: described(to="c"), r"no neuron layer 'c'; it has \['a', 'b'\]"),
-        (lambda: builders.mlp((3,)), r"widths are \(3,\); expected two or more"),
-        (lambda: builders.mlp((3, 0, 2)), r"widths are \(3, 0, 2\)"),
-        (lambda: builders.mlp((3, 4, 2), "swish"), "activation is 'swish', .* known are .*'tanh'"),
-        (lambda: builders.mlp((3, 4, 2), ("relu", "relu")), "Got 2 activations .* for the 1 hidden"),
-        (lambda: builders.siren((2, 4, 1), w0=0.0), "w0 is 0.0; .* finite frequency other than 0"),
-        (lambda: builders.siren((2, 4, 1), w0=np.nan), "w0 is nan"),
-        (lambda: builders.cnn((1, 4), 2, activation="swish"), "activation is 'swish'"),
-        (lambda: builders.cnn((1, 4), 2, padding="same"), "padding is 'same'; expected 'VALID' or 'SAME'"),
-        (lambda: builders.cnn((1, 4), 2, kernel_size=(3, 3)), "Got 2 kernel sizes .* for 1 convolutions"),
-        (lambda: builders.cnn((1, 4), 2, kernel_size=0), "kernel sizes are .0., strides 2; expected numbers >= 1"),
-        (lambda: builders.cnn((1, 4), 2, strides=0), "strides 0; expected numbers >= 1"),
-        (lambda: builders.cnn((1, 4, 4), 2, flatten=(4, 4)), "Images of side 4 are too small"),
+        (lambda: sg.mlp((3,)), r"widths are \(3,\); expected two or more"),
+        (lambda: sg.mlp((3, 0, 2)), r"widths are \(3, 0, 2\)"),
+        (lambda: sg.mlp((3, 4, 2), "swish"), "activation is 'swish', .* known are .*'tanh'"),
+        (lambda: sg.mlp((3, 4, 2), ("relu", "relu")), "Got 2 activations .* for the 1 hidden"),
+        (lambda: sg.siren((2, 4, 1), w0=0.0), "w0 is 0.0; .* finite frequency other than 0"),
+        (lambda: sg.siren((2, 4, 1), w0=np.nan), "w0 is nan"),
+        (lambda: sg.cnn((1, 4), 2, activation="swish"), "activation is 'swish'"),
+        (lambda: sg.cnn((1, 4), 2, padding="same"), "padding is 'same'; expected 'VALID' or 'SAME'"),
+        (lambda: sg.cnn((1, 4), 2, kernel_size=(3, 3)), "Got 2 kernel sizes .* for 1 convolutions"),
+        (lambda: sg.cnn((1, 4), 2, kernel_size=0), "kernel sizes are .0., strides 2; expected numbers >= 1"),
+        (lambda: sg.cnn((1, 4), 2, strides=0), "strides 0; expected numbers >= 1"),
+        (lambda: sg.cnn((1, 4, 4), 2, flatten=(4, 4)), "Images of side 4 are too small"),
     ],
 )
 def test_impossible_descriptions_are_refused(build, message):

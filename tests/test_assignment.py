@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_scalegmn import assignment
+from jax_scalegmn.matching import assignment
 
 
 def test_both_solvers_find_the_optimal_value():

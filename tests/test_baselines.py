@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import baselines, models, network, testing
+from jax_scalegmn import models, network, testing
 from jax_scalegmn.architecture import Scaling, restrict
-from jax_scalegmn.baselines import QueryEncoder, StatisticsEncoder
+from jax_scalegmn.models import baselines
+from jax_scalegmn.models.baselines import QueryEncoder, StatisticsEncoder
 
 SIREN = support.ARCHITECTURES["siren"]
 

@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 import support
 
-from benchmarks import segment_sum
-from jax_scalegmn import architecture, builders, graph, models, symmetry
+import jax_scalegmn as sg
+from jax_scalegmn import architecture, models, symmetry
 from jax_scalegmn.architecture import Architecture, Neurons, Parameter, Scaling
-from jax_scalegmn.graph import Bucket
-from jax_scalegmn.metanetwork import ScaleGMN
-from jax_scalegmn.models import Editor, Encoder, Readout
+from jax_scalegmn.models import Editor, Encoder, Readout, ScaleGMN, graph, reference
+from jax_scalegmn.models.graph import Bucket
 
 MIXED = Bucket(
     (
-        builders.mlp((3, 5, 4, 2), "tanh"),
-        builders.mlp((3, 6, 2), "relu"),
-        builders.mlp((3, 3, 4, 5, 2), "gelu"),
-        builders.cnn((1, 3, 4), 2, kernel_size=(2, 3)),
+        sg.mlp((3, 5, 4, 2), "tanh"),
+        sg.mlp((3, 6, 2), "relu"),
+        sg.mlp((3, 3, 4, 5, 2), "gelu"),
+        sg.cnn((1, 3, 4), 2, kernel_size=(2, 3)),
     ),
     multiple=4,
 )
@@ -104,13 +103,13 @@ def test_padded_graphs_are_read_as_by_the_plain_form():
         read, variables, _ = mixed_reader("float64")
         graphs = stack_of([padded(MIXED, member, dtype="float64") for member in MIXED.members])
         model = encoder_of(MIXED, bidirectional=True)
-        plain = jax.jit(jax.vmap(lambda one: segment_sum.encode(model, variables, one)))
+        plain = jax.jit(jax.vmap(lambda one: reference.encode(model, variables, one)))
         assert support.deviation(read(graphs), plain(graphs)) < 1e-12
 
 
 def chain(hidden, activation):
     """Two members alike in depth and group, of other widths."""
-    return tuple(builders.mlp((3, *widths, 2), activation) for widths in hidden)
+    return tuple(sg.mlp((3, *widths, 2), activation) for widths in hidden)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +187,7 @@ def test_graphs_that_are_not_of_the_bucket_are_refused(key):
 
 
 def test_architectures_that_are_no_member_are_refused():
-    stranger = builders.mlp((3, 5, 5, 2), "tanh")
+    stranger = sg.mlp((3, 5, 5, 2), "tanh")
     with pytest.raises(ValueError, match=r"'mlp 3-5-5-2 tanh' is no member of the bucket of mlp 3-5-4-2 tanh, .*"):
         graph.from_params(stranger, support.random_params(stranger), bucket=MIXED)
 

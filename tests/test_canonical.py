@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import architecture, builders, canonical, symmetry, testing
+import jax_scalegmn as sg
+from jax_scalegmn import architecture, symmetry, testing
 from jax_scalegmn.architecture import Axis, Neurons, Parameter, Scaling
+from jax_scalegmn.symmetry import canonical
 
 
 def with_w0(arch, w0):
@@ -27,15 +29,15 @@ def with_w0(arch, w0):
     return dataclasses.replace(arch, layers=tuple(layers))
 
 
-FLAT = builders.cnn((2, 3, 4), 3, activation="sine", kernel_size=(3, 2), padding="SAME", flatten=(7, 9))
+FLAT = sg.cnn((2, 3, 4), 3, activation="sine", kernel_size=(3, 2), padding="SAME", flatten=(7, 9))
 NETWORKS = {
-    **{f"siren, w0 = {w0:g}": builders.siren((2, 5, 4, 1), w0=w0) for w0 in (1.0, 30.0, -7.0, 0.5)},
+    **{f"siren, w0 = {w0:g}": sg.siren((2, 5, 4, 1), w0=w0) for w0 in (1.0, 30.0, -7.0, 0.5)},
     "flattened cnn": FLAT,
     "flattened cnn, w0 = 30": with_w0(FLAT, 30.0),
-    "pooled cnn, w0 = -7": with_w0(builders.cnn((1, 3, 4), 2, activation="sine"), -7.0),
-    "sine, then relu": builders.mlp((3, 5, 4, 2), ("sine", "relu")),
-    "relu, then sine": with_w0(builders.mlp((3, 5, 4, 2), ("relu", "sine")), 0.5),
-    "sine, tanh, sine": with_w0(builders.mlp((3, 5, 4, 6, 2), ("sine", "tanh", "sine")), 30.0),
+    "pooled cnn, w0 = -7": with_w0(sg.cnn((1, 3, 4), 2, activation="sine"), -7.0),
+    "sine, then relu": sg.mlp((3, 5, 4, 2), ("sine", "relu")),
+    "relu, then sine": with_w0(sg.mlp((3, 5, 4, 2), ("relu", "sine")), 0.5),
+    "sine, tanh, sine": with_w0(sg.mlp((3, 5, 4, 6, 2), ("sine", "tanh", "sine")), 30.0),
 }
 SIREN = NETWORKS["siren, w0 = 30"]
 # Of the function of a network whose phases reach 1e4 half turns.
@@ -164,7 +166,7 @@ PI = 16 * ARC_TANGENTS[0] - 4 * ARC_TANGENTS[1]
 @pytest.mark.parametrize("w0", [1.0, 30.0, -7.0, 0.5, 0.1, 1e-20, 1e20])
 def test_biases_are_exact_up_to_the_largest_phase(dtype, w0):
     """Against fractions: 2^22 half turns in float32, 2^51 in float64, of the w0 that the dtype can hold."""
-    arch = builders.siren((1, 400, 1), w0=w0)
+    arch = sg.siren((1, 400, 1), w0=w0)
     with support.precision(dtype):
         params = with_phases(arch, 3 * 2.0 ** {"float32": 22, "float64": 51}[dtype], smallest=1, dtype=dtype)
         wrapped = wrap(arch, params)
@@ -254,7 +256,7 @@ def test_a_description_with_a_smaller_group_is_wrapped_alike():
 
 
 def test_half_precision_is_wrapped_to_its_own_rounding():
-    arch = builders.siren((2, 5, 4, 1), w0=0.5)
+    arch = sg.siren((2, 5, 4, 1), w0=0.5)
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), with_phases(arch, 100))
     wrapped = wrap(arch, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(wrapped)} == {jnp.dtype(jnp.bfloat16)}
@@ -290,8 +292,8 @@ OWN = r"'by hand': sine layer 'Dense_0'"
     ("arch", "message"),
     [
         (dataclasses.replace(SIREN, layers=()), r"layers is empty.*its sines and their w0 are unknown\. Give"),
-        (builders.mlp((2, 3, 1), "relu"), r"'mlp 2-3-1 relu' has no sine .* got \['relu'\]\. .* as they are"),
-        (builders.mlp((2, 1)), r"has no sine layer: .* got \[\]"),
+        (sg.mlp((2, 3, 1), "relu"), r"'mlp 2-3-1 relu' has no sine .* got \['relu'\]\. .* as they are"),
+        (sg.mlp((2, 1)), r"has no sine layer: .* got \[\]"),
         (hand_written(bias=None), rf"{OWN} keeps its phases in params\['Dense_0'\]\['bias'\], .* axes \(\)\. Give"),
         (hand_written(bias=0), rf"{OWN} keeps its phases .* power 1 .* got the axes \(Axis\(.*power=0"),
         (
@@ -332,7 +334,7 @@ def test_hand_written_descriptions_are_wrapped_and_params_checked():
         canonical.wrap_phase(arch, {name: layer for name, layer in params.items() if name != "head"})
 
 
-CLOSED_FORM = {**support.ARCHITECTURES, "resnet": builders.resnet(8, widths=(4, 4, 6), input_channels=1)}
+CLOSED_FORM = {**support.ARCHITECTURES, "resnet": sg.resnet(8, widths=(4, 4, 6), input_channels=1)}
 
 
 @pytest.mark.parametrize("name", CLOSED_FORM)

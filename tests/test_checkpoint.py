@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import builders, checkpoint, models, train
-from jax_scalegmn.graph import Bucket
-from jax_scalegmn.metanetwork import ScaleGMN
+import jax_scalegmn as sg
+from jax_scalegmn import models, training
+from jax_scalegmn.models import ScaleGMN
+from jax_scalegmn.models.graph import Bucket
+from jax_scalegmn.training import checkpoint
 
-TX = train.make_optimizer(learning_rate=0.1, warmup_steps=3)
+TX = training.make_optimizer(learning_rate=0.1, warmup_steps=3)
 MODEL = models.Encoder(ScaleGMN(support.ARCHITECTURES["siren"], 3, num_layers=1))
 CONFIG = {"model": models.as_json(MODEL), "learning_rate": 0.1}
 
@@ -22,7 +24,7 @@ def state_of(seed):
     """A training state with numbers of its own."""
     variables = support.random_variables(MODEL, support.random_params(MODEL.arch), seed=seed)
     opt_state = jax.tree.map(lambda leaf: leaf + seed, TX.init(variables))
-    return train.State(variables, opt_state, jax.random.key(seed), jnp.asarray(seed))
+    return training.State(variables, opt_state, jax.random.key(seed), jnp.asarray(seed))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def written(tmp_path_factory):
     """The folder of a run with checkpoints at steps 1 to 4; the second is the best."""
     run = checkpoint.Checkpoints(tmp_path_factory.mktemp("written"), CONFIG)
     for seed, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5)):
-        run.save(state_of(seed), loss=loss, monitor=train.Monitor(loss, 1.0, seed), history=[{"loss": loss}])
+        run.save(state_of(seed), loss=loss, monitor=training.Monitor(loss, 1.0, seed), history=[{"loss": loss}])
     run.close()
     return run.directory
 
@@ -45,7 +47,7 @@ def run(written, tmp_path):
 def test_the_best_and_the_last_come_back_bit_for_bit(run):
     for restored, seed, loss in ((run.restore_best(state_of(0)), 2, 1.0), (run.restore_last(state_of(0)), 4, 2.5)):
         support.assert_identical(restored.state, state_of(seed))
-        assert restored.monitor == train.Monitor(loss, 1.0, seed)
+        assert restored.monitor == training.Monitor(loss, 1.0, seed)
         assert restored.history == [{"loss": loss}]
     assert sorted(path.name for path in run.directory.iterdir()) == ["2", "4"]
 
@@ -62,7 +64,7 @@ def test_load_gives_the_model_and_its_best_variables(run):
 
 
 SIREN, RELU = support.ARCHITECTURES["siren"], support.ARCHITECTURES["relu mlp"]
-BUCKET = Bucket((builders.mlp((2, 3, 1)), SIREN), multiple=4)
+BUCKET = Bucket((sg.mlp((2, 3, 1)), SIREN), multiple=4)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_every_kind_of_model_is_loaded(model, tmp_path):
     shapes = models.abstract_variables(model)
     variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, next(numbers), leaf.dtype), shapes)
     run = checkpoint.Checkpoints(tmp_path / "run", {"model": models.as_json(model)})
-    run.save(train.State(variables, (), jax.random.key(0), jnp.asarray(1)), loss=1.0)
+    run.save(training.State(variables, (), jax.random.key(0), jnp.asarray(1)), loss=1.0)
     run.close()
     loaded, restored = checkpoint.load(tmp_path / "run")
     assert loaded == model
@@ -165,13 +167,16 @@ def test_training_resumes_from_disk_bit_for_bit(tmp_path):
 
     def start():
         variables = {"w": jnp.ones(3)}
-        return train.State(variables, TX.init(variables), jax.random.key(5), jnp.asarray(0))
+        return training.State(variables, TX.init(variables), jax.random.key(5), jnp.asarray(0))
 
     def fit(state, num_epochs):
-        states, metrics = zip(*train.fit(step, state, data, batch_size=4, num_epochs=num_epochs), strict=True)
+        states, metrics = zip(*training.fit(step, state, data, batch_size=4, num_epochs=num_epochs), strict=True)
         return states[-1], jax.device_get(metrics)
 
-    step, data = train.make_step(loss_fn, TX), jnp.asarray(np.random.default_rng(0).normal(size=(9, 2, 3)), jnp.float32)
+    step, data = (
+        training.make_step(loss_fn, TX),
+        jnp.asarray(np.random.default_rng(0).normal(size=(9, 2, 3)), jnp.float32),
+    )
     whole, metrics = fit(start(), 4)
     middle, first = fit(start(), 2)
     run = checkpoint.Checkpoints(tmp_path / "run", {})

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import builders, classifier_zoo, classifiers, network, small_cnn_zoo
+import jax_scalegmn as sg
+from jax_scalegmn import network
+from jax_scalegmn.zoo import classifier_zoo, classifiers, small_cnn_zoo
 
-ARCH = builders.cnn((1, 2, 3), 3)
+ARCH = sg.cnn((1, 2, 3), 3)
 CHECKPOINTS = (0, 3, 40)
 # Rows of the recipes, by what is different from the first.
 NAMES = ("base", "same", "decayed", "dropped", "larger", "faster", "few", "other", "diverged")
@@ -164,6 +166,6 @@ def test_bad_input_is_refused_at_the_door(options, message):
 
 
 def test_batch_normalisations_are_sent_elsewhere():
-    arch = builders.resnet(8, widths=(2, 2, 2), input_channels=1, outputs=3)
+    arch = sg.resnet(8, widths=(2, 2, 2), input_channels=1, outputs=3)
     with pytest.raises(ValueError, match=r"train it with classifiers.fit"):
         classifier_zoo.fit(arch, examples(5, 0), recipes(), checkpoints=(1,))

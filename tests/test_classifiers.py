@@ -9,12 +9,14 @@ import optax
 import pytest
 import support
 
-from jax_scalegmn import builders, classifiers, network
+import jax_scalegmn as sg
+from jax_scalegmn import network
+from jax_scalegmn.zoo import classifiers
 
 ARCHITECTURES = {
-    "mlp": builders.mlp((3, 8, 2), "tanh"),
-    "cnn": builders.cnn((1, 3, 4), 2),
-    "batch norm": builders.vgg(((3,), (4,)), 2, input_channels=1, norm="batch"),
+    "mlp": sg.mlp((3, 8, 2), "tanh"),
+    "cnn": sg.cnn((1, 3, 4), 2),
+    "batch norm": sg.vgg(((3,), (4,)), 2, input_channels=1, norm="batch"),
 }
 
 

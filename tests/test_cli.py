@@ -15,19 +15,9 @@ import support
 from flax import serialization
 from test_network_files import saved
 
-from jax_scalegmn import (
-    activation_matching,
-    builders,
-    classifiers,
-    cli,
-    differentiable_matching,
-    gauge,
-    matching,
-    merge,
-    network_files,
-    repair,
-    symmetry,
-)
+import jax_scalegmn as sg
+from jax_scalegmn import cli, io, matching, merge, symmetry
+from jax_scalegmn.zoo import classifiers
 
 RELU = ("--arch", "mlp:3-5-4-2,relu")
 NETWORKS = {
@@ -36,7 +26,7 @@ NETWORKS = {
         support.ARCHITECTURES["tanh cnn"],
         ("--arch", "cnn:2-3-4,3,tanh,kernel_size=3-2,padding=same,flatten=7-9"),
     ),
-    "resnet": (builders.resnet(6, widths=(2, 3), outputs=2), ("--arch", "resnet:6,2-3,2,norm=batch")),
+    "resnet": (sg.resnet(6, widths=(2, 3), outputs=2), ("--arch", "resnet:6,2-3,2,norm=batch")),
 }
 MLP = NETWORKS["relu mlp"][0]
 
@@ -85,13 +75,13 @@ def test_a_network_merged_with_a_moved_copy_computes_the_same(tmp_path, capsys, 
         data(tmp_path / "x.npz", arch)
         flags = (*flags, "--data", tmp_path / "x.npz")
     assert run(capsys, "merge", a, b, "--out", out, *flags)[0] == 0
-    before, after = (network_files.contents(path) for path in (a, out))
+    before, after = (io.read_contents(path) for path in (a, out))
     assert after.format == before.format
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after.arrays) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), before.arrays
     )
     x = support.example(arch) if network != "resnet" else jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    merged = network_files.read(out, arch).params
+    merged = io.read_network(out, arch).params
     expected = support.outputs(arch, params, x)
     assert support.deviation(support.outputs(arch, merged, x), expected) < 1e-4
     # Without alignment it would be another function.
@@ -107,9 +97,9 @@ def test_align_moves_the_first_next_to_the_second(tmp_path, capsys, method):
     options = (*RELU, "--method", method, "--json", summary, "--data", tmp_path / "x.npz")
     status, out, err = run(capsys, "align", a, b, "--out", tmp_path / "c.pt", *options)
     assert (status, err) == (0, "")
-    aligned = network_files.read(tmp_path / "c.pt", MLP).params
+    aligned = io.read_network(tmp_path / "c.pt", MLP).params
     # Data say nothing of the scale of a neuron that is never active on them.
-    assert support.deviation(*(gauge.balanced(MLP, one) for one in (aligned, target))) < 1e-4
+    assert support.deviation(*(symmetry.balanced(MLP, one) for one in (aligned, target))) < 1e-4
     if method != "activations":
         assert support.deviation(aligned, target) < 1e-4
     (row,) = json.loads(summary.read_text())["networks"]
@@ -141,7 +131,7 @@ def test_the_numbers_of_the_summary_are_those_of_the_library(tmp_path, capsys):
         order, scale = found.element.permutation[name], found.element.scale[name]
         assert layer["moved"] == (order != np.arange(len(order))).sum()
         np.testing.assert_allclose(layer["scales"], [scale.min(), scale.max()], rtol=1e-4)
-    merged = network_files.read(out, MLP).params
+    merged = io.read_network(out, MLP).params
     assert support.deviation(merged, merge.lerp(a, moved, 0.25)) < 1e-5
 
 
@@ -153,10 +143,10 @@ def test_many_networks_meet_at_the_first_or_at_their_mean(tmp_path, capsys):
     for frame in ("first", "mean"):
         out = tmp_path / f"{frame}.npz"
         assert run(capsys, "merge", *paths, third, "--out", out, *RELU, "--frame", frame)[0] == 0
-        merged = network_files.read(out, MLP).params
+        merged = io.read_network(out, MLP).params
         assert support.deviation(support.outputs(MLP, merged, x), support.outputs(MLP, a, x)) < 1e-4
         # The mean is of networks in their balanced gauge.
-        expected = a if frame == "first" else gauge.balanced(MLP, a)
+        expected = a if frame == "first" else symmetry.balanced(MLP, a)
         assert support.deviation(merged, expected) < 1e-4
 
 
@@ -168,10 +158,10 @@ def test_options_do_what_the_library_does(tmp_path, capsys):
         out = tmp_path / "m.msgpack"
         command = ("merge", paths[0], paths[2], "--out", out, *RELU, "--overwrite", *options)
         assert run(capsys, *command, "--data", tmp_path / "x.npz")[0] == 0
-        return network_files.read(out, MLP).params
+        return io.read_network(out, MLP).params
 
     aligned = matching.align(MLP, c, a)
-    by_activations = symmetry.act(MLP, activation_matching.activation_matching(MLP, c, a, x).element, c)
+    by_activations = symmetry.act(MLP, matching.activation_matching(MLP, c, a, x).element, c)
     ends = jax.tree.map(lambda *leaves: jnp.stack(leaves), a, aligned)
     cases = [
         (("--method", "none"), merge.lerp(a, c, 0.5)),
@@ -179,7 +169,7 @@ def test_options_do_what_the_library_does(tmp_path, capsys):
         (("--method", "activations"), merge.lerp(a, by_activations, 0.5)),
         (("--t", "0.1"), merge.lerp(a, aligned, 0.1)),
         (("--interpolate", "slerp", "--t", "0.3"), merge.slerp(a, aligned, 0.3)),
-        (("--repair",), repair.repair(MLP, merge.lerp(a, aligned, 0.5), ends, x)),
+        (("--repair",), merge.repair(MLP, merge.lerp(a, aligned, 0.5), ends, x)),
     ]
     got = [merged(*options) for options, _ in cases]
     for (options, expected), one in zip(cases, got, strict=True):
@@ -196,12 +186,12 @@ def test_straight_through_lowers_the_loss_of_the_merged_classifier(tmp_path, cap
         out = tmp_path / f"{method}.msgpack"
         command = ("merge", paths[0], paths[2], "--out", out, *RELU, "--method", method)
         assert run(capsys, *command, "--data", tmp_path / "x.npz")[0] == 0
-        merged = network_files.read(out, MLP).params
+        merged = io.read_network(out, MLP).params
         losses[method] = float(classifiers.score(MLP, merged, x, jnp.arange(len(x)) % 2).loss)
     assert losses["straight-through"] < losses["weights"] - 1e-3
-    by_sinkhorn = differentiable_matching.sinkhorn_matching(MLP, c, a)
+    by_sinkhorn = matching.sinkhorn_matching(MLP, c, a)
     middle = merge.lerp(a, symmetry.act(MLP, by_sinkhorn.element, c), 0.5)
-    assert support.deviation(network_files.read(tmp_path / "sinkhorn.msgpack", MLP).params, middle) < 1e-5
+    assert support.deviation(io.read_network(tmp_path / "sinkhorn.msgpack", MLP).params, middle) < 1e-5
 
 
 def test_half_and_double_precision_are_written_as_they_came(tmp_path, capsys):
@@ -212,7 +202,7 @@ def test_half_and_double_precision_are_written_as_they_came(tmp_path, capsys):
         path.write_bytes(serialization.to_bytes(own))
         assert run(capsys, "merge", path, path, "--out", out, *RELU)[0] == 0
         # The mean of a network and itself is itself, in float64 to its last bits.
-        got = network_files.contents(out).arrays
+        got = io.read_contents(out).arrays
         limit = {"float16": 1e-3, "bfloat16": 1e-2, "float64": 1e-12}[dtype]
         assert support.deviation(jax.tree.map(np.float64, got), jax.tree.map(np.float64, own)) < limit
         assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {leaf.dtype for leaf in jax.tree.leaves(own)}
@@ -241,14 +231,14 @@ def test_networks_without_a_function_are_aligned_and_not_compared(tmp_path, caps
     status, out, _ = run(capsys, "align", a, b, "--out", tmp_path / "c.msgpack", "--arch", described)
     assert status == 0
     assert "not compared" in out
-    assert support.deviation(network_files.read(tmp_path / "c.msgpack", arch).params, target) < 1e-4
+    assert support.deviation(io.read_network(tmp_path / "c.msgpack", arch).params, target) < 1e-4
 
 
 def test_a_wrong_description_is_refused_and_nothing_written(tmp_path, capsys):
     """A gelu network that is said to have the signs of tanh."""
-    gelu = builders.mlp((3, 8, 8, 2), "gelu")
+    gelu = sg.mlp((3, 8, 8, 2), "gelu")
     (a, b), _ = pair(tmp_path, "torch.pt", gelu)
-    wrong = gelu.as_json() | {"neurons": builders.mlp((3, 8, 8, 2), "tanh").as_json()["neurons"]}
+    wrong = gelu.as_json() | {"neurons": sg.mlp((3, 8, 8, 2), "tanh").as_json()["neurons"]}
     described = tmp_path / "arch.json"
     described.write_text(json.dumps(wrong))
     assert run(capsys, "check", a, "--arch", "mlp:3-8-8-2,gelu")[0] == 0
@@ -314,7 +304,7 @@ def test_a_write_that_fails_leaves_the_old_output(tmp_path, capsys, monkeypatch)
 def test_networks_that_cannot_be_read_are_named(tmp_path, capsys):
     (a, _), _ = pair(tmp_path, "torch.pt", MLP)
     out = tmp_path / "m.pt"
-    other = saved(tmp_path, "torch.pt", builders.mlp((3, 6, 4, 2)), random_params(builders.mlp((3, 6, 4, 2))))
+    other = saved(tmp_path, "torch.pt", sg.mlp((3, 6, 4, 2)), random_params(sg.mlp((3, 6, 4, 2))))
     cases = {
         "truncated": a.read_bytes()[:-200],
         "foreign": b"hello",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import cnn, cnn_zoo, progress
-from jax_scalegmn import small_cnn_zoo, zoo
+from jax_scalegmn import zoo
+from jax_scalegmn.zoo import small_cnn_zoo
 
 TINY = dataclasses.replace(cnn.PRESETS["tiny"][1], activations=("relu",))
 

@@ -9,19 +9,21 @@ import optax
 import pytest
 import support
 
-from jax_scalegmn import assignment, builders, matching, merge, network, symmetry
+import jax_scalegmn as sg
+from jax_scalegmn import matching, merge, network, symmetry
 from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
-from jax_scalegmn.differentiable_matching import TIMES, sinkhorn_matching, straight_through_matching
+from jax_scalegmn.matching import _weights, assignment, sinkhorn_matching, straight_through_matching
+from jax_scalegmn.matching._differentiable import TIMES
 
 PAIRS = 20
 NETWORKS = {
-    "siren": builders.siren((2, 5, 5, 1)),
-    "relu mlp": builders.mlp((3, 5, 5, 2)),
-    "tanh cnn": builders.cnn((2, 4, 4), 2, activation="tanh", padding="SAME", flatten=(7, 9)),
+    "siren": sg.siren((2, 5, 5, 1)),
+    "relu mlp": sg.mlp((3, 5, 5, 2)),
+    "tanh cnn": sg.cnn((2, 4, 4), 2, activation="tanh", padding="SAME", flatten=(7, 9)),
     "residual tanh": support.HAND_WRITTEN["residual tanh"][0],
 }
 OPTIONS = {"num_steps": 60, "learning_rate": 0.2, "assign": assignment.scipy}
-TANH = builders.mlp((2, 6, 6, 1), "tanh")
+TANH = sg.mlp((2, 6, 6, 1), "tanh")
 act = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
 similarity = jax.jit(jax.vmap(matching.similarity, (None, 0, 0)))
 
@@ -48,7 +50,7 @@ def unrelated(name):
 
 
 def balanced(arch, params):
-    return jax.jit(jax.vmap(functools.partial(matching.gauge.balanced, arch)))(params)
+    return jax.jit(jax.vmap(functools.partial(_weights.gauge.balanced, arch)))(params)
 
 
 def identities(arch):
@@ -345,7 +347,7 @@ def test_straight_through_refuses_no_sweeps():
     ids=["sinkhorn", "straight-through"],
 )
 def test_networks_and_starts_that_do_not_fit_are_named(match):
-    params, other = support.random_params(TANH), support.random_params(builders.mlp((2, 5, 6, 1)))
+    params, other = support.random_params(TANH), support.random_params(sg.mlp((2, 5, 6, 1)))
     for pair, name in (((other, params), "params"), ((params, other), "target")):
         with pytest.raises(ValueError, match=rf"^{name}\['Dense_0'\].* has shape .*expects"):
             match(*pair)

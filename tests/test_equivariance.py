@@ -16,19 +16,28 @@ import numpy as np
 import pytest
 import support
 
-from benchmarks import segment_sum
-from jax_scalegmn import architecture, builders, graph, layers, message_passing, symmetry, testing
+import jax_scalegmn as sg
+from jax_scalegmn import architecture, symmetry, testing
 from jax_scalegmn.architecture import Scaling
-from jax_scalegmn.layers import IO, Canonical
-from jax_scalegmn.metanetwork import ScaleGMN
-from jax_scalegmn.models import Editor, Encoder, Readout
+from jax_scalegmn.models import (
+    IO,
+    Canonical,
+    Editor,
+    Encoder,
+    Readout,
+    ScaleGMN,
+    _layers,
+    _message_passing,
+    graph,
+    reference,
+)
 
 ROWS = 8  # networks of a batch
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 ARCHITECTURES = {
     **support.ARCHITECTURES,
-    "relu cnn": builders.cnn((1, 3, 4), 2, kernel_size=(3, 2)),
-    "gelu mlp": builders.mlp((3, 5, 4, 2), "gelu"),
+    "relu cnn": sg.cnn((1, 3, 4), 2, kernel_size=(3, 2)),
+    "gelu mlp": sg.mlp((3, 5, 4, 2), "gelu"),
     **{name: arch for name, (arch, _) in support.HAND_WRITTEN.items()},
 }
 ARCHITECTURES |= {
@@ -152,7 +161,7 @@ def compiled_reader(case, dtype):
     variables = support.random_variables(_Delta(model) if edits else model, params, dtype=dtype)
 
     def is_kept(module, method):
-        return isinstance(module, message_passing.MessagePassing | message_passing.PlainMessagePassing | ScaleGMN)
+        return isinstance(module, _message_passing.MessagePassing | _message_passing.PlainMessagePassing | ScaleGMN)
 
     def read(variables, params):
         if edits:
@@ -164,8 +173,8 @@ def compiled_reader(case, dtype):
         values = [
             (
                 state.nodes,
-                [layers.value(e) for e in state.edges],
-                [layers.value(e) for e in state.backward if case.bidirectional],
+                [_layers.value(e) for e in state.edges],
+                [_layers.value(e) for e in state.backward if case.bidirectional],
             )
             for state in behind
         ]
@@ -266,15 +275,15 @@ def test_hand_written_descriptions_are_right(name):
 
 def constant_in_message(monkeypatch):
     """Messages with a constant, which no sign flips."""
-    right = layers.ScaleEquivariant.__call__
+    right = _layers.ScaleEquivariant.__call__
     monkeypatch.setattr(
-        layers.ScaleEquivariant, "__call__", lambda self, x, rule, extra=None: right(self, x, rule, extra) + 0.1
+        _layers.ScaleEquivariant, "__call__", lambda self, x, rule, extra=None: right(self, x, rule, extra) + 0.1
     )
 
 
 def uneven_map(monkeypatch):
     """rho(x) in the place of rho(x) + rho(-x)."""
-    monkeypatch.setattr(layers.MLP, "activate_even", lambda self, u: 2 * self.activate(u))
+    monkeypatch.setattr(_layers.MLP, "activate_even", lambda self, u: 2 * self.activate(u))
 
 
 def type_per_hidden_neuron(monkeypatch):
@@ -337,7 +346,7 @@ def test_the_ablated_model_and_the_published_backward_messages_follow_permutatio
 
 def plain(case):
     """(variables, params) -> the embedding, edge by edge."""
-    return lambda v, p: segment_sum.encode(case.model, v, graph.from_params(case.arch, p))
+    return lambda v, p: reference.encode(case.model, v, graph.from_params(case.arch, p))
 
 
 @every_encoder

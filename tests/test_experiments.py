@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from experiments import inr, progress, runs, sweep
-from jax_scalegmn import checkpoint, zoo
+from jax_scalegmn import zoo
+from jax_scalegmn.training import checkpoint
 
 TINY = inr.PRESETS["tiny"][1]
 METHODS = {

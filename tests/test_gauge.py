@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import architecture, builders, gauge, matching, symmetry
+import jax_scalegmn as sg
+from jax_scalegmn import architecture, matching, symmetry
 from jax_scalegmn.architecture import Scaling
 
 ARCHITECTURES = {name: support.ARCHITECTURES[name] for name in ("relu mlp", "relu cnn", "mixed mlp")} | {
-    "flat cnn": builders.cnn((1, 3, 4), 2, flatten=(15, 15)),
-    "resnet": builders.resnet(8, widths=(4, 4, 6), input_channels=1),
-    "resnet without norms": builders.resnet(8, widths=(4, 4, 6), input_channels=1, norm=None),
-    "vgg": builders.vgg(((4,), (4, 6)), 3, input_channels=1, norm="batch"),
+    "flat cnn": sg.cnn((1, 3, 4), 2, flatten=(15, 15)),
+    "resnet": sg.resnet(8, widths=(4, 4, 6), input_channels=1),
+    "resnet without norms": sg.resnet(8, widths=(4, 4, 6), input_channels=1, norm=None),
+    "vgg": sg.vgg(((4,), (4, 6)), 3, input_channels=1, norm="batch"),
     "residual relu": support.HAND_WRITTEN["residual relu"][0],
 }
-balanced = jax.jit(gauge.balanced)
+balanced = jax.jit(symmetry.balanced)
 
 
 def norms(arch, params, layer):
@@ -41,7 +42,7 @@ def test_incoming_and_outgoing_norms_are_equal(name):
             np.testing.assert_allclose(*norms(arch, after, layer), rtol=2e-5)
             assert not np.allclose(*norms(arch, params, layer), rtol=0.1)
         else:
-            np.testing.assert_array_equal(gauge.balance(arch, params).scale[layer.name], 1)
+            np.testing.assert_array_equal(symmetry.balance(arch, params).scale[layer.name], 1)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -78,10 +79,12 @@ def test_the_function_is_preserved(arch):
 
 def test_one_layer_is_the_closed_form():
     """s^4 = outgoing^2 / incoming^2."""
-    arch = builders.mlp((3, 4, 2))
+    arch = sg.mlp((3, 4, 2))
     params = support.random_params(arch)
     incoming, outgoing = norms(arch, params, arch.hidden[0])
-    np.testing.assert_allclose(gauge.balance(arch, params).scale["hidden_0"], (outgoing / incoming) ** 0.25, rtol=1e-5)
+    np.testing.assert_allclose(
+        symmetry.balance(arch, params).scale["hidden_0"], (outgoing / incoming) ** 0.25, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("side", ["incoming", "outgoing", "both"])
@@ -92,7 +95,7 @@ def test_neurons_that_no_scale_balances_keep_theirs(side):
         params["Dense_0"] = {"kernel": params["Dense_0"]["kernel"].at[:, 1].set(0), "bias": jnp.zeros(5)}
     if side != "incoming":
         params["Dense_1"]["kernel"] = params["Dense_1"]["kernel"].at[1].set(0)
-    scale = gauge.balance(arch, params).scale["hidden_0"]
+    scale = symmetry.balance(arch, params).scale["hidden_0"]
     assert scale[1] == 1
     assert np.isfinite(scale).all()
     assert (scale != 1).sum() == 4
@@ -104,7 +107,7 @@ def test_batches_and_float64():
     arch = ARCHITECTURES["relu mlp"]
     with support.precision("float64"):
         stack = support.random_params(arch, models=(3,), dtype="float64")
-        together = jax.jit(jax.vmap(gauge.balanced, (None, 0)))(arch, stack)
+        together = jax.jit(jax.vmap(symmetry.balanced, (None, 0)))(arch, stack)
         for index in range(3):
             alone = balanced(arch, support.rows(stack, index))
             assert support.deviation(support.rows(together, index), alone) < 1e-12
@@ -113,7 +116,7 @@ def test_batches_and_float64():
 
 def test_a_network_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"params\['Dense_0'\]\['kernel'\]"):
-        gauge.balance(ARCHITECTURES["relu mlp"], support.random_params(support.ARCHITECTURES["siren"]))
+        symmetry.balance(ARCHITECTURES["relu mlp"], support.random_params(support.ARCHITECTURES["siren"]))
 
 
 @pytest.mark.parametrize("dtypes", [("bfloat16",), ("float32",), ("float32", "float64"), ("bfloat16", "float64")])
@@ -126,8 +129,8 @@ def test_any_precision_is_balanced_with_float64_switched_on(dtypes):
             name: jax.tree.map(lambda x, i=i: x.astype(dtypes[i % len(dtypes)]), layer)
             for i, (name, layer) in enumerate(params.items())
         }
-        exact = gauge.balance(arch, jax.tree.map(lambda x: x.astype("float64"), params)).scale
-        for name, scale in gauge.balance(arch, params).scale.items():
+        exact = symmetry.balance(arch, jax.tree.map(lambda x: x.astype("float64"), params)).scale
+        for name, scale in symmetry.balance(arch, params).scale.items():
             np.testing.assert_allclose(scale, exact[name], rtol=1e-5)
         planted = support.rows(support.random_elements(arch, 1, scale=False), 0)
         found = matching.weight_matching(arch, params, symmetry.act(arch, planted, params), start=planted)

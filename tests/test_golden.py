@@ -11,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_scalegmn import architecture, builders, interop, losses, models, network, train
+import jax_scalegmn as sg
+from jax_scalegmn import architecture, models, network, training
 from jax_scalegmn.architecture import Scaling
+from jax_scalegmn.models import published
+from jax_scalegmn.training import losses
 
 FOLDERS = [Path(__file__).parent / "golden", *filter(None, [os.environ.get("JAX_SCALEGMN_GOLDEN")])]
 FILES = {path.stem: path for folder in FOLDERS for path in sorted(Path(folder).glob("*.npz"))}
@@ -33,27 +36,27 @@ def tensors(name: str, kind: str, dtype: str = "float32") -> dict[str, np.ndarra
     return {rest: value.astype(dtype) for (first, _, rest), value in arrays.items() if first == kind}
 
 
-def published(name: str) -> tuple[Any, Any]:
+def published_case(name: str) -> tuple[Any, Any]:
     """(arch, importer) of a case: an importer takes a state_dict."""
     config = json.loads(str(golden(name)["config"]))["conf"]
     model, widths = config["scalegmn_args"], config["scalegmn_args"]["layer_layout"]
     activation = config["data"].get("activation_function")
-    arch = builders.cnn(widths[:-1], widths[-1], activation=activation) if activation else builders.siren(widths)
+    arch = sg.cnn(widths[:-1], widths[-1], activation=activation) if activation else sg.siren(widths)
     if model["symmetry"] == "permutation":
         arch = architecture.restrict(arch, Scaling.PERMUTATION)
     # The published norm of positive scales has an eps, which shows in float64.
     options: dict[str, Any] = {"parity": model["symmetry"] == "scale"}
     if model["equivariant"]:
-        return arch, functools.partial(interop.editor_from_published, arch, **options)
+        return arch, functools.partial(published.editor, arch, **options)
     options["ablated"] = model["gnn_args"]["ablate_symmetry"]
     decodes = any(key.startswith("param/decoder.") for key in golden(name))
-    importer = interop.autoencoder_from_published if decodes else interop.encoder_from_published
+    importer = published.autoencoder if decodes else published.encoder
     return arch, functools.partial(importer, arch, **options)
 
 
 def networks(name: str, dtype: str) -> dict[str, dict[str, jax.Array]]:
     """The input networks: INR weights [batch, in, out, 1], CNN weights in PyTorch's layout."""
-    arch, _ = published(name)
+    arch, _ = published_case(name)
     params: dict[str, dict[str, jax.Array]] = {}
     for index, layer in enumerate(dict.fromkeys(parameter.path[0] for parameter in arch.parameters)):
         weight, bias = (golden(name)[f"in/{kind}_{index}"] for kind in ("weights", "biases"))
@@ -106,7 +109,7 @@ def test_outputs(name, dtype):
     """Embeddings, edits, decoded networks, images, logits and losses."""
     out, relative = PRECISIONS[dtype]
     with jax.enable_x64(dtype == "float64"):
-        arch, importer = published(name)
+        arch, importer = published_case(name)
         model, variables = importer(tensors(name, "param", dtype))
         stack = networks(name, dtype)
 
@@ -155,7 +158,7 @@ def test_gradients(name):
     # In float64, since single tensors have gradients of 1e-6 where others have 1: the published float32 ones are
     # themselves off by up to 1.1e-5 of a tensor's largest entry, ours in float32 by up to 2e-5 and more.
     with jax.enable_x64(True):
-        _, importer = published(name)
+        _, importer = published_case(name)
         model, variables = importer(tensors(name, "param", "float64"))
         _, expected = importer(tensors(f"{name}_train", "grad", "float64"))
         loss_fn = mean_loss(loss_of(name, model, "float64"))
@@ -167,13 +170,13 @@ def test_gradients(name):
 def test_three_optimizer_steps(name):
     expected = golden(f"{name}_train")
     settings = json.loads(str(expected["train/optimization"]))
-    _, importer = published(name)
+    _, importer = published_case(name)
     model, variables = importer(tensors(name, "param"))
-    tx = train.make_optimizer(
+    tx = training.make_optimizer(
         warmup_steps=settings["scheduler_args"]["warmup_steps"], clip_norm=settings["clip_grad_max_norm"]
     )
-    step = jax.jit(train.make_step(loss_of(name, model, "float32"), tx))
-    state = train.State(variables, tx.init(variables), jax.random.key(0), jnp.asarray(0))
+    step = jax.jit(training.make_step(loss_of(name, model, "float32"), tx))
+    state = training.State(variables, tx.init(variables), jax.random.key(0), jnp.asarray(0))
     values, norms, states = [], [], []
     for _ in range(4):
         states.append(state)

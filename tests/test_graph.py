@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import builders, graph
+import jax_scalegmn as sg
+from jax_scalegmn.models import graph
 
 DESCRIPTIONS = {
     **support.ARCHITECTURES,
     "normalised": support.batch_norm_mlp()[0],
-    "same": builders.cnn((2, 3, 2, 4), 2, kernel_size=(1, 4, 3), padding="SAME", flatten=(6, 5)),
+    "same": sg.cnn((2, 3, 2, 4), 2, kernel_size=(1, 4, 3), padding="SAME", flatten=(6, 5)),
 }
 
 
@@ -26,8 +27,8 @@ def test_round_trip_is_lossless_bit_for_bit(arch):
 @pytest.mark.parametrize(
     ("arch", "nodes", "edges", "node_types", "edge_types"),
     [
-        (builders.siren((2, 32, 32, 1)), 67, 1120, 5, 4),
-        (builders.cnn((1, 16, 16, 16), 10), 59, 688, 14, 13),
+        (sg.siren((2, 32, 32, 1)), 67, 1120, 5, 4),
+        (sg.cnn((1, 16, 16, 16), 10), 59, 688, 14, 13),
     ],
 )
 def test_counts_of_the_published_networks(arch, nodes, edges, node_types, edge_types):
@@ -67,7 +68,7 @@ def test_features_of_dense_networks_are_the_weights(name):
 
 def test_types_are_per_input_per_hidden_layer_and_per_output():
     """The last block's edge types are per receiver, the first block's per sender."""
-    topo = graph.topology(builders.mlp((2, 3, 4, 2), "tanh"))
+    topo = graph.topology(sg.mlp((2, 3, 4, 2), "tanh"))
     assert topo.node_types.tolist() == [0, 1, 2, 2, 2, 3, 3, 3, 3, 4, 5]
     types = [np.broadcast_to(block.types, block.shape).tolist() for block in topo.blocks]
     assert types == [[[0] * 3, [1] * 3], [[2] * 4] * 3, [[3, 4]] * 4]
@@ -75,7 +76,7 @@ def test_types_are_per_input_per_hidden_layer_and_per_output():
 
 def test_convolutions_have_input_features_0_and_centred_kernels():
     """A small kernel is zero-padded symmetrically (the odd zero behind); a dense scalar stands in slot 0."""
-    arch = builders.cnn((1, 1, 1, 1), 1, kernel_size=(4, 3, 2))
+    arch = sg.cnn((1, 1, 1, 1), 1, kernel_size=(4, 3, 2))
     params = support.random_params(arch)
     built = graph.from_params(arch, params)
     assert built.nodes[0, 0] == 0

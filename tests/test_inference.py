@@ -13,8 +13,10 @@ from flax import nnx
 from flax.core import freeze
 from jax import lax
 
-from jax_scalegmn import architecture, builders, graph, matching, network, testing
+import jax_scalegmn as sg
+from jax_scalegmn import architecture, inference, matching, network, testing
 from jax_scalegmn.architecture import Architecture, Axis, Scaling
+from jax_scalegmn.models import graph
 
 FIXED, PERMUTATION, SIGN, POSITIVE = Scaling
 
@@ -75,9 +77,9 @@ def assert_same_description(found: Architecture, expected: Architecture) -> None
 WIDTHS = {"widths": (4, 6), "outputs": 3, "input_channels": 2}
 BUILT = {
     **support.ARCHITECTURES,
-    "width 1": builders.mlp((2, 1, 3, 1), ("relu", "tanh")),
+    "width 1": sg.mlp((2, 1, 3, 1), ("relu", "tanh")),
     **{
-        f"vgg {activation} {norm} {pooling}": builders.vgg(
+        f"vgg {activation} {norm} {pooling}": sg.vgg(
             ((4, 6), (4,)), 3, input_channels=2, activation=activation, norm=norm, groups=groups, pooling=pooling
         )
         for activation, norm, groups, pooling in [
@@ -88,9 +90,7 @@ BUILT = {
         ]
     },
     **{
-        f"resnet {activation} {norm} {groups}": builders.resnet(
-            6, activation=activation, norm=norm, groups=groups, **WIDTHS
-        )
+        f"resnet {activation} {norm} {groups}": sg.resnet(6, activation=activation, norm=norm, groups=groups, **WIDTHS)
         for activation, norm, groups in [
             ("relu", "batch", None),
             ("tanh", None, None),
@@ -110,7 +110,7 @@ def test_the_builders_descriptions_are_found(arch):
     def apply(params, x):
         return jax.vmap(lambda one: network.apply(arch, params, one))(x)
 
-    found = architecture.infer(apply, jax.eval_shape(lambda: support.random_params(arch)), x)
+    found = inference.infer(apply, jax.eval_shape(lambda: support.random_params(arch)), x)
     assert_same_description(found.arch, arch)
     assert found.arch.name == "inferred from apply"
     assert found.arch.layers == ()
@@ -122,7 +122,7 @@ def test_the_builders_descriptions_are_found(arch):
 def test_a_builders_description_with_another_group_is_not_what_is_found():
     arch = BUILT["mixed mlp"]
     other = architecture.restrict(arch, SIGN)
-    found = architecture.infer(
+    found = inference.infer(
         lambda p, x: network.apply(arch, p, x), support.random_params(arch), support.example(arch)[0]
     )
     with pytest.raises(AssertionError):
@@ -133,7 +133,7 @@ def test_a_builders_description_with_another_group_is_not_what_is_found():
 def test_hand_written_descriptions_are_found_or_surpassed(name):
     arch, apply = support.HAND_WRITTEN[name]
     params, x = support.random_params(arch), inputs(4, 3)
-    found = architecture.infer(apply, params, x).arch
+    found = inference.infer(apply, params, x).arch
     if name == "layer norm":  # by hand only permutations, but what the normalisations put on the head can take off
         assert scalings(found) == {"embed": POSITIVE, "up": POSITIVE}
     else:
@@ -305,7 +305,7 @@ def network_of(name: str):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_group_is_found_and_keeps_the_function(name):
     (apply, params, x), expected = network_of(name), NETWORKS[name][-1]
-    found = architecture.infer(apply, params, x)
+    found = inference.infer(apply, params, x)
     assert scalings(found.arch) == expected, found.notes
     testing.assert_function_preserved(found.arch, jax.jit(apply), params, x, samples=3)
     support.assert_identical(graph.to_params(found.arch, graph.from_params(found.arch, params)), params)
@@ -323,7 +323,7 @@ def test_the_group_is_found_and_keeps_the_function(name):
 @pytest.mark.parametrize("name", ["DenseNet", "NeRF", "root mean square"])
 def test_a_larger_group_or_another_power_breaks_the_function(name):
     apply, params, x = network_of(name)
-    arch, apply = architecture.infer(apply, params, x).arch, jax.jit(apply)
+    arch, apply = inference.infer(apply, params, x).arch, jax.jit(apply)
     other = {POSITIVE: SIGN, SIGN: POSITIVE}
     for layer in arch.hidden:
         neurons = tuple(dataclasses.replace(n, scaling=other[n.scaling]) if n == layer else n for n in arch.neurons)
@@ -340,7 +340,7 @@ def test_a_larger_group_or_another_power_breaks_the_function(name):
 
 def test_matching_recovers_an_element_of_a_network_with_concatenations():
     apply, params, x = network_of("DenseNet")
-    arch = architecture.infer(apply, params, x).arch
+    arch = inference.infer(apply, params, x).arch
     element = support.rows(support.random_elements(arch, 1, scale=False), 0)
     moved = support.act(arch, element, params)
     aligned = jax.jit(lambda p, t: matching.align(arch, p, t, scale=False))(moved, params)
@@ -350,7 +350,7 @@ def test_matching_recovers_an_element_of_a_network_with_concatenations():
 
 def test_what_happens_in_front_of_a_normalisation_is_noted():
     apply, params, x = network_of("max pool")
-    notes = [note for note in architecture.infer(apply, params, x).notes if "left alone" in note]
+    notes = [note for note in inference.infer(apply, params, x).notes if "left alone" in note]
     assert [note.split(" (")[0] for note in notes] == [
         "params['Conv_0']['kernel'] axis 3",
         "params['Conv_0']['bias'] axis 0",
@@ -410,7 +410,7 @@ FORCED = {
 def test_what_cannot_be_proved_is_fixed_and_noted(name):
     (apply, first, second, x), reason = FORCED[name]
     params = arrays(**{"in": first, "out": second})
-    found = architecture.infer(apply, params, x)
+    found = inference.infer(apply, params, x)
     assert found.arch.hidden == ()
     assert any(f"params['in'] axis {len(first) - 1}" in note and reason in note for note in found.notes), found.notes
 
@@ -418,7 +418,7 @@ def test_what_cannot_be_proved_is_fixed_and_noted(name):
 def test_one_neuron_that_is_looked_at_is_fixed_alone():
     apply, first, second, x = on_units(lambda h: h + h[:, 1:2])
     params = arrays(**{"in": first, "out": second})
-    found = architecture.infer(apply, params, x)
+    found = inference.infer(apply, params, x)
     assert [(n.width, n.scaling) for n in found.arch.hidden] == [(1, PERMUTATION), (2, PERMUTATION)]
     assert any("`add` repeats its one neuron" in note or "`broadcast_in_dim` repeats" in note for note in found.notes)
     testing.assert_function_preserved(found.arch, apply, params, x)
@@ -426,7 +426,7 @@ def test_one_neuron_that_is_looked_at_is_fixed_alone():
 
 def test_a_kernel_inside_one_layer_and_a_parameter_that_is_not_read_are_fixed():
     params = arrays(**{"in": (3, 4), "kernel": (4, 4), "out": (4, 2), "unread": (5,)})
-    found = architecture.infer(self_fed, params, VECTORS)
+    found = inference.infer(self_fed, params, VECTORS)
     assert found.arch.hidden == ()
     assert any("the kernel params['kernel'] leads from it to itself" in note for note in found.notes)
     assert any(note.startswith("params['unread']") and "does not read it" in note for note in found.notes)
@@ -436,7 +436,7 @@ def test_a_kernel_inside_one_layer_and_a_parameter_that_is_not_read_are_fixed():
 def test_a_scalar_belongs_to_no_layer_and_has_no_place_in_a_graph():
     apply, params, x = network_of("NeRF")
     params = params | {"scale": jnp.float32(2)}
-    arch = architecture.infer(lambda p, x: p["scale"] * apply(p, x), params, x).arch
+    arch = inference.infer(lambda p, x: p["scale"] * apply(p, x), params, x).arch
     assert scalings(arch) == {"in": POSITIVE, "again": POSITIVE}
     testing.assert_function_preserved(arch, lambda p, x: p["scale"] * apply(p, x), params, x)
     with pytest.raises(ValueError, match=r"\['scale'\] has no neuron axis"):
@@ -448,13 +448,13 @@ def test_a_scalar_belongs_to_no_layer_and_has_no_place_in_a_graph():
 
 def test_other_mappings_shapes_alone_and_several_inputs_are_read_alike():
     apply, params, x = network_of("NeRF")
-    expected = architecture.infer(apply, params, x).arch
+    expected = inference.infer(apply, params, x).arch
     for given in (freeze(params), jax.eval_shape(lambda: params)):
-        assert architecture.infer(apply, given, x).arch == expected
-    assert jax.jit(lambda p: architecture.infer(apply, p, x).arch)(params) == expected
-    nested = architecture.infer(lambda p, x: apply(p["net"], x), {"net": params}, x).arch
+        assert inference.infer(apply, given, x).arch == expected
+    assert jax.jit(lambda p: inference.infer(apply, p, x).arch)(params) == expected
+    nested = inference.infer(lambda p, x: apply(p["net"], x), {"net": params}, x).arch
     assert [p.path for p in nested.parameters] == [("net", *p.path) for p in expected.parameters]
-    pair = architecture.infer(lambda p, xs: apply(p, xs["left"] - xs["right"]), params, {"left": x, "right": x}).arch
+    pair = inference.infer(lambda p, xs: apply(p, xs["left"] - xs["right"]), params, {"left": x, "right": x}).arch
     assert pair.parameters == expected.parameters
 
 
@@ -468,7 +468,7 @@ def test_a_state_of_nnx_is_read_as_a_pure_mapping():
         return nnx.merge(graphdef, filled)(x)
 
     params = nnx.to_pure_dict(state)
-    found = architecture.infer(apply, params, VECTORS)
+    found = inference.infer(apply, params, VECTORS)
     assert scalings(found.arch) == {"layers/0": SIGN}
     testing.assert_function_preserved(found.arch, apply, params, VECTORS, samples=1)
 
@@ -495,4 +495,4 @@ def test_a_state_of_nnx_is_read_as_a_pure_mapping():
 )
 def test_what_is_no_network_is_refused(apply, params, message):
     with pytest.raises(ValueError, match=message):
-        architecture.infer(apply, params, VECTORS)
+        inference.infer(apply, params, VECTORS)

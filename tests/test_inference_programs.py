@@ -9,7 +9,7 @@ import pytest
 import support
 from jax import lax
 
-from jax_scalegmn import architecture, testing
+from jax_scalegmn import inference, testing
 from jax_scalegmn.architecture import Scaling
 
 ACTIVATIONS = (
@@ -123,7 +123,7 @@ def check(seeds):
     for seed in seeds:
         with support.precision("float64"):
             apply, params, x = program(seed)
-            arch = architecture.infer(apply, params, x).arch
+            arch = inference.infer(apply, params, x).arch
             testing.assert_function_preserved(arch, apply, params, x, samples=2, tolerance=1e-7)
             for neurons in arch.hidden:
                 counts[neurons.scaling] += 1
@@ -146,7 +146,7 @@ def test_a_group_that_is_too_large_is_noticed():
     for seed in range(12):
         with support.precision("float64"):
             apply, params, x = program(seed)
-            arch = architecture.infer(apply, params, x).arch
+            arch = inference.infer(apply, params, x).arch
             layers = [n for n in arch.hidden if n.scaling is not Scaling.POSITIVE]
             if layers:
                 neurons = tuple(

@@ -10,11 +10,13 @@ import pytest
 import support
 from test_torch_file import HOSTILE, mapping, number, tensor, write_torch
 
-from jax_scalegmn import builders, inr_folders, network, zoo
+import jax_scalegmn as sg
+from jax_scalegmn import network, zoo
+from jax_scalegmn.zoo import inr_folders
 
 # --- folders of INRs, written byte by byte ----------------------------------------------------------------------------
 
-INR = builders.siren((2, 3, 3, 1))
+INR = sg.siren((2, 3, 3, 1))
 SHAPES = {"seq.0.weight": (3, 2), "seq.0.bias": (3,), "seq.1.weight": (3, 3), "seq.1.bias": (3,)} | {
     "seq.2.weight": (1, 3),
     "seq.2.bias": (1,),

@@ -9,7 +9,9 @@ import pytest
 import support
 from flax import linen as nn
 
-from jax_scalegmn import graph, losses, models, network
+from jax_scalegmn import models, network
+from jax_scalegmn.models import graph
+from jax_scalegmn.training import losses
 
 SIREN = support.ARCHITECTURES["siren"]
 RELU = support.ARCHITECTURES["relu mlp"]

@@ -9,20 +9,21 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import assignment, builders, gauge, matching, symmetry
-from jax_scalegmn.matching import Start
+import jax_scalegmn as sg
+from jax_scalegmn import matching, symmetry
+from jax_scalegmn.matching import Start, assignment
 
 SIREN = support.ARCHITECTURES["siren"]
 PLANTED = {
-    "siren": builders.siren((2, 16, 16, 1)),
-    "relu mlp": builders.mlp((10, 32, 32, 4)),
+    "siren": sg.siren((2, 16, 16, 1)),
+    "relu mlp": sg.mlp((10, 32, 32, 4)),
     "mixed mlp": support.ARCHITECTURES["mixed mlp"],
-    "relu cnn": builders.cnn((1, 8, 16), 10, flatten=(16, 16)),
+    "relu cnn": sg.cnn((1, 8, 16), 10, flatten=(16, 16)),
     "tanh cnn": support.ARCHITECTURES["tanh cnn"],
-    "vgg": builders.vgg(((8,), (8, 16)), 10, input_channels=1, norm="batch"),
-    "resnet": builders.resnet(8, widths=(8, 8, 16), input_channels=1),
-    "resnet without norms": builders.resnet(8, widths=(8, 8, 16), input_channels=1, norm=None),
-    "tanh resnet": builders.resnet(8, widths=(8, 8, 16), input_channels=1, norm="layer", activation="tanh"),
+    "vgg": sg.vgg(((8,), (8, 16)), 10, input_channels=1, norm="batch"),
+    "resnet": sg.resnet(8, widths=(8, 8, 16), input_channels=1),
+    "resnet without norms": sg.resnet(8, widths=(8, 8, 16), input_channels=1, norm=None),
+    "tanh resnet": sg.resnet(8, widths=(8, 8, 16), input_channels=1, norm="layer", activation="tanh"),
 }
 act = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
 
@@ -62,7 +63,7 @@ def test_rescaled_relu_networks_are_lost_as_they_come_and_found_in_the_balanced_
 
     The matched network stands in the target's gauge: it is the target.
     """
-    arch = builders.mlp((4, 16, 16, 3))
+    arch = sg.mlp((4, 16, 16, 3))
     params = support.random_params(arch, models=(50,))
     planted = support.random_elements(arch, 50)
     planted = planted._replace(scale={name: s**4 for name, s in planted.scale.items()})
@@ -180,7 +181,7 @@ def test_similarity_does_not_depend_on_positive_scales():
     moved = support.act(arch, support.rows(support.random_elements(arch, 1, permute=False), 0), params)
     flat = [
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-        for tree in (gauge.balanced(arch, params), gauge.balanced(arch, target), moved, target)
+        for tree in (symmetry.balanced(arch, params), symmetry.balanced(arch, target), moved, target)
     ]
     cosine, other = (a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in (flat[:2], flat[2:]))
     for one in (params, moved):
@@ -191,7 +192,7 @@ def test_similarity_does_not_depend_on_positive_scales():
 
 def test_one_layer_is_matched_optimally():
     """No permutation and signs of 4 neurons, tried one and all, comes closer."""
-    arch = builders.mlp((2, 4, 2), "tanh")
+    arch = sg.mlp((2, 4, 2), "tanh")
     params, target = support.random_params(arch, 1), support.random_params(arch, 2)
     result = jax.jit(functools.partial(matching.weight_matching, arch))(params, target)
     orders = np.array(list(itertools.permutations(range(4))), np.int32).repeat(16, 0)

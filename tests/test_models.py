@@ -9,13 +9,24 @@ import numpy as np
 import pytest
 import support
 
-from benchmarks import segment_sum
-from jax_scalegmn import architecture, builders, graph, layers, losses, models, network, symmetry
+import jax_scalegmn as sg
+from jax_scalegmn import architecture, models, network, symmetry
 from jax_scalegmn.architecture import Scaling
-from jax_scalegmn.graph import Bucket
-from jax_scalegmn.layers import IO, Canonical
-from jax_scalegmn.metanetwork import ScaleGMN
-from jax_scalegmn.models import Decoder, Editor, Encoder, Readout, autoencoder
+from jax_scalegmn.models import (
+    IO,
+    Canonical,
+    Decoder,
+    Editor,
+    Encoder,
+    Readout,
+    ScaleGMN,
+    _layers,
+    autoencoder,
+    graph,
+    reference,
+)
+from jax_scalegmn.models.graph import Bucket
+from jax_scalegmn.training import losses
 
 SIREN = support.ARCHITECTURES["siren"]
 RELU = support.ARCHITECTURES["relu mlp"]
@@ -90,7 +101,7 @@ def test_gradient_of_the_invariant_loss_is_equivariant():
 
 @pytest.mark.parametrize(
     "arch",
-    [SIREN, *(builders.cnn((1, 3, 4), 2, activation=name, kernel_size=(3, 2)) for name in ("relu", "tanh"))],
+    [SIREN, *(sg.cnn((1, 3, 4), 2, activation=name, kernel_size=(3, 2)) for name in ("relu", "tanh"))],
     ids=str,
 )
 def test_autoencoder_maps_an_orbit_to_one_network(arch):
@@ -117,7 +128,7 @@ def test_autoencoder_maps_an_orbit_to_one_network(arch):
 
 
 def test_a_network_of_width_one_is_read():
-    arch = builders.siren((2, 1, 1, 1))
+    arch = sg.siren((2, 1, 1, 1))
     model = Encoder(ScaleGMN(arch, 3, num_layers=1))
     params = support.random_params(arch)
     variables = support.random_variables(model, params)
@@ -186,7 +197,7 @@ def test_bfloat16_changes_the_precision_and_not_the_function():
     z, z_half = (jax.jit(one.apply)(variables, params) for one in (model, half))
     assert (z.dtype, z_half.dtype) == (jnp.float32, jnp.bfloat16)
     assert 1e-5 < np.abs(z - z_half.astype("float32")).max() / np.abs(z).max() < 0.2
-    plain = jax.jit(lambda: segment_sum.encode(half, variables, graph.from_params(RELU, params)))()
+    plain = jax.jit(lambda: reference.encode(half, variables, graph.from_params(RELU, params)))()
     assert plain.dtype == jnp.bfloat16
     assert np.abs(z - plain.astype("float32")).max() / np.abs(z).max() < 0.2
 
@@ -196,7 +207,7 @@ def test_bfloat16_changes_the_precision_and_not_the_function():
 def test_canonical_maps_of_bfloat16_are_those_of_float32_rounded_once(scaling, kind):
     x, kernel = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in ((0, (7, 4)), (1, (4, 3))))
     x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    canonical, groups = layers.CanonicalMap(4, 5, kind), layers.Groups((scaling,))
+    canonical, groups = _layers.CanonicalMap(4, 5, kind), _layers.Groups((scaling,))
     project = functools.partial(canonical.apply, groups=groups, method="project")
     variables = canonical.init(jax.random.key(2), x, kernel, groups, method="project")
     wide = project(variables, x.astype(jnp.float32), kernel.astype(jnp.float32))
@@ -216,7 +227,7 @@ def test_an_encoder_reads_params_or_their_graph():
     with pytest.raises(ValueError, match="with scales reads params, not graphs"):
         scaled.apply(variables, built, method="read")
     with pytest.raises(ValueError, match="divide the scales out before the graph is built"):
-        segment_sum.encode(scaled, variables, built)
+        reference.encode(scaled, variables, built)
     with pytest.raises(ValueError, match=r"The graph has nodes \(13, 1\), .* expects nodes \(14, 1\)"):
         model.apply(variables, built._replace(nodes=built.nodes[1:]), method="read")
 
@@ -250,13 +261,13 @@ def test_maps_that_are_never_called_have_no_parameters():
     assert "gate" not in ends
 
 
-GELU = builders.mlp((3, 5, 4, 2), "gelu")
+GELU = sg.mlp((3, 5, 4, 2), "gelu")
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Encoder(ScaleGMN(builders.siren((2, 1)), 4)), "has hidden layers none"),
+        (Encoder(ScaleGMN(sg.siren((2, 1)), 4)), "has hidden layers none"),
         (Encoder(ScaleGMN(SIREN, 4), scales=(1.0,) * 5), "expected 6 finite numbers > 0, .* Use zoo.scales"),
         (Encoder(ScaleGMN(SIREN, 4), scales=(1.0,) * 5 + (0.0,)), "expected 6 finite numbers > 0"),
         (Encoder(ScaleGMN(SIREN, 4), scales=(1.0,) * 5 + (np.nan,)), "expected 6 finite numbers > 0"),
@@ -310,7 +321,7 @@ def test_a_decoder_alone_does_not_know_its_input():
         models.abstract_variables(Decoder(SIREN, (3,)))
 
 
-PUBLISHED = autoencoder(builders.siren((2, 32, 32, 1)), 128)
+PUBLISHED = autoencoder(sg.siren((2, 32, 32, 1)), 128)
 
 
 @functools.cache

@@ -10,15 +10,17 @@ import pytest
 import support
 from flax import linen as nn
 
-from jax_scalegmn import builders, layer_functions, network, symmetry
+import jax_scalegmn as sg
+from jax_scalegmn import network, symmetry
 from jax_scalegmn.architecture import Activation, Architecture, Axis, Conv, Dense, Neurons, Parameter, Residual, Scaling
+from jax_scalegmn.network import _layer_functions
 
 SIREN = support.ARCHITECTURES["siren"]
 NORMALISED = {
-    "vgg": builders.vgg(((3, 4), (3,)), 2, input_channels=1, norm="batch"),
-    "vgg tanh": builders.vgg(((3,), (4,)), 2, input_channels=1, norm="layer", activation="tanh", pooling="mean"),
-    "resnet": builders.resnet(6, widths=(3, 4), outputs=2, input_channels=1),
-    "resnet tanh": builders.resnet(4, widths=(3,), outputs=2, input_channels=1, activation="tanh"),
+    "vgg": sg.vgg(((3, 4), (3,)), 2, input_channels=1, norm="batch"),
+    "vgg tanh": sg.vgg(((3,), (4,)), 2, input_channels=1, norm="layer", activation="tanh", pooling="mean"),
+    "resnet": sg.resnet(6, widths=(3, 4), outputs=2, input_channels=1),
+    "resnet tanh": sg.resnet(4, widths=(3,), outputs=2, input_channels=1, activation="tanh"),
 }
 
 
@@ -28,7 +30,7 @@ def test_first_coordinate_is_the_column_and_columns_run_fastest():
 
 
 def test_an_inr_of_its_first_input_draws_a_ramp_along_the_columns():
-    arch = builders.siren((2, 1))
+    arch = sg.siren((2, 1))
     params = {"Dense_0": {"kernel": jnp.array([[1.0], [0.0]]), "bias": jnp.zeros(1)}}
     expected = np.tile(np.linspace(-1, 1, 4) + 0.5, (3, 1))
     np.testing.assert_allclose(network.render(arch, params, (3, 4)), expected, atol=1e-6)
@@ -51,18 +53,18 @@ def test_siren_is_its_formula():
     ("arch", "initialization", "bounds"),
     [
         (
-            builders.siren((2, 200, 200, 50)),
+            sg.siren((2, 200, 200, 50)),
             network.standard,
             [(1 / 2, 1 / math.sqrt(2)), (math.sqrt(6 / 200) / 30, 1 / math.sqrt(200)), (math.sqrt(3 / 200), 0)],
         ),
         (
-            builders.siren((2, 200, 200, 50)),
+            sg.siren((2, 200, 200, 50)),
             network.near_zero,
             [(0.1, 0), (math.sqrt(6 / 200) / 30, 0), (1 / math.sqrt(200), 0)],
         ),
-        (builders.mlp((20, 100, 20)), network.standard, [(math.sqrt(6 / 20), 0), (math.sqrt(3 / 100), 0)]),
-        (builders.cnn((3, 50), 20), network.standard, [(math.sqrt(6 / 27), 0), (math.sqrt(3 / 50), 0)]),
-        (builders.mlp((20, 100, 20), "tanh"), network.standard, [(math.sqrt(3 / 20), 0), (math.sqrt(3 / 100), 0)]),
+        (sg.mlp((20, 100, 20)), network.standard, [(math.sqrt(6 / 20), 0), (math.sqrt(3 / 100), 0)]),
+        (sg.cnn((3, 50), 20), network.standard, [(math.sqrt(6 / 27), 0), (math.sqrt(3 / 50), 0)]),
+        (sg.mlp((20, 100, 20), "tanh"), network.standard, [(math.sqrt(3 / 20), 0), (math.sqrt(3 / 100), 0)]),
     ],
 )
 def test_initial_weights_are_uniform_within_their_bounds(arch, initialization, bounds, key):
@@ -75,7 +77,7 @@ def test_initial_weights_are_uniform_within_their_bounds(arch, initialization, b
 
 
 def test_different_keys_and_layers_start_differently(key):
-    arch = builders.mlp((4, 4, 4, 4), "tanh")  # three kernels of one distribution
+    arch = sg.mlp((4, 4, 4, 4), "tanh")  # three kernels of one distribution
     stack = jax.jit(jax.vmap(lambda k: network.init(arch, k)))(jax.random.split(key, 2))
     assert len(np.unique([layer["kernel"] for layer in stack.values()])) == 3 * 2 * 16
 
@@ -162,7 +164,7 @@ def test_activations_are_those_of_the_formula():
 
 
 def test_a_stream_shows_behind_its_stem_and_every_sum():
-    arch = builders.resnet(10, widths=(3, 4), outputs=2, input_channels=1)
+    arch = sg.resnet(10, widths=(3, 4), outputs=2, input_channels=1)
     values = activations(arch, generic_params(arch), batch(arch))
     shapes = {name: [place.shape for place in places] for name, places in values.items()}
     wide, narrow = (4, 7, 9, 3), (4, 4, 5, 4)
@@ -181,7 +183,7 @@ def test_a_stream_shows_behind_its_stem_and_every_sum():
 
 
 def test_layers_that_nothing_moves_have_no_activations():
-    arch = builders.vgg(((4,), (4,)), 2, input_channels=1, norm="group", groups=2)
+    arch = sg.vgg(((4,), (4,)), 2, input_channels=1, norm="group", groups=2)
     assert activations(arch, generic_params(arch), batch(arch)) == {}
     restricted = dataclasses.replace(
         SIREN, neurons=tuple(dataclasses.replace(n, scaling=Scaling.FIXED) for n in SIREN.neurons)
@@ -215,7 +217,7 @@ def test_a_kernel_that_feeds_two_neuron_layers_shows_both():
 
 
 class FlaxResNet(nn.Module):
-    """`builders.resnet(4, widths=(3,))`, in training."""
+    """`architecture.resnet(4, widths=(3,))`, in training."""
 
     momentum: float
 
@@ -236,7 +238,7 @@ class FlaxResNet(nn.Module):
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_training_mode_is_that_of_flax(momentum):
-    arch = builders.resnet(4, widths=(3,), outputs=2, input_channels=1)
+    arch = sg.resnet(4, widths=(3,), outputs=2, input_channels=1)
     params, x = generic_params(arch), batch(arch, 6) + 1
     expected, updated = FlaxResNet(momentum).apply(network.split_variables(params), x, mutable=["batch_stats"])
     outputs, changed = jax.jit(lambda p, x: network.train_apply(arch, p, x, momentum=momentum))(params, x)
@@ -276,7 +278,7 @@ def test_training_mode_has_gradients_and_a_batch_of_networks():
 
 def test_a_hook_sees_and_replaces_what_passes():
     """Every path once, in order; doubling what stands behind the first layer doubles the activations of relu."""
-    arch = builders.resnet(4, widths=(3,), outputs=2, input_channels=1)
+    arch = sg.resnet(4, widths=(3,), outputs=2, input_channels=1)
     seen = []
 
     class Watch(network.Hook):
@@ -333,14 +335,14 @@ def test_convolutions_by_patches_are_convolutions(kernel_size, strides, padding)
     def total(function):
         return lambda params, x: jnp.sin(function(layer, params, x)).sum()
 
-    ours, theirs = layer_functions.convolve_by_patches, layer_functions.compute
+    ours, theirs = _layer_functions.convolve_by_patches, network.compute
     np.testing.assert_allclose(ours(layer, params, x), theirs(layer, params, x), rtol=1e-4, atol=1e-5)
     gradients = [jax.grad(total(function), (0, 1))(params, x) for function in (ours, theirs)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *gradients)
 
 
 def test_a_network_by_patches_is_the_network_and_refuses_small_images():
-    arch = builders.cnn((1, 2, 3), 4, kernel_size=(5, 3), strides=1)
+    arch = sg.cnn((1, 2, 3), 4, kernel_size=(5, 3), strides=1)
     params, x = generic_params(arch), batch(arch)[0]
     by_patches = network.apply_with(arch, params, x, network.ByPatches())
     np.testing.assert_allclose(by_patches, network.apply(arch, params, x), rtol=1e-5, atol=1e-6)

@@ -9,12 +9,14 @@ import pytest
 import support
 from jax.test_util import check_grads
 
-from jax_scalegmn import builders, relaxation, symmetry
+import jax_scalegmn as sg
+from jax_scalegmn import symmetry
 from jax_scalegmn.architecture import Scaling
+from jax_scalegmn.matching import _relaxation
 
 NETWORKS = support.ARCHITECTURES | {name: arch for name, (arch, _) in support.HAND_WRITTEN.items()}
-MIXED = builders.mlp((3, 4, 4, 2), ("tanh", "relu"))
-soften = jax.jit(relaxation.soften, static_argnames="num_iterations")
+MIXED = sg.mlp((3, 4, 4, 2), ("tanh", "relu"))
+soften = jax.jit(_relaxation.soften, static_argnames="num_iterations")
 
 
 def random_logits(arch, seed=0, size=1.0, dtype="float32"):
@@ -24,8 +26,8 @@ def random_logits(arch, seed=0, size=1.0, dtype="float32"):
 
 def hard(arch, element):
     """The soft element that is that group element."""
-    signed = relaxation.logits_of(arch, element)
-    return relaxation.Soft({name: jnp.abs(matrix) for name, matrix in signed.items()}, signed)
+    signed = _relaxation.logits_of(arch, element)
+    return _relaxation.Soft({name: jnp.abs(matrix) for name, matrix in signed.items()}, signed)
 
 
 def test_matrices_are_doubly_stochastic_and_signs_lie_within_them():
@@ -62,11 +64,11 @@ def test_large_logits_soften_to_what_they_harden_to(seed):
     """Where one assignment stands out; nearly hard columns come to 1 as slowly as one over the iterations."""
     planted = support.rows(support.random_elements(MIXED, 5, seed=1), seed)
     noise = random_logits(MIXED, seed, size=0.2)
-    logits = jax.tree.map(jnp.add, relaxation.logits_of(MIXED, planted), noise)
-    element = relaxation.harden(MIXED, logits)
+    logits = jax.tree.map(jnp.add, _relaxation.logits_of(MIXED, planted), noise)
+    element = _relaxation.harden(MIXED, logits)
     large = soften(MIXED, jax.tree.map(lambda x: 60 * x, logits), num_iterations=200)
     small = soften(MIXED, logits, num_iterations=200)
-    for name, matrix in relaxation.logits_of(MIXED, element).items():
+    for name, matrix in _relaxation.logits_of(MIXED, element).items():
         np.testing.assert_allclose(large.signed[name], matrix, atol=5e-3)
         assert np.abs(small.signed[name] - matrix).max() > 0.1
 
@@ -81,16 +83,16 @@ def test_hard_matrices_act_as_the_element_does(name):
     element = symmetry.Element({n.name: jnp.roll(jnp.arange(n.width), 1) for n in arch.hidden}, scale)
     soft = hard(arch, element)
     expected = support.act(arch, element, params)
-    support.assert_identical(relaxation.act(arch, soft, params), expected)
+    support.assert_identical(_relaxation.act(arch, soft, params), expected)
     transposed = jax.tree.map(jnp.transpose, soft)
-    assert support.deviation(relaxation.act(arch, transposed, params), expected) > 0.1
+    assert support.deviation(_relaxation.act(arch, transposed, params), expected) > 0.1
 
 
 @pytest.mark.parametrize("name", ["mixed mlp", "residual tanh"])
 def test_hardening_undoes_logits_of_up_to_positive_scales(name):
     arch = NETWORKS[name]
     element = support.rows(support.random_elements(arch, 1), 0)
-    found = relaxation.harden(arch, relaxation.logits_of(arch, element))
+    found = _relaxation.harden(arch, _relaxation.logits_of(arch, element))
     for neurons in arch.hidden:
         np.testing.assert_array_equal(found.permutation[neurons.name], element.permutation[neurons.name])
         sign = element.scale[neurons.name] if neurons.scaling is Scaling.SIGN else 1
@@ -99,7 +101,7 @@ def test_hardening_undoes_logits_of_up_to_positive_scales(name):
 
 def test_zeros_harden_to_an_element_that_loses_no_neuron():
     zeros = jax.tree.map(jnp.zeros_like, random_logits(MIXED))
-    element = relaxation.harden(MIXED, zeros)
+    element = _relaxation.harden(MIXED, zeros)
     for order, scale in zip(element.permutation.values(), element.scale.values(), strict=True):
         np.testing.assert_array_equal(np.sort(order), np.arange(4))
         np.testing.assert_array_equal(scale, 1)
@@ -113,7 +115,7 @@ def test_gradients_are_those_of_finite_differences():
 
         @jax.jit
         def inner(logits):
-            moved = relaxation.act(MIXED, relaxation.soften(MIXED, logits), params)
+            moved = _relaxation.act(MIXED, _relaxation.soften(MIXED, logits), params)
             return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(goal), strict=True))
 
         logits = random_logits(MIXED, dtype="float64")
@@ -124,26 +126,26 @@ def test_gradients_are_those_of_finite_differences():
         assert all(np.isfinite(leaf).all() and (leaf != 0).any() for leaf in jax.tree.leaves(slope))
 
 
-@pytest.mark.parametrize("function", [relaxation.soften, relaxation.harden])
+@pytest.mark.parametrize("function", [_relaxation.soften, _relaxation.harden])
 def test_logits_of_another_network_are_refused(function):
     with pytest.raises(ValueError, match=r"The matrices have layers .*expects .*'hidden_0': \(4, 4\)"):
-        function(MIXED, random_logits(builders.mlp((3, 5, 4, 2))))
+        function(MIXED, random_logits(sg.mlp((3, 5, 4, 2))))
 
 
 def test_what_does_not_fit_is_refused_by_the_action():
     params = support.random_params(MIXED)
     soft = hard(MIXED, symmetry.identity(MIXED))
     with pytest.raises(ValueError, match=r"expects \(4, 4\)"):
-        relaxation.act(MIXED, soft, support.random_params(builders.mlp((3, 4, 5, 2))))
+        _relaxation.act(MIXED, soft, support.random_params(sg.mlp((3, 4, 5, 2))))
     with pytest.raises(ValueError, match=r"Use jax\.vmap for a batch"):
-        relaxation.act(MIXED, jax.tree.map(lambda x: x[None], soft), params)
+        _relaxation.act(MIXED, jax.tree.map(lambda x: x[None], soft), params)
     with pytest.raises(ValueError, match=r"Use jax\.vmap for a batch"):
-        relaxation.logits_of(MIXED, support.random_elements(MIXED, 2))
+        _relaxation.logits_of(MIXED, support.random_elements(MIXED, 2))
 
 
 def test_a_batch_by_vmap_is_one_by_one():
     logits = jax.tree.map(lambda *x: jnp.stack(x), *(random_logits(MIXED, seed) for seed in range(3)))
-    together = jax.jit(jax.vmap(functools.partial(relaxation.soften, MIXED)))(logits)
+    together = jax.jit(jax.vmap(functools.partial(_relaxation.soften, MIXED)))(logits)
     for index in range(3):
         alone = soften(MIXED, support.rows(logits, index))
         assert support.deviation(support.rows(together, index), alone) < 1e-5

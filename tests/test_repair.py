@@ -10,8 +10,8 @@ import pytest
 import support
 from flax import linen as nn
 
-from jax_scalegmn import assignment, builders, merge, moments, network, repair, symmetry
-from jax_scalegmn.activation_matching import activation_matching
+import jax_scalegmn as sg
+from jax_scalegmn import merge, network, symmetry
 from jax_scalegmn.architecture import (
     Activation,
     Architecture,
@@ -23,11 +23,13 @@ from jax_scalegmn.architecture import (
     Residual,
     Scaling,
 )
+from jax_scalegmn.matching import activation_matching, assignment
+from jax_scalegmn.network import moments
 
 RELU, SIREN = support.ARCHITECTURES["relu mlp"], support.ARCHITECTURES["siren"]
-DEEP = builders.mlp((4, 32, 32, 32, 32, 3))
+DEEP = sg.mlp((4, 32, 32, 32, 32, 3))
 RESNETS = {
-    norm: builders.resnet(6, widths=(4, 6), outputs=2, input_channels=1, norm=norm, groups=groups)
+    norm: sg.resnet(6, widths=(4, 6), outputs=2, input_channels=1, norm=norm, groups=groups)
     for norm, groups in ((None, None), ("batch", None), ("layer", None), ("group", 2))
 }
 BATCH = RESNETS["batch"]
@@ -55,12 +57,12 @@ def data(arch, count=17, seed=1):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (count, *shape)), "float32")
 
 
-mend = jax.jit(repair.repair, static_argnames="batch_size")
-reset = jax.jit(repair.reset_batch_norm, static_argnames="batch_size")
+mend = jax.jit(merge.repair, static_argnames="batch_size")
+reset = jax.jit(merge.reset_batch_norm, static_argnames="batch_size")
 
 
 class FlaxResNet(nn.Module):
-    """`builders.resnet(6, widths=(4, 6), outputs=2)`."""
+    """`architecture.resnet(6, widths=(4, 6), outputs=2)`."""
 
     norm: object
 
@@ -207,7 +209,7 @@ def test_a_collapsed_merge_varies_again():
 
 def test_repair_lowers_the_loss_between_two_aligned_fits():
     """Two networks fitted to one function from different starts, one moved next to the other and merged."""
-    arch = builders.mlp((2, 48, 48, 48, 1), "tanh")
+    arch = sg.mlp((2, 48, 48, 48, 1), "tanh")
     x = jax.random.uniform(jax.random.key(0), (256, 2), minval=-2, maxval=2)
     y = jnp.sin(2 * x[:, :1]) + 0.5 * x[:, 1:]
 
@@ -230,7 +232,7 @@ def test_repair_lowers_the_loss_between_two_aligned_fits():
         found = activation_matching(arch, b, a, x, assign=assignment.scipy)
         stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), a, symmetry.act(arch, found.element, b))
         merged = merge.average(stack)
-        return jnp.stack([loss(a), loss(b), loss(merged), loss(repair.repair(arch, merged, stack, x))])
+        return jnp.stack([loss(a), loss(b), loss(merged), loss(merge.repair(arch, merged, stack, x))])
 
     losses = np.array([midpoints(jax.random.key(seed)) for seed in range(4)])
     assert losses[:, :2].max() < 0.05
@@ -338,7 +340,7 @@ def test_the_last_sum_of_a_network_is_its_output():
     repaired = mend(arch, merged, stack, x)
     support.assert_identical(repaired["down"], merged["down"])
     assert support.deviation(repaired["up"], merged["up"]) > 1e-2
-    linear = builders.mlp((3, 2))
+    linear = sg.mlp((3, 2))
     stack = stack_of(linear)
     support.assert_identical(mend(linear, support.rows(stack, 0), stack, data(linear)), support.rows(stack, 0))
 
@@ -405,10 +407,10 @@ def test_moments_keep_their_digits_far_from_zero():
 def test_it_runs_without_jit_and_over_stacks_of_merged_networks():
     stack, x = stack_of(RELU), data(RELU)
     merged = jax.tree.map(lambda *leaves: jnp.stack(leaves), merge.average(stack), support.rows(stack, 1))
-    many = jax.jit(jax.vmap(lambda one: repair.repair(RELU, one, stack, x)))(merged)
-    assert support.deviation(support.rows(many, 1), repair.repair(RELU, support.rows(merged, 1), stack, x)) < 1e-5
+    many = jax.jit(jax.vmap(lambda one: merge.repair(RELU, one, stack, x)))(merged)
+    assert support.deviation(support.rows(many, 1), merge.repair(RELU, support.rows(merged, 1), stack, x)) < 1e-5
     ours = jax.tree.map(np.asarray, support.rows(merged, 0))
-    assert support.deviation(repair.repair(RELU, ours, stack, x, batch_size=9), support.rows(many, 0)) < 1e-5
+    assert support.deviation(merge.repair(RELU, ours, stack, x, batch_size=9), support.rows(many, 0)) < 1e-5
 
 
 def test_what_does_not_fit_is_refused():
@@ -418,17 +420,17 @@ def test_what_does_not_fit_is_refused():
     theirs = support.random_params(own)
     lone = jax.tree.map(lambda leaf: leaf, stack) | {"Dense_0": support.rows(stack["Dense_0"], slice(0, 2))}
     for call, message in (
-        (lambda: repair.repair(RELU, one, stack, x[0]), r"x has shape \(3,\); .* \[examples, inputs\]"),
-        (lambda: repair.repair(RELU, one, stack, x[:0]), r"x has shape \(0, 3\); .* one example or more"),
-        (lambda: repair.repair(RELU, one, stack, x.at[4].set(np.inf)), r"x\[4\] holds a NaN or an infinity"),
-        (lambda: repair.repair(RELU, stack, stack, x), r"merged\['Dense_0'\]\['kernel'\] has shape \(3, 3, 5\)"),
-        (lambda: repair.repair(RELU, one, one, x), "disagree on how many networks"),
-        (lambda: repair.repair(RELU, one, lone, x), "disagree on how many networks"),
-        (lambda: repair.repair(RELU, one, stack, x, weights=jnp.ones(2)), r"weights have shape \(2,\)"),
-        (lambda: repair.repair(RELU, one, stack, x, batch_size=0), "batch_size is 0; expected a number >= 1"),
-        (lambda: repair.repair(own, theirs, theirs, x), "does not say how to compute its function"),
-        (lambda: repair.reset_batch_norm(own, theirs, x), "does not say how to compute its function"),
-        (lambda: repair.reset_batch_norm(RELU, stack, x), r"params\['Dense_0'\]\['kernel'\] has shape \(3, 3, 5\)"),
+        (lambda: merge.repair(RELU, one, stack, x[0]), r"x has shape \(3,\); .* \[examples, inputs\]"),
+        (lambda: merge.repair(RELU, one, stack, x[:0]), r"x has shape \(0, 3\); .* one example or more"),
+        (lambda: merge.repair(RELU, one, stack, x.at[4].set(np.inf)), r"x\[4\] holds a NaN or an infinity"),
+        (lambda: merge.repair(RELU, stack, stack, x), r"merged\['Dense_0'\]\['kernel'\] has shape \(3, 3, 5\)"),
+        (lambda: merge.repair(RELU, one, one, x), "disagree on how many networks"),
+        (lambda: merge.repair(RELU, one, lone, x), "disagree on how many networks"),
+        (lambda: merge.repair(RELU, one, stack, x, weights=jnp.ones(2)), r"weights have shape \(2,\)"),
+        (lambda: merge.repair(RELU, one, stack, x, batch_size=0), "batch_size is 0; expected a number >= 1"),
+        (lambda: merge.repair(own, theirs, theirs, x), "does not say how to compute its function"),
+        (lambda: merge.reset_batch_norm(own, theirs, x), "does not say how to compute its function"),
+        (lambda: merge.reset_batch_norm(RELU, stack, x), r"params\['Dense_0'\]\['kernel'\] has shape \(3, 3, 5\)"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -2,45 +2,48 @@
 
 import pytest
 
-from jax_scalegmn import builders, shorthand
+import jax_scalegmn as sg
+from jax_scalegmn import architecture
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("mlp:784-64-64-10,relu", builders.mlp((784, 64, 64, 10), "relu")),
-        ("mlp:3-5-4-2,tanh-gelu", builders.mlp((3, 5, 4, 2), ("tanh", "gelu"))),
-        ("mlp:3-5-2,activation=silu", builders.mlp((3, 5, 2), "silu")),
-        ("siren:2-32-32-1,w0=30", builders.siren((2, 32, 32, 1))),
-        ("siren:2-4-1,offset=-0.5,w0=1e1", builders.siren((2, 4, 1), w0=10.0, offset=-0.5)),
-        ("cnn:1-16-16,10,relu,strides=2", builders.cnn((1, 16, 16), 10)),
+        ("mlp:784-64-64-10,relu", sg.mlp((784, 64, 64, 10), "relu")),
+        ("mlp:3-5-4-2,tanh-gelu", sg.mlp((3, 5, 4, 2), ("tanh", "gelu"))),
+        ("mlp:3-5-2,activation=silu", sg.mlp((3, 5, 2), "silu")),
+        ("siren:2-32-32-1,w0=30", sg.siren((2, 32, 32, 1))),
+        ("siren:2-4-1,offset=-0.5,w0=1e1", sg.siren((2, 4, 1), w0=10.0, offset=-0.5)),
+        ("cnn:1-16-16,10,relu,strides=2", sg.cnn((1, 16, 16), 10)),
         (
             "cnn:2-3-4,3,tanh,kernel_size=3-2,padding=same,flatten=7-9",
-            builders.cnn((2, 3, 4), 3, activation="tanh", kernel_size=(3, 2), padding="SAME", flatten=(7, 9)),
+            sg.cnn((2, 3, 4), 3, activation="tanh", kernel_size=(3, 2), padding="SAME", flatten=(7, 9)),
         ),
-        ("cnn:2-3,3,tanh,kernel_size=5,flatten=none", builders.cnn((2, 3), 3, activation="tanh", kernel_size=5)),
-        ("vgg:64+64-128+128,10,norm=batch", builders.vgg(((64, 64), (128, 128)), 10, norm="batch")),
-        ("vgg:4,3,norm=group,groups=2,pooling=mean", builders.vgg(((4,),), 3, norm="group", groups=2, pooling="mean")),
-        ("resnet:20,16-32-64,norm=batch", builders.resnet(20)),
-        ("resnet:8,4-4-4,7,padding=1,norm=none", builders.resnet(8, widths=(4, 4, 4), outputs=7, padding=1, norm=None)),
-        ("resnet:20,tanh,epsilon=1e-3", builders.resnet(20, activation="tanh", epsilon=1e-3)),
+        ("cnn:2-3,3,tanh,kernel_size=5,flatten=none", sg.cnn((2, 3), 3, activation="tanh", kernel_size=5)),
+        ("vgg:64+64-128+128,10,norm=batch", sg.vgg(((64, 64), (128, 128)), 10, norm="batch")),
+        ("vgg:4,3,norm=group,groups=2,pooling=mean", sg.vgg(((4,),), 3, norm="group", groups=2, pooling="mean")),
+        ("resnet:20,16-32-64,norm=batch", sg.resnet(20)),
+        ("resnet:8,4-4-4,7,padding=1,norm=none", sg.resnet(8, widths=(4, 4, 4), outputs=7, padding=1, norm=None)),
+        ("resnet:20,tanh,epsilon=1e-3", sg.resnet(20, activation="tanh", epsilon=1e-3)),
     ],
 )
 def test_short_forms_are_those_of_the_builders(text, expected):
-    assert shorthand.parse(text) == expected
+    assert architecture.parse(text) == expected
 
 
 def test_every_example_can_be_read():
-    assert [shorthand.parse(text).name.split()[0] for text in shorthand.EXAMPLES.values()] == list(shorthand.EXAMPLES)
+    assert [architecture.parse(text).name.split()[0] for text in architecture.EXAMPLES.values()] == list(
+        architecture.EXAMPLES
+    )
 
 
 def test_the_activation_may_stand_apart_but_not_contradict():
-    assert shorthand.parse("mlp:3-5-2", activation="tanh") == shorthand.parse("mlp:3-5-2,tanh")
-    assert shorthand.parse("mlp:3-5-2,tanh", activation="tanh") == shorthand.parse("mlp:3-5-2,tanh")
+    assert architecture.parse("mlp:3-5-2", activation="tanh") == architecture.parse("mlp:3-5-2,tanh")
+    assert architecture.parse("mlp:3-5-2,tanh", activation="tanh") == architecture.parse("mlp:3-5-2,tanh")
     with pytest.raises(ValueError, match="has activation 'tanh', not 'relu'"):
-        shorthand.parse("mlp:3-5-2,tanh", activation="relu")
+        architecture.parse("mlp:3-5-2,tanh", activation="relu")
     with pytest.raises(ValueError, match="has activation 'sine', not 'relu'"):
-        shorthand.parse("siren:2-3-1", activation="relu")
+        architecture.parse("siren:2-3-1", activation="relu")
 
 
 @pytest.mark.parametrize(
@@ -67,5 +70,5 @@ def test_the_activation_may_stand_apart_but_not_contradict():
 )
 def test_what_says_no_architecture_is_named(text, message):
     with pytest.raises(ValueError, match=message) as caught:
-        shorthand.parse(text)
+        architecture.parse(text)
     assert repr(text) in str(caught.value)

@@ -2,12 +2,12 @@
 
 import csv
 import gzip
-import io
 import math
 import pickle
 import random
 import re
 import tracemalloc
+from io import StringIO
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import builders, interop, network, small_cnn_zoo, zoo
+import jax_scalegmn as sg
+from jax_scalegmn import io, network, zoo
+from jax_scalegmn.zoo import small_cnn_zoo
 
 # --- the Small CNN Zoo, written by hand -----------------------------------------------------------------------------
 
@@ -37,7 +39,7 @@ SMALL = {
     "sequential/dense/bias:0": (2,),
     "sequential/dense/kernel:0": (3, 2),
 }
-CNN = builders.cnn((1, 2, 3), 2, kernel_size=(3, 2))
+CNN = sg.cnn((1, 2, 3), 2, kernel_size=(3, 2))
 STEPS = (0, 40, 86)
 HEADER = [
     *("", "config.activation", "config.learning_rate", "config.num_units", "config.optimizer", "config.dropout"),
@@ -74,7 +76,7 @@ def metrics_rows(networks: int) -> list[list]:
 
 
 def write_metrics(path: Path, rows: list[list], header=tuple(HEADER)) -> None:
-    text = io.StringIO()
+    text = StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     path.write_bytes(gzip.compress(text.getvalue().encode()))
 
@@ -118,7 +120,7 @@ def test_the_published_zoo_is_read_to_its_function(tmp_path):
     image = np.random.default_rng(2).uniform(size=(17, 15, 1))
     for activation, function in (("relu", lambda x: np.maximum(x, 0)), ("tanh", np.tanh)):
         loaded = small_cnn_zoo.load(tmp_path, activation=activation)
-        assert loaded.arch == builders.cnn((1, 16, 16, 16), 10, activation=activation)
+        assert loaded.arch == sg.cnn((1, 16, 16, 16), 10, activation=activation)
         rows = rows_of(activation, networks=4)
         assert len(loaded) == len(rows) == 2
         for index, row in enumerate(rows):
@@ -588,7 +590,7 @@ def random_cnns(arch=CNN, dtype="float32", records=None) -> zoo.Zoo:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path, activation, dtype):
-    arch = builders.cnn((2, 3, 1, 4), 3, activation=activation, kernel_size=(3, 1, 2))
+    arch = sg.cnn((2, 3, 1, 4), 3, activation=activation, kernel_size=(3, 1, 2))
     with support.precision(dtype):
         cnns = random_cnns(arch, dtype)
         small_cnn_zoo.save(tmp_path / "new" / "zoo", cnns)
@@ -685,11 +687,11 @@ def test_a_failed_write_leaves_the_old_zoo(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arch",
     [
-        builders.mlp((3, 4, 2)),
-        builders.siren((2, 3, 1)),
-        builders.cnn((1, 2), 2, strides=1),
-        builders.cnn((1, 2), 2, padding="SAME"),
-        builders.cnn((1, 2), 2, flatten=(5, 5)),
+        sg.mlp((3, 4, 2)),
+        sg.siren((2, 3, 1)),
+        sg.cnn((1, 2), 2, strides=1),
+        sg.cnn((1, 2), 2, padding="SAME"),
+        sg.cnn((1, 2), 2, flatten=(5, 5)),
         support.batch_norm_mlp()[0],
     ],
     ids=str,
@@ -728,8 +730,8 @@ def test_mixed_and_half_precision_without_a_place_are_refused(tmp_path):
 
 def test_an_imported_network_of_pytorch_can_be_written(tmp_path):
     values = {"conv.weight": np.ones((2, 1, 3, 3)), "conv.bias": np.zeros(2), "fc.weight": np.ones((2, 2))}
-    arch = builders.cnn((1, 2), 2)
-    params = interop.from_torch(arch, values | {"fc.bias": np.zeros(2)})
+    arch = sg.cnn((1, 2), 2)
+    params = io.from_torch(arch, values | {"fc.bias": np.zeros(2)})
     small_cnn_zoo.save(tmp_path, zoo.Zoo(arch, support.rows(params, None), {}, {}))
     loaded = small_cnn_zoo.load(tmp_path, activation="relu", step=None)
     support.assert_identical(support.rows(loaded.params, 0), params)

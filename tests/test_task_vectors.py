@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import symmetry, task_vectors
+from jax_scalegmn import merge, symmetry
 from jax_scalegmn.architecture import Scaling
 
 SIREN = support.ARCHITECTURES["siren"]
 BASE = support.random_params(SIREN, 0)
 STACK = support.random_params(SIREN, 1, models=(3,))
-ties = jax.jit(task_vectors.ties, static_argnames="density")
+ties = jax.jit(merge.ties, static_argnames="density")
 act = jax.jit(jax.vmap(symmetry.act, (None, None, 0)))
 
 
@@ -59,16 +59,16 @@ def test_ties_of_small_vectors():
     """The majority's mass wins, a tie of the masses elects nobody, and what nobody changed stays."""
     base = {"x": jnp.array([10.0, 10.0, 10.0, 10.0])}
     stack = {"x": base["x"] + jnp.array([[3.0, 1.0, 2.0, 0.0], [1.0, -1.0, -3.0, 0.0], [-2.0, 0.0, -5.0, 0.0]])}
-    merged = task_vectors.ties(base, stack, density=1.0)
+    merged = merge.ties(base, stack, density=1.0)
     np.testing.assert_allclose(merged["x"], [12, 10, 6, 10])
-    half = task_vectors.ties(base, stack, density=1.0, weight=0.5)
+    half = merge.ties(base, stack, density=1.0, weight=0.5)
     np.testing.assert_allclose(half["x"], [11, 10, 8, 10])
 
 
 def test_trimming_keeps_exactly_so_many_and_of_equal_ones_the_first():
     base = {"a": jnp.zeros(3), "b": jnp.zeros(3)}
     stack = {"a": jnp.array([[1.0, -1.0, 1.0]]), "b": jnp.array([[1.0, 1.0, -2.0]])}
-    merged = task_vectors.ties(base, stack, density=0.5)
+    merged = merge.ties(base, stack, density=0.5)
     np.testing.assert_allclose(one(merged), [1, -1, 0, 0, 0, -2])
 
 
@@ -98,22 +98,22 @@ def test_one_network_at_full_density_is_itself():
 
 
 def test_arithmetic_adds_what_tuning_changed():
-    vectors = jax.vmap(functools.partial(task_vectors.task_vector, BASE))(STACK)
+    vectors = jax.vmap(functools.partial(merge.task_vector, BASE))(STACK)
     np.testing.assert_allclose(flat(vectors), flat(STACK) - one(BASE), atol=1e-6)
     weights = jnp.array([0.5, -1.0, 2.0])
-    got = jax.jit(task_vectors.apply)(BASE, vectors, weights)
+    got = jax.jit(merge.task_arithmetic)(BASE, vectors, weights)
     expected = one(BASE) + np.asarray(weights) @ (flat(STACK) - one(BASE))
     np.testing.assert_allclose(one(got), expected, rtol=1e-4, atol=1e-5)
-    same = [task_vectors.apply(BASE, vectors, w) for w in (0.3, jnp.full(3, 0.3))]
+    same = [merge.task_arithmetic(BASE, vectors, w) for w in (0.3, jnp.full(3, 0.3))]
     support.assert_identical(*same)
-    back = task_vectors.apply(support.rows(STACK, 1), jax.tree.map(lambda leaf: leaf[1:2], vectors), -1.0)
+    back = merge.task_arithmetic(support.rows(STACK, 1), jax.tree.map(lambda leaf: leaf[1:2], vectors), -1.0)
     assert support.deviation(back, BASE) < 1e-5
 
 
 def test_the_base_keeps_its_dtype():
     base, stack = (jax.tree.map(lambda leaf: leaf.astype("bfloat16"), tree) for tree in (BASE, STACK))
-    vectors = jax.vmap(functools.partial(task_vectors.task_vector, base))(stack)
-    for merged in (ties(base, stack), task_vectors.apply(base, vectors, 0.3)):
+    vectors = jax.vmap(functools.partial(merge.task_vector, base))(stack)
+    for merged in (ties(base, stack), merge.task_arithmetic(base, vectors, 0.3)):
         assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype("bfloat16")}
 
 
@@ -148,7 +148,7 @@ def damaged(stack):
 )
 def test_ties_refuses_what_has_no_common_base(base, stack, options, message):
     with pytest.raises(ValueError, match=message):
-        task_vectors.ties(base, stack, **options)
+        merge.ties(base, stack, **options)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_ties_refuses_what_has_no_common_base(base, stack, options, message):
 )
 def test_arithmetic_needs_a_finite_weight_for_each_vector(weights, message):
     with pytest.raises(ValueError, match=message):
-        task_vectors.apply(BASE, STACK, weights)
+        merge.task_arithmetic(BASE, STACK, weights)
 
 
 def test_a_task_vector_has_one_base():
     with pytest.raises(ValueError, match="tuned and base differ in structure or shapes"):
-        task_vectors.task_vector(BASE, STACK)
+        merge.task_vector(BASE, STACK)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import support
 
-from jax_scalegmn import builders, testing
+import jax_scalegmn as sg
+from jax_scalegmn import testing
 from jax_scalegmn.architecture import Axis, Scaling
 
 SIREN = support.ARCHITECTURES["siren"]
@@ -118,7 +119,7 @@ def test_a_group_that_is_too_large_is_named(key):
 
 def test_an_axis_of_the_wrong_neuron_layer_is_found(key):
     """A square kernel whose two layers are exchanged."""
-    arch = builders.mlp((3, 4, 4, 2), "tanh")
+    arch = sg.mlp((3, 4, 4, 2), "tanh")
     turned = dataclasses.replace(arch.parameters[2], axes=(Axis("hidden_1", -1), Axis("hidden_0", 1)))
     wrong = dataclasses.replace(arch, parameters=(*arch.parameters[:2], turned, *arch.parameters[3:]))
     params, x = support.random_params(arch), support.example(arch)

@@ -12,12 +12,13 @@ import support
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jax_scalegmn import losses, models, symmetry, train
+from jax_scalegmn import models, symmetry, training
+from jax_scalegmn.training import losses
 
 SIREN = support.ARCHITECTURES["siren"]
 RNG = np.random.default_rng(0)
 DATA = {name: jnp.asarray(RNG.normal(size=(18, 5, size)), jnp.float32) for name, size in (("x", 3), ("y", 2))}
-TX = train.make_optimizer(learning_rate=0.1, warmup_steps=3)
+TX = training.make_optimizer(learning_rate=0.1, warmup_steps=3)
 
 
 def loss_fn(variables, row, key):
@@ -29,7 +30,7 @@ def loss_fn(variables, row, key):
 
 def start():
     variables = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
-    return train.State(variables, TX.init(variables), jax.random.key(5), jnp.asarray(0))
+    return training.State(variables, TX.init(variables), jax.random.key(5), jnp.asarray(0))
 
 
 def mesh():
@@ -38,23 +39,23 @@ def mesh():
 
 def history(state=None, num_epochs=4, over=None):
     """The last state, and the metrics of every epoch, trained over the devices of a mesh or on one."""
-    step, state, data = train.make_step(loss_fn, TX, mesh=over), state or start(), DATA
+    step, state, data = training.make_step(loss_fn, TX, mesh=over), state or start(), DATA
     if over is not None:
-        state, data = train.replicate((state, data), over)
-    epochs = list(train.fit(step, state, data, batch_size=8, num_epochs=num_epochs))
+        state, data = training.replicate((state, data), over)
+    epochs = list(training.fit(step, state, data, batch_size=8, num_epochs=num_epochs))
     return epochs[-1][0] if epochs else state, [jax.device_get(metrics) for _, metrics in epochs]
 
 
 def test_micro_batches_give_what_the_full_batch_gives():
     batch = support.rows(DATA, slice(12))
-    expected = jax.jit(train.make_step(loss_fn, TX))(start(), batch)
+    expected = jax.jit(training.make_step(loss_fn, TX))(start(), batch)
     assert set(expected[1]) == {"bias", "loss", "grad_norm"}
     for micro_batch in (1, 4, 12, 100):
-        got = jax.jit(train.make_step(loss_fn, TX, micro_batch=micro_batch))(start(), batch)
+        got = jax.jit(training.make_step(loss_fn, TX, micro_batch=micro_batch))(start(), batch)
         assert support.deviation((got[0].variables, got[1]), (expected[0].variables, expected[1])) < 1e-5
         assert got[0].step == 1
     with pytest.raises(ValueError, match="micro_batch is 5; expected a divisor of the 12 networks of a device"):
-        train.make_step(loss_fn, TX, micro_batch=5)(start(), batch)
+        training.make_step(loss_fn, TX, micro_batch=5)(start(), batch)
 
 
 def test_a_step_is_the_gradient_of_the_mean_loss():
@@ -65,7 +66,7 @@ def test_a_step_is_the_gradient_of_the_mean_loss():
 
     tx = optax.sgd(1.0)
     state = start()._replace(opt_state=tx.init(start().variables))
-    after, metrics = train.make_step(noiseless, tx)(state, batch)
+    after, metrics = training.make_step(noiseless, tx)(state, batch)
     grad = jax.grad(lambda v: jnp.stack([noiseless(v, support.rows(batch, i), None)[0] for i in range(6)]).mean())
     expected = grad(state.variables)
     assert support.deviation(after.variables, jax.tree.map(jnp.subtract, state.variables, expected)) < 1e-5
@@ -79,7 +80,7 @@ def test_every_network_of_every_step_gets_a_key_of_its_own():
         value = jax.random.uniform(key)
         return 0 * variables["bias"].sum(), {"mean": value, "square": value**2}
 
-    step, batch = jax.jit(train.make_step(noise, TX)), support.rows(DATA, slice(4))
+    step, batch = jax.jit(training.make_step(noise, TX)), support.rows(DATA, slice(4))
     state, first = step(start(), batch)
     _, second = step(state, batch)
     assert first["square"] > 1.01 * first["mean"] ** 2
@@ -88,7 +89,7 @@ def test_every_network_of_every_step_gets_a_key_of_its_own():
 
 def rates(count, **options):
     """The learning rate at every step: the update of Adam on a constant gradient."""
-    tx = train.make_optimizer(weight_decay=0.0, **options)
+    tx = training.make_optimizer(weight_decay=0.0, **options)
     state = tx.init(jnp.ones(()))
     updates = []
     for _ in range(count):
@@ -111,7 +112,7 @@ def test_learning_rate_rises_linearly_and_ends_on_a_cosine(warmup, decay):
 
 def test_optimizer_clips_the_global_norm_and_decays_weights():
     def run(*grads, **options):
-        tx = train.make_optimizer(learning_rate=0.5, warmup_steps=0, **options)
+        tx = training.make_optimizer(learning_rate=0.5, warmup_steps=0, **options)
         params = {"a": jnp.full(1, 2.0), "b": jnp.full(1, 3.0)}
         state = tx.init(params)
         for a, b in grads:
@@ -142,7 +143,7 @@ def test_an_epoch_uses_every_network_once_in_an_order_of_its_own():
         return state._replace(step=state.step + 1), {"where": where.at[0].add(0)}
 
     rows, seen = jnp.arange(18), []
-    for _, metrics in train.fit(step, start(), rows, batch_size=9, num_epochs=3):
+    for _, metrics in training.fit(step, start(), rows, batch_size=9, num_epochs=3):
         seen.append(2 * np.asarray(metrics["where"]))
         np.testing.assert_array_equal(seen[-1].sum(0), 1)
     assert not np.array_equal(seen[0], seen[1])
@@ -165,7 +166,7 @@ def collectives(step, state, batch):
 @pytest.mark.parametrize("micro_batch", [None, 1])
 def test_a_step_over_devices_communicates_once(micro_batch):
     """One all-reduce of the gradients and metrics, and nothing else."""
-    step = train.make_step(loss_fn, TX, micro_batch=micro_batch, mesh=mesh())
+    step = training.make_step(loss_fn, TX, micro_batch=micro_batch, mesh=mesh())
     assert collectives(step, start(), support.rows(DATA, slice(16))) == ["all-reduce"]
 
 
@@ -174,17 +175,17 @@ def test_an_autoencoder_step_over_devices_communicates_once(orbit_weight):
     """Graphs are built inside the step from static topology, and every device matches by itself: no gather, no vote."""
     model = models.autoencoder(SIREN, 3, num_layers=1)
     variables = support.random_variables(model, support.random_params(SIREN))
-    step = train.make_step(losses.autoencoder_loss(model, size=(2, 2), orbit_weight=orbit_weight), TX, mesh=mesh())
-    state = train.State(variables, TX.init(variables), jax.random.key(0), jnp.asarray(0))
+    step = training.make_step(losses.autoencoder_loss(model, size=(2, 2), orbit_weight=orbit_weight), TX, mesh=mesh())
+    state = training.State(variables, TX.init(variables), jax.random.key(0), jnp.asarray(0))
     assert collectives(step, state, support.random_params(SIREN, models=(16,))) == ["all-reduce"]
 
 
 def test_batches_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"hold 18 networks, fewer than one batch of 19\. Lower batch_size"):
-        next(train.fit(train.make_step(loss_fn, TX), start(), DATA, batch_size=19, num_epochs=1))
-    step = train.make_step(loss_fn, TX, mesh=mesh())
+        next(training.fit(training.make_step(loss_fn, TX), start(), DATA, batch_size=19, num_epochs=1))
+    step = training.make_step(loss_fn, TX, mesh=mesh())
     with pytest.raises(ValueError, match="batch has 9 networks; 8 devices do not divide it"):
-        next(train.fit(step, start(), DATA, batch_size=9, num_epochs=1))
+        next(training.fit(step, start(), DATA, batch_size=9, num_epochs=1))
 
 
 class Linear(nn.Module):
@@ -195,7 +196,7 @@ class Linear(nn.Module):
 
 def test_init_begins_at_step_0_and_follows_its_key():
     params = support.random_params(SIREN)
-    states = [train.init(Linear(), TX, params, jax.random.key(seed)) for seed in (0, 0, 1)]
+    states = [training.init(Linear(), TX, params, jax.random.key(seed)) for seed in (0, 0, 1)]
     support.assert_identical(states[0], states[1])
     assert states[0].step == 0
     kernels = [state.variables["params"]["Dense_0"]["kernel"] for state in states]
@@ -203,7 +204,7 @@ def test_init_begins_at_step_0_and_follows_its_key():
 
 
 def test_monitor_smooths_and_counts_since_the_best():
-    monitor, seen = train.Monitor(), []
+    monitor, seen = training.Monitor(), []
     for loss in (4.0, 2.0, 5.0, 2.0, 1.0):
         monitor = monitor.update(loss)
         seen.append(tuple(monitor))
@@ -232,10 +233,10 @@ def test_a_model_of_positive_scales_learns_a_function_of_rescaled_networks_with_
     rows = (moved, property_of)
     unseen, seen = (support.rows(rows, part) for part in (slice(held_out), slice(held_out, None)))
     model = models.Encoder(models.ScaleGMN(arch, 16, num_layers=3, bidirectional=bidirectional), latent=1)
-    tx = train.make_optimizer(learning_rate=3e-3, warmup_steps=20)
-    state = train.init(model, tx, support.rows(moved, 0), jax.random.key(0))
-    step = train.make_step(losses.regression_loss(model), tx)
-    *_, (state, metrics) = train.fit(step, state, seen, batch_size=64, num_epochs=20)
+    tx = training.make_optimizer(learning_rate=3e-3, warmup_steps=20)
+    state = training.init(model, tx, support.rows(moved, 0), jax.random.key(0))
+    step = training.make_step(losses.regression_loss(model), tx)
+    *_, (state, metrics) = training.fit(step, state, seen, batch_size=64, num_epochs=20)
     assert np.isfinite(metrics["loss"])
-    evaluate = train.make_evaluation(losses.regression_loss(model, train=False))
+    evaluate = training.make_evaluation(losses.regression_loss(model, train=False))
     assert evaluate(state.variables, unseen)["loss"] < 0.1

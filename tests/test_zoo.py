@@ -11,9 +11,10 @@ import pytest
 import safetensors.numpy
 import support
 
-from jax_scalegmn import builders, network, zoo
+import jax_scalegmn as sg
+from jax_scalegmn import network, zoo
 
-ARCH = builders.siren((2, 4, 1), w0=10.0)
+ARCH = sg.siren((2, 4, 1), w0=10.0)
 IMAGES = np.random.default_rng(0).uniform(size=(3, 4, 4)).astype(np.float32)
 LABELS, INDEX = np.array([7, 8, 9]), np.array([0, 1, 2, 0, 1])
 
@@ -126,7 +127,7 @@ def rewritten(path, change):
 
 
 def other_architecture(arrays, header):
-    header["arch"] = json.dumps(builders.siren((2, 5, 1)).as_json())
+    header["arch"] = json.dumps(sg.siren((2, 5, 1)).as_json())
 
 
 def not_a_number(arrays, header):

@@ -3,17 +3,9 @@
 From one `Architecture` follow the symmetry group, its action, the graph, the matching problem and the tests.
 """
 
-from jax_scalegmn.architecture.description import (
-    Architecture,
-    Axis,
-    Neurons,
-    Parameter,
-    describe,
-    from_json,
-    restrict,
-)
-from jax_scalegmn.architecture.inference import Inference, infer
-from jax_scalegmn.architecture.layers import (
+from jax_scalegmn.architecture._builders import cnn, mlp, siren
+from jax_scalegmn.architecture._description import Architecture, Axis, Neurons, Parameter, describe, from_json, restrict
+from jax_scalegmn.architecture._layers import (
     SCALING_OF_ACTIVATION,
     Activation,
     AvgPool,
@@ -32,9 +24,12 @@ from jax_scalegmn.architecture.layers import (
     known_activation,
     walk,
 )
-from jax_scalegmn.architecture.packing import at_least_float32, check_stack, pack, unpack
+from jax_scalegmn.architecture._packing import check_stack, pack, unpack
+from jax_scalegmn.architecture._shorthand import EXAMPLES, parse
+from jax_scalegmn.architecture._vgg_resnet import resnet, vgg
 
 __all__ = [
+    "EXAMPLES",
     "SCALING_OF_ACTIVATION",
     "Activation",
     "Architecture",
@@ -46,7 +41,6 @@ __all__ = [
     "Flatten",
     "GlobalMeanPool",
     "GroupNorm",
-    "Inference",
     "Layer",
     "LayerNorm",
     "MaxPool",
@@ -55,14 +49,18 @@ __all__ = [
     "Parameter",
     "Residual",
     "Scaling",
-    "at_least_float32",
     "check_stack",
+    "cnn",
     "describe",
     "from_json",
-    "infer",
     "known_activation",
+    "mlp",
     "pack",
+    "parse",
+    "resnet",
     "restrict",
+    "siren",
     "unpack",
+    "vgg",
     "walk",
 ]

@@ -1,0 +1,154 @@
+"""Architectures in a few characters, for command lines: "mlp:784-64-10,relu" or "resnet:20,16-32-64,norm=batch"."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax_scalegmn.architecture import _builders
+from jax_scalegmn.architecture._description import Architecture
+
+EXAMPLES = {
+    "mlp": "mlp:784-64-64-10,relu",
+    "siren": "siren:2-32-32-1,w0=30",
+    "cnn": "cnn:1-16-16,10,relu,strides=2",
+    "vgg": "vgg:64+64-128+128,10,norm=batch",
+    "resnet": "resnet:20,16-32-64,norm=batch",
+}
+
+
+def parse(text: str, *, activation: str | None = None) -> Architecture:
+    """The architecture that a builder makes of options in short form.
+
+    The name of a function of `builders`, a colon, and its options with commas between: first those without a name, in
+    the order of `EXAMPLES`, then others as name=value. Numbers of a list have dashes between them, the widths of one
+    VGG stage plus signs; "none" is None. Without activation a vgg or resnet has relu; mlp and cnn need one.
+
+    Args:
+      text: like the values of `EXAMPLES`.
+      activation: the activation, where `text` says none.
+
+    Raises:
+      ValueError: on another builder or option, a value that cannot be read, or options that fit no network.
+    """
+    kind, colon, rest = text.partition(":")
+    if kind not in _POSITIONAL or not colon:
+        raise ValueError(
+            f"The architecture is {text!r}; expected one of {', '.join(_POSITIONAL)}, a colon and its options, like "
+            f"{', '.join(EXAMPLES.values())}."
+        )
+    build = getattr(_builders, kind)
+    signature = inspect.signature(build)
+    given = _given(text, kind, rest, list(signature.parameters))
+    options = {name: _READ.get(name, _words)(text, name, value) for name, value in given.items()}
+    if activation is not None:
+        if "activation" not in signature.parameters or options.get("activation", activation) != activation:
+            said = options.get("activation", "sine")
+            raise ValueError(f"The architecture {text!r} has activation {said!r}, not {activation!r}. Say it once.")
+        options["activation"] = activation
+    if kind in ("mlp", "cnn") and "activation" not in options:
+        raise ValueError(f"The architecture {text!r} says no activation; expected one, like {EXAMPLES[kind]}.")
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise ValueError(f"The architecture {text!r} is incomplete ({error}); expected {EXAMPLES[kind]!r}.") from error
+    try:
+        return build(**options)
+    except ValueError as error:
+        raise ValueError(f"The architecture {text!r} is none: {error}") from error
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+# The options that need no name, in order.
+_POSITIONAL = {
+    "mlp": ("widths", "activation"),
+    "siren": ("widths",),
+    "cnn": ("channels", "outputs", "activation"),
+    "vgg": ("channels_per_stage", "outputs", "activation"),
+    "resnet": ("depth", "widths", "outputs", "activation"),
+}
+
+
+def _given(text: str, kind: str, rest: str, known: list[str]) -> dict[str, str]:
+    """The options by name, as they are written."""
+    given: dict[str, str] = {}
+    unnamed = list(_POSITIONAL[kind])
+    for item in filter(None, rest.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            # Words are no numbers: resnet:20,tanh leaves widths and outputs out.
+            if _is_word(item) and "activation" in unnamed:
+                unnamed = ["activation"]
+            if not unnamed:
+                raise ValueError(f"The architecture {text!r} has {item!r} too many; expected {EXAMPLES[kind]!r}.")
+            name, value = unnamed.pop(0), item
+        if name not in known or name in given:
+            raise ValueError(
+                f"The architecture {text!r} has the option {name!r}, unknown or twice; a {kind} has {', '.join(known)}."
+            )
+        given[name] = value
+    return given
+
+
+def _is_word(item: str) -> bool:
+    return item[:1].isalpha()
+
+
+def _number(kind: type[int] | type[float], text: str, name: str, value: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        words = {int: "a whole number", float: "a number"}
+        raise ValueError(f"The architecture {text!r}: {name} is {value!r}; expected {words[kind]}.") from None
+
+
+def _int(text: str, name: str, value: str) -> int:
+    return _number(int, text, name, value)
+
+
+def _float(text: str, name: str, value: str) -> float:
+    return _number(float, text, name, value)
+
+
+def _ints(text: str, name: str, value: str) -> tuple[int, ...]:
+    return tuple(_int(text, name, part) for part in value.split("-"))
+
+
+def _stages(text: str, name: str, value: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(_int(text, name, part) for part in stage.split("+")) for stage in value.split("-"))
+
+
+def _sides(text: str, name: str, value: str) -> tuple[int, ...] | None:
+    if value == "none":
+        return None
+    sides = _ints(text, name, value)
+    if len(sides) != 2:
+        raise ValueError(f"The architecture {text!r}: {name} is {value!r}; expected height and width, like 28-28.")
+    return sides
+
+
+def _sizes(text: str, name: str, value: str) -> int | tuple[int, ...]:
+    sizes = _ints(text, name, value)
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+def _padding(text: str, name: str, value: str) -> int | str:
+    return int(value) if value.isdecimal() else value.upper()
+
+
+def _words(text: str, name: str, value: str) -> str | tuple[str, ...] | None:
+    words = tuple(value.split("-"))
+    return None if value == "none" else value if len(words) == 1 else words
+
+
+_READ: Mapping[str, Callable[[str, str, str], Any]] = {
+    "widths": _ints,
+    "channels": _ints,
+    "dense": _ints,
+    "channels_per_stage": _stages,
+    "flatten": _sides,
+    "kernel_size": _sizes,
+    "padding": _padding,
+    **dict.fromkeys(("depth", "outputs", "input_channels", "strides", "groups"), _int),
+    **dict.fromkeys(("w0", "offset", "epsilon"), _float),
+}

@@ -1,0 +1,5 @@
+"""Reads the `Architecture` of a network off its own function."""
+
+from jax_scalegmn.inference._trace import Inference, infer
+
+__all__ = ["Inference", "infer"]

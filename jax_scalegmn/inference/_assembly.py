@@ -1,0 +1,274 @@
+"""From what was read of a program to the `Architecture`: which layers have a place in it, their groups and names."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
+
+from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling, describe
+from jax_scalegmn.inference._powers import Equation, Solution, Unknowns, solve
+from jax_scalegmn.inference._reading import Reading, Value
+
+MOST_BLOCKS = 256  # of one array; one that is cut into more is left whole, and fixed
+
+
+class Array(NamedTuple):
+    """A parameter of the program."""
+
+    path: tuple[str, ...]
+    value: Value
+
+
+# The layers, with repeats, that stand one after another in a neuron layer of the description: one, unless no group
+# acts. A number behind them tells two layers apart that one kernel would lead from and to.
+Key: TypeAlias = tuple[tuple[int, int], ...]
+
+
+class Piece(NamedTuple):
+    """A part of an array's axis that indexes one neuron layer.
+
+    Attributes:
+      key: its layer.
+      width: of the layer.
+      repeat: how often the layer stands there.
+      degree: the unknown power, of a layer on which a group may act.
+      spatial: whether it is a spatial axis of a convolution.
+    """
+
+    key: Key
+    width: int
+    repeat: int
+    degree: tuple[int, ...] | None
+    spatial: bool
+
+    @property
+    def size(self) -> int:
+        return self.width * self.repeat
+
+
+class Block(NamedTuple):
+    """A block of an array: where it starts, and the neuron layer, or the spatial axis, along each of its axes."""
+
+    array: Array
+    start: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    neurons: tuple[int, ...]  # the axes that index neuron layers
+
+
+def assemble(name: str, reading: Reading, arrays: Sequence[Array]) -> tuple[Architecture, tuple[str, ...]]:
+    """The description, and notes on what it leaves out."""
+    order = {path: index for index, path in enumerate(reading.read)}
+    for array in arrays:
+        if array.path not in order:
+            for row in array.value.axes:
+                reading.layers.fix(row, "the function does not read it")
+    arrays = sorted(arrays, key=lambda array: order.get(array.path, len(order)))
+    _fix_what_has_no_place(reading, arrays)
+    blocks = _blocks(reading, arrays)
+    keys = _ordered(reading, blocks)
+    names = _names(reading, blocks, keys)
+    solutions = _solutions(reading, blocks, keys)
+    neurons = tuple(
+        Neurons(names[key], width, solutions[key].scaling if key in solutions else Scaling.FIXED)
+        for key, width in keys.items()
+    )
+    cut = {block.array.path for block in blocks if any(block.start)}
+    parameters = tuple(
+        Parameter(block.array.path, _axes(block, names, solutions), block.start if block.array.path in cut else ())
+        for block in blocks
+    )
+    return Architecture(name, neurons, parameters), tuple(_notes(reading, arrays, blocks, names, solutions))
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _pieces(reading: Reading, array: Array) -> list[list[Piece]]:
+    """What stands along each axis of an array. Neighbours on which no group acts count as one layer."""
+    layers, axes = reading.layers, []
+    for row, size in zip(array.value.axes, array.value.shape, strict=True):
+        if any(degree and degree[0] in reading.spatial for degree in row[0].degrees):
+            axes.append([Piece((), size, 1, None, spatial=True)])
+            continue
+        pieces: list[Piece] = []
+        for fixed, run in itertools.groupby(layers.resolve(row), layers.is_fixed):
+            segments = [(s.layer, s.repeat, s.degrees[0]) for s in run if isinstance(s.layer, int)]
+            if fixed and len(segments) > 1:
+                width = sum(layers.width(layer) * repeat for layer, repeat, _ in segments)
+                pieces.append(Piece(tuple((layer, repeat) for layer, repeat, _ in segments), width, 1, None, False))
+                continue
+            for layer, repeat, degree in segments:
+                pieces.append(Piece(((layer, 1),), layers.width(layer), repeat, None if fixed else degree, False))
+        axes.append(pieces)
+    return axes
+
+
+def _starts(axes: Sequence[Sequence[Piece]]) -> Iterator[tuple[tuple[int, ...], tuple[Piece, ...]]]:
+    """Every block of an array: where it begins, and what stands along its axes."""
+    placed = []
+    for pieces in axes:
+        ends = itertools.accumulate(piece.size for piece in pieces)
+        placed.append([(end - piece.size, piece) for end, piece in zip(ends, pieces, strict=True)])
+    for block in itertools.product(*placed):
+        yield tuple(start for start, _ in block), tuple(piece for _, piece in block)
+
+
+def _fix_what_has_no_place(reading: Reading, arrays: Sequence[Array]) -> None:
+    """A block has at most two neuron layers, not one twice, and an array not too many blocks."""
+
+    def offence(array: Array) -> tuple[Sequence[Piece], str] | None:
+        axes = _pieces(reading, array)
+        if math.prod(len(pieces) for pieces in axes) > MOST_BLOCKS:
+            return max(axes, key=len), f"params{describe(array.path)} falls into too many blocks"
+        for _, pieces in _starts(axes):
+            moved = [piece for piece in pieces if piece.degree is not None]
+            twice = [piece for index, piece in enumerate(moved) if piece.key in [p.key for p in moved[:index]]]
+            if twice:
+                return twice, f"the kernel params{describe(array.path)} leads from it to itself"
+            if len(moved) > 2:
+                narrowest = min(reversed(moved), key=lambda piece: piece.width)
+                return [narrowest], f"params{describe(array.path)} indexes two more neuron layers; a kernel has two"
+        return None
+
+    for array in arrays:
+        while (found := offence(array)) is not None:
+            for piece in found[0]:
+                for layer, _ in piece.key:
+                    reading.layers.fixed.setdefault(layer, found[1])
+
+
+def _blocks(reading: Reading, arrays: Sequence[Array]) -> list[Block]:
+    axes = [_pieces(reading, array) for array in arrays]
+    # One entry wide, an axis may as well be there for broadcasting alone, unless a kernel has its layer.
+    of_kernels = {
+        piece.key
+        for array, rows in zip(arrays, axes, strict=True)
+        if any(row[0].degrees[0] and row[0].degrees[0][0] in reading.contracted for row in array.value.axes)
+        for pieces in rows
+        for piece in pieces
+    }
+    blocks = []
+    for number, (array, rows) in enumerate(zip(arrays, axes, strict=True)):
+        for start, pieces in _starts(rows):
+            moved = [axis for axis, piece in enumerate(pieces) if piece.degree is not None]
+            still = [axis for axis, piece in enumerate(pieces) if piece.degree is None and not piece.spatial]
+            wide = [axis for axis in still if pieces[axis].size > 1 or pieces[axis].key in of_kernels]
+            if not moved and not wide:
+                wide = still[-1:]
+            neurons = sorted([*moved, *wide[len(wide) - min(len(wide), 2 - len(moved)) :]])
+            if len(neurons) == 2 and pieces[neurons[0]].key == pieces[neurons[1]].key:
+                other = pieces[neurons[1]]
+                apart = other._replace(key=(*other.key, (-1, number)))
+                pieces = tuple(apart if axis == neurons[1] else piece for axis, piece in enumerate(pieces))
+            blocks.append(Block(array, start, pieces, tuple(neurons)))
+    return blocks
+
+
+def _ordered(reading: Reading, blocks: Sequence[Block]) -> dict[Key, int]:
+    """The neuron layers of the description with their widths: inputs first, then in the order of the program."""
+    seen: dict[int, int] = {}
+    for layer in reading.seen:
+        for root, _ in reading.layers.roots(layer):
+            seen.setdefault(root, len(seen))
+    widths = {block.pieces[axis].key: block.pieces[axis].width for block in blocks for axis in block.neurons}
+
+    def place(item: tuple[Key, int]) -> tuple[bool, int]:
+        first = item[0][0][0]
+        return first not in reading.layers.inputs, seen.get(first, len(seen))
+
+    return dict(sorted(widths.items(), key=place))
+
+
+def _names(reading: Reading, blocks: Sequence[Block], keys: Iterable[Key]) -> dict[Key, str]:
+    """The names of the layers: input, output, or the module whose kernel feeds the layer."""
+    names: dict[Key, str] = {}
+    for key in keys:
+        own = [block for block in blocks if key in [block.pieces[axis].key for axis in block.neurons]]
+        feeding = [b for b in own if len(b.neurons) == 2 and b.pieces[b.neurons[1]].key == key]
+        path = (feeding or own)[0].array.path
+        name = "/".join(path[:-1] or path)
+        if not feeding and len(own[0].neurons) == 2:
+            name += " rows"
+        parts = {layer for layer, _ in key if layer >= 0}
+        if parts <= reading.layers.inputs:
+            name = "input"
+        elif parts <= reading.layers.outputs:
+            name = "output"
+        taken = set(names.values())
+        fresh = (name if not count else f"{name}_{count}" for count in itertools.count())
+        names[key] = next(n for n in fresh if n not in taken)
+    return names
+
+
+def _solutions(reading: Reading, blocks: Sequence[Block], keys: Iterable[Key]) -> dict[Key, Solution]:
+    """The group of every layer that is not fixed."""
+    equations: dict[int, dict[Equation, None]] = {}
+    for equation in reading.equations:
+        for layer, parts in reading.layers.roots(equation.layer):
+            terms = tuple((coefficient, (*degree, *parts)) for coefficient, degree in equation.terms)
+            equations.setdefault(layer, {}).setdefault(equation._replace(layer=layer, terms=terms))
+    roles: dict[Key, tuple[dict, dict, dict]] = {}
+    for block in blocks:
+        for place, axis in enumerate(block.neurons):
+            piece = block.pieces[axis]
+            if piece.degree is not None:
+                role = 2 if len(block.neurons) == 1 else place
+                roles.setdefault(piece.key, ({}, {}, {}))[role].setdefault(piece.degree)
+    return {
+        key: solve(list(equations.get(key[0][0], ())), Unknowns(*(tuple(some) for some in roles[key])))
+        for key in keys
+        if key in roles
+    }
+
+
+def _axes(block: Block, names: dict[Key, str], solutions: dict[Key, Solution]) -> tuple[Axis | int, ...]:
+    axes: list[Axis | int] = [piece.size for piece in block.pieces]
+    for place, axis in enumerate(block.neurons):
+        piece = block.pieces[axis]
+        usual = -1 if len(block.neurons) == 2 and place == 0 else 1
+        power = usual
+        solution = solutions.get(piece.key)
+        if solution is not None and piece.degree is not None and solution.powers:
+            power = solution.powers[piece.degree]
+            if solution.scaling is Scaling.SIGN:
+                power = usual * abs(power)
+        axes[axis] = Axis(names[piece.key], power, piece.repeat)
+    return tuple(axes)
+
+
+def _notes(
+    reading: Reading,
+    arrays: Sequence[Array],
+    blocks: Sequence[Block],
+    names: dict[Key, str],
+    solutions: dict[Key, Solution],
+) -> Iterator[str]:
+    """What was left fixed or made smaller, axis by axis."""
+    read = {block.pieces[block.neurons[0]].key for block in blocks if len(block.neurons) == 2}
+    for array in arrays:
+        for axis, pieces in enumerate(_pieces(reading, array)):
+            for piece in dict.fromkeys(pieces):
+                where = f"params{describe(array.path)} axis {axis}"
+                note = _note(reading, piece, solutions.get(piece.key), piece.key in read)
+                if note and (piece.key in names or piece.size > 1):
+                    layer = f" ({names[piece.key]!r})" if piece.key in names else ""
+                    yield f"{where}{layer}: {note}"
+
+
+def _note(reading: Reading, piece: Piece, solution: Solution | None, read: bool) -> str | None:
+    if solution is not None and solution.scaling is Scaling.PERMUTATION:
+        positive, sign = (solution.refused[scaling] for scaling in (Scaling.POSITIVE, Scaling.SIGN))
+        return f"permutations alone: positive scales fail at {positive}, signs at {sign}."
+    if solution is not None and piece.degree in solution.left_alone:
+        return "left alone by the rescaling that is described; a further one moves it, against another gain."
+    moves = solution is not None and piece.degree is not None and solution.powers.get(piece.degree)
+    if solution is not None and solution.generators > 1 and moves and not solution.left_alone:
+        return (
+            f"{solution.generators} independent rescalings move it; the one that is described goes through all of them."
+        )
+    layers = {layer for layer, _ in piece.key if layer >= 0}
+    told = piece.spatial or layers <= reading.layers.inputs or (layers <= reading.layers.outputs and not read)
+    if solution is not None or told:
+        return None
+    reasons = dict.fromkeys(reading.layers.fixed[layer] for layer in layers)
+    return f"fixed: {'; '.join(reasons)}."

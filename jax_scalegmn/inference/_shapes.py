@@ -1,0 +1,252 @@
+"""Operations that move entries: which axes of the result are which of the operand, and what is cut or mixed."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from jax_scalegmn.inference._powers import SCALED
+from jax_scalegmn.inference._reading import Reading, Value
+from jax_scalegmn.inference._segments import Plain, Row, Segment, plain
+
+Axes: TypeAlias = tuple[Row, ...]
+
+
+def same(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """Linear in every entry: each result is like its operand."""
+    return [value.axes for value in values[: len(eqn.outvars)]]
+
+
+def broadcast_in_dim(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    shape = _integers(eqn.params["shape"])
+    rows = [plain(Plain.EVEN, size) for size in shape]
+    for axis, to in enumerate(eqn.params["broadcast_dimensions"]):
+        if values[0].shape[axis] == shape[to]:
+            rows[to] = values[0].axes[axis]
+        else:
+            reading.layers.fix(values[0].axes[axis], "`broadcast_in_dim` repeats its one neuron")
+    return [tuple(rows)]
+
+
+def transpose(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    return [tuple(values[0].axes[axis] for axis in eqn.params["permutation"])]
+
+
+def squeeze(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    gone = {axis % len(values[0].shape) for axis in eqn.params["dimensions"]}
+    for axis in gone:
+        reading.layers.fix_output(values[0].axes[axis], "`squeeze` takes its axis away")
+    return [tuple(row for axis, row in enumerate(values[0].axes) if axis not in gone)]
+
+
+def rev(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    rows, shape = list(values[0].axes), values[0].shape
+    for axis in eqn.params["dimensions"]:
+        rows[axis] = reading.give_up(rows[axis], shape[axis], "`rev` turns the order of its neurons round")
+    return [tuple(rows)]
+
+
+def iota(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    along = eqn.params["dimension"]
+    shape = eqn.outvars[0].aval.shape
+    return [tuple(plain(Plain.FREE if axis == along else Plain.EVEN, size) for axis, size in enumerate(shape))]
+
+
+def slice_(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    starts, limits = (_integers(eqn.params[f"{end}_indices"]) for end in ("start", "limit"))
+    strides = _integers(eqn.params["strides"] or (1,) * len(starts))
+    rows = []
+    for row, size, start, limit, stride in zip(values[0].axes, values[0].shape, starts, limits, strides, strict=True):
+        if stride != 1:
+            rows.append(reading.give_up(row, -(-(limit - start) // stride), "`slice` takes every so many-th neuron"))
+        elif (start, limit) == (0, size):
+            rows.append(row)
+        else:
+            sizes = (start, limit - start, size - limit)
+            rows.append(reading.layers.divide(row, sizes, "`slice` cuts through it")[1])
+    return [tuple(rows)]
+
+
+def split(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    axis, sizes = eqn.params["axis"], _integers(eqn.params["sizes"])
+    axes = values[0].axes
+    pieces = reading.layers.divide(axes[axis], sizes, "`split` cuts through it")
+    return [(*axes[:axis], piece, *axes[axis + 1 :]) for piece in pieces]
+
+
+def dynamic_slice(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    sizes = _integers(eqn.params["slice_sizes"])
+    entries = zip(values[0].axes, values[0].shape, sizes, strict=True)
+    reason = "`dynamic_slice` takes some of its neurons"
+    return [tuple(row if size == taken else reading.give_up(row, taken, reason) for row, size, taken in entries)]
+
+
+def gather(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] | None:
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    operand, indices = values
+    fill = eqn.params["fill_value"]
+    layers = [s.layer for row in indices.axes for s in reading.layers.resolve(row)]
+    moving = any(isinstance(layer, int) and layer not in reading.layers.fixed for layer in layers)
+    # A number that is filled in would not be scaled with the neurons; NaN, the usual one, is no number.
+    if moving or numbers.operand_batching_dims or (fill is not None and not np.isnan(fill)):
+        return None
+    shape = eqn.outvars[0].aval.shape
+    rows = [plain(Plain.FREE, size) for size in shape]
+    offsets = iter(numbers.offset_dims)
+    for axis, (row, size) in enumerate(zip(operand.axes, operand.shape, strict=True)):
+        whole = sizes[axis] == size and axis not in numbers.start_index_map
+        if axis in numbers.collapsed_slice_dims:
+            reading.layers.fix(row, "`gather` takes some of its neurons")
+        else:
+            to = next(offsets)
+            if whole:
+                rows[to] = row
+            else:
+                reading.layers.fix(row, "`gather` takes some of its neurons")
+    return [tuple(rows)]
+
+
+def concatenate(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    along = eqn.params["dimension"]
+    rows: list[Row] = []
+    for axis in range(len(values[0].shape)):
+        if axis == along:
+            rows.append(tuple(segment for value in values for segment in value.rows[axis]))
+            continue
+        met = values[0].rows[axis]
+        for value in values[1:]:
+            met = reading.layers.meet(met, value.rows[axis], "`concatenate` puts it beside numbers that differ")
+        rows.append(_alike(reading, met, "concatenate"))
+    return [tuple(rows)]
+
+
+def pad(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    kind = Plain.ZERO if values[1].constant == 0 else Plain.EVEN
+    margins = [_integers(three) for three in eqn.params["padding_config"]]
+    rows = []
+    for row, size, (low, high, inner) in zip(values[0].axes, values[0].shape, margins, strict=True):
+        if kind is Plain.EVEN:  # a number other than 0 stands beside the neurons, and scales with none
+            reading.keep_still(row, "pad")
+        if inner or min(low, high) < 0:
+            grown = size + low + high + inner * max(0, size - 1)
+            reading.layers.fix(row, "`pad` takes its neurons apart")
+            rows.append(plain(Plain.FREE, grown))
+        else:
+            before, behind = (plain(kind, margin) if margin else () for margin in (low, high))
+            rows.append((*before, *row, *behind))
+    return [tuple(rows)]
+
+
+def reshape(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] | None:
+    """Channels fastest: axes that are merged end in the neurons, and what is split off has all of them."""
+    shape = _integers(eqn.params["new_sizes"])
+    if eqn.params["dimensions"] is not None or 0 in shape:
+        return None
+    if values[0].shape == shape:
+        return [values[0].axes]
+    old, new = ([axis for axis, size in enumerate(sizes) if size != 1] for sizes in (values[0].shape, shape))
+    rows = _single_neurons(reading, values[0], shape)
+    for before, behind in _groups([values[0].shape[i] for i in old], [shape[i] for i in new]):
+        sizes = [shape[new[i]] for i in behind]
+        row = _merge(reading, [values[0].axes[old[i]] for i in before], [values[0].shape[old[i]] for i in before])
+        for i, part in zip(behind, _unmerge(reading, row, sizes), strict=True):
+            rows[new[i]] = part
+    return [tuple(rows)]
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _integers(numbers: Iterable[Any]) -> tuple[int, ...]:
+    """Of Python, which an equation's parameters need not be."""
+    return tuple(int(number) for number in numbers)
+
+
+def _alike(reading: Reading, met: Row, operation: str) -> Row:
+    """An axis along which several values lie side by side and follow every rescaling alike."""
+    row = []
+    for segment in met:
+        result = reading.unknown()
+        for degree in segment.degrees:
+            reading.relate(segment, [(1, degree), (-1, result)], operation, SCALED)
+        row.append(Segment(segment.layer, segment.repeat, (None if isinstance(segment.layer, Plain) else result,)))
+    return tuple(row)
+
+
+def _single_neurons(reading: Reading, value: Value, shape: Sequence[int]) -> list[Row]:
+    """The axes of a reshaped value as far as they have one entry: each from the one at the same place, if any.
+
+    Any other place would do too: a layer of one neuron along an axis says how the whole value scales.
+    """
+    rows = [plain(Plain.EVEN, size) for size in shape]
+    places = [(math.prod(shape[:axis]), axis) for axis, size in enumerate(shape) if size == 1]
+    for axis in reversed(range(len(value.shape))):
+        if value.shape[axis] != 1:
+            continue
+        here = [place for place in places if place[0] == math.prod(value.shape[:axis])]
+        if here:
+            places.remove(here[-1])
+            rows[here[-1][1]] = value.axes[axis]
+        else:
+            reading.layers.fix_output(value.axes[axis], "`reshape` takes its axis away")
+    return rows
+
+
+def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of old and of new axes that hold the same entries."""
+    groups: list[tuple[list[int], list[int]]] = []
+    before: list[int] = []
+    behind: list[int] = []
+    a = b = 1
+    left, right = iter(enumerate(old)), iter(enumerate(new))
+    while True:
+        if a == b and before:
+            groups.append((before, behind))
+            before, behind, a, b = [], [], 1, 1
+        side = left if a <= b else right
+        index, size = next(side, (None, 1))
+        if index is None:
+            break
+        if side is left:
+            before, a = [*before, index], a * size
+        else:
+            behind, b = [*behind, index], b * size
+    return groups
+
+
+def _merge(reading: Reading, rows: Sequence[Row], sizes: Sequence[int]) -> Row:
+    """Several axes as one, the last fastest."""
+    if len(rows) == 1:
+        return rows[0]
+    for row in rows[:-1]:
+        reading.layers.fix(row, "`reshape` merges its axis, and its neurons are not fastest there")
+    last = reading.layers.resolve(rows[-1])
+    every = [segment for row in (*rows[:-1], last) for segment in reading.layers.resolve(row)]
+    if any(isinstance(s.layer, int) and s.layer not in reading.layers.inputs for s in last):
+        times = math.prod(sizes[:-1])
+        return reading.layers.resolve(
+            (last[0]._replace(repeat=last[0].repeat * times),) if len(last) == 1 else last * times
+        )
+    if all(segment.layer in (Plain.EVEN, Plain.ZERO) for segment in every) and len(every) == len(rows):
+        return plain(Plain.EVEN, math.prod(sizes))
+    return reading.give_up(tuple(every), math.prod(sizes), "`reshape` merges inputs")
+
+
+def _unmerge(reading: Reading, row: Row, sizes: Sequence[int]) -> list[Row]:
+    """One axis as several of these sizes, the last fastest."""
+    if len(sizes) == 1:
+        return [row]
+    layers, row = reading.layers, reading.layers.resolve(row)
+    lead = [plain(Plain.FREE, size) for size in sizes[:-1]]
+    if all(isinstance(segment.layer, Plain) for segment in row):
+        even = len(row) == 1 and row[0].layer is not Plain.FREE
+        return [plain(Plain.EVEN if even else Plain.FREE, size) for size in sizes]
+    if len(row) == 1 and isinstance(row[0].layer, int) and sizes[-1] % layers.width(row[0].layer) == 0:
+        return [*lead, (row[0]._replace(repeat=sizes[-1] // layers.width(row[0].layer)),)]
+    whole = math.prod(sizes[:-1])
+    if len(row) % whole == 0:
+        period = row[: len(row) // whole]
+        if row == period * whole and sum(layers.size(segment) for segment in period) == sizes[-1]:
+            return [*lead, period]
+    return [*lead, reading.give_up(row, sizes[-1], "`reshape` splits its axis")]

@@ -1,0 +1,161 @@
+"""CIFAR-10 as its authors publish it: the archives for Python and for binary readers, packed or unpacked.
+
+Both formats stand on https://www.cs.toronto.edu/~kriz/cifar.html (Krizhevsky 2009). The files for Python are pickles,
+which are read here without running what they name.
+"""
+
+import os
+import tarfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jax_scalegmn.io import _inert_pickle
+
+_PARTS = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
+_FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-bin")
+_SUFFIXES = {"": "for Python", ".bin": "binary"}
+_SHAPE = (3, 32, 32)
+_PIXELS = 3 * 32 * 32
+
+
+def holds_cifar(path: Path) -> bool:
+    """Whether this is a tar archive, or a folder with files of CIFAR-10 or with the folder that its archive unpacks."""
+    if path.is_file():
+        return tarfile.is_tarfile(path)
+    return any((folder / name).is_file() for folder in _folders(path) for name in _names())
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays x_train, y_train, x_test and y_test: uint8 [images, 3, 32, 32] in red, green and blue; int32 [images].
+
+    Args:
+      path: cifar-10-python.tar.gz or cifar-10-binary.tar.gz, or a folder with the files data_batch_1 to data_batch_5
+        and test_batch (each with the ending .bin in the binary version) or with cifar-10-batches-py or -bin.
+
+    Raises:
+      FileNotFoundError: if one of the six files is missing.
+      ValueError: if the archive or a file is damaged or foreign, or asks for code to be run.
+    """
+    path = Path(path)
+    files = _unpacked(path) if path.is_dir() else _packed(path)
+    suffix = next((suffix for suffix in _SUFFIXES if f"data_batch_1{suffix}" in files), None)
+    expected = [f"{name}{suffix or ''}" for names in _PARTS.values() for name in names]
+    missing = [name for name in expected if name not in files]
+    if missing:
+        raise FileNotFoundError(
+            f"{path}: expected the files {expected} of CIFAR-10 there, got none named {missing}. Get the archive "
+            "again, or unpack all of it."
+        )
+    arrays = {}
+    for part, names in _PARTS.items():
+        batches = [_batch(f"{path}: {name}{suffix}", files[f"{name}{suffix}"], suffix or "") for name in names]
+        arrays[f"x_{part}"], arrays[f"y_{part}"] = (np.concatenate(rows) for rows in zip(*batches, strict=True))
+    return arrays
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _names() -> list[str]:
+    return [f"{name}{suffix}" for names in _PARTS.values() for name in names for suffix in _SUFFIXES]
+
+
+def _folders(path: Path) -> list[Path]:
+    return [path, *(path / name for name in _FOLDERS)]
+
+
+def _unpacked(path: Path) -> dict[str, bytes]:
+    folder = next(one for one in _folders(path) if any((one / name).is_file() for name in _names()))
+    return {name: (folder / name).read_bytes() for name in _names() if (folder / name).is_file()}
+
+
+def _packed(path: Path) -> dict[str, bytes]:
+    try:
+        files = {}
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = member.name.rpartition("/")[-1]
+                if name in _names() and member.isfile() and (content := archive.extractfile(member)):
+                    files[name] = content.read()
+        return files
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: expected an archive of CIFAR-10, got one that cannot be read ({error}). It is truncated or "
+            "damaged: get it again."
+        ) from error
+
+
+def _batch(name: str, content: bytes, suffix: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of one file."""
+    try:
+        x, y = _from_records(content) if suffix else _from_pickle(content)
+    except Exception as error:  # a damaged or hostile pickle can fail anywhere
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(
+            f"{name}: expected images and labels of CIFAR-10, {_SUFFIXES[suffix]}; {reason}. It is truncated or "
+            "foreign: get the archive again."
+        ) from error
+    if len(x) == 0 or y.min() < 0 or y.max() > 9:
+        raise ValueError(f"{name}: {len(x)} images with labels {np.unique(y)[:12]}; expected labels 0..9, as CIFAR-10.")
+    return x.reshape(-1, *_SHAPE), y.astype(np.int32)
+
+
+def _from_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """One byte of label and 3,072 of pixels for every image."""
+    if len(content) % (1 + _PIXELS):
+        raise ValueError(f"its {len(content)} bytes are no multiple of {1 + _PIXELS}")
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + _PIXELS)
+    return rows[:, 1:], rows[:, 0]
+
+
+def _from_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    batch = _inert_pickle.load(content, _find, encoding="latin1")
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"it holds a {type(batch).__name__}, no dict")
+    batch = {name.decode() if isinstance(name, bytes) else name: value for name, value in batch.items()}
+    pixels, labels = batch.get("data"), batch.get("labels")
+    if not isinstance(pixels, _Pickled) or not isinstance(labels, list):
+        raise ValueError(f"it holds {sorted(map(str, batch))}, expected an array under 'data', a list under 'labels'")
+    if not all(type(label) is int for label in labels):
+        raise ValueError("its labels are no integers")
+    x = pixels.array()
+    if x.shape != (len(labels), _PIXELS):
+        raise ValueError(f"its data has shape {x.shape}, expected {(len(labels), _PIXELS)} for {len(labels)} labels")
+    return x, np.array(labels)
+
+
+class _Pickled:
+    """A NumPy array, or its dtype, as a pickle describes it."""
+
+    state: tuple[Any, ...] = ()
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def array(self) -> np.ndarray:
+        """The entries of an array of unsigned bytes."""
+        _, shape, dtype, fortran, raw = self.state
+        if getattr(dtype, "name", None) not in ("u1", "uint8"):
+            raise ValueError("its data is no array of unsigned bytes")
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw
+        return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+def _find(module: str, name: str) -> Any:
+    match module, name:
+        case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
+            return lambda *_: _Pickled()
+        case "numpy", "ndarray":
+            return name
+        case "numpy", "dtype":
+            return lambda dtype, *_: _Pickled(dtype)
+        case "_codecs", "encode":  # how Python 3 writes bytes for Python 2
+            return lambda text, _: text.encode("latin1")
+    raise ValueError(f"it asks for {module}.{name}, which is refused: only arrays and labels are read")

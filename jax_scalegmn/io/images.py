@@ -1,0 +1,150 @@
+"""Labelled gray images, from scikit-learn or from files that the user has: nothing is downloaded."""
+
+import gzip
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jax_scalegmn.io import _cifar
+
+# The arrays of a data set, with the IDX file that holds each and the number of its axes.
+_ARRAYS = {
+    "x_train": ("train-images", 3),
+    "y_train": ("train-labels", 1),
+    "x_test": ("t10k-images", 3),
+    "y_test": ("t10k-labels", 1),
+}
+
+
+class Images(NamedTuple):
+    """Labelled gray images.
+
+    Attributes:
+      images: float32 in [0, 1], [images, height, width].
+      labels: the class of each image, int32 [images].
+    """
+
+    images: Float[np.ndarray, "images height width"]
+    labels: Int[np.ndarray, " images"]
+
+
+def digits() -> Images:
+    """The 1797 handwritten digits of 8 x 8 pixels that scikit-learn ships (Alpaydin and Kaynak 1998, UCI).
+
+    Raises:
+      ImportError: without scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError('images.digits needs scikit-learn: pip install "jax_scalegmn[experiments]".') from error
+    pixels, labels = load_digits(return_X_y=True)
+    return Images((pixels.reshape(-1, 8, 8) / 16).astype(np.float32), labels.astype(np.int32))
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Images, Images]:
+    """The official train and test parts of a data set of gray images, each in its order; pixels 0..255 become [0, 1].
+
+    Args:
+      path: an npz file with x_train and x_test, uint8 [images, height, width], and y_train and y_test, integers
+        [images]; or a folder with the four IDX files of MNIST or Fashion-MNIST (train-images-idx3-ubyte, ...; also
+        train-images.idx3-ubyte), plain or gzipped, the plain file where both are there; or CIFAR-10, as
+        `cifar_files.read` takes it, whose gray is the mean of the three channels (arXiv 2511.12601).
+
+    Raises:
+      FileNotFoundError: if there is no such file, or the folder lacks one.
+      ValueError: if a file is truncated, foreign or of another shape or dtype.
+    """
+    path = Path(path)
+    if (path.is_dir() or path.is_file()) and _cifar.holds_cifar(path):
+        colours = _cifar.read(path)
+        return _gray(colours, "train"), _gray(colours, "test")
+    if path.is_dir():
+        arrays = {name: _read_idx(_find_idx(path, stem, axes), axes) for name, (stem, axes) in _ARRAYS.items()}
+    elif path.is_file():
+        arrays = _read_npz(path)
+    else:
+        raise FileNotFoundError(
+            f"{path}: nothing there. Expected an npz file with {', '.join(_ARRAYS)}, a folder with the IDX files of "
+            "MNIST or Fashion-MNIST, or an archive of CIFAR-10."
+        )
+    return _images(path, arrays, "train"), _images(path, arrays, "test")
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: expected an npz file, got no zip archive. It is truncated or foreign: get it again.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in _ARRAYS if name in file.files}
+    except Exception as error:  # a damaged archive can fail anywhere in zipfile, zlib or NumPy
+        raise ValueError(
+            f"{path}: expected an npz file of plain arrays, got one that cannot be read ({error}). It is damaged, or "
+            "holds pickled objects: get it again, or save it with numpy.savez from uint8 arrays."
+        ) from error
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise ValueError(f"{path}: expected the arrays {list(_ARRAYS)}, got none named {missing}. Add or rename them.")
+    return arrays
+
+
+def _find_idx(folder: Path, stem: str, axes: int) -> Path:
+    names = [f"{stem}{dot}idx{axes}-ubyte{suffix}" for suffix in ("", ".gz") for dot in ("-", ".")]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder}: expected one of {names} there, got none. Put all four IDX files into it.")
+
+
+def _read_idx(path: Path, axes: int) -> np.ndarray:
+    """An IDX file of unsigned bytes: its magic number, its sizes (big-endian), its entries."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}: expected a gzip file, got one that cannot be read ({error}). It is truncated or foreign: get it "
+            "again."
+        ) from error
+    magic, start = bytes((0, 0, 8, axes)), 4 + 4 * axes
+    if content[:4] != magic or len(content) < start:
+        raise ValueError(
+            f"{path}: expected the magic number 0x{magic.hex()} (unsigned bytes, {axes} axes) and {axes} sizes, got "
+            f"0x{content[:4].hex()} and {len(content)} bytes in all. It is truncated or another file: get it again."
+        )
+    shape = struct.unpack(f">{axes}I", content[4:start])
+    if len(content) - start != math.prod(shape):
+        raise ValueError(
+            f"{path}: expected {math.prod(shape)} entries for shape {shape}, got {len(content) - start}. It is "
+            "truncated or foreign: get it again."
+        )
+    return np.frombuffer(content[start:], np.uint8).reshape(shape)
+
+
+def _gray(colours: Mapping[str, np.ndarray], part: str) -> Images:
+    return Images(colours[f"x_{part}"].mean(1, dtype=np.float32) / 255, colours[f"y_{part}"])
+
+
+def _images(path: Path, arrays: Mapping[str, np.ndarray], part: str) -> Images:
+    x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    if x.dtype != np.uint8 or x.ndim != 3 or x.size == 0:
+        raise ValueError(
+            f"{path}: x_{part} is {x.dtype} {x.shape}, expected uint8 [images, height, width] and at least one pixel. "
+            "Convert colours to gray, and [0, 1] to 0..255."
+        )
+    if not np.issubdtype(y.dtype, np.integer) or y.shape != x.shape[:1]:
+        raise ValueError(
+            f"{path}: y_{part} is {y.dtype} {y.shape}, expected integers {x.shape[:1]}, one for each image of "
+            f"x_{part}. The files belong to different sets, or the labels are one-hot: use their argmax."
+        )
+    return Images(x.astype(np.float32) / 255, y.astype(np.int32))

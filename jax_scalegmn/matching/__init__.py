@@ -1,0 +1,48 @@
+"""Matchers: from two or more networks to the group elements that align them."""
+
+from jax_scalegmn.matching import assignment
+from jax_scalegmn.matching._activations import activation_matching
+from jax_scalegmn.matching._differentiable import sinkhorn_matching, straight_through_matching
+from jax_scalegmn.matching._frames import (
+    Consistency,
+    Frame,
+    Reference,
+    align_all,
+    align_to,
+    cycle_consistency,
+    pairwise,
+    relative,
+)
+from jax_scalegmn.matching._weights import (
+    Matching,
+    Start,
+    align,
+    canonical_matching,
+    orbit_distance,
+    similarity,
+    unmatched,
+    weight_matching,
+)
+
+__all__ = [
+    "Consistency",
+    "Frame",
+    "Matching",
+    "Reference",
+    "Start",
+    "activation_matching",
+    "align",
+    "align_all",
+    "align_to",
+    "assignment",
+    "canonical_matching",
+    "cycle_consistency",
+    "orbit_distance",
+    "pairwise",
+    "relative",
+    "similarity",
+    "sinkhorn_matching",
+    "straight_through_matching",
+    "unmatched",
+    "weight_matching",
+]

@@ -1,0 +1,19 @@
+"""Merges several networks into one: paths, averages, soups, REPAIR and task vectors."""
+
+from jax_scalegmn.merge._paths import average, greedy_soup, lerp, piecewise, slerp, soup
+from jax_scalegmn.merge._repair import repair, reset_batch_norm
+from jax_scalegmn.merge._task_vectors import task_arithmetic, task_vector, ties
+
+__all__ = [
+    "average",
+    "greedy_soup",
+    "lerp",
+    "piecewise",
+    "repair",
+    "reset_batch_norm",
+    "slerp",
+    "soup",
+    "task_arithmetic",
+    "task_vector",
+    "ties",
+]

@@ -1,0 +1,32 @@
+"""The symmetry group of an architecture: its elements, how they act on params, and normal forms of an orbit."""
+
+from jax_scalegmn.symmetry import canonical
+from jax_scalegmn.symmetry._elements import (
+    Element,
+    act,
+    act_on_axis,
+    act_on_others,
+    check,
+    compose,
+    identity,
+    inverse,
+    orbit,
+    random,
+)
+from jax_scalegmn.symmetry._gauge import balance, balanced
+
+__all__ = [
+    "Element",
+    "act",
+    "act_on_axis",
+    "act_on_others",
+    "balance",
+    "balanced",
+    "canonical",
+    "check",
+    "compose",
+    "identity",
+    "inverse",
+    "orbit",
+    "random",
+]

@@ -1,0 +1,464 @@
+"""The Small CNN Zoo, one matrix with two tables (Unterthiner et al. 2020, arXiv 2002.11448), read and written.
+
+Nothing is downloaded, and no file can run code.
+"""
+
+import csv
+import gzip
+import itertools
+import math
+import os
+import random
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_scalegmn import architecture
+from jax_scalegmn.architecture import Architecture, Conv
+from jax_scalegmn.zoo import _populations
+
+_FILES = {"weights": "weights.npy", "metrics": "metrics.csv.gz", "layout": "layout.csv"}
+_LAYOUT = ("varname", "start_idx", "end_idx", "size", "shape")
+_ACTIVATION = "config.activation"
+_CHUNK = 4096  # rows held at once while a file is gone through
+
+
+def load(
+    files: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    *,
+    activation: str,
+    part: str | None = None,
+    step: int | None = 86,
+    index_file: str | os.PathLike[str] | None = None,
+    finite_only: bool = False,
+) -> _populations.Zoo:
+    """The networks of one activation in the Small CNN Zoo (Unterthiner et al. 2020, arXiv 2002.11448).
+
+    A convolution of the zoo has strides 2 and no padding, global mean pooling leads to the dense head; channels,
+    kernels and outputs follow from layout.csv, published (1, 16, 16, 16) to 10. Parts are those of arXiv 2302.14040
+    and 2406.10685: the rows in the order of the index file, of these the ones of `step`; the second half is for
+    testing, the first is shuffled by random.Random(0) and divided 80 to 20 into training and validation; only then
+    the other activations are left out. The published index files begin with a line 0, which is a header: it counts
+    in this division, as published, and its network is not read twice.
+
+    Args:
+      files: the folder with weights.npy [rows, numbers of a network], metrics.csv.gz (one line a row, with the column
+        config.activation) and layout.csv; or the paths of "weights", "metrics" and "layout".
+      activation: of the networks, like "relu" or "tanh".
+      part: "train", "validation" or "test"; None for all.
+      step: the epoch after which the networks were saved, by the column step; None for all, so that the parts hold one
+        network at different epochs.
+      index_file: the rows in another order, one number a line, like the published cifar10_split.csv.
+      finite_only: leave out networks with a NaN or an infinity; parts are divided before that.
+
+    Returns:
+      The zoo, its records the columns of numbers and of truth values (int64, float64, bool; empty cells are NaN), its
+      settings source, part, activation, step and left_out, the number of networks that `finite_only` left out. Only
+      their rows of weights.npy are read.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file is damaged or foreign, holds Python objects, or does not fit the others; if no network has
+        that step and activation, or one has a NaN and `finite_only` is not set.
+    """
+    if part not in (None, "train", "validation", "test"):
+        raise ValueError(f"part is {part!r}; expected 'train', 'validation', 'test' or None.")
+    paths = _paths(files)
+    weights = _open_weights(paths["weights"])
+    arch, slots = _read_layout(paths["layout"], weights.shape[1], activation)
+    activations, metrics = _read_metrics(paths["metrics"], required=[] if step is None else ["step"])
+    if len(activations) != len(weights):
+        raise ValueError(
+            f"{paths['metrics']} has {len(activations)} rows, {paths['weights']} {len(weights)}: row "
+            f"{min(len(activations), len(weights))} is missing in one of them. They are of different zoos, or one is "
+            "truncated: get both again."
+        )
+    rows = np.arange(len(weights)) if index_file is None else _read_index(Path(index_file), len(weights))
+    heading = len(rows) > len(weights)  # rows[0] stands for a header
+    places = np.arange(len(rows))
+    if step is not None:
+        places = places[metrics["step"][rows] == step]
+        if not len(places):
+            present = sorted(set(metrics["step"].tolist()))
+            raise ValueError(
+                f"{paths['metrics']}: no row has step {step}; steps are {present}. Pass one of them, or None."
+            )
+    present = sorted(set(activations[rows[places]].tolist()))
+    if activation not in present:
+        raise ValueError(
+            f"{paths['metrics']}: no row has the activation {activation!r}; there are {present}. Pass one."
+        )
+    if part is not None:
+        places = places[_published_part(len(places), part)]
+    if heading:
+        places = places[places > 0]
+    rows = rows[places]
+    rows = rows[activations[rows] == activation]
+    matrix, finite = _read_rows(weights, rows)
+    if not finite.all() and not finite_only:
+        raise ValueError(
+            f"{paths['weights']}: {int((~finite).sum())} of {len(rows)} networks have a NaN or an infinity, the first "
+            f"in row {int(rows[~finite].min())}. Their training diverged: pass finite_only=True to leave them out."
+        )
+    if not finite.any():
+        raise ValueError(
+            f"{paths['weights']}: none of {len(rows)} networks with activation {activation!r}, step {step} and part "
+            f"{part!r} is left; expected one or more. Choose another part, or a larger zoo."
+        )
+    matrix, rows = (matrix, rows) if finite.all() else (matrix[finite], rows[finite])
+    values = [jnp.asarray(matrix[:, slot.start : slot.end].reshape(-1, *slot.shape)) for slot in slots]
+    settings = {
+        "source": str(paths["weights"].parent),
+        "part": part,
+        "activation": activation,
+        "step": step,
+        "left_out": int((~finite).sum()),
+    }
+    records = {name: column[rows] for name, column in metrics.items()}
+    return _populations.Zoo(arch, architecture.pack(arch, values), records, settings)
+
+
+def save(folder: str | os.PathLike[str], cnns: _populations.Zoo, *, overwrite: bool = False) -> None:
+    """Writes a zoo of CNNs as the three files of the Small CNN Zoo, from which `load` reads the same bits.
+
+    The records become columns, the settings are not written. A zoo without the record step is read with step=None.
+    A write that fails leaves what was there, or no weights.npy, and so no zoo that could be read.
+
+    Args:
+      folder: where weights.npy, metrics.csv.gz and layout.csv are written.
+      cnns: networks of an `architecture.cnn` with strides 2, no padding and global mean pooling.
+      overwrite: replace such files that are there.
+
+    Raises:
+      FileExistsError: if there is one of the files and `overwrite` is not set.
+      ValueError: if the format has no place for the architecture, a record or the precision.
+    """
+    folder = Path(folder)
+    activation = _cnn_activation(cnns.arch)
+    columns = _columns(cnns, activation)
+    layers = list(dict.fromkeys(parameter.path[0] for parameter in cnns.arch.parameters))
+    flat, lines, start = [], [], 0
+    for layer in layers:
+        for kind in ("bias", "kernel"):
+            value = np.asarray(cnns.params[layer][kind])
+            size = math.prod(value.shape[1:])
+            lines.append([f"{_tf_name(layer)}/{kind}:0", start, start + size, size, str(value.shape[1:])])
+            flat.append(value.reshape(len(value), -1))
+            start += size
+    dtypes = sorted({str(value.dtype) for value in flat})
+    if len(dtypes) != 1 or dtypes[0] not in ("float16", "float32", "float64"):
+        raise ValueError(
+            f"zoo.params are {', '.join(dtypes)}; expected float16, float32 or float64 throughout, since a matrix of "
+            "weights.npy has one precision. Convert them."
+        )
+    present = [name for name in _FILES.values() if (folder / name).exists()]
+    if present and not overwrite:
+        raise FileExistsError(f"{folder}: expected none of a zoo's files, got {present}. Pass overwrite=True.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        written = {kind: Path(scratch) / name for kind, name in _FILES.items()}
+        np.save(written["weights"], np.concatenate(flat, axis=1), allow_pickle=False)
+        with written["layout"].open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([_LAYOUT, *lines])
+        with gzip.open(written["metrics"], "wt", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(columns)
+            table.writerows(zip(*columns.values(), strict=True))
+        # Until the new weights are there no old ones are: half of two zoos is never taken for one.
+        (folder / _FILES["weights"]).unlink(missing_ok=True)
+        for kind in ("layout", "metrics", "weights"):
+            os.replace(written[kind], folder / _FILES[kind])
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+class _Slot(NamedTuple):
+    """Where a parameter stands in a row of the matrix."""
+
+    start: int
+    end: int
+    shape: tuple[int, ...]
+
+
+def _paths(files: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]) -> dict[str, Path]:
+    if isinstance(files, Mapping):
+        if set(files) != set(_FILES):
+            raise ValueError(f"files are {sorted(files)}; expected the paths of {sorted(_FILES)}.")
+        paths = {kind: Path(path) for kind, path in files.items()}
+    else:
+        paths = {kind: Path(files) / name for kind, name in _FILES.items()}
+    for kind, path in paths.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no file there; expected the {kind} of a zoo. Unpack the archive into it.")
+    return paths
+
+
+def _open_weights(path: Path) -> np.ndarray:
+    """The matrix, of which nothing is read yet."""
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged or hostile file can fail anywhere in NumPy
+        raise ValueError(
+            f"{path}: expected an npy file of plain numbers, got one that cannot be read ({error}). It is truncated, "
+            "foreign, or holds Python objects, which are refused: get it again."
+        ) from error
+    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
+        got = f"{matrix.dtype} {matrix.shape}" if isinstance(matrix, np.ndarray) else "several arrays"
+        raise ValueError(f"{path}: expected floating-point numbers [networks, numbers of one], got {got}.")
+    return matrix
+
+
+def _table(path: Path, required: Sequence[str]) -> Iterator[list[str]]:
+    """The header of a CSV file, plain or gzipped, and its rows, all as long as the header."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8", newline="") as file:
+            table = csv.reader(file)
+            header = next(table, [])
+            missing = [name for name in required if name not in header]
+            repeated = sorted({name for name in header if name and header.count(name) > 1})
+            if missing or repeated:
+                raise ValueError(
+                    f"{path}: expected the columns {list(required)}, each name once; missing are {missing}, repeated "
+                    f"{repeated}, got {header}. Get the file again."
+                )
+            yield header
+            for row in table:
+                if row and len(row) != len(header):
+                    raise ValueError(
+                        f"{path}: line {table.line_num} has {len(row)} cells, the header {len(header)}. The file is "
+                        "damaged: get it again."
+                    )
+                if row:
+                    yield row
+    except (EOFError, UnicodeDecodeError, csv.Error, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}: expected a CSV file{' in gzip' * (path.suffix == '.gz')}, got one that cannot be read ({error}). "
+            "It is truncated or foreign: get it again."
+        ) from error
+
+
+def _read_metrics(path: Path, required: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The activation of every row, and the columns of numbers."""
+    table = _table(path, [_ACTIVATION, *required])
+    header = next(table)
+    activations: list[str] = []
+    # A column without a name is the row number that pandas writes.
+    chunks: dict[str, list[np.ndarray]] = {name: [] for name in header if name not in ("", _ACTIVATION)}
+    while rows := list(itertools.islice(table, _CHUNK)):
+        for name, cells in zip(header, zip(*rows, strict=True), strict=True):
+            if name == _ACTIVATION:
+                activations += cells
+            elif name in chunks:
+                numbers = _numbers(cells)
+                if numbers is not None:
+                    chunks[name].append(numbers)
+                elif name in required:
+                    raise ValueError(
+                        f"{path}: expected numbers in column {name!r}, got also others. Get the file again."
+                    )
+                else:
+                    del chunks[name]
+    if not activations:
+        raise ValueError(f"{path}: expected a row for every network, got the header alone. Get the file again.")
+    return np.array(activations), {name: np.concatenate(arrays) for name, arrays in chunks.items()}
+
+
+def _numbers(cells: Sequence[str]) -> np.ndarray | None:
+    """Cells as truth values, whole numbers or numbers, in this order; None if some are neither."""
+    if set(cells) <= {"True", "False"}:
+        return np.array([cell == "True" for cell in cells])
+    cells = [cell or "nan" for cell in cells]
+    for dtype in (np.int64, np.float64):
+        try:
+            return np.array(cells, dtype)
+        except (ValueError, OverflowError):
+            continue
+    return None
+
+
+def _read_index(path: Path, count: int) -> np.ndarray:
+    """The order of the rows, [count], or [count + 1] where the first line is a header 0."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no file there; expected the numbers of all rows, one a line.")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    numbers = [(number, line) for number, line in enumerate(lines, 1) if line]
+    if numbers and not re.fullmatch(r"-?\d+", numbers[0][1]):
+        del numbers[0]  # a header
+    for number, line in numbers:
+        if not re.fullmatch(r"\d{1,18}", line) or int(line) >= count:
+            raise ValueError(
+                f"{path}: line {number} is {line[:100]!r}; expected one of the rows 0..{count - 1}. The file is of "
+                "another zoo, or damaged."
+            )
+    rows = np.array([int(line) for _, line in numbers], np.int64)
+    heading = int(len(rows) == count + 1 and rows[0] == 0)
+    if len(rows) - heading != count:
+        raise ValueError(
+            f"{path} has {len(rows)} rows, the zoo {count}: line {min(len(rows), count) + 1} is missing or too many. "
+            "It is of another zoo: take the one of this data set."
+        )
+    times = np.bincount(rows[heading:], minlength=count)
+    if times.max() > 1:
+        raise ValueError(
+            f"{path}: row {int(times.argmax())} stands there {int(times.max())} times, row {int(times.argmin())} not "
+            "at all; expected each row once. The file is damaged."
+        )
+    return rows
+
+
+def _published_part(count: int, part: str) -> np.ndarray:
+    """Which of `count` networks are in a part (arXiv 2302.14040's published code)."""
+    first_half = list(range(int(0.5 * count)))
+    if part == "test":
+        return np.arange(len(first_half), count)
+    random.Random(0).shuffle(first_half)
+    end = int(0.8 * len(first_half))
+    return np.array(first_half[:end] if part == "train" else first_half[end:], np.int64)
+
+
+def _read_rows(weights: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows of the matrix in JAX's precision, and which are finite."""
+    matrix = np.empty((len(rows), weights.shape[1]), jax.dtypes.canonicalize_dtype(weights.dtype.newbyteorder("=")))
+    finite = np.empty(len(rows), bool)
+    ascending = np.argsort(rows)  # the order of the file, which is read front to back
+    for start in range(0, len(rows), _CHUNK):
+        chunk = ascending[start : start + _CHUNK]
+        with np.errstate(over="ignore"):  # too large for JAX's precision is infinite, and refused as that
+            matrix[chunk] = weights[rows[chunk]]
+        finite[chunk] = np.isfinite(matrix[chunk]).all(axis=1)
+    return matrix, finite
+
+
+def _read_layout(path: Path, width: int, activation: str) -> tuple[Architecture, list[_Slot]]:
+    """The architecture, and where its parameters stand, in their order."""
+    table = _table(path, _LAYOUT)
+    header = next(table)
+    slots: dict[tuple[str, int, str], _Slot] = {}
+    for row in table:
+        cells = dict(zip(header, row, strict=True))
+        name = cells["varname"]
+        found = re.fullmatch(r"(?:.*/)?(conv2d|dense)(?:_(\d{1,9}))?/(kernel|bias)(?::\d+)?", name)
+        if not found:
+            raise ValueError(
+                f"{path}: variable {name!r} is none of a CNN; expected names like 'sequential/conv2d_1/kernel:0' and "
+                "'sequential/dense/bias:0'. Other layers are not read."
+            )
+        key = found[1], int(found[2] or 0), found[3]
+        if key in slots:
+            raise ValueError(f"{path}: variable {name!r} stands there twice; expected every one once.")
+        slots[key] = _slot(path, cells)
+    end = 0
+    for slot in sorted(slots.values()):
+        if slot.start != end:
+            fault = "overlap" if slot.start < end else "leave a gap"
+            raise ValueError(
+                f"{path}: the variables {fault} at column {min(slot.start, end)}: one ends at {end}, the next begins "
+                f"at {slot.start}. The file is damaged."
+            )
+        end = slot.end
+    if end != width:
+        raise ValueError(
+            f"{path}: the variables take {end} columns, the matrix has {width}. They are of different zoos."
+        )
+    return _cnn_of(path, slots, activation)
+
+
+def _slot(path: Path, cells: Mapping[str, str]) -> _Slot:
+    where = f"{path}: variable {cells['varname']!r}"
+    shape = cells["shape"].strip()
+    for text in (cells["start_idx"], cells["end_idx"], cells["size"]):
+        if not re.fullmatch(r"\d{1,9}", text.strip()):
+            raise ValueError(f"{where} has the index or size {text[:50]!r}; expected a whole number.")
+    if not re.fullmatch(r"\((?:[1-9]\d{0,8}, ?)*(?:[1-9]\d{0,8},?)\)", shape):
+        raise ValueError(f"{where} has the shape {shape[:50]!r}; expected one like '(3, 3, 1, 16)' or '(16,)'.")
+    sizes = tuple(int(size) for size in re.findall(r"\d+", shape))
+    start, end, size = int(cells["start_idx"]), int(cells["end_idx"]), int(cells["size"])
+    if not end - start == size == math.prod(sizes):
+        raise ValueError(
+            f"{where} begins at {start} and ends at {end}, has size {size} and shape {sizes}; expected end - start, "
+            "size and the product of the shape to be one number. The file is damaged."
+        )
+    return _Slot(start, end, sizes)
+
+
+def _cnn_of(
+    path: Path, slots: Mapping[tuple[str, int, str], _Slot], activation: str
+) -> tuple[Architecture, list[_Slot]]:
+    """The CNN whose variables have these shapes; convolutions stand in the order of their numbers."""
+    numbers = {kind: sorted({number for name, number, _ in slots if name == kind}) for kind in ("conv2d", "dense")}
+    layers = [("conv2d", number) for number in numbers["conv2d"]] + [("dense", number) for number in numbers["dense"]]
+    wanted = [(*layer, kind) for layer in layers for kind in ("kernel", "bias")]
+    missing = [f"{name}_{number}/{kind}" for name, number, kind in wanted if (name, number, kind) not in slots]
+    if missing or not numbers["conv2d"] or len(numbers["dense"]) != 1:
+        raise ValueError(
+            f"{path}: got {len(numbers['conv2d'])} convolutions and {len(numbers['dense'])} dense layers, without "
+            f"{missing}; expected convolutions and one dense layer, each with kernel and bias."
+        )
+    kernels = [slots[name, number, "kernel"].shape for name, number in layers]
+    if any(len(shape) != 4 for shape in kernels[:-1]) or len(kernels[-1]) != 2:
+        raise ValueError(
+            f"{path}: kernels have the shapes {kernels}; expected (size, size, in, out), of dense (in, out)."
+        )
+    channels = [kernels[0][2], *(shape[3] for shape in kernels[:-1])]
+    arch = architecture.cnn(
+        channels, kernels[-1][1], activation=activation, kernel_size=[shape[0] for shape in kernels[:-1]]
+    )
+    ours = {f"Conv_{row}": layer for row, layer in enumerate(layers[:-1])} | {"Dense_0": layers[-1]}
+    ordered = []
+    for parameter in arch.parameters:
+        layer, kind = parameter.path
+        slot = slots[*ours[layer], kind]
+        if slot.shape != arch.shape(parameter):
+            raise ValueError(
+                f"{path}: the {kind} of {ours[layer][0]}_{ours[layer][1]} has shape {slot.shape}; {arch.name!r} "
+                f"expects {arch.shape(parameter)}: square kernels, and global mean pooling before the dense layer."
+            )
+        ordered.append(slot)
+    return arch, ordered
+
+
+def _cnn_activation(arch: Architecture) -> str:
+    """The activation of a CNN that the format can hold."""
+    convolutions = [layer for layer in arch.layers if isinstance(layer, Conv) and layer.activation]
+    widths = [neurons.width for neurons in arch.neurons]
+    sizes = [size for p in arch.parameters if isinstance(size := p.axes[0], int)]
+    if convolutions and len(sizes) == len(widths) - 2:
+        name = convolutions[0].activation.name  # type: ignore[union-attr]
+        held = architecture.cnn(widths[:-1], widths[-1], activation=name, kernel_size=sizes)
+        if (held.parameters, held.layers) == (arch.parameters, arch.layers):
+            return name
+    raise ValueError(
+        f"{arch.name!r} has no place in a Small CNN Zoo; expected an architecture.cnn with one activation, square "
+        "kernels, strides 2, no padding and global mean pooling. Use zoo.save."
+    )
+
+
+def _columns(cnns: _populations.Zoo, activation: str) -> dict[str, list[Any]]:
+    """The table of a zoo; every cell is written so that it reads as the same number."""
+    columns: dict[str, list[Any]] = {_ACTIVATION: [activation] * len(cnns)}
+    for name, values in cnns.records.items():
+        values = np.asarray(values)
+        # What int64 and float64, as which numbers are read, hold exactly.
+        exact = np.can_cast(values.dtype, np.int64) or (values.dtype.kind == "f" and values.dtype.itemsize <= 8)
+        if values.ndim != 1 or not exact or name in ("", _ACTIVATION):
+            raise ValueError(
+                f"zoo.records[{name!r}] is {values.dtype} {values.shape}; expected one number a network, under a name "
+                f"other than '' and {_ACTIVATION!r}. Leave it out, or use zoo.save."
+            )
+        columns[name] = values.tolist()
+    return columns
+
+
+def _tf_name(layer: str) -> str:
+    kind, number = layer.split("_")
+    name = {"Conv": "conv2d", "Dense": "dense"}[kind]
+    return f"sequential/{name}" if number == "0" else f"sequential/{name}_{number}"

@@ -1,0 +1,409 @@
+"""PyTorch files are read and written without PyTorch and without running them."""
+
+import os
+import pickle
+import pickletools
+import struct
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jax_scalegmn.io import tensors
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+# --- a writer of PyTorch's format, opcode by opcode -----------------------------------------------------------------
+
+
+def ref(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def number(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def tup(*items: bytes) -> bytes:
+    return b"(" + b"".join(items) + b"t"
+
+
+def mapping(items: Mapping[str, bytes]) -> bytes:
+    return b"}(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
+
+
+def tensor(storage: str, key: str, length: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    record = tup(text("storage"), ref("torch", storage), text(key), text("cpu"), number(length)) + b"Q"
+    no_hooks = ref("collections", "OrderedDict") + b")R"
+    view = record, number(offset), tup(*map(number, size)), tup(*map(number, stride)), b"\x89", no_hooks
+    return ref("torch._utils", "_rebuild_tensor_v2") + tup(*view) + b"R"
+
+
+def write_torch(
+    path: Path, content: bytes, records: Mapping[str, bytes] | None = None, *, byteorder: str = "little"
+) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("any/prefix/data.pkl", b"\x80\x02" + content + b".")
+        archive.writestr("any/prefix/byteorder", byteorder)
+        for key, record in (records or {}).items():
+            archive.writestr(f"any/prefix/data/{key}", record)
+    return path
+
+
+FOUR = {"0": np.arange(4, dtype="<f4").tobytes()}  # a storage of four floats
+GOOD = tensor("FloatStorage", "0", 4, 0, (4,), (1,))
+
+
+# --- reading files --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_torch_save_gives_the_values_that_pytorch_has():
+    expected = np.load(FIXTURES / "siren.npz")  # of the same torch.nn.Module, through NumPy
+    state_dict = tensors.read(FIXTURES / "siren.pt")
+    assert list(state_dict) == [f"seq.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")]
+    for name, value in state_dict.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, expected[name])
+    assert "torch" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("storage", "dtype"),
+    [
+        ("FloatStorage", np.float32),
+        ("DoubleStorage", np.float64),
+        ("HalfStorage", np.float16),
+        ("BFloat16Storage", jnp.bfloat16),
+        ("LongStorage", np.int64),
+        ("IntStorage", np.int32),
+        ("ShortStorage", np.int16),
+        ("CharStorage", np.int8),
+        ("ByteStorage", np.uint8),
+        ("BoolStorage", np.bool_),
+    ],
+)
+@pytest.mark.parametrize("byteorder", ["little", "big"])
+def test_every_dtype_is_read_in_both_byte_orders(tmp_path, storage, dtype, byteorder):
+    values = np.array([0, 1, 3, 100]).astype(dtype)
+    raw = values.view(np.uint8).reshape(4, -1)
+    stored = raw if byteorder == sys.byteorder else raw[:, ::-1]
+    content = mapping({"x": tensor(storage, "7", 4, 0, (4,), (1,))})
+    path = write_torch(tmp_path / "x.pt", content, {"7": stored.tobytes()}, byteorder=byteorder)
+    read = tensors.read(path)["x"]
+    assert read.dtype == values.dtype
+    np.testing.assert_array_equal(read, values)
+
+
+def test_views_of_one_storage_are_told_apart(tmp_path):
+    base = np.arange(24, dtype="<f4").reshape(4, 6)
+    views = {
+        "transposed": (base.T, tensor("FloatStorage", "0", 24, 0, (6, 4), (1, 6))),
+        "strided": (base[1:3, ::2], tensor("FloatStorage", "0", 24, 6, (2, 3), (6, 2))),
+        "scalar": (base[3, 5], tensor("FloatStorage", "0", 24, 23, (), ())),
+        "empty": (base[:0], tensor("FloatStorage", "0", 24, 0, (0, 6), (6, 1))),
+    }
+    content = mapping({name: opcodes for name, (_, opcodes) in views.items()})
+    read = tensors.read(write_torch(tmp_path / "x.pth", content, {"0": base.tobytes()}))
+    for name, (expected, _) in views.items():
+        np.testing.assert_array_equal(read[name], expected)
+    read["transposed"][:] = 0
+    assert read["strided"].any(), "tensors share memory"
+
+
+def test_parameters_and_metadata_are_read_as_their_tensors(tmp_path):
+    hooks = ref("collections", "OrderedDict") + b")R"
+    parameter = ref("torch._utils", "_rebuild_parameter") + tup(GOOD, b"\x88", hooks) + b"R"
+    metadata = mapping({"_metadata": mapping({})}) + b"b"  # torch.save sets it as an attribute of the OrderedDict
+    content = ref("collections", "OrderedDict") + b")R(" + text("x") + parameter + b"u" + metadata
+    read = tensors.read(write_torch(tmp_path / "x.pt", content, FOUR))
+    np.testing.assert_array_equal(read["x"], np.arange(4))
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
+def test_a_training_checkpoint_is_unwrapped(tmp_path, wrapper):
+    content = mapping({"epoch": number(3), wrapper: mapping({"x": GOOD}), "optimizer": mapping({"lr": number(1)})})
+    read = tensors.read(write_torch(tmp_path / "x.pt", content, FOUR))
+    assert list(read) == ["x"]
+
+
+def test_npz_and_safetensors_hold_the_same(tmp_path):
+    state_dict = {f"seq.{i}.{kind}": np.full(3, i, np.float32) for i in range(12) for kind in ("weight", "bias")}
+    np.savez(tmp_path / "x.npz", **state_dict)
+    safetensors.numpy.save_file(state_dict, tmp_path / "x.safetensors")
+    from_npz, from_safetensors = (tensors.read(tmp_path / f"x.{s}") for s in ("npz", "safetensors"))
+    assert list(from_npz) == list(state_dict)
+    assert [name.rpartition(".")[0] for name in from_safetensors][::2] == [f"seq.{i}" for i in range(12)]
+    for name, value in state_dict.items():
+        np.testing.assert_array_equal(from_npz[name], value)
+        np.testing.assert_array_equal(from_safetensors[name], value)
+
+
+def touch(marker: Path) -> bytes:
+    return tup(text(f"touch {marker}"))
+
+
+def touch_by_eval(marker: Path) -> bytes:
+    return tup(text(f"__import__('pathlib').Path('{marker}').touch()"))
+
+
+HOSTILE = {
+    "os.system": lambda marker: ref("os", "system") + touch(marker) + b"R",
+    "posix.system": lambda marker: ref("posix", "system") + touch(marker) + b"R",
+    "by name on the stack": lambda marker: text("os") + text("system") + b"\x93" + touch(marker) + b"R",
+    "by INST": lambda marker: b"(" + text(f"touch {marker}") + b"ios\nsystem\n",
+    "by OBJ": lambda marker: b"(" + ref("os", "system") + text(f"touch {marker}") + b"o",
+    "builtins": lambda marker: ref("builtins", "eval") + touch_by_eval(marker) + b"R",
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, attack, wrapped):
+    marker = tmp_path / "owned"
+    content = HOSTILE[attack](marker)
+    if wrapped:
+        content = mapping({"epoch": content, "model": mapping({"x": GOOD})})
+    path = write_torch(tmp_path / "x.pt", content, FOUR)
+    with pytest.raises(ValueError, match=r"x\.pt: .*asks for (os|posix|builtins)\.(system|eval), which is refused"):
+        tensors.read(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_the_hostile_pickles_are_hostile(tmp_path, attack):
+    marker = tmp_path / "owned"
+    pickle.loads(b"\x80\x02" + HOSTILE[attack](marker) + b".")
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("state", [mapping({"__defaults__": tup()}), b"N" + mapping({"__defaults__": tup()}) + b"\x86"])
+@pytest.mark.parametrize("target", [("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict")])
+def test_a_pickle_cannot_change_what_reads_the_next_one(tmp_path, target, state):
+    content = mapping({"evil": ref(*target) + state + b"b", "x": GOOD})
+    with pytest.raises(ValueError, match=r"x\.pt"):
+        tensors.read(write_torch(tmp_path / "x.pt", content, FOUR))
+    test_parameters_and_metadata_are_read_as_their_tensors(tmp_path)
+
+
+def one(*args: Any) -> bytes:
+    return mapping({"x": tensor(*args)})
+
+
+@pytest.mark.parametrize(
+    ("content", "records", "message"),
+    [
+        (one("FloatStorage", "0", 4, 0, (5,), (1,)), FOUR, r"size \(5,\).*does not hold"),
+        (one("FloatStorage", "0", 4, 2, (3,), (1,)), FOUR, "offset 2.*does not hold"),
+        (one("FloatStorage", "0", 4, -1, (2,), (1,)), FOUR, "offset -1.*does not hold"),
+        (one("FloatStorage", "0", 4, 3, (2,), (-1,)), FOUR, r"stride \(-1,\).*does not hold"),
+        (one("FloatStorage", "0", 4, 0, (2**30, 2**30), (0, 0)), FOUR, "does not hold.*contiguous"),
+        (one("FloatStorage", "0", 4, 0, (2, 2), (1,)), FOUR, "expected a .pt file"),
+        (one("FloatStorage", "0", 5, 0, (5,), (1,)), FOUR, "has 16 bytes.*expected 5 x 4"),
+        (one("FloatStorage", "1", 4, 0, (4,), (1,)), FOUR, "no item named"),
+        (one("ComplexFloatStorage", "0", 2, 0, (2,), (1,)), FOUR, "torch.ComplexFloatStorage, which is refused"),
+        (mapping({"x": number(1)}), {}, r"keys \['x'\]"),
+        (mapping({}), {}, r"keys \[\]"),
+        (mapping({"model": mapping({"x": GOOD}), "state_dict": mapping({"x": GOOD})}), FOUR, "expected just one of"),
+        (mapping({"x": GOOD}) + b"r\xff\xff\xff\xff", FOUR, "refers to the 4294967295th of its objects"),
+        (b"]", {}, "got a list, no state_dict"),
+        (b"garbage", {}, "expected a .pt file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_checkpoints_of_anything_but_whole_tensors_are_refused(tmp_path, content, records, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        tensors.read(write_torch(tmp_path / "x.pt", content, records))
+    assert "x.pt" in str(caught.value)
+    assert "torch.save" in str(caught.value)
+
+
+def test_any_changed_byte_gives_tensors_or_an_error(tmp_path):
+    rng = np.random.default_rng(0)
+    content = bytearray(mapping({"model": mapping({"x": GOOD, "y": GOOD})}))
+    errors = 0
+    for _ in range(300):
+        changed = content.copy()
+        changed[rng.integers(len(content))] = rng.integers(256)
+        try:
+            state_dict = tensors.read(write_torch(tmp_path / "x.pt", bytes(changed), FOUR))
+        except ValueError:
+            errors += 1
+        else:
+            assert all(isinstance(value, np.ndarray) for value in state_dict.values())
+    assert 100 < errors < 300
+
+
+def test_an_unknown_byte_order_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'middle' order"):
+        tensors.read(write_torch(tmp_path / "x.pt", mapping({"x": GOOD}), FOUR, byteorder="middle"))
+
+
+@pytest.mark.parametrize("suffix", ["pt", "npz", "safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "legacy", "changed"])
+def test_damaged_files_are_refused(tmp_path, suffix, damage):
+    path = tmp_path / f"x.{suffix}"
+    state_dict = {"x": np.arange(1000, dtype=np.float32)}
+    if suffix == "pt":
+        write_torch(path, one("FloatStorage", "0", 1000, 0, (1000,), (1,)), {"0": state_dict["x"].tobytes()})
+    elif suffix == "npz":
+        np.savez(path, **state_dict)
+    else:
+        safetensors.numpy.save_file(state_dict, path)
+    content = path.read_bytes()
+    damaged = {
+        "truncated": content[: len(content) // 2],
+        "empty": b"",
+        "foreign": b"hello, world",
+        "legacy": b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",  # how files of torch.save before 1.6 begin
+        "changed": b"\xff" * 100 + content[100:],
+    }
+    path.write_bytes(damaged[damage])
+    with pytest.raises(ValueError, match=rf"x\.{suffix}: expected a \.{suffix} file"):
+        tensors.read(path)
+
+
+def test_pickled_arrays_in_npz_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.array([None], object))
+    with pytest.raises(ValueError, match=r"x\.npz.*allow_pickle"):
+        tensors.read(tmp_path / "x.npz")
+
+
+def test_absent_and_unknown_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"x\.pt: no file there"):
+        tensors.read(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"expected a name that ends in .*\.pt.*got '\.h5'"):
+        tensors.read(tmp_path / "x.h5")
+
+
+# --- writing files --------------------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(0)
+EVERY_KIND = {
+    "seq.0.weight": RNG.normal(size=(3, 4)).astype(np.float32),
+    "scalar": np.array(7),
+    "empty": np.ones((2, 0, 3), np.float16),
+    "transposed": RNG.normal(size=(5, 3)).T,
+    "big endian": np.arange(3, dtype=">f4"),
+    "bool": np.array([True, False]),
+    **{str(np.dtype(dtype)): np.arange(3).astype(dtype) for dtype in (np.int8, np.uint8, np.int16, np.int32)},
+    "größe": np.ones(1),
+}
+SUFFIXES = [".pt", ".pth", ".npz", ".safetensors"]
+
+
+def assert_same(got, expected):
+    assert list(got) == list(expected)
+    for name, value in expected.items():
+        assert got[name].dtype == value.dtype.newbyteorder("=")
+        assert got[name].shape == value.shape
+        np.testing.assert_array_equal(got[name], value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_written_is_read_in_the_same_bits_and_order(tmp_path, suffix):
+    state_dict = EVERY_KIND if suffix == ".npz" else EVERY_KIND | {"bf16": RNG.normal(size=3).astype(jnp.bfloat16)}
+    tensors.write(tmp_path / f"x{suffix}", state_dict)
+    read = tensors.read(tmp_path / f"x{suffix}")
+    if suffix == ".safetensors":  # which keeps no order
+        read, state_dict = (dict(sorted(one.items())) for one in (read, state_dict))
+    assert_same(read, state_dict)
+    tensors.write(tmp_path / f"sub.x{suffix}", {"x": jnp.ones(3)})
+    assert_same(tensors.read(tmp_path / f"sub.x{suffix}"), {"x": np.ones(3, np.float32)})
+
+
+def test_the_same_tensors_give_the_same_bytes(tmp_path):
+    for suffix in SUFFIXES:
+        path = tmp_path / f"x{suffix}"
+        written = []
+        for _ in range(2):
+            tensors.write(path, EVERY_KIND, overwrite=True)
+            written.append(path.read_bytes())
+        assert written[0] == written[1]
+
+
+def test_a_torch_file_holds_what_torch_save_writes_and_torch_load_lets_through(tmp_path):
+    # What the restricted unpickler of torch.load(weights_only=True) knows, read off its source.
+    path = tmp_path / "net.pt"
+    tensors.write(path, EVERY_KIND, wrapper="state_dict")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(FIXTURES / "siren.pt") as reference:
+        names = {"data.pkl", "byteorder", "version"}
+        assert {f"net/{name}" for name in names} < set(archive.namelist())
+        assert archive.read("net/version") == reference.read("siren/version")
+        assert archive.testzip() is None
+        codes = list(pickletools.genops(archive.read("net/data.pkl")))
+        known = {code.name for code, _, _ in pickletools.genops(reference.read("siren/data.pkl"))}
+        for record in archive.infolist():
+            head = path.read_bytes()[record.header_offset :][26:30]
+            assert (record.header_offset + 30 + sum(struct.unpack("<HH", head))) % 64 == 0
+            assert record.compress_type == zipfile.ZIP_STORED
+    assert {code.name for code, _, _ in codes} <= known | {"BININT"}
+    globals_ = {arg for code, arg, _ in codes if code.name == "GLOBAL"}
+    assert {name for name in globals_ if not name.startswith("torch ")} == {
+        "collections OrderedDict",
+        "torch._utils _rebuild_tensor_v2",
+    }
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", None])
+def test_the_wrapper_of_a_checkpoint_is_told_and_written(tmp_path, wrapper):
+    tensors.write(tmp_path / "x.pt", {"x": np.ones(2)}, wrapper=wrapper)
+    state_dict, found = tensors.read_wrapped(tmp_path / "x.pt")
+    assert found == wrapper
+    assert_same(state_dict, {"x": np.ones(2)})
+
+
+def test_files_are_only_replaced_on_request(tmp_path):
+    path = tmp_path / "x.pt"
+    tensors.write(path, {"x": np.zeros(2)})
+    with pytest.raises(FileExistsError, match=r"x\.pt: there is one already.*overwrite"):
+        tensors.write(path, {"x": np.ones(2)})
+    assert not tensors.read(path)["x"].any()
+    tensors.write(path, {"x": np.ones(2)}, overwrite=True)
+    assert tensors.read(path)["x"].all()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"x{suffix}"
+    tensors.write(path, {"x": np.zeros(2)})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        tensors.write(path, {"x": np.ones(2)}, overwrite=True)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "state_dict", "options", "message"),
+    [
+        ("x.h5", {"x": np.ones(1)}, {}, "got '.h5'"),
+        ("x.pt", {}, {}, r"one tensor or more.*\[\]"),
+        ("x.pt", {"": np.ones(1)}, {}, "by names"),
+        ("x.pt", {"x": np.ones(1, complex)}, {}, "'x' is complex128"),
+        ("x.npz", {"x": np.array([None])}, {}, "'x' is object"),
+        ("x.npz", {"x": np.ones(1, jnp.bfloat16)}, {}, "'x' is bfloat16; a .npz file holds"),
+        ("x.safetensors", {"x": np.array(["a"])}, {}, "'x' is <U1"),
+        ("x.npz", {"x": np.ones(1)}, {"wrapper": "model"}, "wrapper is 'model'"),
+        ("x.pt", {"x": np.ones(1)}, {"wrapper": "net"}, "wrapper is 'net'; expected None, or one of"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(tmp_path, name, state_dict, options, message):
+    with pytest.raises(ValueError, match=message):
+        tensors.write(tmp_path / name, state_dict, **options)
+    assert not list(tmp_path.iterdir())
