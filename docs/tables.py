@@ -1,0 +1,862 @@
+"""Writes the result tables, and the numbers that the results pages name, from `benchmarks/results`.
+
+`conf.py` calls this before every build, so that no number of the documentation is typed by hand:
+
+    python docs/tables.py        # writes docs/_generated/*.md and prints what it wrote
+
+A table is a function in `TABLES` that receives the `Results`. A file, a key or a row that is missing is an error.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "benchmarks" / "results"
+GENERATED = HERE / "_generated"
+
+NOISES = ("0", "0.001", "0.002", "0.005")
+DIGITS = "python -m experiments.merging digits"
+MNIST = "python -m experiments.merging mnist --data mnist.npz"
+MANY_MNIST = f"{MNIST} --many-of mlp:784-32-32-10,relu"
+CNN_CIFAR = "python -m experiments.cnn cifar --data cifar10_gray.npz --train.epochs 30 --train.images-per-step 16"
+MANY = {"naive": "unchanged", "canonical": "canonical forms", "first": "all to the first", "mean": "to their mean"}
+MERGED_DIGITS = {
+    "mlp:64-32-32-10,relu": "relu 32",
+    "mlp:64-128-128-10,relu": "relu 128",
+    "mlp:64-512-512-10,relu": "relu 512",
+    "mlp:64-128-128-10,tanh": "tanh 128",
+    "cnn:1-16-32-32,10,relu,strides=1,padding=SAME,flatten=8-8,dense=64": "CNN",
+    "resnet:8,16-16-32,input_channels=1": "ResNet-8",
+}
+MERGED_MNIST = {f"mlp:784-{width}-{width}-10,relu": f"784-{width}-{width}-10" for width in (32, 64, 128, 256, 512)}
+MERGED_CIFAR = {
+    "cnn:1-32-64-64,10,relu,strides=2,padding=SAME,flatten=32-32,dense=128": "CNN",
+    "resnet:8,16-16-32,input_channels=1": "ResNet-8",
+}
+
+
+class Results:
+    """The result files of one folder, each read once.
+
+    Args:
+      folder: The folder with the JSON and JSON-lines files.
+    """
+
+    def __init__(self, folder: Path = RESULTS) -> None:
+        self.folder = folder
+        self._read: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        """The content of a file, like "digits.json"; of a JSON-lines file the list of its rows."""
+        if name not in self._read:
+            path = self.folder / name
+            if not path.is_file():
+                raise ValueError(f"{path}: expected a result file; it does not exist. Run its experiment first.")
+            text = path.read_text()
+            lines = path.suffix == ".jsonl"
+            self._read[name] = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+        return self._read[name]
+
+    def row(self, name: str, **wanted: Any) -> Any:
+        """The one row of a JSON-lines file that has all the wanted values."""
+        rows = [row for row in self[name] if all(row.get(key) == value for key, value in wanted.items())]
+        if len(rows) != 1:
+            raise ValueError(f"{self.folder / name}: expected one row with {wanted}, got {len(rows)}.")
+        return rows[0]
+
+    def rows(self, name: str, **wanted: Any) -> list[Any]:
+        """All rows of a JSON-lines file that have the wanted values: at least one."""
+        rows = [row for row in self[name] if all(row.get(key) == value for key, value in wanted.items())]
+        if not rows:
+            raise ValueError(f"{self.folder / name}: expected rows with {wanted}, got none.")
+        return rows
+
+
+class Table(NamedTuple):
+    """A table of a results page.
+
+    Attributes:
+      caption: What it shows, one sentence.
+      command: The command that prints its numbers.
+      sources: The files that hold them.
+      header: The names of the columns.
+      rows: The cells of every row, as they are shown.
+    """
+
+    caption: str
+    command: str
+    sources: Sequence[str]
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+# --- the autoencoder of INRs --------------------------------------------------------------------------------------
+
+
+def inr_methods(results: Results) -> Table:
+    methods = results["digits.json"]["merging"]["independent fits"]
+    rows = [
+        (
+            method["label"],
+            interval(method["midpoint"], 4),
+            f"{method['barrier']['mean']:.4f}",
+            f"{method['end_point_gap']['mean']:.4f}",
+            percent(method["recognized"]),
+        )
+        for method in methods.values()
+    ]
+    return Table(
+        "Two independent fits of each unseen image, merged: mean squared error against the true image",
+        "python -m experiments.inr digits",
+        ["digits.json"],
+        ("method", "midpoint", "barrier", "end-point gap", "digits read"),
+        rows,
+    )
+
+
+def inr_noise(results: Results) -> Table:
+    merging = results["digits.json"]["merging"]
+    kinds = [merging[f"PD, noise {noise}"] for noise in NOISES]
+    rows = [
+        (kinds[0][name]["label"], *(f"{kind[name]['midpoint']['mean']:.4f}" for kind in kinds)) for name in kinds[0]
+    ]
+    return Table(
+        "A network and a transformed, perturbed copy of itself (permutations and signs), merged at t = 1/2: "
+        "mean squared error, over the size of the noise",
+        "python -m experiments.inr digits",
+        ["digits.json"],
+        ("method", *(f"noise {noise}" for noise in NOISES)),
+        rows,
+    )
+
+
+def inr_orbit_weight(results: Results) -> Table:
+    methods = ("matching_pd_forward", "fixed_frame", "canonical_frame", "autoencoder")
+    rows = [
+        (
+            str(row["features"]),
+            str(row["epochs"]),
+            f"{row['orbit_weight']:.1f}",
+            percent(row["reconstruction_share"]),
+            *(f"{row['independent'][method]['mean']:.4f}" for method in methods),
+        )
+        for row in results["orbit_weight.json"]["rows"]
+    ]
+    return Table(
+        "The orbit-distance term of the loss: reconstruction error as a share of the images' variance, and midpoints "
+        "of independent fits",
+        "python -m experiments.sweep",
+        ["orbit_weight.json"],
+        (
+            "features",
+            "epochs",
+            "weight",
+            "reconstruction",
+            "pairwise",
+            "one fixed network",
+            "canonical frame",
+            "autoencoder",
+        ),
+        rows,
+    )
+
+
+# --- aligned and merged classifiers -------------------------------------------------------------------------------
+
+
+def merging_digits(results: Results) -> Table:
+    return _merged(results, "merging_digits.json", MERGED_DIGITS, DIGITS, "Classifiers of scikit-learn's digits")
+
+
+def merging_mnist(results: Results) -> Table:
+    return _merged(results, "merging_mnist.json", MERGED_MNIST, MNIST, "Perceptrons of MNIST")
+
+
+def merging_cifar(results: Results) -> Table:
+    command = "python -m experiments.merging cifar --data cifar10_gray.npz"
+    return _merged(results, "merging_cifar.json", MERGED_CIFAR, command, "Classifiers of gray CIFAR-10")
+
+
+def many_digits(results: Results) -> Table:
+    return _many(results, "merging_digits.json", DIGITS)
+
+
+def many_mnist(results: Results) -> Table:
+    return _many(results, "merging_mnist.json", MANY_MNIST)
+
+
+def recovery(results: Results) -> Table:
+    noises = sorted({row["noise"] for row in results["recovery.jsonl"]})
+    networks = dict.fromkeys(row["network"] for row in results["recovery.jsonl"])
+
+    def cell(network: str, noise: float) -> str:
+        row = results.row("recovery.jsonl", network=network, noise=noise)
+        return f"{100 * row['forward']:.0f} / {100 * row['identity']:.0f}"
+
+    return Table(
+        "How often a planted element is found again, in %: forward start / identity start, over the size of the noise "
+        "relative to the weights",
+        "python -m benchmarks.recovery",
+        ["recovery.jsonl"],
+        ("network", *(f"noise {noise:g}" for noise in noises)),
+        [(f"`{network}`", *(cell(network, noise) for noise in noises)) for network in networks],
+    )
+
+
+def _merged(results: Results, file: str, names: Mapping[str, str], command: str, what: str) -> Table:
+    networks = results[file]["pairs"]
+    unknown = networks.keys() ^ names.keys()
+    if unknown:
+        raise ValueError(f"{results.folder / file}: expected the networks {list(names)}, got {list(networks)}.")
+    ends = ["end points", *(accuracy(average(networks[name]["test_accuracy"])) for name in names)]
+    rows = [ends]
+    for method, first in networks[next(iter(names))]["methods"].items():
+        cells = []
+        for name in names:
+            plain, repaired = merged_accuracy(networks[name]["methods"][method]["pairs"])
+            cells.append(f"{accuracy(plain)} / {accuracy(repaired)}")
+        rows.append([first["label"], *cells])
+    return Table(
+        f"{what}: test accuracy at the midpoint in %, without / with REPAIR",
+        command,
+        [file],
+        ("method", *names.values()),
+        rows,
+    )
+
+
+def _many(results: Results, file: str, command: str) -> Table:
+    many = results[file]["many"]
+    rows = [
+        (
+            number,
+            accuracy(row["end_points"]),
+            *(f"{accuracy(row[way]['accuracy'])} / {accuracy(row[way]['repaired_accuracy'])}" for way in MANY),
+        )
+        for number, row in many["by_number"].items()
+    ]
+    return Table(
+        f"N networks `{many['network']}` merged into one: test accuracy in %, without / with REPAIR",
+        command,
+        [file],
+        ("N", "end points", *MANY.values()),
+        rows,
+    )
+
+
+# --- CNNs ---------------------------------------------------------------------------------------------------------
+
+
+def cnn_digits_relu(results: Results) -> Table:
+    return _cnn(results, "cnn_digits.json", "relu", "python -m experiments.cnn digits", "scikit-learn's digits")
+
+
+def cnn_digits_tanh(results: Results) -> Table:
+    return _cnn(results, "cnn_digits.json", "tanh", "python -m experiments.cnn digits", "scikit-learn's digits")
+
+
+def cnn_cifar_relu(results: Results) -> Table:
+    return _cnn(results, "cnn_cifar.json", "relu", CNN_CIFAR, "gray CIFAR-10")
+
+
+def cnn_cifar_tanh(results: Results) -> Table:
+    return _cnn(results, "cnn_cifar.json", "tanh", CNN_CIFAR, "gray CIFAR-10")
+
+
+def _cnn(results: Results, file: str, activation: str, command: str, data: str) -> Table:
+    group = results[file]["activations"][activation]
+    rows = [("end points", accuracy(group["end_points"]), "", "", "")]
+    for method in group["merging"].values():
+        plain, repaired = method["plain"], method["repaired"]
+        rows.append(
+            (
+                method["label"],
+                interval(plain["accuracy"], 1, factor=100),
+                accuracy(repaired["accuracy"]["mean"]),
+                f"{plain['barrier']['mean']:.2f}",
+                f"{repaired['barrier']['mean']:.2f}",
+            )
+        )
+    return Table(
+        f"CNNs with {activation} of {data}, merged at t = 1/2: accuracy in % and loss barriers in nats",
+        command,
+        [file],
+        ("method", "accuracy", "with REPAIR", "barrier", "with REPAIR"),
+        rows,
+    )
+
+
+# --- metanetworks that predict ------------------------------------------------------------------------------------
+
+
+def generalization_digits_relu(results: Results) -> Table:
+    return _generalization(results, "digits", "relu")
+
+
+def generalization_digits_tanh(results: Results) -> Table:
+    return _generalization(results, "digits", "tanh")
+
+
+def generalization_cifar_relu(results: Results) -> Table:
+    return _generalization(results, "cifar", "relu")
+
+
+def generalization_cifar_tanh(results: Results) -> Table:
+    return _generalization(results, "cifar", "tanh")
+
+
+def _generalization(results: Results, data: str, activation: str) -> Table:
+    file = f"generalization_{data}.json"
+    encoders = results[file]["activations"][activation]["encoders"]
+    columns = {"tau": 2, "moved_tau": 2, "r2": 2, "moved_r2": 2, "l1": 3, "moved_l1": 3}
+    rows = [
+        (encoder["label"], f"{encoder['parameters']:,}", *(spread(encoder[name], columns[name]) for name in columns))
+        for encoder in encoders.values()
+    ]
+    options = {"digits": "digits --zoo-from runs/cnn-digits", "cifar": "cifar --data cifar10_gray.npz"}
+    what = {"digits": "scikit-learn's digits", "cifar": "gray CIFAR-10"}
+    return Table(
+        f"Accuracy of CNNs with {activation} of {what[data]}, predicted from their weights",
+        f"python -m experiments.generalization {options[data]}",
+        [file],
+        ("encoder", "parameters", "τ", "moved τ", "R²", "moved R²", "L1", "moved L1"),
+        rows,
+    )
+
+
+def classify_digits(results: Results) -> Table:
+    rows = [
+        (
+            encoder["label"],
+            f"{encoder['parameters']:,}",
+            spread(encoder["accuracy"], 1, factor=100, unit="%"),
+            spread(encoder["moved_accuracy"], 1, factor=100, unit="%"),
+            percent(encoder["agreement"]["mean"]),
+            f"{encoder['networks_per_second']['mean']:,.0f}",
+        )
+        for encoder in results["classify_digits.json"]["encoders"].values()
+    ]
+    return Table(
+        "Which digit does an INR draw? Four encoders of one size",
+        "python -m experiments.classify digits",
+        ["classify_digits.json"],
+        ("encoder", "parameters", "accuracy", "on moved networks", "same prediction", "networks/s in training"),
+        rows,
+    )
+
+
+# --- speed --------------------------------------------------------------------------------------------------------
+
+
+def speed_scalegmn(results: Results) -> Table:
+    file = "scalegmn_cpu.jsonl"
+    blocks = results.rows(file, implementation="blocks", dtype="float32")
+    rows = []
+    for row in sorted(blocks, key=lambda row: (row["width"], row["batch_size"], row["benchmark"])):
+        alike = {key: row[key] for key in ("benchmark", "dtype", "width", "batch_size")}
+        sums = [
+            other
+            for other in results[file]
+            if other["implementation"] == "segment_sum" and all(other[key] == value for key, value in alike.items())
+        ]
+        # A rate of products that was measured while memory ran out says nothing; shares above 1 come from such rows.
+        share = row["share_of_matmul_rate"]
+        rows.append(
+            (
+                f"2-{row['width']}-{row['width']}-1",
+                str(row["batch_size"]),
+                {"forward": "forward", "step": "training step"}[row["benchmark"]],
+                digits(row["graphs_per_second"]),
+                digits(sums[0]["graphs_per_second"]) if sums else "",
+                significant(row["gflop_per_graph"]),
+                f"{share:.0%}" if share <= 1 else "\\*",
+                f"{row['peak_mib']:,.0f}",
+            )
+        )
+    return Table(
+        "The encoder of INRs with 128 features and 4 layers, float32, on blocks and edge by edge with `segment_sum`",
+        "python -m benchmarks.scalegmn",
+        [file],
+        ("INRs", "batch", "", "INRs/s", "by segment sums", "GFLOP per INR", "share of product rate", "peak MiB"),
+        rows,
+    )
+
+
+def speed_inr(results: Results) -> Table:
+    names = {
+        "encoder_forward": "encoder forward",
+        "training_step": "training step",
+        "training_step_micro_2": "training step, micro-batches of 2",
+    }
+    rows = [
+        (
+            names[row["benchmark"]],
+            str(row["batch_size"]),
+            digits(row["graphs_per_second"]),
+            f"{row['share_of_matmul_rate']:.0%}",
+            f"{row['compile_seconds']:.1f}",
+            f"{row['peak_mib']:,.0f}",
+        )
+        for row in results["inr_cpu.jsonl"]
+        if row["benchmark"] in names
+    ]
+    return Table(
+        "The autoencoder of INRs at its published size",
+        "python -m benchmarks.inr",
+        ["inr_cpu.jsonl"],
+        ("", "batch", "INRs/s", "share of product rate", "compilation, s", "peak MiB"),
+        rows,
+    )
+
+
+def speed_matching(results: Results) -> Table:
+    rows = []
+    for job in ("width", "depth", "batch"):
+        found = results.rows("matching_cpu.jsonl", job=job)
+        for row in sorted(found, key=lambda row: (row["parameters"], row["batch"])):
+            milliseconds = {where: f"{1000 * time['median_s']:,.1f}" for where, time in row["seconds"].items()}
+            rows.append(
+                (
+                    f"`{shorthand(row['network'])}`",
+                    f"{row['batch']:,}",
+                    milliseconds["host"],
+                    milliseconds.get("device", ""),
+                    f"{row['peak_mib']['host']:,.1f}",
+                    f"{row['networks_mib']:,.2f}",
+                )
+            )
+    return Table(
+        "One alignment of relu perceptrons, the assignment problems solved on the host or in the compiled program",
+        "python -m benchmarks.matching",
+        ["matching_cpu.jsonl"],
+        ("network", "pairs", "host, ms", "device, ms", "peak MiB", "two networks, MiB"),
+        rows,
+    )
+
+
+def speed_solvers(results: Results) -> Table:
+    rows = [
+        (
+            str(row["width"]),
+            f"{row['batch']:,}",
+            *(f"{1000 * row['seconds'][where]['median_s']:,.2f}" for where in ("host", "device")),
+        )
+        for row in sorted(
+            results.rows("matching_cpu.jsonl", job="solver"), key=lambda row: (row["batch"], row["width"])
+        )
+        if {"host", "device"} <= row["seconds"].keys()
+    ]
+    return Table(
+        "Assignment problems alone",
+        "python -m benchmarks.matching",
+        ["matching_cpu.jsonl"],
+        ("neurons", "problems", "host, ms", "device, ms"),
+        rows,
+    )
+
+
+def speed_frames(results: Results) -> Table:
+    rows = [
+        (
+            str(row["number"]),
+            f"{1000 * row['seconds']['canonical']['median_s']:.1f}",
+            *(f"{1000 * row['seconds'][way]['median_s']:,.0f}" for way in ("first", "mean")),
+        )
+        for row in results.rows("matching_cpu.jsonl", job="frame")
+    ]
+    return Table(
+        "One frame for N random perceptrons 64-128-128-10, in milliseconds",
+        "python -m benchmarks.matching",
+        ["matching_cpu.jsonl"],
+        ("N", "canonical forms", "all to the first", "to their mean"),
+        rows,
+    )
+
+
+def speed_cnn_zoo(results: Results) -> Table:
+    fits = results.rows("cnn_cpu.jsonl", benchmark="zoo_fit")
+    chunks = sorted({row["chunk"] for row in fits})
+    rows = []
+    for side, examples in sorted({(row["side"], row["examples"]) for row in fits}, reverse=True):
+        rates = {row["chunk"]: row["networks_times_epochs_per_second"] for row in fits if row["side"] == side}
+        rows.append(
+            (
+                f"{side} x {side}",
+                f"{examples:,}",
+                *(f"{rates[chunk]:.1f}" if chunk in rates else "" for chunk in chunks),
+            )
+        )
+    return Table(
+        "Training CNNs 1-16-16-16-10 in one compiled program: networks times epochs a second, by how many of them are "
+        "computed at a time",
+        "python -m benchmarks.cnn",
+        ["cnn_cpu.jsonl"],
+        ("images", "an epoch", *(f"{chunk} at a time" for chunk in chunks)),
+        rows,
+    )
+
+
+def speed_cnn_autoencoder(results: Results) -> Table:
+    names = {
+        "encoder_forward": "encoder forward",
+        "training_step_micro_8": "training step, micro-batches of 8",
+        "training_step_micro_2": "training step, micro-batches of 2",
+    }
+    rows = []
+    for activation in ("relu", "tanh"):
+        for name, shown in names.items():
+            row = results.row("cnn_cpu.jsonl", benchmark=name, network=f"cnn 1-16-16-16-10 {activation}")
+            rows.append(
+                (
+                    activation,
+                    shown,
+                    f"{row['graphs_per_second']:.1f}",
+                    f"{row['compile_seconds']:.1f}",
+                    f"{row['peak_mib']:,.0f}",
+                )
+            )
+    return Table(
+        "The autoencoder of CNNs at its published size: 256 features, 4 layers, batches of 64, distilled on 64 images "
+        "of 32 x 32 a step",
+        "python -m benchmarks.cnn",
+        ["cnn_cpu.jsonl"],
+        ("networks", "", "graphs/s", "compilation, s", "peak MiB"),
+        rows,
+    )
+
+
+TABLES: dict[str, Callable[[Results], Table]] = {
+    table.__name__: table
+    for table in (
+        inr_methods,
+        inr_noise,
+        inr_orbit_weight,
+        merging_digits,
+        merging_mnist,
+        merging_cifar,
+        many_digits,
+        many_mnist,
+        recovery,
+        cnn_digits_relu,
+        cnn_digits_tanh,
+        cnn_cifar_relu,
+        cnn_cifar_tanh,
+        generalization_digits_relu,
+        generalization_digits_tanh,
+        generalization_cifar_relu,
+        generalization_cifar_tanh,
+        classify_digits,
+        speed_scalegmn,
+        speed_inr,
+        speed_matching,
+        speed_solvers,
+        speed_frames,
+        speed_cnn_zoo,
+        speed_cnn_autoencoder,
+    )
+}
+
+
+# --- numbers in prose ---------------------------------------------------------------------------------------------
+
+
+def values(results: Results) -> dict[str, dict[str, str]]:
+    """The numbers that the pages' sentences name, as text, by topic: `{{ inr.reconstruction }}` in Markdown."""
+    return {
+        "inr": _inr_values(results),
+        "merging": _merging_values(results),
+        "cnn_digits": _cnn_values(results, "cnn_digits.json"),
+        "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
+        "accuracy_digits": _generalization_values(results, "generalization_digits.json"),
+        "accuracy_cifar": _generalization_values(results, "generalization_cifar.json"),
+        "classify": _classify_values(results),
+        "speed": _speed_values(results),
+    }
+
+
+def _inr_values(results: Results) -> dict[str, str]:
+    digits_file = results["digits.json"]
+    reconstruction, zoo = digits_file["reconstruction"], digits_file["zoo"]
+    merging = digits_file["merging"]["independent fits"]
+    return {
+        "networks": f"{sum(part['networks'] for part in zoo.values()):,}",
+        "train_networks": f"{zoo['train']['networks']:,}",
+        "scoring_images": str(zoo["scoring"]["images"]),
+        "variance": f"{reconstruction['image_variance']:.4f}",
+        "mean_image": f"{reconstruction['mean_image_mse']:.4f}",
+        "reconstruction": percent(reconstruction["share_of_variance"]),
+        "decoded_read": percent(reconstruction["recognized"]["decoded"]),
+        "originals_read": percent(reconstruction["recognized"]["original"]),
+        "orbit_ratio": power_of_ten(digits_file["orbit"]["ratio"]),
+        "parameters": f"{digits_file['model']['parameters']:,}",
+        "minutes": f"{digits_file['seconds']['total'] / 60:.0f}",
+        "naive": f"{merging['naive']['midpoint']['mean']:.3f}",
+        "pairwise": f"{merging['matching_pd_forward']['midpoint']['mean']:.4f}",
+        "fixed_frame": f"{merging['fixed_frame']['midpoint']['mean']:.4f}",
+        "canonical_frame": f"{merging['canonical_frame']['midpoint']['mean']:.4f}",
+        "autoencoder": f"{merging['autoencoder']['midpoint']['mean']:.4f}",
+        "autoencoder_gap": f"{merging['autoencoder']['end_point_gap']['mean']:.4f}",
+    }
+
+
+def _merging_values(results: Results) -> dict[str, str]:
+    files = {name: results[f"merging_{name}.json"] for name in ("digits", "mnist", "cifar")}
+    changes = [
+        pair["function_change"]
+        for file in files.values()
+        for network in file["pairs"].values()
+        for method in network["methods"].values()
+        for pair in method["pairs"]
+    ]
+    widest = files["mnist"]["pairs"]["mlp:784-512-512-10,relu"]
+    cifar_cnn, cifar_resnet = (files["cifar"]["pairs"][name] for name in MERGED_CIFAR)
+    digits_cnn, digits_resnet = (files["digits"]["pairs"][name] for name in list(MERGED_DIGITS)[-2:])
+    aligned = merged_accuracy(widest["methods"]["weights"]["pairs"])[0]
+    return {
+        "pairs": str(len(widest["methods"]["weights"]["pairs"])),
+        "function_change": power_of_ten(max(changes)),
+        "mnist_512_loss": f"{100 * (average(widest['test_accuracy']) - aligned):.1f}",
+        "cifar_closed_activations": _closed(cifar_cnn, "activations", repaired=False),
+        "cifar_closed_activations_repaired": _closed(cifar_cnn, "activations", repaired=True),
+        "cifar_closed_weights": _closed(cifar_cnn, "weights", repaired=False),
+        "cifar_closed_weights_repaired": _closed(cifar_cnn, "weights", repaired=True),
+        "digits_cnn_permutations": _accuracies(digits_cnn, "weights_permutation"),
+        "digits_cnn_whole": _accuracies(digits_cnn, "weights"),
+        "digits_resnet_best": f"{100 * _best_repaired(digits_resnet):.0f}",
+        "cifar_resnet_best": f"{100 * _best_repaired(cifar_resnet):.0f}",
+        "digits_minutes": f"{files['digits']['seconds'] / 60:.0f}",
+        "mnist_minutes": f"{files['mnist']['seconds'] / 60:.0f}",
+        "cifar_minutes": f"{files['cifar']['seconds'] / 60:.0f}",
+        "recovery_pairs": str(results["recovery.jsonl"][0]["pairs"]),
+    }
+
+
+def _closed(network: Mapping[str, Any], method: str, *, repaired: bool) -> str:
+    """The share of the gap between naive merging and the end points that a method closes, in %."""
+    ends = average(network["test_accuracy"])
+    naive = merged_accuracy(network["methods"]["naive"]["pairs"])[0]
+    merged = merged_accuracy(network["methods"][method]["pairs"])[int(repaired)]
+    return f"{100 * (merged - naive) / (ends - naive):.0f}"
+
+
+def _accuracies(network: Mapping[str, Any], method: str) -> str:
+    plain, repaired = merged_accuracy(network["methods"][method]["pairs"])
+    return f"{accuracy(plain)}% without and {accuracy(repaired)}% with REPAIR"
+
+
+def _best_repaired(network: Mapping[str, Any]) -> float:
+    return max(max(merged_accuracy(method["pairs"])) for method in network["methods"].values())
+
+
+def _cnn_values(results: Results, file: str) -> dict[str, str]:
+    found = results[file]
+    shown = {
+        "networks": str(found["config"]["zoo"]["networks"]),
+        "minutes": f"{found['seconds']['total'] / 60:.0f}",
+        "pairs": str(found["config"]["evaluation"]["pairs"]),
+        "best": str(found["config"]["evaluation"]["best"]),
+    }
+    for activation, group in found["activations"].items():
+        best = min(group["training"], key=lambda epoch: epoch["selection_loss"])
+        merging, ends = group["merging"], group["end_points"]
+        naive = merging["naive"]["plain"]["accuracy"]["mean"]
+        repaired = merging["activations"]["repaired"]["accuracy"]["mean"]
+        shown |= {
+            f"{activation}_parameters": f"{group['model']['parameters'] / 1e6:.2f}",
+            f"{activation}_agreement": f"{100 * best['selection_agreement']:.0f}",
+            f"{activation}_tau": f"{group['distillation']['kendall_tau']:.2f}",
+            f"{activation}_orbit_ratio": power_of_ten(group["orbit"]["ratio"]),
+            f"{activation}_closed": f"{100 * (repaired - naive) / (ends - naive):.0f}",
+            f"{activation}_permutations": f"{100 * merging['matching_p_forward']['plain']['accuracy']['mean']:.1f}",
+            f"{activation}_whole": f"{100 * merging['matching_pd_forward']['plain']['accuracy']['mean']:.1f}",
+            f"{activation}_ends": f"{100 * ends:.1f}",
+            f"{activation}_decoded": f"{100 * merging['autoencoder']['plain']['accuracy']['mean']:.1f}",
+            f"{activation}_canonical": f"{100 * merging['canonical_frame']['plain']['accuracy']['mean']:.1f}",
+            f"{activation}_fixed": f"{100 * merging['fixed_frame']['plain']['accuracy']['mean']:.1f}",
+        }
+    return shown
+
+
+def _generalization_values(results: Results, file: str) -> dict[str, str]:
+    shown = {"minutes": f"{results[file]['seconds']['total'] / 60:.0f}"}
+    for activation, group in results[file]["activations"].items():
+        statistics = group["encoders"]["statistics"]
+        shown |= {
+            f"{activation}_ceiling": f"{group['ceiling']:.3f}",
+            f"{activation}_constant": f"{group['constant_l1']:.3f}",
+            f"{activation}_statistics": f"{statistics['tau']['mean']:.2f}",
+            f"{activation}_moved_statistics": f"{statistics['moved_tau']['mean']:.2f}",
+            f"{activation}_train": str(group["parts"]["train"]["checkpoints"]),
+            f"{activation}_train_networks": str(group["parts"]["train"]["networks"]),
+            f"{activation}_scoring": str(group["parts"]["scoring"]["checkpoints"]),
+            f"{activation}_scoring_networks": str(group["parts"]["scoring"]["networks"]),
+            f"{activation}_median": f"{100 * group['zoo']['scoring_accuracy']['50']:.0f}",
+        }
+    return shown
+
+
+def _classify_values(results: Results) -> dict[str, str]:
+    file = results["classify_digits.json"]
+    encoders = file["encoders"]
+    rates = {name: encoder["networks_per_second"]["mean"] for name, encoder in encoders.items()}
+    last = [seed["history"][-1]["train_accuracy"] for seed in encoders["permutation"]["seeds"]]
+    return {
+        "minutes": f"{file['seconds']['total'] / 60:.0f}",
+        "train_networks": f"{file['zoo']['train']['networks']:,}",
+        "scoring_networks": str(file["zoo"]["scoring"]["networks"]),
+        "copies": str(file["config"]["copies"]),
+        "seeds": str(file["config"]["seeds"]),
+        "queries": str(file["config"]["model"]["queries"]),
+        "query_speedup": f"{rates['query'] / rates['equivariant']:.0f}",
+        "permutation_train": percent(average(last), 0),
+        "query_accuracy": percent(encoders["query"]["accuracy"]["mean"]),
+        "equivariant_accuracy": percent(encoders["equivariant"]["accuracy"]["mean"]),
+    }
+
+
+def _speed_values(results: Results) -> dict[str, str]:
+    scalegmn = results["scalegmn_cpu.jsonl"]
+    float32 = results.rows("scalegmn_cpu.jsonl", implementation="blocks", dtype="float32")
+    starved = [row for row in float32 if row["share_of_matmul_rate"] > 1]
+    usual = [row for row in float32 if row["width"] == 32]
+    edge = [row["edge_product_share_of_matmul_rate"] for row in usual]
+    gradients = [row["weight_gradient_product_share_of_matmul_rate"] for row in usual]
+    steps = [row["share_of_matmul_rate"] for row in float32 if row["benchmark"] == "step" and row not in starved]
+    fit = results.row("inr_cpu.jsonl", benchmark="zoo_fit")
+    largest = max(starved, key=lambda row: row["peak_mib"])
+    return {
+        "jax": scalegmn[0]["environment"]["jax"],
+        "step_share": percent(max(steps), 0),
+        "step_share_least": percent(min(steps), 0),
+        "edge_share": f"{100 * min(edge):.0f} to {100 * max(edge):.0f}%",
+        "gradient_share": f"{100 * min(gradients):.0f} to {100 * max(gradients):.0f}%",
+        "starved_gflops": f"{largest['graphs_per_second'] * largest['gflop_per_graph']:.0f}",
+        "starved_gib": f"{largest['peak_mib'] / 1024:.0f}",
+        "starved_rate": f"{largest['matmul_gflop_per_second']:.0f}",
+        "fit_steps": f"{fit['network_steps_per_second']:.0f}",
+    }
+
+
+# --- how numbers are written --------------------------------------------------------------------------------------
+
+
+def average(numbers: Iterable[float]) -> float:
+    """The mean of at least one number."""
+    listed = list(numbers)
+    return math.fsum(listed) / len(listed)
+
+
+def merged_accuracy(pairs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """The mean accuracy of the merged networks of all pairs, without and with REPAIR."""
+    return (
+        average(pair["middle"]["accuracy"] for pair in pairs),
+        average(pair["repaired"]["accuracy"] for pair in pairs),
+    )
+
+
+def accuracy(share: float) -> str:
+    """An accuracy in percent, without the sign: "97.1"."""
+    return f"{100 * share:.1f}"
+
+
+def interval(value: Mapping[str, float], decimals: int, *, factor: float = 1) -> str:
+    """A mean with its confidence interval, like "0.20 [0.19, 0.21]"."""
+    mean, low, high = (f"{factor * value[name]:.{decimals}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def spread(value: Mapping[str, float], decimals: int, *, factor: float = 1, unit: str = "") -> str:
+    """A mean and a standard deviation, like "88.7% ± 1.9"."""
+    return f"{factor * value['mean']:.{decimals}f}{unit} ± {factor * value['std']:.{decimals}f}"
+
+
+def percent(share: float, decimals: int = 1) -> str:
+    """A share in percent, like "97.6%"."""
+    return f"{100 * share:.{decimals}f}%"
+
+
+def power_of_ten(number: float) -> str:
+    """A small number to one digit, like "2e-7"."""
+    digit, exponent = f"{number:.0e}".split("e")
+    return f"{digit}e{int(exponent)}"
+
+
+def digits(number: float) -> str:
+    """A rate: one decimal from 1 on, two below."""
+    return f"{number:,.1f}" if number >= 1 else f"{number:.2f}"
+
+
+def significant(number: float) -> str:
+    """A positive number to three digits at least: "1.02", "13.0", "1,025"."""
+    decimals = max(0, 2 - math.floor(math.log10(number)))
+    return f"{number:,.{decimals}f}"
+
+
+def shorthand(network: str) -> str:
+    """ "mlp 64-64-10 relu" as its widths, long runs of one width shortened: "128 x 9 - 10"."""
+    widths = network.split()[1].split("-")
+    hidden, output = widths[:-1], widths[-1]
+    if len(hidden) > 4 and len(set(hidden)) == 1:
+        return f"{hidden[0]} (x {len(hidden)})-{output}"
+    return "-".join(widths)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is empty or begins with a number, so that its column is aligned to the right."""
+    return not cell or cell.lstrip("-\\*")[:1].isdigit() or cell == "\\*"
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def markdown(table: Table) -> str:
+    """A table as MyST Markdown: caption, cells, the command that prints the numbers, the files that hold them."""
+    for row in table.rows:
+        if len(row) != len(table.header):
+            raise ValueError(f"{table.caption}: expected {len(table.header)} cells in every row, got {row}.")
+    _, *columns = zip(*table.rows, strict=True)
+    alignment = [":---", *("---:" if all(map(is_number, column)) else ":---" for column in columns)]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (table.header, alignment, *table.rows)]
+    files = " and ".join(f"`benchmarks/results/{source}`" for source in table.sources)
+    return "\n".join(
+        (
+            f":::{{table}} {table.caption}",
+            ":class: results",
+            "",
+            *lines,
+            ":::",
+            "",
+            ":::{div} table-source",
+            f"Printed by `{table.command}`, from {files}.",
+            ":::",
+            "",
+        )
+    )
+
+
+def write(results: Results, folder: Path = GENERATED) -> list[Path]:
+    """Writes all tables, each to a file of its name; files that would not change are left alone.
+
+    Args:
+      results: The result files.
+      folder: Where to write.
+
+    Returns:
+      The paths of all tables.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, make in TABLES.items():
+        path, text = folder / f"{name}.md", markdown(make(results))
+        if not path.is_file() or path.read_text() != text:
+            path.write_text(text)
+        paths.append(path)
+    return paths
+
+
+if __name__ == "__main__":
+    for written in write(Results()):
+        print(written.relative_to(HERE.parent))
