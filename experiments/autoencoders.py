@@ -66,7 +66,7 @@ def fit(
       settings: of the training.
       model: the autoencoder.
       losses: of "train" and of "selection", as `losses` makes them.
-      rows: what these losses read, for each a pytree whose arrays have a leading axis [models].
+      rows: what these losses read, for each a pytree whose arrays have a leading axis [networks].
       interruption: stops the training behind an epoch.
       name: of the checkpoints' folder, where a run has several.
       note: the metrics behind an epoch -> what the progress bar tells of them.

@@ -61,7 +61,7 @@ class Config(runs.Config):
     """One run. Options of an unfinished run must stay the same when it is resumed."""
 
     seeds: int = 3
-    """Trainings of every encoder, each with an initialisation and an order of batches of its own; the zoos are one."""
+    """Trainings of every encoder, each with an initialization and an order of batches of its own; the zoos are one."""
     copies: int = 4
     """Random group elements that move every scoring network, the same for all encoders and seeds."""
     model: ModelConfig = ModelConfig()
@@ -160,7 +160,7 @@ def matched_encoders(
         return encoders.gmn(arch, classes, scales, settings.num_layers, settings.dropout, **options)
 
     def query(_: int, hidden: int) -> nn.Module:
-        shape = (arch.neurons[0].width,)
+        shape = (arch.neuron_layers[0].width,)
         return baselines.QueryEncoder(
             arch, settings.queries, shape, hidden, classes, settings.query_layers, settings.dropout
         )

@@ -1,4 +1,4 @@
-"""CNNs are canonicalised by a ScaleGMN autoencoder and merged (Boufalis et al. 2025, arXiv 2511.12601, section 5).
+"""CNNs are canonicalized by a ScaleGMN autoencoder and merged (Boufalis et al. 2025, arXiv 2511.12601, section 5).
 
     python -m experiments.cnn digits                             # scikit-learn's digits, no files needed
     python -m experiments.cnn cifar --data cifar10_gray.npz      # CIFAR-10 in gray; a GPU helps

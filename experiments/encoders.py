@@ -73,12 +73,12 @@ class Task(NamedTuple):
 
     Attributes:
       loss: (model, train=) -> the loss of one row, like `losses.classification_loss`.
-      target: of every network of a zoo, [models].
+      target: of every network of a zoo, [networks].
       read: from what a model gives, [copies, latent], to its predictions [copies].
       selection: numbers of an epoch on the selection networks and their sign, 1 where more is better; the first that
         differ tell which of two epochs is better.
       note: of an epoch's numbers, for a person, in the form of `str.format`.
-      score: (predictions [models], those of moved copies [models, copies], the zoo) -> the measures.
+      score: (predictions [networks], those of moved copies [networks, copies], the zoo) -> the measures.
       measures: what they are called.
     """
 

@@ -20,7 +20,7 @@ class Member(NamedTuple):
 
     params: Params
     decoded: Params
-    latent: Float[Array, "*models latent"]
+    latent: Float[Array, "*networks latent"]
 
 
 class Method(NamedTuple):
@@ -42,12 +42,12 @@ class Paths(NamedTuple):
       midpoint: the loss at t = 1/2, and the images there.
     """
 
-    ts: Float[Array, "models points"]
-    losses: Float[Array, "models points"]
-    height: Float[Array, " models"]
-    gap: Float[Array, "models 2"]
-    midpoint: Float[Array, " models"]
-    middle: Float[Array, "models height width"]
+    ts: Float[Array, "networks points"]
+    losses: Float[Array, "networks points"]
+    height: Float[Array, " networks"]
+    gap: Float[Array, "networks 2"]
+    midpoint: Float[Array, " networks"]
+    middle: Float[Array, "networks height width"]
 
 
 def make_read(model: Autoencoder, variables: Any, *, batch_size: int = 64) -> Callable[[Params], Member]:
@@ -82,7 +82,7 @@ def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Param
     def to_decoded(member: Member) -> Params:
         return align(member.params, member.decoded)
 
-    whole = "scaled" if any(neurons.scaling is Scaling.POSITIVE for neurons in arch.neurons) else "signed"
+    whole = "scaled" if any(neurons.scaling is Scaling.POSITIVE for neurons in arch.neuron_layers) else "signed"
     align = make_align()
     p_identity, p_forward = make_align(scale=False, start=Start.IDENTITY), make_align(scale=False)
     pd_identity = make_align(start=Start.IDENTITY)
@@ -103,7 +103,7 @@ def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Param
 
 def make_follow(
     arch: Architecture, read: Callable[[Any], Params], *, num_points: int, batch_size: int = 32
-) -> Callable[[Any, Any, Member, Member, Float[Array, "models height width"]], Paths]:
+) -> Callable[[Any, Any, Member, Member, Float[Array, "networks height width"]], Paths]:
     """(start points, end points, members a, members b, true images) -> the paths; compiled, `batch_size` at a time.
 
     `read` gives the network at a point of a path.
@@ -130,7 +130,7 @@ def make_follow(
 
 def make_filmstrip(
     arch: Architecture, read: Callable[[Any], Params], size: tuple[int, int], *, columns: int = 9
-) -> Callable[[Any, Any], Float[Array, "models columns height width"]]:
+) -> Callable[[Any, Any], Float[Array, "networks columns height width"]]:
     """(start points, end points) -> the images along every path; compiled."""
 
     def one(start: Any, end: Any) -> Array:
@@ -163,7 +163,7 @@ def orbit_spread(
     """How far the encoder collapses orbits: deviations within orbits of `size` members over those between networks.
 
     Returns root mean square distances of embeddings within orbits and between the orbits' means, their ratio, and
-    the embeddings [models, size, latent].
+    the embeddings [networks, size, latent].
     """
     keys = jax.random.split(key, len(jax.tree.leaves(stack)[0]))
     members = jax.vmap(lambda params, key: symmetry.orbit(arch, params, key, size))(stack, keys)
@@ -193,7 +193,7 @@ def summary(paths: Paths, key: Key) -> dict[str, Any]:
 
 
 def interval(values: Array, key: Key) -> dict[str, float]:
-    """The mean of values [models] with its 95 % bootstrap interval."""
+    """The mean of values [networks] with its 95 % bootstrap interval."""
     low, high = _bootstrap(values, key)
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
 

@@ -65,7 +65,7 @@ class Config(cnn_zoo.Config):
     zoo_from: Path | None = None
     """The folder of another finished run on CNNs, with the same data and zoo options, whose zoos serve."""
     seeds: int = 3
-    """Trainings of every encoder, each with an initialisation and an order of batches of its own; the zoos are one."""
+    """Trainings of every encoder, each with an initialization and an order of batches of its own; the zoos are one."""
     copies: int = 4
     """Random group elements that move every scoring network, the same for all encoders and seeds."""
     model: ModelConfig = ModelConfig()
@@ -179,7 +179,7 @@ def matched_encoders(settings: ModelConfig, networks: Zoo) -> dict[str, encoders
       ValueError: if no width of an encoder comes within the tolerance.
     """
     arch, scales = networks.arch, zoo.scales(networks)
-    standard = baselines.standardisation(arch, networks.params)
+    standard = baselines.standardization(arch, networks.params)
 
     def gmn(arch: architecture.Architecture, **options: Any) -> encoders.Make:
         return encoders.gmn(arch, 1, scales, settings.num_layers, settings.dropout, **options)
@@ -197,7 +197,7 @@ def matched_encoders(settings: ModelConfig, networks: Zoo) -> dict[str, encoders
 
 
 def task(networks: Zoo) -> encoders.Task:
-    """The regression of the accuracy, which is standardised over these networks inside the loss."""
+    """The regression of the accuracy, which is standardized over these networks inside the loss."""
     accuracy = networks.records[TARGET].astype(float)
     mean, std = float(accuracy.mean()), float(accuracy.std()) or 1.0
     return encoders.Task(

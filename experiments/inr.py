@@ -1,10 +1,10 @@
-"""INRs of images are canonicalised by a ScaleGMN autoencoder and merged (Boufalis et al. 2025, arXiv 2511.12601).
+"""INRs of images are canonicalized by a ScaleGMN autoencoder and merged (Boufalis et al. 2025, arXiv 2511.12601).
 
     python -m experiments.inr digits                      # scikit-learn's digits, no files needed
     python -m experiments.inr mnist --data mnist.npz      # the published setting; a GPU helps
     python -m experiments.inr tiny                        # seconds
 
-Zoo, autoencoder, canonicalisation, merging, evaluation, report. Everything lands in `--out`: the zoos, the
+Zoo, autoencoder, canonicalization, merging, evaluation, report. Everything lands in `--out`: the zoos, the
 checkpoints, results.json with every number, report.html with every picture. `--resume` goes on where a run stopped.
 """
 
@@ -148,7 +148,7 @@ def score(
     first, second = zoos["scoring"][:count].params, zoos["scoring"][count:].params
     truth = jnp.asarray(images["scoring"].images)
     size = truth.shape[1:]
-    recognise = _recogniser(images["train"])
+    recognize = _recognizer(images["train"])
     fixed = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
     methods = evaluation.methods(arch, model, variables, fixed)
 
@@ -176,7 +176,7 @@ def score(
                 merging[kind][name] = {
                     "label": method.label,
                     **evaluation.summary(paths, next(keys)),
-                    "recognised": float((recognise(paths.middle) == images["scoring"].labels).mean()),
+                    "recognized": float((recognize(paths.middle) == images["scoring"].labels).mean()),
                 }
                 if kind == report.INDEPENDENT:
                     some = jax.tree.map(lambda leaf: leaf[:3], (start, end))
@@ -206,10 +206,10 @@ def score(
             "image_variance": variance,
             "share_of_variance": error / variance,
             "mean_image_mse": float(jnp.square(truth - images["train"].images.mean(0)).mean()),
-            "recognised": {
-                "images": float((recognise(truth) == images["scoring"].labels).mean()),
-                "original": float((recognise(original) == images["scoring"].labels).mean()),
-                "decoded": float((recognise(decoded) == images["scoring"].labels).mean()),
+            "recognized": {
+                "images": float((recognize(truth) == images["scoring"].labels).mean()),
+                "original": float((recognize(original) == images["scoring"].labels).mean()),
+                "decoded": float((recognize(decoded) == images["scoring"].labels).mean()),
             },
         },
         "orbit": spread,
@@ -221,7 +221,7 @@ def score(
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _recogniser(given: images.Images) -> Any:
+def _recognizer(given: images.Images) -> Any:
     """A digit classifier trained on the training images: an outside judge of whether a drawn digit can be read."""
     from sklearn.svm import SVC
 

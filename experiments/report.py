@@ -69,7 +69,7 @@ def table(results: Mapping[str, Any]) -> rich.table.Table:
         shown.add_column(name, justify="right")
     for method in results["merging"][INDEPENDENT].values():
         means = [f"{method[key]['mean']:.4f}" for key in ("midpoint", "barrier", "end_point_gap")]
-        shown.add_row(method["label"], *means, f"{method['recognised']:.1%}")
+        shown.add_row(method["label"], *means, f"{method['recognized']:.1%}")
     return shown
 
 
@@ -78,7 +78,7 @@ def table(results: Mapping[str, Any]) -> rich.table.Table:
 
 def _sections(results: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterable[str]:
     reconstruction, orbit, zoo = results["reconstruction"], results["orbit"], results["zoo"]
-    recognised = reconstruction["recognised"]
+    recognized = reconstruction["recognized"]
     counts = ", ".join(f"{one['networks']} networks of {one['images']} images for {name}" for name, one in zoo.items())
     yield (
         f"<p>{counts}; no image serves twice. The autoencoder has {results['model']['parameters']:,} parameters.</p>"
@@ -86,8 +86,8 @@ def _sections(results: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterab
         f"{reconstruction['share_of_variance']:.1%} of the variance of the images "
         f"({reconstruction['image_variance']:.4f}); drawing the mean image would cost "
         f"{reconstruction['mean_image_mse']:.4f}. A classifier trained on the training images reads "
-        f"{recognised['images']:.1%} of the unseen images, {recognised['original']:.1%} as drawn by their INRs and "
-        f"{recognised['decoded']:.1%} as drawn by the decoded networks.</p>"
+        f"{recognized['images']:.1%} of the unseen images, {recognized['original']:.1%} as drawn by their INRs and "
+        f"{recognized['decoded']:.1%} as drawn by the decoded networks.</p>"
         f"<p><b>Orbits</b>: the embeddings of one orbit spread {orbit['ratio']:.1e} times as far as those of different "
         "networks.</p>"
     )
@@ -96,7 +96,7 @@ def _sections(results: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterab
     yield (
         "<p class=note>Mean squared error against the true image, with 95 % bootstrap intervals over pairs. Midpoint: "
         "at t = 1/2. Barrier: maximum above the chord between the end points. End-point gap: between what an end point "
-        "draws and what its original network draws. Read: digits recognised by the classifier at t = 1/2.</p>"
+        "draws and what its original network draws. Read: digits recognized by the classifier at t = 1/2.</p>"
     )
     yield "<h2>A network and a transformed, perturbed copy</h2><p>Mean squared error at t = 1/2.</p>"
     yield html_table(_orbit_rows(results))
@@ -112,7 +112,7 @@ def _method_rows(results: Mapping[str, Any]) -> list[list[str]]:
     rows = [["method", "midpoint", "barrier", "end-point gap", "read"]]
     for method in results["merging"][INDEPENDENT].values():
         cells = [_with_interval(method[key]) for key in ("midpoint", "barrier", "end_point_gap")]
-        rows.append([method["label"], *cells, f"{method['recognised']:.1%}"])
+        rows.append([method["label"], *cells, f"{method['recognized']:.1%}"])
     return rows
 
 

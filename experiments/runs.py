@@ -69,7 +69,7 @@ class TrainConfig:
     """Networks differentiated at a time, for less memory and fuller caches; None for the whole batch."""
 
     def make_optimizer(self, networks: int) -> optax.GradientTransformation:
-        """The optimiser for epochs over so many networks."""
+        """The optimizer for epochs over so many networks."""
         return training.make_optimizer(
             learning_rate=self.learning_rate,
             warmup_steps=self.warmup_steps,

@@ -50,7 +50,18 @@ if TYPE_CHECKING:
         types,
         zoo,
     )
-    from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling, cnn, mlp, resnet, siren, vgg
+    from jax_scalegmn.architecture import (
+        Architecture,
+        Axis,
+        NeuronLayer,
+        Parameter,
+        Scaling,
+        cnn,
+        mlp,
+        resnet,
+        siren,
+        vgg,
+    )
     from jax_scalegmn.inference import Inference, infer
     from jax_scalegmn.matching import Matching
     from jax_scalegmn.models import Autoencoder, Decoder, Editor, Encoder, ScaleGMN, autoencoder
@@ -61,7 +72,7 @@ if TYPE_CHECKING:
 # Every name and the module that has it. Nothing is imported before it is asked for (PEP 562), so that the command line
 # can answer `--help` without JAX.
 _MODULE_OF = {
-    **dict.fromkeys(("Architecture", "Axis", "Neurons", "Parameter", "Scaling"), "architecture"),
+    **dict.fromkeys(("Architecture", "Axis", "NeuronLayer", "Parameter", "Scaling"), "architecture"),
     **dict.fromkeys(("cnn", "mlp", "resnet", "siren", "vgg"), "architecture"),
     **dict.fromkeys(("Inference", "infer"), "inference"),
     "Matching": "matching",
@@ -82,7 +93,7 @@ __all__ = [
     "Inference",
     "Key",
     "Matching",
-    "Neurons",
+    "NeuronLayer",
     "Parameter",
     "Params",
     "ScaleGMN",

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from jax_scalegmn import merge, stacks
 from jax_scalegmn.types import Interpolate, Key
 
+__all__ = ["Barrier", "Interval", "Path", "Plane", "barrier", "bootstrap", "height", "interval", "path", "plane"]
+
 
 class Path(NamedTuple):
     """Metrics along a path from a (t = 0) to b (t = 1).
@@ -20,7 +22,7 @@ class Path(NamedTuple):
       metrics: what `metric_fn` gives at each, every array with a leading axis [points].
     """
 
-    ts: Float[Array, "*models points"]
+    ts: Float[Array, "*networks points"]
     metrics: Any
 
 
@@ -34,9 +36,9 @@ class Barrier(NamedTuple):
         arXiv 1912.05671, section 2); never below 0, its value at the end points.
     """
 
-    ts: Float[Array, "*models points"]
-    losses: Float[Array, "*models points"]
-    height: Float[Array, "*models"]
+    ts: Float[Array, "*networks points"]
+    losses: Float[Array, "*networks points"]
+    height: Float[Array, "*networks"]
 
 
 class Interval(NamedTuple):
@@ -48,9 +50,9 @@ class Interval(NamedTuple):
       high: the upper end.
     """
 
-    height: Float[Array, "*models"]
-    low: Float[Array, "*models"]
-    high: Float[Array, "*models"]
+    height: Float[Array, "*networks"]
+    low: Float[Array, "*networks"]
+    high: Float[Array, "*networks"]
 
 
 class Plane(NamedTuple):
@@ -63,10 +65,10 @@ class Plane(NamedTuple):
       corners: the coordinates (x, y) of a, b and c.
     """
 
-    xs: Float[Array, "*models points"]
-    ys: Float[Array, "*models points"]
-    losses: Float[Array, "*models points points"]
-    corners: Float[Array, "*models 3 2"]
+    xs: Float[Array, "*networks points"]
+    ys: Float[Array, "*networks points"]
+    losses: Float[Array, "*networks points points"]
+    corners: Float[Array, "*networks 3 2"]
 
 
 def path(
@@ -204,9 +206,9 @@ def plane(
     stacks.check_alike(a, b)
     stacks.check_alike(a, c, names=("a", "c"))
     first, second = (jax.tree.map(jnp.subtract, other, a) for other in (b, c))
-    across, u = _normalised(first)
+    across, u = _normalized(first)
     along = optax.tree.vdot(second, u)
-    up, v = _normalised(jax.tree.map(lambda x, y: x - along * y, second, u))
+    up, v = _normalized(jax.tree.map(lambda x, y: x - along * y, second, u))
     _check_plane(across, up, jnp.sqrt(optax.tree.vdot((a, b, c), (a, b, c))))
 
     zero = jnp.zeros_like(across)
@@ -261,7 +263,7 @@ def _map(fn: Callable[[Array], Any], points: Array, batch_size: int | None) -> A
     return jax.lax.map(fn, points, batch_size=batch_size)
 
 
-def _normalised(tree: Any) -> tuple[Array, Any]:
+def _normalized(tree: Any) -> tuple[Array, Any]:
     """The length of a vector, and the vector of length 1; zeros stay."""
     square = optax.tree.vdot(tree, tree)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)

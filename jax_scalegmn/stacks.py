@@ -10,7 +10,7 @@ __all__ = ["at_least_float32", "check_alike", "count", "member", "stack"]
 
 
 def stack(*networks: Any) -> Any:
-    """Networks of one kind as a stack: every array gets a leading axis [models]."""
+    """Networks of one kind as a stack: every array gets a leading axis [networks]."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
 
 
@@ -20,7 +20,7 @@ def member(stack: Any, index: int | Array) -> Any:
 
 
 def count(stack: Any, *, least: int = 1, name: str = "stack") -> int:
-    """How many networks a stack holds, every array with a leading axis [models].
+    """How many networks a stack holds, every array with a leading axis [networks].
 
     Raises:
       ValueError: if its arrays disagree, or on fewer than `least`.

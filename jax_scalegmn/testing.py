@@ -16,6 +16,8 @@ from jax_scalegmn import architecture, symmetry
 from jax_scalegmn.architecture import Architecture, Axis
 from jax_scalegmn.types import Key, Params
 
+__all__ = ["assert_equivariant", "assert_function_preserved", "assert_invariant"]
+
 
 def assert_invariant(
     arch: Architecture,

@@ -1,6 +1,6 @@
 """Names of the types that every floor shares, and the axis words of shape annotations.
 
-Axis words: ``models`` networks of a batch or zoo, ``points`` positions on a path or pixels, ``n`` neurons of
+Axis words: ``networks`` of a batch or zoo, ``points`` positions on a path or pixels, ``n`` neurons of
 one layer, ``nodes`` and ``edges`` of a graph, ``features`` of a node or edge, ``latent`` entries of an embedding.
 """
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
+
+__all__ = ["Interpolate", "Key", "LossFn", "Metrics", "Params"]
 
 # Nested mappings of arrays in Flax's own shape: {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}.
 Params: TypeAlias = Mapping[str, Any]

@@ -6,7 +6,7 @@ import numpy as np
 
 import jax_scalegmn as sg
 from jax_scalegmn import architecture, network, symmetry
-from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
 
 ARCHITECTURES = {
     "siren": sg.siren((2, 5, 4, 1)),
@@ -88,7 +88,7 @@ def rows(stack, index):
 
 def example(arch: Architecture, count: int = 4, seed: int = 0, dtype="float32"):
     """A batch of inputs."""
-    shape = (7, 9, arch.neurons[0].width) if arch.name.startswith("cnn") else (arch.neurons[0].width,)
+    shape = (7, 9, arch.neuron_layers[0].width) if arch.name.startswith("cnn") else (arch.neuron_layers[0].width,)
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (count, *shape)), dtype)
 
 
@@ -122,11 +122,11 @@ def assert_identical(got, expected) -> None:
 
 
 def batch_norm_mlp() -> tuple[Architecture, object]:
-    """A hand-written description of a tanh network with normalisation, and its function."""
+    """A hand-written description of a tanh network with normalization, and its function."""
     neurons = (
-        Neurons("pixels", 3, Scaling.FIXED),
-        Neurons("units", 5, Scaling.SIGN),
-        Neurons("classes", 2, Scaling.FIXED),
+        NeuronLayer("pixels", 3, Scaling.FIXED),
+        NeuronLayer("units", 5, Scaling.SIGN),
+        NeuronLayer("classes", 2, Scaling.FIXED),
     )
     powers = {"scale": 1, "bias": 1, "mean": 0, "var": 0}
     parameters = (
@@ -141,19 +141,19 @@ def batch_norm_mlp() -> tuple[Architecture, object]:
         u = (x @ params["dense"]["kernel"] - norm["mean"]) / jnp.sqrt(1 + jnp.square(norm["var"]))
         return jnp.tanh(u * norm["scale"] + norm["bias"]) @ params["head"]["kernel"] + params["head"]["bias"]
 
-    return Architecture("normalised mlp", neurons, parameters), apply
+    return Architecture("normalized mlp", neurons, parameters), apply
 
 
 def layer_norm_mlp() -> tuple[Architecture, object]:
-    """A residual stream between layer normalisations, on which permutations alone act, and its function.
+    """A residual stream between layer normalizations, on which permutations alone act, and its function.
 
     The units that write to the stream read it too: their graph has a cycle.
     """
     neurons = (
-        Neurons("pixels", 3, Scaling.FIXED),
-        Neurons("stream", 5, Scaling.PERMUTATION),
-        Neurons("units", 4, Scaling.POSITIVE),
-        Neurons("classes", 2, Scaling.FIXED),
+        NeuronLayer("pixels", 3, Scaling.FIXED),
+        NeuronLayer("stream", 5, Scaling.PERMUTATION),
+        NeuronLayer("units", 4, Scaling.POSITIVE),
+        NeuronLayer("classes", 2, Scaling.FIXED),
     )
     parameters = (
         Parameter(("embed", "kernel"), (Axis("pixels", -1), Axis("stream", 1))),
@@ -178,17 +178,17 @@ def layer_norm_mlp() -> tuple[Architecture, object]:
 
 
 def residual_mlp(activation: str) -> tuple[Architecture, object]:
-    """A stream that two kernels feed, the second behind batch normalisations, and its function.
+    """A stream that two kernels feed, the second behind batch normalizations, and its function.
 
-    The stream and the units carry the group of the activation. One normalisation divides by its gain, which so goes
+    The stream and the units carry the group of the activation. One normalization divides by its gain, which so goes
     against a rescaling.
     """
     scaling, act = {"relu": (Scaling.POSITIVE, jax.nn.relu), "tanh": (Scaling.SIGN, jnp.tanh)}[activation]
     neurons = (
-        Neurons("pixels", 3, Scaling.FIXED),
-        Neurons("stream", 5, scaling),
-        Neurons("units", 4, scaling),
-        Neurons("classes", 2, Scaling.FIXED),
+        NeuronLayer("pixels", 3, Scaling.FIXED),
+        NeuronLayer("stream", 5, scaling),
+        NeuronLayer("units", 4, scaling),
+        NeuronLayer("classes", 2, Scaling.FIXED),
     )
     powers = {"bias": 1, "mean": 0, "var": 0}
     parameters = (

@@ -36,7 +36,7 @@ def params_of(arch, models=(), seed=0):
 
 def data(arch, count=EXAMPLES, seed=1):
     images = arch.name.startswith(("cnn", "vgg", "resnet"))
-    shape = (7, 9, arch.neurons[0].width) if images else (arch.neurons[0].width,)
+    shape = (7, 9, arch.neuron_layers[0].width) if images else (arch.neuron_layers[0].width,)
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (count, *shape)), "float32")
 
 
@@ -149,13 +149,13 @@ def test_different_networks_get_the_best_of_all_assignments(name, scale):
             one["Dense_1"]["kernel"] -= one["Dense_1"]["kernel"].mean(0)
     found = match_one(arch, params, target, x, scale=scale, batch_size=20)  # leaves 8 for a third batch
     for layer, score in scores(arch, params, target, x, scale).items():
-        signed = scale and arch.layer(layer).scaling is Scaling.SIGN
+        signed = scale and arch.neuron_layer(layer).scaling is Scaling.SIGN
         n = len(score)
         value = np.abs(score) if signed else score
         best = max(itertools.permutations(range(n)), key=lambda order: value[np.arange(n), list(order)].sum())
         np.testing.assert_array_equal(found.element.permutation[layer], best)
         expected = np.sign(score[np.arange(n), list(best)]) if signed else np.ones(n)
-        if arch.layer(layer).scaling is not Scaling.POSITIVE or not scale:
+        if arch.neuron_layer(layer).scaling is not Scaling.POSITIVE or not scale:
             np.testing.assert_array_equal(found.element.scale[layer], expected)
 
 

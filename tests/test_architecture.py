@@ -12,7 +12,7 @@ from flax import linen as nn
 
 import jax_scalegmn as sg
 from jax_scalegmn import architecture, matching, network, testing
-from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.models import graph
 
 SIREN = support.ARCHITECTURES["siren"]
@@ -170,7 +170,7 @@ def described(**changes):
         "paths": ("x", "y"),
         "to": "b",
     } | changes
-    neurons = tuple(Neurons(name, parts["width"], Scaling.SIGN) for name in parts["names"])
+    neurons = tuple(NeuronLayer(name, parts["width"], Scaling.SIGN) for name in parts["names"])
     axis = Axis(parts["to"], parts["power"], parts["repeat"])
     return Architecture("small", neurons, tuple(Parameter((path,), (axis,) * parts["axes"]) for path in parts["paths"]))
 
@@ -214,7 +214,7 @@ def test_a_hand_written_description_without_layers_serves_all_but_network(key):
     support.assert_identical(jax.jit(matching.align)(arch, params, moved), moved)
     assert graph.from_params(arch, params).nodes.shape == (10, 4)  # scale, bias, mean and var of every unit
     for call in (lambda: network.init(arch, key), lambda: network.apply(arch, params, x[0])):
-        with pytest.raises(ValueError, match="'normalised mlp' does not say how to compute its function"):
+        with pytest.raises(ValueError, match="'normalized mlp' does not say how to compute its function"):
             call()
 
 
@@ -226,7 +226,7 @@ def test_a_hand_written_description_without_layers_serves_all_but_network(key):
     ],
 )
 def test_kernels_lead_from_what_they_read_to_what_they_feed(reads, feeds, message):
-    neurons = (Neurons("x", 2, Scaling.FIXED), Neurons("h", 2, Scaling.SIGN))
+    neurons = (NeuronLayer("x", 2, Scaling.FIXED), NeuronLayer("h", 2, Scaling.SIGN))
     with pytest.raises(ValueError, match=message):
         Architecture("wrong", neurons, (Parameter(("kernel",), (reads, feeds)),))
 
@@ -235,10 +235,10 @@ def test_kernels_lead_from_what_they_read_to_what_they_feed(reads, feeds, messag
 CONCATENATION = Architecture(
     "concatenation",
     (
-        Neurons("input", 2, Scaling.FIXED),
-        Neurons("left", 3, Scaling.SIGN),
-        Neurons("right", 4, Scaling.POSITIVE),
-        Neurons("output", 2, Scaling.FIXED),
+        NeuronLayer("input", 2, Scaling.FIXED),
+        NeuronLayer("left", 3, Scaling.SIGN),
+        NeuronLayer("right", 4, Scaling.POSITIVE),
+        NeuronLayer("output", 2, Scaling.FIXED),
     ),
     (
         Parameter(("left", "kernel"), (Axis("input", -1), Axis("left", 1))),
@@ -258,7 +258,7 @@ def concatenation(params, x):
 def test_blocks_are_parts_of_an_array():
     params = support.random_params(CONCATENATION)
     blocks = architecture.unpack(CONCATENATION, params)
-    assert params["head"]["kernel"].shape == CONCATENATION.arrays["head", "kernel"] == (7, 2)
+    assert params["head"]["kernel"].shape == CONCATENATION.array_shapes["head", "kernel"] == (7, 2)
     np.testing.assert_array_equal(blocks[2], params["head"]["kernel"][:3])
     np.testing.assert_array_equal(blocks[3], params["head"]["kernel"][3:])
     support.assert_identical(architecture.pack(CONCATENATION, blocks), params)
@@ -323,7 +323,11 @@ def test_matching_and_graphs_see_blocks_as_arrays():
 
 def test_vectors_with_spatial_axes_take_several_columns_of_a_graph():
     """A depthwise kernel, a repeated bias, and kernels of one and of two spatial axes side by side."""
-    neurons = (Neurons("x", 2, Scaling.FIXED), Neurons("h", 3, Scaling.POSITIVE), Neurons("y", 2, Scaling.FIXED))
+    neurons = (
+        NeuronLayer("x", 2, Scaling.FIXED),
+        NeuronLayer("h", 3, Scaling.POSITIVE),
+        NeuronLayer("y", 2, Scaling.FIXED),
+    )
     parameters = (
         Parameter(("conv",), (2, 3, Axis("x", -1), Axis("h", 0))),
         Parameter(("depthwise",), (3, 2, 1, Axis("h", 1))),

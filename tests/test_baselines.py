@@ -90,7 +90,7 @@ def test_dropout_acts_in_training_alone():
 
 def test_a_description_without_a_function_is_refused():
     arch, _ = support.batch_norm_mlp()
-    with pytest.raises(ValueError, match=r"'normalised mlp' does not say how to compute .*models\.Encoder"):
+    with pytest.raises(ValueError, match=r"'normalized mlp' does not say how to compute .*models\.Encoder"):
         QueryEncoder(arch, 4, (3,), 8, 5).init(jax.random.key(0), support.random_params(arch))
 
 
@@ -132,7 +132,7 @@ def test_params_of_another_architecture_are_refused():
 def test_statistics_are_those_of_numpy(arch, params):
     got = baselines.statistics(arch, params)
     expected = []
-    for path in arch.arrays:
+    for path in arch.array_shapes:
         value = params
         for key in path:
             value = value[key]
@@ -151,11 +151,11 @@ def test_embedding_by_statistics_is_invariant_under_permutations_and_not_under_s
         testing.assert_invariant(arch, read, params, tolerance=1e-2, samples=4)
 
 
-def test_statistics_are_standardised_over_the_networks_given():
+def test_statistics_are_standardized_over_the_networks_given():
     stack = support.random_params(SIREN, models=(16,))
     stack["Dense_2"]["bias"] = jnp.zeros_like(stack["Dense_2"]["bias"])  # all of its statistics are constant
     raw = jax.vmap(lambda params: baselines.statistics(SIREN, params))(stack)
-    standard = baselines.standardisation(SIREN, stack)
+    standard = baselines.standardization(SIREN, stack)
     np.testing.assert_allclose([mean for mean, _ in standard], raw.mean(0), rtol=1e-5, atol=1e-7)
     deviation = np.asarray(raw.std(0))
     np.testing.assert_allclose([std for _, std in standard], np.where(deviation == 0, 1, deviation), rtol=1e-4)
@@ -164,7 +164,7 @@ def test_statistics_are_standardised_over_the_networks_given():
     assert hash(model) != hash(plain)
     variables = support.random_variables(model, params)
     mean, std = np.asarray(standard, np.float32).T
-    # What is standardised can be undone by the first layer's kernel and bias.
+    # What is standardized can be undone by the first layer's kernel and bias.
     first = variables["params"]["mlp_0"]
     kernel = first["kernel_in"] / std[:, None]
     undone = first | {"kernel_in": kernel, "bias_in": first["bias_in"] - mean @ kernel}
@@ -199,7 +199,7 @@ def test_dropout_of_the_embedding_by_statistics_acts_in_training_alone():
 def test_statistics_need_no_function():
     arch, _ = support.batch_norm_mlp()
     params = support.random_params(arch)
-    assert baselines.statistics(arch, params).shape == (7 * len(arch.arrays),)
+    assert baselines.statistics(arch, params).shape == (7 * len(arch.array_shapes),)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_statistics_need_no_function():
         ({"hidden": 0}, "'hidden': 0"),
         ({"latent": 0}, "'latent': 0"),
         ({"num_layers": 0}, "'num_layers': 0"),
-        ({"standard": ((0.0, 1.0),)}, r"expected 42 pairs .*baselines\.standardisation"),
+        ({"standard": ((0.0, 1.0),)}, r"expected 42 pairs .*baselines\.standardization"),
         ({"standard": ((0.0, 0.0),) * 42}, "standard is"),
         ({"standard": ((float("nan"), 1.0),) * 42}, "standard is"),
     ],
@@ -238,7 +238,7 @@ def test_match_size_finds_what_a_search_through_all_widths_finds(target):
     def make(width):
         return QueryEncoder(SIREN, 6, (2,), width, 5)
 
-    def gap(width):  # queries, kernels and biases, layer normalisation
+    def gap(width):  # queries, kernels and biases, layer normalization
         return abs(12 + (6 + 4 + 5 - 1) * width + 5 - target)
 
     assert baselines.num_parameters(make(3), shapes) == 12 + 14 * 3 + 5

@@ -12,7 +12,7 @@ import support
 
 import jax_scalegmn as sg
 from jax_scalegmn import architecture, models, symmetry
-from jax_scalegmn.architecture import Architecture, Neurons, Parameter, Scaling
+from jax_scalegmn.architecture import Architecture, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.models import Editor, Encoder, Readout, ScaleGMN, graph, reference
 from jax_scalegmn.models.graph import Bucket
 
@@ -88,7 +88,7 @@ def test_a_group_that_a_member_does_not_have_changes_its_embedding():
     with support.precision("float64"):
         read, _, _ = mixed_reader("float64")
         arch = MIXED.members[2]
-        signed = dataclasses.replace(arch, neurons=tuple(with_signs(n) for n in arch.neurons))
+        signed = dataclasses.replace(arch, neuron_layers=tuple(with_signs(n) for n in arch.neuron_layers))
         moved = orbit(signed, support.random_params(arch, dtype="float64"), "float64", permute=False)
         z = read(stack_of([graph.from_params(arch, support.rows(moved, i), bucket=MIXED) for i in range(COUNT)]))
         assert np.abs(z[1:] - z[0]).max() > 1e-3 * np.abs(z).max()
@@ -157,7 +157,7 @@ def test_gradients_are_finite_and_padding_has_none():
 def test_presence_says_what_is_there():
     for arch in MIXED.members:
         built = padded(MIXED, arch)
-        assert built.globals.nodes.sum() == sum(neurons.width for neurons in arch.neurons)
+        assert built.globals.nodes.sum() == sum(neurons.width for neurons in arch.neuron_layers)
         assert built.globals.edges.sum() == graph.topology(arch).num_edges
         assert not built.nodes[~built.globals.nodes].any()
         assert not built.edges[~built.globals.edges].any()
@@ -202,7 +202,7 @@ def test_a_bucket_reads_graphs_and_not_params(model):
 
 def renamed(names):
     """A network of one hidden layer after another, of these names."""
-    neurons = [Neurons(name, 2, Scaling.FIXED if name in ("in", "out") else Scaling.SIGN) for name in names]
+    neurons = [NeuronLayer(name, 2, Scaling.FIXED if name in ("in", "out") else Scaling.SIGN) for name in names]
     pairs = itertools.pairwise(names)
     kernels = [Parameter((f"{a}{b}",), (architecture.Axis(a, -1), architecture.Axis(b, 1))) for a, b in pairs]
     return Architecture("-".join(names), tuple(neurons), tuple(kernels))
@@ -233,7 +233,7 @@ def test_buckets_that_make_no_sense_are_refused(members, multiple, message):
 def test_a_layer_that_is_hidden_in_one_member_alone_is_refused():
     hidden = renamed(["in", "a", "out"])
     end = dataclasses.replace(
-        hidden, neurons=tuple(dataclasses.replace(n, scaling=Scaling.FIXED) for n in hidden.neurons)
+        hidden, neuron_layers=tuple(dataclasses.replace(n, scaling=Scaling.FIXED) for n in hidden.neuron_layers)
     )
     with pytest.raises(ValueError, match=r"'a' is an input or output of one member and hidden in another.*Rename it"):
         Bucket((hidden, end))

@@ -14,7 +14,7 @@ import support
 
 import jax_scalegmn as sg
 from jax_scalegmn import architecture, symmetry, testing
-from jax_scalegmn.architecture import Axis, Neurons, Parameter, Scaling
+from jax_scalegmn.architecture import Axis, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.symmetry import canonical
 
 
@@ -273,7 +273,11 @@ def hand_written(scaling=Scaling.SIGN, reader=-1, bias=1, offset=0.0, w0=30.0, e
         Parameter(("Dense_1", "bias"), (Axis("out", 1),)),
         *extra,
     )
-    neurons = (Neurons("in", 2, Scaling.FIXED), Neurons("units", 3, scaling), Neurons("out", 1, Scaling.FIXED))
+    neurons = (
+        NeuronLayer("in", 2, Scaling.FIXED),
+        NeuronLayer("units", 3, scaling),
+        NeuronLayer("out", 1, Scaling.FIXED),
+    )
     layers = (
         architecture.Dense("Dense_0", architecture.Activation("sine", w0), offset),
         architecture.Dense("Dense_1", None),
@@ -309,7 +313,7 @@ OWN = r"'by hand': sine layer 'Dense_0'"
         ),
         (
             hand_written(extra=(Parameter(("norm", "bias"), (Axis("units", 1),)),)),
-            rf"{OWN} shares 'units'.* \"\['norm'\]\['bias'\]\": 1}} on it; .* Fold a normalisation",
+            rf"{OWN} shares 'units'.* \"\['norm'\]\['bias'\]\": 1}} on it; .* Fold a normalization",
         ),
         (hand_written(w0=0.0), rf"{OWN} has frequency 0.0; expected a w0 of size 1e-20 to 1e20, like 30"),
         (hand_written(w0=math.inf), rf"{OWN} has frequency inf; expected"),

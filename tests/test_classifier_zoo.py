@@ -86,7 +86,7 @@ def test_scores_are_those_of_the_networks(cnns):
             assert cnns.records[f"{name}_accuracy"][index] == pytest.approx(float(accuracy))
 
 
-def test_training_starts_at_the_scaled_initialisation_and_learns(cnns):
+def test_training_starts_at_the_scaled_initialization_and_learns(cnns):
     start = jax.tree.map(lambda leaf: 2 * leaf, network.init(ARCH, jax.random.key(3)))
     support.assert_identical(params(cnns, "larger", 0), start)
     losses = {name: cnns.records["test_loss"][row(cnns, name)] for name in ("base", "faster", "other")}
@@ -165,7 +165,7 @@ def test_bad_input_is_refused_at_the_door(options, message):
         fit(**options)
 
 
-def test_batch_normalisations_are_sent_elsewhere():
+def test_batch_normalizations_are_sent_elsewhere():
     arch = sg.resnet(8, widths=(2, 2, 2), input_channels=1, outputs=3)
     with pytest.raises(ValueError, match=r"train it with classifiers.fit"):
         classifier_zoo.fit(arch, examples(5, 0), recipes(), checkpoints=(1,))

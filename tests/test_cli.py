@@ -58,7 +58,7 @@ def run(capsys, *argv):
 
 def data(path, arch, count=32):
     x = support.example(arch, count)
-    np.savez(path, x=np.asarray(x), y=np.arange(count) % arch.neurons[-1].width)
+    np.savez(path, x=np.asarray(x), y=np.arange(count) % arch.neuron_layers[-1].width)
     return x
 
 
@@ -331,7 +331,7 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
     (a, b), _ = pair(tmp_path, "torch.pt", MLP)
     np.savez(tmp_path / "x.npz", x=np.ones((4, 7)))
     np.savez(tmp_path / "y.npz", y=np.ones((4, 3)))
-    np.savez(tmp_path / "unlabelled.npz", x=np.ones((4, 3)))
+    np.savez(tmp_path / "unlabeled.npz", x=np.ones((4, 3)))
     np.savez(tmp_path / "few.npz", x=np.ones((4, 3)), y=np.zeros(3, int))
     np.savez(tmp_path / "high.npz", x=np.ones((4, 3)), y=np.full(4, 2))
     np.savez(tmp_path / "nan.npz", x=np.full((4, 3), np.nan))
@@ -366,7 +366,7 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
         ("x (4, 7) does not fit", (*both, *RELU, "--data", tmp_path / "x.npz")),
         ("expected an .npz file with numbers x", (*both, *RELU, "--data", tmp_path / "y.npz")),
         ("NaN", (*both, *RELU, "--data", tmp_path / "nan.npz")),
-        ("y (4,); got none", (*both, *RELU, *straight_through, tmp_path / "unlabelled.npz")),
+        ("y (4,); got none", (*both, *RELU, *straight_through, tmp_path / "unlabeled.npz")),
         ("y (4,); got int64 (3,)", (*both, *RELU, *straight_through, tmp_path / "few.npz")),
         ("Labels lie in [2, 2]", (*both, *RELU, *straight_through, tmp_path / "high.npz")),
     ]:

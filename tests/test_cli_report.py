@@ -63,8 +63,8 @@ def test_the_change_of_a_function_is_relative_to_its_largest_output():
 def wrong(arch):
     """The same architecture with a group that its activation does not allow."""
     swap = {architecture.Scaling.PERMUTATION: architecture.Scaling.SIGN}
-    neurons = tuple(dataclasses.replace(n, scaling=swap.get(n.scaling, n.scaling)) for n in arch.neurons)
-    return dataclasses.replace(arch, neurons=neurons)
+    neurons = tuple(dataclasses.replace(n, scaling=swap.get(n.scaling, n.scaling)) for n in arch.neuron_layers)
+    return dataclasses.replace(arch, neuron_layers=neurons)
 
 
 def test_the_group_of_an_architecture_passes(arch, params, key):

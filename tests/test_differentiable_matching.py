@@ -11,7 +11,7 @@ import support
 
 import jax_scalegmn as sg
 from jax_scalegmn import matching, merge, network, symmetry
-from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.matching import _weights, assignment, sinkhorn_matching, straight_through_matching
 from jax_scalegmn.matching._differentiable import TIMES
 
@@ -250,7 +250,7 @@ def test_straight_through_keeps_planted_elements():
 
 def fixed_network():
     """A kernel from inputs to outputs, without a hidden layer."""
-    neurons = (Neurons("in", 2, Scaling.FIXED), Neurons("out", 1, Scaling.FIXED))
+    neurons = (NeuronLayer("in", 2, Scaling.FIXED), NeuronLayer("out", 1, Scaling.FIXED))
     return Architecture("linear", neurons, (Parameter(("dense", "kernel"), (Axis("in", -1), Axis("out", 1))),))
 
 

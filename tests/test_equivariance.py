@@ -119,7 +119,7 @@ def all_cases():
         if not plain:
             options |= {
                 "io": io,
-                "canonical": draw.choice([Canonical.SYMMETRISED, Canonical.ABSOLUTE]),
+                "canonical": draw.choice([Canonical.SYMMETRIZED, Canonical.ABSOLUTE]),
                 "message_layers": draw.choice([1, 2]),
                 "update_layers": draw.choice([1, 2]),
                 "encoding_features": options["node_encoding"] and draw.random() < 0.5,
@@ -412,7 +412,7 @@ def degenerate(arch, dtype):
                 here = isinstance(axis, architecture.Axis) and axis.neurons == first
                 feeds = here and (len(parameter.neuron_axes) == 1 or axis is parameter.neuron_axes[1])
                 if here and feeds == (power > 0):
-                    index = np.arange(value.shape[position]) % arch.layer(first).width < 2
+                    index = np.arange(value.shape[position]) % arch.neuron_layer(first).width < 2
                     value = np.where(np.expand_dims(index, [i for i in range(value.ndim) if i != position]), 0, value)
             return value
 

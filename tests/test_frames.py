@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import jax_scalegmn as sg
 from jax_scalegmn import matching, merge, symmetry
-from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.matching import Reference, assignment
 
 MIXED = support.ARCHITECTURES["mixed mlp"]  # signs, positive scales and permutations alone
@@ -254,7 +254,7 @@ def damaged(stack):
 STACK = support.random_params(TANH, models=(3,))
 FLAT = Architecture(
     "linear",
-    (Neurons("in", 2, Scaling.FIXED), Neurons("out", 1, Scaling.FIXED)),
+    (NeuronLayer("in", 2, Scaling.FIXED), NeuronLayer("out", 1, Scaling.FIXED)),
     (Parameter(("w",), (Axis("in", -1), Axis("out", 1))),),
 )
 
@@ -288,5 +288,5 @@ def test_pairs_and_targets_are_checked_too():
 @pytest.mark.parametrize("sizes", [(3,), (1, 1), (2, 3)])
 def test_consistency_is_of_square_stacks(sizes):
     elements = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*sizes, *leaf.shape)), symmetry.identity(TANH))
-    with pytest.raises(ValueError, match=r"leading sizes .*; expected \[models, models\]"):
+    with pytest.raises(ValueError, match=r"leading sizes .*; expected \[networks, models\]"):
         matching.cycle_consistency(TANH, elements)

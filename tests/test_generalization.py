@@ -125,7 +125,7 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path):
     assert not out.exists()
 
 
-def test_encoders_learn_the_standardised_accuracy_and_predict_the_accuracy(run):
+def test_encoders_learn_the_standardized_accuracy_and_predict_the_accuracy(run):
     config, _ = run
     parts = [zoo.load(path) for path in sorted((config.out / "zoo").glob("*.safetensors"))]
     train = cnn_zoo.split(zoo.concatenate(parts), config.seed)["train"]

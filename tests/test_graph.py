@@ -12,7 +12,7 @@ from jax_scalegmn.models import graph
 
 DESCRIPTIONS = {
     **support.ARCHITECTURES,
-    "normalised": support.batch_norm_mlp()[0],
+    "normalized": support.batch_norm_mlp()[0],
     "same": sg.cnn((2, 3, 2, 4), 2, kernel_size=(1, 4, 3), padding="SAME", flatten=(6, 5)),
 }
 
@@ -44,7 +44,7 @@ def test_edges_stand_by_layer_pair_sender_receiver(arch, params):
     """In the blocks' slices, each reshaping to [senders, receivers]."""
     built, topo = graph.from_params(arch, params), graph.topology(arch)
     expected, start = [], 0
-    for block, first, second in zip(topo.blocks, arch.neurons[:-1], arch.neurons[1:], strict=True):
+    for block, first, second in zip(topo.blocks, arch.neuron_layers[:-1], arch.neuron_layers[1:], strict=True):
         behind = start + first.width
         expected += [(start + i, behind + j) for i in range(first.width) for j in range(second.width)]
         assert (block.sender, block.receiver, block.shape) == (first.name, second.name, (first.width, second.width))
@@ -62,7 +62,7 @@ def test_features_of_dense_networks_are_the_weights(name):
     np.testing.assert_array_equal(
         built.edges[:, 0], jnp.concatenate([d["kernel"].reshape(-1) for d in params.values()])
     )
-    biases = [jnp.ones(arch.neurons[0].width), *(d["bias"] for d in params.values())]
+    biases = [jnp.ones(arch.neuron_layers[0].width), *(d["bias"] for d in params.values())]
     np.testing.assert_array_equal(built.nodes[:, 0], jnp.concatenate(biases))
 
 

@@ -65,9 +65,9 @@ def assert_same_description(found: Architecture, expected: Architecture) -> None
         for axis, other in zip(parameter.axes, twin.axes, strict=True):
             assert isinstance(axis, Axis) == isinstance(other, Axis), (parameter, twin)
             if isinstance(axis, Axis):
-                scaling = expected.layer(axis.neurons).scaling
+                scaling = expected.neuron_layer(axis.neurons).scaling
                 assert scaling is FIXED or names.setdefault(axis.neurons, other.neurons) == other.neurons
-                assert (found.layer(other.neurons).scaling, other.repeat) == (scaling, axis.repeat)
+                assert (found.neuron_layer(other.neurons).scaling, other.repeat) == (scaling, axis.repeat)
                 assert scaling not in (SIGN, POSITIVE) or other.power == axis.power, (parameter, twin)
     assert len(set(names.values())) == len(names) == len(found.hidden)
 
@@ -104,8 +104,8 @@ BUILT = {
 
 @pytest.mark.parametrize("arch", BUILT.values(), ids=BUILT)
 def test_the_builders_descriptions_are_found(arch):
-    x = support.example(arch) if arch.neurons[0].name == "input" and len(arch.name.split()[0]) < 6 else None
-    x = inputs(2, 6, 8, arch.neurons[0].width) if arch.name.startswith(("vgg", "resnet")) else x
+    x = support.example(arch) if arch.neuron_layers[0].name == "input" and len(arch.name.split()[0]) < 6 else None
+    x = inputs(2, 6, 8, arch.neuron_layers[0].width) if arch.name.startswith(("vgg", "resnet")) else x
 
     def apply(params, x):
         return jax.vmap(lambda one: network.apply(arch, params, one))(x)
@@ -114,8 +114,8 @@ def test_the_builders_descriptions_are_found(arch):
     assert_same_description(found.arch, arch)
     assert found.arch.name == "inferred from apply"
     assert found.arch.layers == ()
-    assert (found.arch.neurons[0].name, found.arch.neurons[-1].name) == ("input", "output")
-    fixed = any(n.scaling is FIXED for n in arch.neurons[1:-1])
+    assert (found.arch.neuron_layers[0].name, found.arch.neuron_layers[-1].name) == ("input", "output")
+    fixed = any(n.scaling is FIXED for n in arch.neuron_layers[1:-1])
     assert any("`reshape` splits its axis" in note for note in found.notes) == fixed
 
 
@@ -134,7 +134,7 @@ def test_hand_written_descriptions_are_found_or_surpassed(name):
     arch, apply = support.HAND_WRITTEN[name]
     params, x = support.random_params(arch), inputs(4, 3)
     found = inference.infer(apply, params, x).arch
-    if name == "layer norm":  # by hand only permutations, but what the normalisations put on the head can take off
+    if name == "layer norm":  # by hand only permutations, but what the normalizations put on the head can take off
         assert scalings(found) == {"embed": POSITIVE, "up": POSITIVE}
     else:
         assert sorted(s.value for s in scalings(found).values()) == sorted(s.value for s in scalings(arch).values())
@@ -145,7 +145,7 @@ def test_hand_written_descriptions_are_found_or_surpassed(name):
 
 
 class Convolutions(nn.Module):
-    """Stem, normalisation, pooling and a head, in the usual forms."""
+    """Stem, normalization, pooling and a head, in the usual forms."""
 
     norm: object
     pool: object
@@ -222,7 +222,7 @@ def doubled(params, x):
 
 
 def root_mean_square(params, x):
-    """Even in every unit: signs pass the normalisation."""
+    """Even in every unit: signs pass the normalization."""
     h = x @ params["in"]
     return jnp.tanh(h * lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + 1e-3)) @ params["out"]
 
@@ -311,7 +311,7 @@ def test_the_group_is_found_and_keeps_the_function(name):
     support.assert_identical(graph.to_params(found.arch, graph.from_params(found.arch, params)), params)
     assert architecture.from_json(json.loads(json.dumps(found.arch.as_json()))) == found.arch
     # Every layer that has less than a scale, and is no input or output, has a note for each of its axes.
-    for neurons in found.arch.neurons:
+    for neurons in found.arch.neuron_layers:
         if neurons.scaling in (FIXED, PERMUTATION) and neurons.name.split("_")[0] not in ("input", "output"):
             for parameter in found.arch.parameters:
                 for axis, which in enumerate(parameter.axes):
@@ -326,11 +326,17 @@ def test_a_larger_group_or_another_power_breaks_the_function(name):
     arch, apply = inference.infer(apply, params, x).arch, jax.jit(apply)
     other = {POSITIVE: SIGN, SIGN: POSITIVE}
     for layer in arch.hidden:
-        neurons = tuple(dataclasses.replace(n, scaling=other[n.scaling]) if n == layer else n for n in arch.neurons)
+        neurons = tuple(
+            dataclasses.replace(n, scaling=other[n.scaling]) if n == layer else n for n in arch.neuron_layers
+        )
         with pytest.raises(AssertionError, match="does not describe this function"):
-            testing.assert_function_preserved(dataclasses.replace(arch, neurons=neurons), apply, params, x, samples=2)
+            testing.assert_function_preserved(
+                dataclasses.replace(arch, neuron_layers=neurons), apply, params, x, samples=2
+            )
     first = next(
-        p for p in arch.parameters if any(a.power and arch.layer(a.neurons) in arch.hidden for a in p.neuron_axes)
+        p
+        for p in arch.parameters
+        if any(a.power and arch.neuron_layer(a.neurons) in arch.hidden for a in p.neuron_axes)
     )
     axes = tuple(dataclasses.replace(a, power=0) if isinstance(a, Axis) else a for a in first.axes)
     wrong = tuple(dataclasses.replace(p, axes=axes) if p == first else p for p in arch.parameters)
@@ -348,7 +354,7 @@ def test_matching_recovers_an_element_of_a_network_with_concatenations():
     assert support.deviation(moved, params) > 0.1
 
 
-def test_what_happens_in_front_of_a_normalisation_is_noted():
+def test_what_happens_in_front_of_a_normalization_is_noted():
     apply, params, x = network_of("max pool")
     notes = [note for note in inference.infer(apply, params, x).notes if "left alone" in note]
     assert [note.split(" (")[0] for note in notes] == [

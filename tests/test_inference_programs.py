@@ -19,7 +19,7 @@ ACTIVATIONS = (
 )
 
 
-def standardised(h):
+def standardized(h):
     return (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-3)
 
 
@@ -51,7 +51,7 @@ STEPS = (
     *[(lambda w: [], op) for op in (jnp.add, jnp.multiply, jnp.maximum, lambda h, g: jnp.where(h > g, h, h + g))],
     (lambda w: [], lambda h, g: jnp.concatenate([h, g], -1)),
     (lambda w: [], lambda h, g: jnp.concatenate([h, 2 * g], 1)[:, 2:6]),
-    (lambda w: [], lambda h, _: standardised(h)),
+    (lambda w: [], lambda h, _: standardized(h)),
     (lambda w: [], lambda h, _: h * lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + 1e-3)),
     (lambda w: [], lambda h, _: jax.nn.softmax(h)),
     (lambda w: [], lambda h, _: h - h.max(-1, keepdims=True)),
@@ -150,10 +150,10 @@ def test_a_group_that_is_too_large_is_noticed():
             layers = [n for n in arch.hidden if n.scaling is not Scaling.POSITIVE]
             if layers:
                 neurons = tuple(
-                    dataclasses.replace(n, scaling=Scaling.POSITIVE) if n in layers else n for n in arch.neurons
+                    dataclasses.replace(n, scaling=Scaling.POSITIVE) if n in layers else n for n in arch.neuron_layers
                 )
                 try:
-                    larger = dataclasses.replace(arch, neurons=neurons)
+                    larger = dataclasses.replace(arch, neuron_layers=neurons)
                     testing.assert_function_preserved(larger, apply, params, x, samples=1)
                 except AssertionError:
                     changed += 1

@@ -216,7 +216,7 @@ def test_networks_of_zeros_lose_no_neuron():
     assert result.converged
 
 
-def test_a_layer_in_front_of_a_normalisation_is_matched():
+def test_a_layer_in_front_of_a_normalization_is_matched():
     """What no sign touches (power 0) does not vote on signs."""
     arch, _ = support.batch_norm_mlp()
     params = support.random_params(arch, models=(50,))

@@ -112,7 +112,7 @@ def test_autoencoder_maps_an_orbit_to_one_network(arch):
     dead = {**params, first: jax.tree.map(lambda leaf: leaf.at[..., 0].set(0), params[first])}
     variables = support.random_variables(model, params)
     elements = support.random_elements(arch, 3)
-    if any(neurons.scaling is Scaling.POSITIVE for neurons in arch.neurons):
+    if any(neurons.scaling is Scaling.POSITIVE for neurons in arch.neuron_layers):
         rng = np.random.default_rng(0)
         wide = {name: 10 ** rng.uniform(-6, 6, scale.shape) for name, scale in elements.scale.items()}
         elements = elements._replace(scale=jax.tree.map(lambda scale: jnp.asarray(scale, jnp.float32), wide))

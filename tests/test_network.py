@@ -12,11 +12,21 @@ from flax import linen as nn
 
 import jax_scalegmn as sg
 from jax_scalegmn import network, symmetry
-from jax_scalegmn.architecture import Activation, Architecture, Axis, Conv, Dense, Neurons, Parameter, Residual, Scaling
+from jax_scalegmn.architecture import (
+    Activation,
+    Architecture,
+    Axis,
+    Conv,
+    Dense,
+    NeuronLayer,
+    Parameter,
+    Residual,
+    Scaling,
+)
 from jax_scalegmn.network import _layer_functions
 
 SIREN = support.ARCHITECTURES["siren"]
-NORMALISED = {
+NORMALIZED = {
     "vgg": sg.vgg(((3, 4), (3,)), 2, input_channels=1, norm="batch"),
     "vgg tanh": sg.vgg(((3,), (4,)), 2, input_channels=1, norm="layer", activation="tanh", pooling="mean"),
     "resnet": sg.resnet(6, widths=(3, 4), outputs=2, input_channels=1),
@@ -122,7 +132,7 @@ def generic_params(arch, seed=0):
 def batch(arch, count=4, seed=0):
     """A batch of inputs; of images where the architecture has convolutions."""
     images = arch.name.startswith(("cnn", "vgg", "resnet"))
-    shape = (7, 9, arch.neurons[0].width) if images else (arch.neurons[0].width,)
+    shape = (7, 9, arch.neuron_layers[0].width) if images else (arch.neuron_layers[0].width,)
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (count, *shape)), "float32")
 
 
@@ -139,9 +149,9 @@ def moved(element, values):
     }
 
 
-@pytest.mark.parametrize("name", [*support.ARCHITECTURES, *NORMALISED])
+@pytest.mark.parametrize("name", [*support.ARCHITECTURES, *NORMALIZED])
 def test_the_group_acts_on_activations_as_on_neurons(name):
-    arch = (support.ARCHITECTURES | NORMALISED)[name]
+    arch = (support.ARCHITECTURES | NORMALIZED)[name]
     params, x = generic_params(arch, seed=6), batch(arch)
     element = support.rows(support.random_elements(arch, 1), 0)
     before, after = activations(arch, params, x), activations(arch, support.act(arch, element, params), x)
@@ -186,7 +196,7 @@ def test_layers_that_nothing_moves_have_no_activations():
     arch = sg.vgg(((4,), (4,)), 2, input_channels=1, norm="group", groups=2)
     assert activations(arch, generic_params(arch), batch(arch)) == {}
     restricted = dataclasses.replace(
-        SIREN, neurons=tuple(dataclasses.replace(n, scaling=Scaling.FIXED) for n in SIREN.neurons)
+        SIREN, neuron_layers=tuple(dataclasses.replace(n, scaling=Scaling.FIXED) for n in SIREN.neuron_layers)
     )
     assert activations(restricted, support.random_params(restricted), batch(restricted)) == {}
 
@@ -195,7 +205,7 @@ def test_a_kernel_that_feeds_two_neuron_layers_shows_both():
     """Two blocks of one kernel, side by side, of a network whose stream has no submodule."""
     names = {"input": 2, "left": 3, "right": 4, "output": 1}
     fixed = {"input", "output"}
-    neurons = tuple(Neurons(n, width, Scaling.FIXED if n in fixed else Scaling.SIGN) for n, width in names.items())
+    neurons = tuple(NeuronLayer(n, width, Scaling.FIXED if n in fixed else Scaling.SIGN) for n, width in names.items())
     parameters = (
         Parameter(("up", "kernel"), (Axis("input", -1), Axis("left", 1)), (0, 0)),
         Parameter(("up", "kernel"), (Axis("input", -1), Axis("right", 1)), (0, 3)),
@@ -251,7 +261,7 @@ def test_training_mode_is_that_of_flax(momentum):
         assert support.deviation(support.outputs(arch, changed, x), expected) < 1e-5
 
 
-def test_without_batch_normalisation_training_mode_is_the_function(arch, params):
+def test_without_batch_normalization_training_mode_is_the_function(arch, params):
     x = support.example(arch)
     outputs, changed = network.train_apply(arch, params, x)
     assert support.deviation(outputs, support.outputs(arch, params, x)) < 1e-6
@@ -259,7 +269,7 @@ def test_without_batch_normalisation_training_mode_is_the_function(arch, params)
 
 
 def test_training_mode_has_gradients_and_a_batch_of_networks():
-    arch = NORMALISED["resnet tanh"]
+    arch = NORMALIZED["resnet tanh"]
     x = batch(arch)
     loss = jax.jit(lambda params: jnp.square(network.train_apply(arch, params, x)[0]).sum())
     params = generic_params(arch)
@@ -268,7 +278,7 @@ def test_training_mode_has_gradients_and_a_batch_of_networks():
     slope = (loss(jax.tree.map(jnp.add, params, step)) - loss(jax.tree.map(jnp.subtract, params, step))) / 2
     expected = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(step), strict=True))
     assert float(slope) == pytest.approx(float(expected), rel=2e-2)
-    # A kernel in front of a normalisation by the batch's statistics: its size does not count.
+    # A kernel in front of a normalization by the batch's statistics: its size does not count.
     kernel = params["Conv_0"]["kernel"]
     assert abs(jnp.vdot(kernel, gradient["Conv_0"]["kernel"])) < 1e-3 * jnp.linalg.norm(gradient["Conv_0"]["kernel"])
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, generic_params(arch, 1))
@@ -309,11 +319,11 @@ def test_a_hook_sees_and_replaces_what_passes():
 )
 def test_batches_that_do_not_fit_are_refused(shape, entry, expected):
     with pytest.raises(ValueError, match=expected):
-        network.train_apply(NORMALISED["vgg"], generic_params(NORMALISED["vgg"]), jnp.full(shape, entry))
+        network.train_apply(NORMALIZED["vgg"], generic_params(NORMALIZED["vgg"]), jnp.full(shape, entry))
 
 
 def test_momentum_is_a_share_and_functions_of_ones_own_have_no_inside():
-    arch = NORMALISED["vgg"]
+    arch = NORMALIZED["vgg"]
     with pytest.raises(ValueError, match=r"momentum is 1.1; expected a number in \[0, 1\]"):
         network.train_apply(arch, generic_params(arch), batch(arch), momentum=1.1)
     own, _ = support.HAND_WRITTEN["batch norm"]

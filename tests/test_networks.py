@@ -12,7 +12,7 @@ from flax import serialization, traverse_util
 
 import jax_scalegmn as sg
 from jax_scalegmn import io, network
-from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.io import tensors
 
 NETWORKS = {
@@ -242,7 +242,7 @@ def test_numbers_too_large_for_their_dtype_are_named(tmp_path):
 
 def test_several_parameters_may_be_blocks_of_one_array(tmp_path):
     widths, starts = {"a": 2, "b": 3, "out": 1}, {"a": (0, 0), "b": (2, 0)}
-    neurons = tuple(Neurons(name, width, Scaling.FIXED) for name, width in widths.items())
+    neurons = tuple(NeuronLayer(name, width, Scaling.FIXED) for name, width in widths.items())
     blocks = (Parameter(("head", "kernel"), (Axis(name, -1), Axis("out", 1)), at) for name, at in starts.items())
     arch = Architecture("concatenation", neurons, tuple(blocks))
     params = {"head": {"kernel": jnp.arange(5.0)[:, None]}}

@@ -70,7 +70,7 @@ def test_tensors_that_fit_no_layer_are_named(changes, message):
 
 
 def test_an_architecture_without_layers_is_refused():
-    bare = architecture.Architecture("bare", SMALL.neurons, SMALL.parameters)
+    bare = architecture.Architecture("bare", SMALL.neuron_layers, SMALL.parameters)
     with pytest.raises(ValueError, match="'bare' does not say which layer"):
         io.from_torch(bare, tensors.read(FIXTURES / "siren.pt"))
 

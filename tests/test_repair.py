@@ -18,7 +18,7 @@ from jax_scalegmn.architecture import (
     Axis,
     BatchNorm,
     Dense,
-    Neurons,
+    NeuronLayer,
     Parameter,
     Residual,
     Scaling,
@@ -53,7 +53,7 @@ def stack_of(arch, models=3, seed=0):
 
 
 def data(arch, count=17, seed=1):
-    shape = (7, 9, 1) if "resnet" in arch.name else (arch.neurons[0].width,)
+    shape = (7, 9, 1) if "resnet" in arch.name else (arch.neuron_layers[0].width,)
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (count, *shape)), "float32")
 
 
@@ -262,8 +262,8 @@ def test_channels_that_do_not_vary_keep_their_size():
 
 
 def normed_mlp(epsilon):
-    neurons = (Neurons("input", 3, Scaling.FIXED), Neurons("units", 4, Scaling.POSITIVE))
-    neurons += (Neurons("output", 2, Scaling.FIXED),)
+    neurons = (NeuronLayer("input", 3, Scaling.FIXED), NeuronLayer("units", 4, Scaling.POSITIVE))
+    neurons += (NeuronLayer("output", 2, Scaling.FIXED),)
     powers = zip(VECTORS, (1, 1, 0, 0), strict=True)
     parameters = (
         Parameter(("up", "kernel"), (Axis("input", -1), Axis("units", 0))),
@@ -327,7 +327,7 @@ def test_without_a_bias_channels_are_rescaled_alone():
 
 def test_the_last_sum_of_a_network_is_its_output():
     """A residual at the end: its branch ends with outputs, which are not corrected; what stands inside is."""
-    neurons = (Neurons("stream", 3, Scaling.FIXED), Neurons("units", 8, Scaling.POSITIVE))
+    neurons = (NeuronLayer("stream", 3, Scaling.FIXED), NeuronLayer("units", 8, Scaling.POSITIVE))
     parameters = (
         Parameter(("up", "kernel"), (Axis("stream", -1), Axis("units", 1))),
         Parameter(("up", "bias"), (Axis("units", 1),)),
@@ -345,7 +345,7 @@ def test_the_last_sum_of_a_network_is_its_output():
     support.assert_identical(mend(linear, support.rows(stack, 0), stack, data(linear)), support.rows(stack, 0))
 
 
-# --- batch normalisation ----------------------------------------------------------------------------------------------
+# --- batch normalization ----------------------------------------------------------------------------------------------
 
 
 def test_reset_statistics_are_those_of_the_data():
@@ -368,7 +368,7 @@ def test_reset_statistics_are_those_of_the_data():
 
 def test_a_batch_norm_that_gives_the_outputs_is_reset_and_not_repaired():
     layers = (Dense("up", None), BatchNorm("norm", 1e-5, None))
-    neurons = (Neurons("input", 3, Scaling.FIXED), Neurons("output", 4, Scaling.FIXED))
+    neurons = (NeuronLayer("input", 3, Scaling.FIXED), NeuronLayer("output", 4, Scaling.FIXED))
     own = (Axis("output", 1),)
     parameters = (
         Parameter(("up", "kernel"), (Axis("input", -1), Axis("output", 0))),

@@ -101,17 +101,17 @@ def test_the_axis_with_a_wrong_power_is_named(path, position, power, right, key)
     where = "".join(rf"\['{part}'\]" for part in path)
     advice = rf"One change .*params{where} axis {position} \('units'\) should have power {right}, not {power}"
     wrong = with_power(arch, path, position, power)
-    with pytest.raises(AssertionError, match=rf"'normalised mlp' does not describe .*\['units'\]. {advice}"):
+    with pytest.raises(AssertionError, match=rf"'normalized mlp' does not describe .*\['units'\]. {advice}"):
         testing.assert_function_preserved(wrong, apply, params, x, key)
-    with pytest.raises(AssertionError, match=rf"'normalised mlp' does not describe .*\['units'\]. {advice}"):
+    with pytest.raises(AssertionError, match=rf"'normalized mlp' does not describe .*\['units'\]. {advice}"):
         testing.assert_function_preserved(wrong, lambda params: apply(params, x), params)
 
 
 def test_a_group_that_is_too_large_is_named(key):
     """Relu does not commute with signs."""
     arch = support.ARCHITECTURES["relu mlp"]
-    neurons = [dataclasses.replace(n, scaling=Scaling.SIGN) if n.name == "hidden_1" else n for n in arch.neurons]
-    wrong = dataclasses.replace(arch, neurons=tuple(neurons))
+    neurons = [dataclasses.replace(n, scaling=Scaling.SIGN) if n.name == "hidden_1" else n for n in arch.neuron_layers]
+    wrong = dataclasses.replace(arch, neuron_layers=tuple(neurons))
     params, x = support.random_params(arch), support.example(arch)
     with pytest.raises(AssertionError, match=r"whose group acts wrongly: \['hidden_1'\]. No single power explains it"):
         testing.assert_function_preserved(wrong, lambda p, x: support.outputs(arch, p, x), params, x, key, samples=2)

@@ -126,7 +126,7 @@ def test_optimizer_clips_the_global_norm_and_decays_weights():
 
 
 def test_training_goes_on_bit_for_bit_from_the_middle():
-    """Order, noise and optimiser follow from the state alone."""
+    """Order, noise and optimizer follow from the state alone."""
     whole, metrics = history()
     middle, first = history(num_epochs=2)
     end, second = history(middle, num_epochs=4)

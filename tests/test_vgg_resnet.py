@@ -1,4 +1,4 @@
-"""Networks with normalisations and residual streams: Flax's functions, and the groups that really act on them."""
+"""Networks with normalizations and residual streams: Flax's functions, and the groups that really act on them."""
 
 import dataclasses
 import json
@@ -49,22 +49,24 @@ def generic_params(arch: Architecture, seed: int = 0, dtype="float32"):
 
 
 def images(arch: Architecture, count: int = 3, dtype="float32"):
-    shape = (count, 5, 6, arch.neurons[0].width)
+    shape = (count, 5, 6, arch.neuron_layers[0].width)
     return jnp.asarray(np.random.default_rng(1).uniform(-1, 1, shape), dtype)
 
 
 def scalings(arch: Architecture) -> dict[str, Scaling]:
-    return {neurons.name: neurons.scaling for neurons in arch.neurons[1:-1]}
+    return {neurons.name: neurons.scaling for neurons in arch.neuron_layers[1:-1]}
 
 
 def moved(arch: Architecture, layer: str, scaling: Scaling, params):
     """The params behind one element of that group on one layer: a cyclic permutation, or scales alone."""
-    neurons = tuple(dataclasses.replace(n, scaling=scaling if n.name == layer else Scaling.FIXED) for n in arch.neurons)
-    index = np.arange(arch.layer(layer).width)
+    neurons = tuple(
+        dataclasses.replace(n, scaling=scaling if n.name == layer else Scaling.FIXED) for n in arch.neuron_layers
+    )
+    index = np.arange(arch.neuron_layer(layer).width)
     scale = {Scaling.SIGN: 1.0 - 2 * (index % 2), Scaling.POSITIVE: 2.0**index}.get(scaling, index**0.0)
     order = np.roll(index, 1) if scaling is Scaling.PERMUTATION else index
     element = symmetry.Element({layer: jnp.asarray(order)}, {layer: jnp.asarray(scale, "float32")})
-    return symmetry.act(dataclasses.replace(arch, neurons=neurons), element, params)
+    return symmetry.act(dataclasses.replace(arch, neuron_layers=neurons), element, params)
 
 
 # --- the groups -----------------------------------------------------------------------------------------------------
@@ -113,14 +115,14 @@ def test_each_layer_has_the_group_that_its_activation_norm_and_pooling_leave():
         for activation, scaling in (("relu", pos), ("tanh", s), ("gelu", p)):
             assert scalings(NETWORKS[f"resnet, {norm}, {activation}"]) == dict.fromkeys(stream, scaling)
     assert scalings(NETWORKS["resnet, 2 groups, relu"]) == dict.fromkeys(stream, fixed)
-    # A group for each channel: instance normalisation.
+    # A group for each channel: instance normalization.
     assert scalings(sg.vgg(((2, 4),), 3, norm="group", groups=2)) == {"hidden_0": pos, "hidden_1": fixed}
 
 
 @pytest.mark.parametrize(
     ("path", "position", "power"),
     [
-        (("ResNetBlock_1", "Conv_0", "kernel"), 3, 1),  # in front of a normalisation, which takes the scale off
+        (("ResNetBlock_1", "Conv_0", "kernel"), 3, 1),  # in front of a normalization, which takes the scale off
         (("ResNetBlock_1", "Conv_1", "kernel"), 2, 0),
         (("ResNetBlock_1", "BatchNorm_1", "scale"), 0, 0),
         (("ResNetBlock_1", "BatchNorm_2", "bias"), 0, 0),  # of the shortcut
@@ -145,16 +147,16 @@ def test_a_wrong_power_is_found(path, position, power):
     assert f"should have power {right}, not {power}" in str(caught.value)
 
 
-def test_group_normalisation_keeps_what_permutes_channels_of_one_group():
+def test_group_normalization_keeps_what_permutes_channels_of_one_group():
     """What FIXED leaves out: here the channels 0 and 1, 2 and 3 share statistics."""
     arch = NETWORKS["vgg mean, 2 groups, relu"]
     params, x = generic_params(arch), images(arch)
     expected = support.outputs(arch, params, x)
     free = dataclasses.replace(
         arch,
-        neurons=tuple(
+        neuron_layers=tuple(
             dataclasses.replace(n, scaling=Scaling.POSITIVE if n.name == "hidden_0" else n.scaling)
-            for n in arch.neurons
+            for n in arch.neuron_layers
         ),
     )
     for order, holds in (((1, 0, 3, 2), True), ((2, 3, 1, 0), True), ((0, 2, 1, 3), False)):
@@ -163,7 +165,7 @@ def test_group_normalisation_keeps_what_permutes_channels_of_one_group():
         assert (support.deviation(changed, expected) < 1e-5) == holds
 
 
-def test_what_happens_in_front_of_a_batch_normalisation_is_not_described():
+def test_what_happens_in_front_of_a_batch_normalization_is_not_described():
     params, x = generic_params(VGG), images(VGG)
     expected = support.outputs(VGG, params, x)
     norm, factor = dict(params["BatchNorm_0"]), jnp.array([-1.0, 2.0, -0.5, 1.0])
@@ -292,11 +294,11 @@ def test_graph_round_trip(name):
     support.assert_identical(graph.to_params(arch, graph.from_params(arch, params)), params)
 
 
-def test_initial_networks_have_normalisations_that_change_nothing(key):
+def test_initial_networks_have_normalizations_that_change_nothing(key):
     params = jax.jit(network.init)(RESNET, key)
     for name, start in {"scale": 1, "bias": 0, "mean": 0, "var": 1}.items():
         np.testing.assert_array_equal(params["ResNetBlock_1"]["BatchNorm_2"][name], np.full(6, start))
-    # The activation behind the normalisation counts: U(sqrt(6 / fan-in)) in front of relu, U(sqrt(3 / fan-in)) else.
+    # The activation behind the normalization counts: U(sqrt(6 / fan-in)) in front of relu, U(sqrt(3 / fan-in)) else.
     for conv, bound in (("Conv_0", 6 / 36), ("Conv_1", 3 / 54), ("Conv_2", 3 / 4)):
         kernel = params["ResNetBlock_1"][conv]["kernel"]
         assert 0.8 * np.sqrt(bound) < np.abs(kernel).max() <= np.sqrt(bound)
@@ -450,8 +452,8 @@ def test_a_branch_that_does_not_meet_its_shortcut_is_refused():
         network.apply(torn, network.init(torn, jax.random.key(0)), jnp.zeros(2))
 
 
-def test_dense_layers_are_normalised_too():
-    """A normalisation beside a residual whose layers stand in no submodule of their own."""
+def test_dense_layers_are_normalized_too():
+    """A normalization beside a residual whose layers stand in no submodule of their own."""
     relu = architecture.Activation("relu")
     layers = (
         BatchNorm("norm", 1e-3, None),
@@ -459,8 +461,8 @@ def test_dense_layers_are_normalised_too():
     )
     own = architecture.Axis("stream", 1), architecture.Axis("units", 1)
     neurons = (
-        architecture.Neurons("stream", 3, Scaling.FIXED),
-        architecture.Neurons("units", 4, Scaling.POSITIVE),
+        architecture.NeuronLayer("stream", 3, Scaling.FIXED),
+        architecture.NeuronLayer("units", 4, Scaling.POSITIVE),
     )
     reads = [dataclasses.replace(axis, power=-1) for axis in own]
     parameters = tuple(

@@ -4,7 +4,15 @@ From one `Architecture` follow the symmetry group, its action, the graph, the ma
 """
 
 from jax_scalegmn.architecture._builders import cnn, mlp, siren
-from jax_scalegmn.architecture._description import Architecture, Axis, Neurons, Parameter, describe, from_json, restrict
+from jax_scalegmn.architecture._description import (
+    Architecture,
+    Axis,
+    NeuronLayer,
+    Parameter,
+    describe,
+    from_json,
+    restrict,
+)
 from jax_scalegmn.architecture._layers import (
     SCALING_OF_ACTIVATION,
     Activation,
@@ -44,7 +52,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "MaxPool",
-    "Neurons",
+    "NeuronLayer",
     "Norm",
     "Parameter",
     "Residual",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from jax_scalegmn.architecture._description import Architecture, Axis, Neurons, Parameter
+from jax_scalegmn.architecture._description import Architecture, Axis, NeuronLayer, Parameter
 from jax_scalegmn.architecture._layers import (
     Activation,
     Conv,
@@ -93,11 +93,11 @@ def cnn(
         raise ValueError(f"padding is {padding!r}; expected 'VALID' or 'SAME'.")
     act = known_activation(activation)
     dense = _widths([channels[-1], *dense])[1:] if dense else ()
-    hidden = [Neurons(f"hidden_{i}", width, act.scaling) for i, width in enumerate([*channels[1:], *dense])]
+    hidden = [NeuronLayer(f"hidden_{i}", width, act.scaling) for i, width in enumerate([*channels[1:], *dense])]
     neurons = (
-        Neurons("input", channels[0], Scaling.FIXED),
+        NeuronLayer("input", channels[0], Scaling.FIXED),
         *hidden,
-        Neurons("output", outputs, Scaling.FIXED),
+        NeuronLayer("output", outputs, Scaling.FIXED),
     )
     parameters: list[Parameter] = []
     layers: list[Layer] = []
@@ -129,9 +129,13 @@ def _dense_chain(
     name: str, widths: tuple[int, ...], activations: Sequence[Activation], *, offset: float
 ) -> Architecture:
     hidden = [
-        Neurons(f"hidden_{i}", w, a.scaling) for i, (w, a) in enumerate(zip(widths[1:-1], activations, strict=True))
+        NeuronLayer(f"hidden_{i}", w, a.scaling) for i, (w, a) in enumerate(zip(widths[1:-1], activations, strict=True))
     ]
-    neurons = (Neurons("input", widths[0], Scaling.FIXED), *hidden, Neurons("output", widths[-1], Scaling.FIXED))
+    neurons = (
+        NeuronLayer("input", widths[0], Scaling.FIXED),
+        *hidden,
+        NeuronLayer("output", widths[-1], Scaling.FIXED),
+    )
     parameters: list[Parameter] = []
     layers: list[Layer] = []
     for i, activation in enumerate([*activations, None]):

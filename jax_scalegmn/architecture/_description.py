@@ -12,7 +12,7 @@ from jax_scalegmn.architecture._layers import Layer, Scaling, layer_as_json, lay
 
 
 @dataclasses.dataclass(frozen=True)
-class Neurons:
+class NeuronLayer:
     """One neuron layer: the units, or the channels, that share a symmetry."""
 
     name: str
@@ -69,7 +69,7 @@ class Architecture:
 
     Attributes:
       name: short and printable, like "siren 2-16-16-1".
-      neurons: the neuron layers in topological order, inputs first.
+      neuron_layers: the neuron layers in topological order, inputs first.
       parameters: every array of the params pytree, or the blocks that it consists of.
       layers: how `network.apply` computes the function. Empty for a network with a function of its own: all but
         `network` works on it, and `testing.assert_function_preserved` checks the description against that function.
@@ -79,15 +79,15 @@ class Architecture:
     """
 
     name: str
-    neurons: tuple[Neurons, ...]
+    neuron_layers: tuple[NeuronLayer, ...]
     parameters: tuple[Parameter, ...]
     layers: tuple[Layer, ...] = ()
 
     def __post_init__(self) -> None:
-        names = [neurons.name for neurons in self.neurons]
+        names = [neurons.name for neurons in self.neuron_layers]
         if len(set(names)) != len(names):
             raise ValueError(f"{self.name!r} names two neuron layers alike: {names}. Give each its own name.")
-        for neurons in self.neurons:
+        for neurons in self.neuron_layers:
             if neurons.width < 1:
                 raise ValueError(f"{self.name!r}: neuron layer {neurons.name!r} has width {neurons.width}, not >= 1.")
         for parameter in self.parameters:
@@ -98,28 +98,35 @@ class Architecture:
     def __str__(self) -> str:
         return self.name
 
-    def layer(self, name: str) -> Neurons:
+    def neuron_layer(self, name: str) -> NeuronLayer:
         """The neuron layer of that name."""
-        for neurons in self.neurons:
+        for neurons in self.neuron_layers:
             if neurons.name == name:
                 return neurons
-        raise ValueError(f"{self.name!r} has no neuron layer {name!r}; it has {[n.name for n in self.neurons]}.")
+        raise ValueError(f"{self.name!r} has no neuron layer {name!r}; it has {[n.name for n in self.neuron_layers]}.")
 
     def shape(self, parameter: Parameter) -> tuple[int, ...]:
         """The shape of a parameter's array, or of the block that it is."""
         return tuple(
-            axis if isinstance(axis, int) else self.layer(axis.neurons).width * axis.repeat for axis in parameter.axes
+            axis if isinstance(axis, int) else self.neuron_layer(axis.neurons).width * axis.repeat
+            for axis in parameter.axes
         )
 
     @property
-    def arrays(self) -> dict[tuple[str, ...], tuple[int, ...]]:
+    def array_shapes(self) -> dict[tuple[str, ...], tuple[int, ...]]:
         """The shape of every whole array, by path, in the order of `parameters`."""
         return {path: _whole_shape(self, blocks) for path, blocks in _blocks(self).items()}
 
     @property
-    def hidden(self) -> tuple[Neurons, ...]:
+    def hidden(self) -> tuple[NeuronLayer, ...]:
         """The neuron layers on which a group acts."""
-        return tuple(neurons for neurons in self.neurons if neurons.scaling is not Scaling.FIXED)
+        return tuple(neurons for neurons in self.neuron_layers if neurons.scaling is not Scaling.FIXED)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the fixed neuron layers that kernels read: where a walk through the network begins."""
+        read = {parameter.neuron_axes[0].neurons for parameter in self.parameters if len(parameter.neuron_axes) == 2}
+        return tuple(n.name for n in self.neuron_layers if n.scaling is Scaling.FIXED and n.name in read)
 
     @property
     def num_parameters(self) -> int:
@@ -130,7 +137,7 @@ class Architecture:
         """The description as plain JSON values, for files; `from_json` reads it."""
         return {
             "name": self.name,
-            "neurons": [[neurons.name, neurons.width, neurons.scaling.value] for neurons in self.neurons],
+            "neurons": [[neurons.name, neurons.width, neurons.scaling.value] for neurons in self.neuron_layers],
             "parameters": [_parameter_as_json(parameter) for parameter in self.parameters],
             "layers": [layer_as_json(layer) for layer in self.layers],
         }
@@ -145,7 +152,9 @@ def from_json(description: Mapping[str, Any]) -> Architecture:
     try:
         return Architecture(
             name=description["name"],
-            neurons=tuple(Neurons(name, width, Scaling(value)) for name, width, value in description["neurons"]),
+            neuron_layers=tuple(
+                NeuronLayer(name, width, Scaling(value)) for name, width, value in description["neurons"]
+            ),
             parameters=tuple(_parameter_from_json(*fields) for fields in description["parameters"]),
             layers=tuple(layer_from_json(layer) for layer in description["layers"]),
         )
@@ -172,11 +181,11 @@ def restrict(arch: Architecture, scaling: Scaling) -> Architecture:
         raise ValueError(f"Cannot restrict {arch.name!r} to FIXED: no symmetry would be left. Use PERMUTATION.")
     neurons = tuple(
         n if n.scaling in (Scaling.FIXED, scaling) else dataclasses.replace(n, scaling=Scaling.PERMUTATION)
-        for n in arch.neurons
+        for n in arch.neuron_layers
     )
-    if neurons == arch.neurons:
+    if neurons == arch.neuron_layers:
         return arch
-    return dataclasses.replace(arch, name=f"{arch.name} ({scaling.value} only)", neurons=neurons)
+    return dataclasses.replace(arch, name=f"{arch.name} ({scaling.value} only)", neuron_layers=neurons)
 
 
 def describe(path: Sequence[str]) -> str:
@@ -215,7 +224,7 @@ def _check_axes(arch: Architecture, parameter: Parameter) -> None:
     if len(parameter.neuron_axes) > 2:
         raise ValueError(f"{where} has {len(parameter.neuron_axes)} neuron axes; expected 1 (a bias) or 2 (a kernel).")
     for axis in parameter.neuron_axes:
-        arch.layer(axis.neurons)
+        arch.neuron_layer(axis.neurons)
         if axis.power not in (-1, 0, 1):
             raise ValueError(f"{where} has power {axis.power} on {axis.neurons!r}; expected -1, 0 or 1.")
         if axis.repeat < 1:

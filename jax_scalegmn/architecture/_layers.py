@@ -90,7 +90,7 @@ class LayerNorm:
 
 @dataclasses.dataclass(frozen=True)
 class GroupNorm:
-    """As `LayerNorm`, with mean and variance over all positions and each of `groups` runs of neighbouring channels."""
+    """As `LayerNorm`, with mean and variance over all positions and each of `groups` runs of neighboring channels."""
 
     name: str
     groups: int

@@ -20,7 +20,7 @@ def unpack(arch: Architecture, params: Params, *, name: str = "params") -> list[
       ValueError: on a missing, additional or misshapen parameter, or one with a NaN or an infinity.
     """
     leaves = _leaves(params)
-    expected = arch.arrays
+    expected = arch.array_shapes
     for path in leaves:
         if path not in expected:
             cure = "Remove it, or describe it in the Architecture."
@@ -54,7 +54,7 @@ def pack(arch: Architecture, values: Sequence[Any]) -> dict[str, Any]:
     Leading axes, as of a stack of networks, are left as they are.
     """
     leaves: dict[tuple[str, ...], Any] = {}
-    shapes = arch.arrays
+    shapes = arch.array_shapes
     for parameter, value in zip(arch.parameters, values, strict=True):
         if not parameter.start:
             leaves[parameter.path] = value

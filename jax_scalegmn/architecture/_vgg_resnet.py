@@ -1,14 +1,14 @@
-"""Convolutional networks with normalisations and residual streams: VGG and the ResNets of CIFAR.
+"""Convolutional networks with normalizations and residual streams: VGG and the ResNets of CIFAR.
 
-Which group acts follows from where the normalisations stand. Each is behind a convolution and takes the scale off what
-that gives: the kernel feeds its channels with power 0, and the normalisation's scale and bias, behind which the
+Which group acts follows from where the normalizations stand. Each is behind a convolution and takes the scale off what
+that gives: the kernel feeds its channels with power 0, and the normalization's scale and bias, behind which the
 activation stands, follow the channel's group with power 1. Stored means and variances are of what the kernel gives,
 power 0. Statistics that mix channels (LayerNorm; GroupNorm with one group) do not change when channels are permuted, so
 that the activation's group acts in full. GroupNorm with more groups allows only permutations that keep channels of one
 group together; those are no `Scaling`, and its layers are FIXED, which is true but less than all: a `resnet` with it
 has no hidden layer left for a model to follow. With one group for each channel permutations are free again.
 
-What may happen in front of a batch normalisation is not described: a channel's kernel, mean and scale may flip their
+What may happen in front of a batch normalization is not described: a channel's kernel, mean and scale may flip their
 signs together, and its kernel, mean and root of var + epsilon be rescaled together.
 """
 
@@ -16,7 +16,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from jax_scalegmn.architecture._description import Architecture, Axis, Neurons, Parameter
+from jax_scalegmn.architecture._description import Architecture, Axis, NeuronLayer, Parameter
 from jax_scalegmn.architecture._layers import (
     Activation,
     AvgPool,
@@ -36,7 +36,7 @@ from jax_scalegmn.architecture._layers import (
 
 POOLINGS: dict[str, type[MaxPool] | type[AvgPool]] = {"max": MaxPool, "mean": AvgPool}
 
-# Of each normalisation: its name in Flax, and Flax's epsilon.
+# Of each normalization: its name in Flax, and Flax's epsilon.
 NORMS = {"batch": ("BatchNorm", 1e-5), "layer": ("LayerNorm", 1e-6), "group": ("GroupNorm", 1e-6)}
 
 
@@ -69,14 +69,14 @@ def vgg(
       channels_per_stage: the widths of every stage's convolutions, like ((64, 64), (128, 128)).
       outputs: how many numbers the dense head gives.
       input_channels: of the images.
-      activation: behind every convolution and its normalisation.
+      activation: behind every convolution and its normalization.
       norm: "batch", "layer" (over the channels at each position), "group", or None: convolutions with biases.
       groups: of GroupNorm; it divides every width.
-      epsilon: of the normalisations; None for Flax's, 1e-5 for "batch" and 1e-6 for the others.
+      epsilon: of the normalizations; None for Flax's, 1e-5 for "batch" and 1e-6 for the others.
       pooling: "max" or "mean", of 2x2 windows.
 
     Raises:
-      ValueError: on widths or groups that fit no network, or an unknown activation, normalisation or pooling.
+      ValueError: on widths or groups that fit no network, or an unknown activation, normalization or pooling.
     """
     stages = [tuple(channels) for channels in channels_per_stage]
     if not stages or not all(stages) or min(min(stage) for stage in stages) < 1:
@@ -88,7 +88,7 @@ def vgg(
         raise ValueError(f"pooling is {pooling!r}; expected one of {sorted(POOLINGS)}.")
     widths = [width for stage in stages for width in stage]
     style = _style(activation, norm, groups, epsilon, "SAME", [input_channels, *widths, outputs], widths)
-    neurons = [Neurons("input", input_channels, Scaling.FIXED)]
+    neurons = [NeuronLayer("input", input_channels, Scaling.FIXED)]
     parameters: list[Parameter] = []
     layers: list[Layer] = []
     for stage in stages:
@@ -96,7 +96,7 @@ def vgg(
             index, scaling = len(neurons) - 1, style.scaling(width)
             if place == len(stage) and pooling == "max" and scaling is Scaling.SIGN:
                 scaling = Scaling.PERMUTATION
-            neurons.append(Neurons(f"hidden_{index}", width, scaling))
+            neurons.append(NeuronLayer(f"hidden_{index}", width, scaling))
             unit = _unit(style, (), index, neurons[-2].name, neurons[-1].name, style.activation)
             parameters += unit.parameters
             layers += unit.layers
@@ -137,7 +137,7 @@ def resnet(
 
     Neuron layers: "input"; of every stage s "stream_s", which all its blocks read and add to, and "inner_s_b" between
     the two convolutions of its block b; "output". The activation's group acts on all hidden ones: a stream's scale is
-    put on by the last normalisation of every branch, and by that of the stem or the shortcut convolution at its
+    put on by the last normalization of every branch, and by that of the stem or the shortcut convolution at its
     beginning; identity shortcuts carry it, and the activation behind each sum commutes with it. (GroupNorm: above.)
 
     Args:
@@ -148,12 +148,12 @@ def resnet(
       norm: "batch", "layer" (over the channels at each position), "group", or None: convolutions with biases.
       activation: behind the stem, inside the branches and behind their sums.
       groups: of GroupNorm; it divides every width.
-      epsilon: of the normalisations; None for Flax's, 1e-5 for "batch" and 1e-6 for the others.
+      epsilon: of the normalizations; None for Flax's, 1e-5 for "batch" and 1e-6 for the others.
       padding: of the 3x3 convolutions: "SAME", or 1 for networks from PyTorch, which pads both sides where strides of 2
         over an even side need one only.
 
     Raises:
-      ValueError: on a depth, widths or groups that fit no network, or an unknown activation or normalisation.
+      ValueError: on a depth, widths or groups that fit no network, or an unknown activation or normalization.
     """
     widths = tuple(widths)
     style = _style(activation, norm, groups, epsilon, padding, [input_channels, *widths, outputs], widths)
@@ -163,17 +163,17 @@ def resnet(
             f"depth is {depth} for {len(widths)} stages {widths}; expected one stage or more, and 2 * stages * n + 2 "
             "layers with n >= 1, like 8, 14 or 20 for three: two for each block, the stem and the head."
         )
-    neurons = [Neurons("input", input_channels, Scaling.FIXED)]
+    neurons = [NeuronLayer("input", input_channels, Scaling.FIXED)]
     stem = _unit(style, (), 0, "input", "stream_0", style.activation)
     parameters, layers = list(stem.parameters), list(stem.layers)
     for stage, width in enumerate(widths):
-        neurons.append(Neurons(f"stream_{stage}", width, style.scaling(width)))
+        neurons.append(NeuronLayer(f"stream_{stage}", width, style.scaling(width)))
         for block in range(blocks):
             path = (f"ResNetBlock_{stage * blocks + block}",)
             stream, inner = f"stream_{stage}", f"inner_{stage}_{block}"
             enters = stage > 0 and block == 0
             reads, strides = (f"stream_{stage - 1}", 2) if enters else (stream, 1)
-            neurons.append(Neurons(inner, width, style.scaling(width)))
+            neurons.append(NeuronLayer(inner, width, style.scaling(width)))
             units = [
                 _unit(style, path, 0, reads, inner, style.activation, strides=strides),
                 _unit(style, path, 1, inner, stream, None),
@@ -206,7 +206,7 @@ class _Style:
         return f"{self.activation.name} {self.norm or 'no'} norm{groups}"
 
     def scaling(self, width: int) -> Scaling:
-        """The group that the normalisation leaves of the activation's, on a layer of that width."""
+        """The group that the normalization leaves of the activation's, on a layer of that width."""
         return self.activation.scaling if self.groups in (None, 1, width) else Scaling.FIXED
 
     def layer(self, index: int, activation: Activation | None) -> Norm:
@@ -218,7 +218,7 @@ class _Style:
 
 @dataclasses.dataclass(frozen=True)
 class _Unit:
-    """A convolution with its normalisation."""
+    """A convolution with its normalization."""
 
     parameters: tuple[Parameter, ...]
     layers: tuple[Layer, ...]
@@ -278,7 +278,7 @@ def _unit(
 
 
 def _headed(
-    name: str, neurons: list[Neurons], outputs: int, parameters: list[Parameter], layers: list[Layer]
+    name: str, neurons: list[NeuronLayer], outputs: int, parameters: list[Parameter], layers: list[Layer]
 ) -> Architecture:
     """The network with the mean over positions and the dense head behind its last stream or hidden layer."""
     reads = next(layer.name for layer in reversed(neurons) if not layer.name.startswith("inner"))
@@ -288,7 +288,7 @@ def _headed(
     )
     return Architecture(
         name,
-        (*neurons, Neurons("output", outputs, Scaling.FIXED)),
+        (*neurons, NeuronLayer("output", outputs, Scaling.FIXED)),
         (*parameters, *head),
         (*layers, GlobalMeanPool(), Dense("Dense_0", None)),
     )

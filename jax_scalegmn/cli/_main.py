@@ -246,7 +246,7 @@ def _examples(path: Path, arch: Architecture, params: Any) -> Examples:
 
 
 def _neuron_layers(arch: Architecture) -> list[dict[str, Any]]:
-    return [{"name": n.name, "neurons": n.width, "group": n.scaling.value} for n in arch.neurons]
+    return [{"name": n.name, "neurons": n.width, "group": n.scaling.value} for n in arch.neuron_layers]
 
 
 def _print_row(row: dict[str, Any]) -> None:

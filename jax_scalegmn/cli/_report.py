@@ -122,7 +122,7 @@ def random_inputs(
     """
     if not arch.layers:
         return None
-    channels = arch.neurons[0].width
+    channels = arch.neuron_layers[0].width
     convolutional = any(isinstance(layer, Conv) for _, layer in architecture.walk(arch.layers))
     sides = (32, 28, 64, *range(1, 64), 96, 128, 224)
     for shape in [(side, side, channels) for side in sides] if convolutional else [(channels,)]:

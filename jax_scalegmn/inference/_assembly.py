@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling, describe
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling, describe
 from jax_scalegmn.inference._powers import Equation, Solution, Unknowns, solve
 from jax_scalegmn.inference._reading import Reading, Value
 
@@ -69,7 +69,7 @@ def assemble(name: str, reading: Reading, arrays: Sequence[Array]) -> tuple[Arch
     names = _names(reading, blocks, keys)
     solutions = _solutions(reading, blocks, keys)
     neurons = tuple(
-        Neurons(names[key], width, solutions[key].scaling if key in solutions else Scaling.FIXED)
+        NeuronLayer(names[key], width, solutions[key].scaling if key in solutions else Scaling.FIXED)
         for key, width in keys.items()
     )
     cut = {block.array.path for block in blocks if any(block.start)}
@@ -84,7 +84,7 @@ def assemble(name: str, reading: Reading, arrays: Sequence[Array]) -> tuple[Arch
 
 
 def _pieces(reading: Reading, array: Array) -> list[list[Piece]]:
-    """What stands along each axis of an array. Neighbours on which no group acts count as one layer."""
+    """What stands along each axis of an array. Neighbors on which no group acts count as one layer."""
     layers, axes = reading.layers, []
     for row, size in zip(array.value.axes, array.value.shape, strict=True):
         if any(degree and degree[0] in reading.spatial for degree in row[0].degrees):

@@ -43,7 +43,7 @@ class Solution(NamedTuple):
       powers: of every unknown of the parameters, for signs modulo 2; empty where permutations act alone.
       refused: what no solution of a larger group satisfies, by group: an operation.
       generators: how many independent rescalings there are; the powers are those of one.
-      left_alone: the unknowns with power 0 that a further rescaling moves: that in front of a normalisation, say.
+      left_alone: the unknowns with power 0 that a further rescaling moves: that in front of a normalization, say.
     """
 
     scaling: Scaling
@@ -68,7 +68,7 @@ def solve(equations: Sequence[Equation], unknowns: Unknowns) -> Solution:
     """The largest group on a layer: positive scales, or else signs, or else permutations alone.
 
     Kernels that read the layer go against the rescaling. Where several rescalings act, that one is taken which leaves
-    alone first the kernels that feed the layer, then the first vectors: behind a normalisation its scale and bias.
+    alone first the kernels that feed the layer, then the first vectors: behind a normalization its scale and bias.
     """
     refused: dict[Scaling, str] = {}
     for scaling in SCALED:

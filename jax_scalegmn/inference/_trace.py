@@ -37,7 +37,7 @@ class Inference(NamedTuple):
 def infer(apply_fn: Callable[[Any, Any], Any], params: Params, example_input: Any) -> Inference:
     """The architecture of the network that `apply_fn(params, example_input)` computes.
 
-    Dense and convolutional layers, biases, normalisations, poolings, flattening, activations, gates, residual sums and
+    Dense and convolutional layers, biases, normalizations, poolings, flattening, activations, gates, residual sums and
     concatenations are understood, in whatever way they are written; what cannot be proved stays fixed, so that the
     group is never wrong, at worst too small. Nothing is computed: shapes are enough.
 

@@ -46,7 +46,7 @@ class NetworkFile(NamedTuple):
     """A network with the file that it comes from.
 
     Attributes:
-      params: of the network, statistics of batch normalisations beside the weights; in float32 or wider.
+      params: of the network, statistics of batch normalizations beside the weights; in float32 or wider.
       format: of the file.
       template: its arrays as in `Contents`.
     """

@@ -1,4 +1,4 @@
-"""Labelled gray images, from scikit-learn or from files that the user has: nothing is downloaded."""
+"""Labeled gray images, from scikit-learn or from files that the user has: nothing is downloaded."""
 
 import gzip
 import math
@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 
 from jax_scalegmn.io import _cifar
 
+__all__ = ["Images", "digits", "load"]
+
 # The arrays of a data set, with the IDX file that holds each and the number of its axes.
 _ARRAYS = {
     "x_train": ("train-images", 3),
@@ -25,7 +27,7 @@ _ARRAYS = {
 
 
 class Images(NamedTuple):
-    """Labelled gray images.
+    """Labeled gray images.
 
     Attributes:
       images: float32 in [0, 1], [images, height, width].
@@ -65,8 +67,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Images, Images]:
     """
     path = Path(path)
     if (path.is_dir() or path.is_file()) and _cifar.holds_cifar(path):
-        colours = _cifar.read(path)
-        return _gray(colours, "train"), _gray(colours, "test")
+        colors = _cifar.read(path)
+        return _gray(colors, "train"), _gray(colors, "test")
     if path.is_dir():
         arrays = {name: _read_idx(_find_idx(path, stem, axes), axes) for name, (stem, axes) in _ARRAYS.items()}
     elif path.is_file():
@@ -131,8 +133,8 @@ def _read_idx(path: Path, axes: int) -> np.ndarray:
     return np.frombuffer(content[start:], np.uint8).reshape(shape)
 
 
-def _gray(colours: Mapping[str, np.ndarray], part: str) -> Images:
-    return Images(colours[f"x_{part}"].mean(1, dtype=np.float32) / 255, colours[f"y_{part}"])
+def _gray(colors: Mapping[str, np.ndarray], part: str) -> Images:
+    return Images(colors[f"x_{part}"].mean(1, dtype=np.float32) / 255, colors[f"y_{part}"])
 
 
 def _images(path: Path, arrays: Mapping[str, np.ndarray], part: str) -> Images:
@@ -140,7 +142,7 @@ def _images(path: Path, arrays: Mapping[str, np.ndarray], part: str) -> Images:
     if x.dtype != np.uint8 or x.ndim != 3 or x.size == 0:
         raise ValueError(
             f"{path}: x_{part} is {x.dtype} {x.shape}, expected uint8 [images, height, width] and at least one pixel. "
-            "Convert colours to gray, and [0, 1] to 0..255."
+            "Convert colors to gray, and [0, 1] to 0..255."
         )
     if not np.issubdtype(y.dtype, np.integer) or y.shape != x.shape[:1]:
         raise ValueError(

@@ -16,6 +16,8 @@ import safetensors.numpy
 
 from jax_scalegmn.io import _atomic, _inert_pickle
 
+__all__ = ["Wrapped", "read", "read_wrapped", "write"]
+
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _STORAGES = {
     "FloatStorage": np.dtype(np.float32),

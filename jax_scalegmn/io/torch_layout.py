@@ -11,6 +11,8 @@ from jax_scalegmn import architecture
 from jax_scalegmn.architecture import Architecture, BatchNorm, Conv, Dense, GroupNorm, LayerNorm, Parameter
 from jax_scalegmn.types import Params
 
+__all__ = ["StateDict", "as_array", "as_dtype", "as_tensor", "checked", "from_torch", "shape", "to_torch"]
+
 # Tensors by name, in PyTorch's layout and in the order of the modules.
 StateDict: TypeAlias = Mapping[str, np.ndarray]
 
@@ -19,13 +21,13 @@ def from_torch(arch: Architecture, state_dict: StateDict) -> dict[str, dict[str,
     """The params of a network whose modules stand in `state_dict` in the order of `arch.layers`.
 
     Linear weights [out, in] and convolutional ones [out, in, kh, kw] become kernels [in, out] and [kh, kw, in, out].
-    Behind a Flatten the inputs are reordered, from PyTorch's channels slowest to channels fastest. A normalisation's
+    Behind a Flatten the inputs are reordered, from PyTorch's channels slowest to channels fastest. A normalization's
     weight becomes its scale, and running_mean and running_var its mean and var. The modules of a Residual stand in the
     order branch, shortcut, as in torchvision; PyTorch's strided convolutions need padding=1 (`architecture.resnet`).
 
     Args:
       arch: of the network, with layers.
-      state_dict: the tensors of each linear, convolutional or normalising module, and nothing else but BatchNorm's
+      state_dict: the tensors of each linear, convolutional or normalizing module, and nothing else but BatchNorm's
         num_batches_tracked, which is not read.
 
     Raises:

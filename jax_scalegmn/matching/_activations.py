@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_scalegmn import architecture, network, symmetry
-from jax_scalegmn.architecture import Architecture, Neurons, Scaling
+from jax_scalegmn.architecture import Architecture, NeuronLayer, Scaling
 from jax_scalegmn.matching import _weights, assignment
 from jax_scalegmn.matching._weights import Matching
 from jax_scalegmn.matching.assignment import Assign
@@ -36,9 +36,9 @@ def activation_matching(
     """The group element under which the activations of `params` come closest to those of `target`.
 
     A hidden layer's score C[i, j] is the correlation of the target's neuron i with params' neuron j over all examples,
-    positions and places of `network.activations`. Where signs may be used it is the cosine instead, not centred, so
-    that a neuron's mean tells its sign too: the assignment maximises |C|, the sign is that of C at the matched place
-    (+1 where C is 0). Neurons that never vary on the data correlate with none: they get what the others leave over.
+    positions and places of `network.activations`. Where signs may be used it is the cosine instead, not centerd, so
+    that a neuron's mean tells its sign too: the assignment maximizes |C|, the sign is that of C at the matched place
+    (+1 where C is 0). NeuronLayer that never vary on the data correlate with none: they get what the others leave over.
 
     Positive scales are those between the norm-balanced gauges, as in `matching.weight_matching`: act(element, params)
     stands in the target's own gauge, and members of one orbit come out exactly. Scales that give the activations the
@@ -81,7 +81,7 @@ def activation_matching(
 class _Products(NamedTuple):
     """Averages over so many values of every neuron of the target ("their") and of params ("our"); `both`: covariances.
 
-    A layer whose signs are sought has means of 0, so that nothing is centred.
+    A layer whose signs are sought has means of 0, so that nothing is centerd.
     """
 
     values: Float[Array, ""]
@@ -101,8 +101,8 @@ def _all_products(
         ours, theirs = (jax.vmap(lambda one, p=p: network.activations(arch, p, one))(batch) for p in (params, target))
         new = {}
         for neurons in arch.hidden:
-            centred = not (signed and neurons.scaling is Scaling.SIGN)
-            one = _products(_values(arch, neurons, theirs), _values(arch, neurons, ours), centred=centred)
+            centerd = not (signed and neurons.scaling is Scaling.SIGN)
+            one = _products(_values(arch, neurons, theirs), _values(arch, neurons, ours), centerd=centerd)
             new[neurons.name] = _together(found[neurons.name], one)
         return new, None
 
@@ -112,7 +112,9 @@ def _all_products(
     return found
 
 
-def _values(arch: Architecture, neurons: Neurons, found: Mapping[str, tuple[Array, ...]]) -> Float[Array, "values n"]:
+def _values(
+    arch: Architecture, neurons: NeuronLayer, found: Mapping[str, tuple[Array, ...]]
+) -> Float[Array, "values n"]:
     """All that the layer shows in a batch, one row for every example, position and place."""
     places = found[neurons.name]
     if not places:
@@ -128,8 +130,8 @@ def _nothing(width: int) -> _Products:
     return _Products(jnp.zeros(()), vector, vector, vector, vector, jnp.zeros((width, width)))
 
 
-def _products(theirs: Float[Array, "values n"], ours: Float[Array, "values n"], *, centred: bool) -> _Products:
-    their_mean, our_mean = (x.mean(0) if centred else jnp.zeros_like(x[0]) for x in (theirs, ours))
+def _products(theirs: Float[Array, "values n"], ours: Float[Array, "values n"], *, centerd: bool) -> _Products:
+    their_mean, our_mean = (x.mean(0) if centerd else jnp.zeros_like(x[0]) for x in (theirs, ours))
     theirs, ours = theirs - their_mean, ours - our_mean
     values = jnp.asarray(len(ours), ours.dtype)
     both = jnp.matmul(theirs.T, ours, precision="highest") / values
@@ -157,7 +159,7 @@ def _together(a: _Products, b: _Products) -> _Products:
 
 
 def _best(
-    neurons: Neurons, found: _Products, *, permute: bool, scale: bool, assign: Assign | None
+    neurons: NeuronLayer, found: _Products, *, permute: bool, scale: bool, assign: Assign | None
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """The assignment of the largest total score, and the signs (1 where none are sought)."""
     score = _inverse_std(found.their_var, found.their_mean)[:, None] * found.both

@@ -67,7 +67,7 @@ def sinkhorn_matching(
       learning_rate: of Adam, on the logits.
       epsilon: the entropy's weight: the matrices are those of logits / epsilon, harder for smaller ones.
       confidence: how large the logits of the start's places are at first, in units of epsilon; the others are 0. Near 0
-        the search begins undecided, and `start` is but the result to beat; from 5 on it begins in its neighbourhood.
+        the search begins undecided, and `start` is but the result to beat; from 5 on it begins in its neighborhood.
       num_iterations: of Sinkhorn, in every step.
       assign: the assignment solver; None for `assignment.default` of each layer's width.
 
@@ -127,7 +127,7 @@ def straight_through_matching(
 
     Algorithm 3: a free copy of the weights is projected onto the orbit of `params`, by weight matching of `params` to
     it; the loss is taken at the midpoint of target and the projection; its gradient passes through the projection
-    unchanged to the free copy, which an optimiser moves. The copy begins at the matched params, where the projection is
+    unchanged to the free copy, which an optimizer moves. The copy begins at the matched params, where the projection is
     `start`, and every projection begins with the element before.
 
     Losses of different batches do not compare. So a step's element takes the best one's place where its loss is lower
@@ -142,7 +142,7 @@ def straight_through_matching(
       batches: a pytree whose arrays have a leading axis [steps]; one step for each.
       start: the element to begin with; its positive scales are replaced by the balanced gauge's. None: that of
         `matching.weight_matching`.
-      tx: the optimiser of the free copy; None for Adam with a rate of 0.01.
+      tx: the optimizer of the free copy; None for Adam with a rate of 0.01.
       max_sweeps: of weight matching in every projection.
       assign: the assignment solver; None for `assignment.default` of each layer's width.
 

@@ -33,7 +33,7 @@ class Frame(NamedTuple):
     """Networks in one frame.
 
     Attributes:
-      elements: of each network; `symmetry.act` by them gives `aligned`. Both have a leading axis [models].
+      elements: of each network; `symmetry.act` by them gives `aligned`. Both have a leading axis [networks].
       aligned: the networks side by side.
       mean: their average.
       similarity: the cosine <aligned_i, mean> / (|aligned_i| |mean|) of each, as they stand; 0 for zeros.
@@ -44,7 +44,7 @@ class Frame(NamedTuple):
     elements: Element
     aligned: Any
     mean: Any
-    similarity: Float[Array, "*batch models"]
+    similarity: Float[Array, "*batch networks"]
     rounds: Int[Array, "*batch"]
     converged: Bool[Array, "*batch"]
 
@@ -71,13 +71,13 @@ def align_all(
 ) -> Frame:
     """N networks next to their own mean.
 
-    Minimises sum_i |act(e_i, params_i) - mean|^2. All are matched to the reference first. Then, in rounds, each in turn
+    Minimizes sum_i |act(e_i, params_i) - mean|^2. All are matched to the reference first. Then, in rounds, each in turn
     is matched to the mean of all others as they stand (MergeMany of Ainsworth et al. 2023, arXiv 2209.04836), from its
     element so far and from the forward start, and moves if that brings it closer.
 
     From round to round the sum never goes up. Permutations and signs keep |params_i|, so that lowering it is raising
     sum_{i != j} <moved_i, moved_j>, of which network i's part is <moved_i, sum_{j != i} moved_j>: what its matching
-    maximises. That holds one network at a time, so the turns are sequential. Matching all at once to the mean of all
+    maximizes. That holds one network at a time, so the turns are sequential. Matching all at once to the mean of all
     would keep the promise too, but each network is part of that mean, and holds itself back.
 
     Positive scales are no isometries. So each network is taken to its norm-balanced gauge (`symmetry.balance`) before,
@@ -86,7 +86,7 @@ def align_all(
 
     Args:
       arch: of all networks.
-      stack: at least 2 networks, every array with a leading axis [models].
+      stack: at least 2 networks, every array with a leading axis [networks].
       frame: where to begin. The reference keeps its order of neurons and its signs.
       max_rounds: the most passes over the networks; 0 gives all of them matched to the reference. It may be traced: one
         program serves all numbers.
@@ -125,7 +125,7 @@ def align_to(arch: Architecture, stack: Params, targets: Params, **options: Any)
 
     Args:
       arch: of all networks.
-      stack: at least 2 networks, every array with a leading axis [models].
+      stack: at least 2 networks, every array with a leading axis [networks].
       targets: as many.
       **options: of `matching.weight_matching`.
 
@@ -149,11 +149,11 @@ def pairwise(arch: Architecture, stack: Params, **options: Any) -> Matching:
 
     Args:
       arch: of all networks.
-      stack: at least 2 networks, every array with a leading axis [models].
+      stack: at least 2 networks, every array with a leading axis [networks].
       **options: of `matching.weight_matching`.
 
     Returns:
-      The matchings, with leading axes [models, models]: entry [i, j] moves network i next to network j; on the diagonal
+      The matchings, with leading axes [networks, models]: entry [i, j] moves network i next to network j; on the diagonal
       the identity, with similarity 1.
 
     Raises:
@@ -182,10 +182,10 @@ def relative(arch: Architecture, elements: Element) -> Element:
 
     Args:
       arch: the architecture.
-      elements: into the frame, with a leading axis [models].
+      elements: into the frame, with a leading axis [networks].
 
     Returns:
-      Elements with leading axes [models, models], cycle-consistent by construction.
+      Elements with leading axes [networks, models], cycle-consistent by construction.
 
     Raises:
       ValueError: if the elements do not fit the architecture.
@@ -201,7 +201,7 @@ def cycle_consistency(arch: Architecture, elements: Element) -> Consistency:
 
     Args:
       arch: the architecture.
-      elements: with leading axes [models, models]; [i, j] moves network i next to network j, as of `pairwise`.
+      elements: with leading axes [networks, models]; [i, j] moves network i next to network j, as of `pairwise`.
 
     Raises:
       ValueError: if the elements do not fit the architecture, are not square, or are of fewer than 2 networks.
@@ -209,7 +209,7 @@ def cycle_consistency(arch: Architecture, elements: Element) -> Consistency:
     shapes = {jnp.shape(leaf)[:2] for leaf in jax.tree.leaves(elements)}
     if len(shapes) != 1 or len(min(shapes)) != 2 or len(set(min(shapes))) != 1 or min(min(shapes)) < 2:
         raise ValueError(
-            f"The elements have leading sizes {sorted(shapes)}; expected [models, models] of 2 networks or more, as "
+            f"The elements have leading sizes {sorted(shapes)}; expected [networks, models] of 2 networks or more, as "
             "matching.pairwise gives. Those of a frame go through matching.relative."
         )
     count = min(shapes)[0]

@@ -40,7 +40,7 @@ def soften(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, num
     Permutations: P = argmax <P, X> + H(P) over doubly stochastic matrices (Mena et al. 2018, arXiv 1802.08665). With
     signs, the same problem over pairs P+ + P- doubly stochastic with <P+ - P-, X>: its solution is P = Sinkhorn(log 2
     cosh X) and P+ - P- = P tanh X. So one matrix of logits carries both, its sign is the neuron's sign, and its limit
-    for large logits is `harden`: the assignment that maximises |X|, by which `matching.weight_matching` chooses signs.
+    for large logits is `harden`: the assignment that maximizes |X|, by which `matching.weight_matching` chooses signs.
 
     Args:
       arch: the architecture; signs are relaxed in its SIGN layers.

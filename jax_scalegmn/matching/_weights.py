@@ -1,6 +1,6 @@
 """Weight matching: the group element that brings one network closest to another.
 
-Maximises <act(Q, params), target> over the group by coordinate ascent, one hidden neuron layer at a time
+Maximizes <act(Q, params), target> over the group by coordinate ascent, one hidden neuron layer at a time
 (Ainsworth et al. 2023, arXiv 2209.04836, algorithm 1; with signs as Boufalis et al. 2025, arXiv 2511.12601), both
 networks in their norm-balanced gauge, which settles the positive scales. Permutations and signs are isometries, so that
 is the smallest squared distance too. Everything is jit- and vmap-able; the assignment solver is an argument.
@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_scalegmn import architecture, stacks, symmetry
-from jax_scalegmn.architecture import Architecture, Axis, Neurons, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Scaling
 from jax_scalegmn.matching import assignment
 from jax_scalegmn.matching.assignment import Assign
 from jax_scalegmn.symmetry import Element, canonical
@@ -45,9 +45,9 @@ class Matching(NamedTuple):
     """
 
     element: Element
-    similarity: Float[Array, "*models"]
-    sweeps: Int[Array, "*models"]
-    converged: Bool[Array, "*models"]
+    similarity: Float[Array, "*networks"]
+    sweeps: Int[Array, "*networks"]
+    converged: Bool[Array, "*networks"]
 
 
 def weight_matching(
@@ -66,7 +66,7 @@ def weight_matching(
     """The group element under which `params` come closest to `target`.
 
     A hidden layer's score is C[i, j] = <target's parameters at neuron i, params' at neuron j>, the other layers as
-    matched so far. With signs the assignment maximises |C| and the sign is C's at the matched place (+1 where C is
+    matched so far. With signs the assignment maximizes |C| and the sign is C's at the matched place (+1 where C is
     0, so that no neuron is lost); parameters that no sign touches (power 0) count as they are.
 
     With positive scales g, the networks are compared where every neuron's incoming and outgoing norms are equal
@@ -207,12 +207,12 @@ def _weight_matching(
     return found._replace(element=whole)
 
 
-Best: TypeAlias = Callable[[Element, Neurons, set[str] | None], tuple[Array, Array]]
+Best: TypeAlias = Callable[[Element, NeuronLayer, set[str] | None], tuple[Array, Array]]
 
 
 def _walk_forward(arch: Architecture, element: Element, best: Best) -> Element:
     """One walk from the inputs, each layer matched by the parameters whose other axis is settled already."""
-    settled = canonical.inputs(arch)
+    settled = set(arch.inputs)
     for neurons in arch.hidden:
         element = _replace(element, neurons.name, *best(element, neurons, settled))
         settled.add(neurons.name)
@@ -244,8 +244,8 @@ def _best_of_layer(
 ) -> Best:
     """The exact optimum over one layer, the others fixed: (permutation, scale)."""
 
-    def best(element: Element, neurons: Neurons, settled: set[str] | None) -> tuple[Array, Array]:
-        # Apart: what a sign of the neuron flips, and what it does not touch (power 0, as before a normalisation).
+    def best(element: Element, neurons: NeuronLayer, settled: set[str] | None) -> tuple[Array, Array]:
+        # Apart: what a sign of the neuron flips, and what it does not touch (power 0, as before a normalization).
         flipping = fixed = jnp.zeros((neurons.width, neurons.width))
         for parameter, value, wanted in zip(arch.parameters, source, goal, strict=True):
             powers = {axis.neurons: axis.power for axis in parameter.neuron_axes}

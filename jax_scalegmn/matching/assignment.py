@@ -10,7 +10,9 @@ import optax
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-# A score (row: neuron of the target, column: neuron of params) -> the column of each row that maximises the sum.
+__all__ = ["Assign", "default", "hungarian", "scipy"]
+
+# A score (row: neuron of the target, column: neuron of params) -> the column of each row that maximizes the sum.
 Assign: TypeAlias = Callable[[Float[Array, "n n"]], Int[Array, " n"]]
 
 

@@ -32,8 +32,8 @@ class Soup(NamedTuple):
     """
 
     params: Any
-    taken: Bool[Array, "*batch models"]
-    scores: Float[Array, "*batch models"]
+    taken: Bool[Array, "*batch networks"]
+    scores: Float[Array, "*batch networks"]
     score: Float[Array, "*batch"]
 
 
@@ -67,8 +67,8 @@ def slerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
     return jax.tree.map(lambda x, y: left * x + right * y, a, b)
 
 
-def average(stack: Any, weights: Float[Array, " models"] | None = None) -> Any:
-    """The (weighted) mean of N networks, every array with a leading axis [models].
+def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any:
+    """The (weighted) mean of N networks, every array with a leading axis [networks].
 
     Args:
       stack: the networks.
@@ -105,7 +105,7 @@ def piecewise(stack: Any, t: Float[Array, ""] | float, *, interpolate: Interpola
     `interpolate` itself.
 
     Args:
-      stack: the networks, every array with a leading axis [models].
+      stack: the networks, every array with a leading axis [networks].
       t: in [0, 1].
       interpolate: `lerp`, `slerp` or another of that form, for each piece.
 
@@ -132,7 +132,7 @@ def soup(
     point that lies on no path.
 
     Args:
-      stack: the networks, every array with a leading axis [models].
+      stack: the networks, every array with a leading axis [networks].
       ts: the times, in [0, 1].
       weights: of the times, as in `average`; None for equal ones.
       interpolate: as in `piecewise`.
@@ -157,7 +157,7 @@ def greedy_soup(score_fn: Callable[[Any], Array], stack: Any) -> Soup:
     Args:
       score_fn: of one network, on held-out data: a scalar, the larger the better (a negative loss, an accuracy).
         It runs 2 N times, one network at a time.
-      stack: the networks in one frame, every array with a leading axis [models].
+      stack: the networks in one frame, every array with a leading axis [networks].
 
     Raises:
       ValueError: if the networks are not counted alike by all arrays, if a score is no scalar, or (where the values are

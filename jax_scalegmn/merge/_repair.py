@@ -27,8 +27,8 @@ Path: TypeAlias = tuple[str, ...]
 class Goal(NamedTuple):
     """What the pre-activations of one layer's channels shall have."""
 
-    mean: Float[Array, "*models channels"]
-    std: Float[Array, "*models channels"]
+    mean: Float[Array, "*networks channels"]
+    std: Float[Array, "*networks channels"]
 
 
 def repair(
@@ -37,16 +37,16 @@ def repair(
     networks: Params,
     x: Float[Array, "examples ..."],
     *,
-    weights: Float[Array, " models"] | None = None,
+    weights: Float[Array, " networks"] | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """The merged network with every hidden channel's mean and standard deviation on data those of the end points.
 
     mean = sum_i w_i mean_i and std = sum_i w_i std_i of the end points i, over examples and positions, of what each
     layer gives in front of its activation (arXiv 2211.08403). Layer after layer, each with those before it
-    repaired already: kernel' = g kernel, bias' = g (bias - mean) + goal, g = goal's std / std. Where a normalisation
+    repaired already: kernel' = g kernel, bias' = g (bias - mean) + goal, g = goal's std / std. Where a normalization
     follows a Dense or a Conv, its scale and bias are corrected in the place of kernel and bias; the statistics that a
-    batch normalisation stores become those of the data first.
+    batch normalization stores become those of the data first.
 
     Left as they are: the last layer, whose outputs are no neurons; the g of channels that do not vary on the data (1);
     means where there is no bias (the channel is rescaled alone). A residual sum is corrected through its two sides.
@@ -54,8 +54,8 @@ def repair(
     Args:
       arch: of all the networks, with layers to compute.
       merged: the network to repair.
-      networks: the end points, aligned to each other as they were for merging, with a leading axis [models].
-      x: the data, as `network.apply` takes one; unlabelled, a few hundred examples do.
+      networks: the end points, aligned to each other as they were for merging, with a leading axis [networks].
+      x: the data, as `network.apply` takes one; unlabeled, a few hundred examples do.
       weights: of the end points, as in `merge.average`.
       batch_size: None computes all the data at once, in a single walk through the layers. A number bounds the memory to
         that many examples at a time, and costs as many passes over the data as there are layers.
@@ -83,12 +83,12 @@ def repair(
 def reset_batch_norm(
     arch: Architecture, params: Params, x: Float[Array, "examples ..."], *, batch_size: int | None = None
 ) -> dict[str, Any]:
-    """The network whose batch normalisations store the statistics of data, each with those before it reset already.
+    """The network whose batch normalizations store the statistics of data, each with those before it reset already.
 
     What a merged network needs at the least: averaged variances are not the variances of averages.
 
     Args:
-      arch: the architecture, with layers to compute. Without batch normalisations nothing changes.
+      arch: the architecture, with layers to compute. Without batch normalizations nothing changes.
       params: the network.
       x: the data, as `network.apply` takes one.
       batch_size: as in `repair`; the statistics are those of all the data in any case.
@@ -127,7 +127,7 @@ def _measured(
     *,
     entering: bool,
 ) -> dict[Path, Moments]:
-    """The moments of what those layers give; with `entering`, of batch normalisations what they are given."""
+    """The moments of what those layers give; with `entering`, of batch normalizations what they are given."""
 
     def of_example(x: Array) -> dict[Path, Moments]:
         found: dict[Path, Moments] = {}
@@ -154,8 +154,8 @@ def _measured(
 def _mended(
     arch: Architecture, params: Params, x: Array, goals: Mapping[Path, Goal], batch_size: int | None
 ) -> dict[str, Any]:
-    """The network with the data's statistics in its batch normalisations, and the goals in the layers that have one."""
-    # All batch normalisations, those of the outputs too, for what they store.
+    """The network with the data's statistics in its batch normalizations, and the goals in the layers that have one."""
+    # All batch normalizations, those of the outputs too, for what they store.
     layers = {path: layer for path, layer in _units(arch.layers) if path in goals or isinstance(layer, BatchNorm)}
     if batch_size is None:
         return _mended_at_once(arch, params, x, layers, goals)
@@ -216,7 +216,7 @@ def _corrected(layer: Unit, params: Params, found: Moments, goal: Goal | None) -
 
 
 def _units(layers: tuple[Layer, ...], at: Path = ()) -> Iterator[tuple[Path, Unit]]:
-    """The layers with params, but those that a normalisation follows, which takes any correction off again."""
+    """The layers with params, but those that a normalization follows, which takes any correction off again."""
     for layer, following in itertools.zip_longest(layers, layers[1:]):
         if isinstance(layer, Residual):
             path = at if layer.name is None else (*at, layer.name)

@@ -1,7 +1,7 @@
 """Task vectors: what fine-tuning changed, added up over tasks on one base network.
 
 All networks here come from one base, by fine-tuning. Networks that were trained apart have no common base: bring them
-into one frame first (`matching.align` to the base, `matching.align_all`). Stored statistics of batch normalisations
+into one frame first (`matching.align` to the base, `matching.align_all`). Stored statistics of batch normalizations
 count as parameters like all others; after a merge `merge.reset_batch_norm` gives the merged network its own.
 """
 
@@ -26,14 +26,16 @@ def task_vector(base: Any, tuned: Any) -> Any:
     return jax.tree.map(lambda x, y: y - x, base, tuned)
 
 
-def task_arithmetic(base: Any, vectors: Any, weights: Float[Array, " models"] | Float[Array, ""] | float = 1.0) -> Any:
+def task_arithmetic(
+    base: Any, vectors: Any, weights: Float[Array, " networks"] | Float[Array, ""] | float = 1.0
+) -> Any:
     """Task arithmetic: base + sum_i weights_i vectors_i (Ilharco et al. 2023, arXiv 2212.04089, section 2).
 
     A negative weight forgets a task.
 
     Args:
       base: the common network.
-      vectors: a stack of `task_vector`s, every array with a leading axis [models].
+      vectors: a stack of `task_vector`s, every array with a leading axis [networks].
       weights: one for each vector, or one for all. The published ones are 0.3 to 0.5 for several tasks at once.
 
     Raises:
@@ -67,7 +69,7 @@ def ties(base: Any, stack: Any, *, density: float = 0.2, weight: Float[Array, ""
 
     Args:
       base: the common network.
-      stack: the fine-tuned networks (not their vectors), every array with a leading axis [models].
+      stack: the fine-tuned networks (not their vectors), every array with a leading axis [networks].
       density: the share of entries that stay, in (0, 1]. Static: it sets shapes.
       weight: base + weight * merged vector.
 

@@ -126,7 +126,7 @@ class Encoder(nn.Module):
         return MLP(joint.shape[0], hidden, latent, dtype=gmn.dtype, name="mlp")(joint)
 
     def _sum(self, rows: Array, present: Array | None) -> Array:
-        """The sum over the nodes that are there, over the root of their number where the model is normalised."""
+        """The sum over the nodes that are there, over the root of their number where the model is normalized."""
         total = rows.sum(0) if present is None else jnp.where(present[:, None], rows, 0).sum(0)
         if not self.gmn.normalized:
             return total
@@ -139,7 +139,7 @@ class Editor(nn.Module):
 
     Attributes:
       gmn: reads the network and writes the delta.
-      out_scale: of the delta at initialisation, one learned factor a parameter; published: 0.01.
+      out_scale: of the delta at initialization, one learned factor a parameter; published: 0.01.
       scales: as `Encoder.scales`; the delta is multiplied by them.
     """
 
@@ -180,7 +180,7 @@ class Editor(nn.Module):
 
 
 class Decoder(nn.Module):
-    """An mlp from an embedding to the params of a network: silu, no normalisation (arXiv 2511.12601, section 3).
+    """An mlp from an embedding to the params of a network: silu, no normalization (arXiv 2511.12601, section 3).
 
     Attributes:
       arch: of the networks that it writes.

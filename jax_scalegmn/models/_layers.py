@@ -18,14 +18,14 @@ from jaxtyping import Array, Bool, Float
 
 from jax_scalegmn.architecture import Scaling
 
-EPSILON = 1e-5  # of every layer normalisation, as published
+EPSILON = 1e-5  # of every layer normalization, as published
 PUBLISHED_NORM_EPSILON = 1e-10  # added to every norm in the published code, which costs invariance
 
 
 class Canonical(enum.Enum):
     """How a feature x loses the group element that it carries."""
 
-    SYMMETRISED = "symmetrised"
+    SYMMETRIZED = "symmetrized"
     """Signs by rho(x) + rho(-x), positive scales by x / |x| (arXiv 2406.10685, section 5 and appendix)."""
     ABSOLUTE = "absolute"
     """Signs by the absolute value of every entry, positive scales by x / |x|."""
@@ -128,7 +128,7 @@ def inverse_norm(x: Float[Array, "*batch features"], epsilon: float = 0.0) -> Fl
 # Computed again for the gradient: that is cheaper than to keep what lies between, in memory and in time.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _norm_silu(centered: Array, scale: Array, bias: Array) -> Array:
-    """silu of the layer normalisation of rows that have mean 0 already, in float32 or better."""
+    """silu of the layer normalization of rows that have mean 0 already, in float32 or better."""
     u = centered.astype(jnp.promote_types(centered.dtype, jnp.float32))
     normed = u * jax.lax.rsqrt(jnp.square(u).mean(-1, keepdims=True) + EPSILON)
     return nn.silu(normed * scale + bias).astype(centered.dtype)
@@ -145,9 +145,9 @@ def cast(x: Array, dtype: str | None) -> Array:
 
 
 class MLP(nn.Module):
-    """Linear, layer normalisation, silu, linear: the published mlp, with its steps callable one by one.
+    """Linear, layer normalization, silu, linear: the published mlp, with its steps callable one by one.
 
-    The layer normalisation subtracts a mean over the hidden units. That is linear, so it is taken out of the kernel
+    The layer normalization subtracts a mean over the hidden units. That is linear, so it is taken out of the kernel
     and the bias once, instead of out of every row.
 
     Attributes:

@@ -68,7 +68,7 @@ class Context(NamedTuple):
     Attributes:
       topology: of the graph.
       rules: of every neuron layer: where no group acts, which end it is; elsewhere its group.
-      groups: of every neuron layer, inputs and outputs included: how the edge update canonicalises it.
+      groups: of every neuron layer, inputs and outputs included: how the edge update canonicalizes it.
       extra: invariant features of nodes that messages and updates read besides, or None.
       present_nodes, present_edges: by neuron layer and by block, what of a padded graph is there; None: all.
     """

@@ -59,7 +59,7 @@ class ScaleGMN(nn.Module):
       parity: True repeats what the published code does to positive scales against its own claim, for imported weights:
         1e-10 added to norms, and backward messages that carry the weight itself, so that a bidirectional model is not
         equivariant.
-      dtype: of features and products, like "bfloat16"; canonical maps and the statistics of layer normalisations stay
+      dtype: of features and products, like "bfloat16"; canonical maps and the statistics of layer normalizations stay
         in float32. None: that of the parameters.
     """
 
@@ -68,7 +68,7 @@ class ScaleGMN(nn.Module):
     num_layers: int = 4
     hidden: int | None = None
     bidirectional: bool = False
-    canonical: Canonical = Canonical.SYMMETRISED
+    canonical: Canonical = Canonical.SYMMETRIZED
     io: IO = IO.GATE
     node_encoding: bool = True
     edge_encoding: bool = True

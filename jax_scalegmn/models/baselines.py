@@ -15,6 +15,8 @@ from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.models._layers import MLP
 from jax_scalegmn.types import Params
 
+__all__ = ["QueryEncoder", "StatisticsEncoder", "match_size", "num_parameters", "standardization", "statistics"]
+
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the statistics
 
 
@@ -71,7 +73,7 @@ class StatisticsEncoder(nn.Module):
       latent: entries of the embedding.
       num_layers: mlps in sequence, silu between them.
       dropout: rate on the hidden layer of every mlp during training.
-      standard: the usual (mean, standard deviation) of every statistic, by which it is standardised: `standardisation`.
+      standard: the usual (mean, standard deviation) of every statistic, by which it is standardized: `standardization`.
         None: statistics as they come.
     """
 
@@ -104,7 +106,7 @@ def statistics(arch: Architecture, params: Params) -> Float[Array, " statistics"
     (Unterthiner et al. 2020, arXiv 2002.11448.)
 
     Args:
-      arch: of the network; the arrays come in the order of `arch.arrays`.
+      arch: of the network; the arrays come in the order of `arch.array_shapes`.
       params: of one network.
 
     Raises:
@@ -112,20 +114,20 @@ def statistics(arch: Architecture, params: Params) -> Float[Array, " statistics"
     """
     architecture.unpack(arch, params)
     parts = []
-    for path in arch.arrays:
+    for path in arch.array_shapes:
         value: Any = functools.reduce(lambda node, key: node[key], path, params)
         parts += [jnp.stack([value.mean(), value.var()]), jnp.quantile(value, jnp.asarray(QUANTILES, value.dtype))]
     return jnp.concatenate(parts)
 
 
-def standardisation(arch: Architecture, stack: Params) -> tuple[tuple[float, float], ...]:
+def standardization(arch: Architecture, stack: Params) -> tuple[tuple[float, float], ...]:
     """The mean and the standard deviation of every statistic over many networks, for `StatisticsEncoder.standard`.
 
     A statistic that is the same for all of them gets the deviation 1.
 
     Args:
       arch: of the networks.
-      stack: params whose arrays have a leading axis [models].
+      stack: params whose arrays have a leading axis [networks].
     """
     x = jax.jit(jax.vmap(functools.partial(statistics, arch)))(stack)
     return tuple((float(mean), float(std) or 1.0) for mean, std in zip(x.mean(0), x.std(0), strict=True))
@@ -190,7 +192,7 @@ def _check_sizes(model: QueryEncoder | StatisticsEncoder, *fields: str) -> None:
 
 
 def _check_standard(model: StatisticsEncoder) -> None:
-    count = (2 + len(QUANTILES)) * len(model.arch.arrays)
+    count = (2 + len(QUANTILES)) * len(model.arch.array_shapes)
     given = model.standard
     if given is None:
         return
@@ -198,7 +200,7 @@ def _check_standard(model: StatisticsEncoder) -> None:
     if not right:
         raise ValueError(
             f"standard is {given}; expected {count} pairs (mean, standard deviation > 0) of finite numbers, one for "
-            f"each statistic of {model.arch.name!r}. Use baselines.standardisation."
+            f"each statistic of {model.arch.name!r}. Use baselines.standardization."
         )
 
 

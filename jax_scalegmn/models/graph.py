@@ -25,6 +25,19 @@ from jax_scalegmn import architecture
 from jax_scalegmn.architecture import Architecture, Parameter, Scaling
 from jax_scalegmn.types import Params
 
+__all__ = [
+    "SCALED",
+    "Block",
+    "Bucket",
+    "Columns",
+    "Presence",
+    "Readable",
+    "Topology",
+    "from_params",
+    "to_params",
+    "topology",
+]
+
 SCALED = (Scaling.SIGN, Scaling.POSITIVE)
 
 
@@ -50,7 +63,7 @@ class Bucket:
                 f"A bucket needs members and a multiple >= 1; got {len(self.members)} members and {self.multiple}."
             )
         for name in _ordered_layers(self.members):
-            scalings = {n.scaling for member in self.members for n in member.neurons if n.name == name}
+            scalings = {n.scaling for member in self.members for n in member.neuron_layers if n.name == name}
             if Scaling.FIXED in scalings and len(scalings) > 1:
                 raise ValueError(
                     f"Neuron layer {name!r} is an input or output of one member and hidden in another: "
@@ -83,7 +96,7 @@ class Presence(NamedTuple):
 class Block(NamedTuple):
     """All edges of one kernel: a complete bipartite graph between two neuron layers.
 
-    `lifted`: the kernel does not follow a rescaling of the receiver, as in front of a batch normalisation.
+    `lifted`: the kernel does not follow a rescaling of the receiver, as in front of a batch normalization.
     """
 
     sender: str
@@ -170,7 +183,7 @@ def topology(arch: Readable) -> Topology:
     scalings: dict[str, tuple[Scaling, ...]] = {}
     nodes, start = {}, 0
     for name in _ordered_layers(members):
-        found = [neurons for member in members for neurons in member.neurons if neurons.name == name]
+        found = [neurons for member in members for neurons in member.neuron_layers if neurons.name == name]
         width = max(neurons.width for neurons in found)
         if found[0].scaling is not Scaling.FIXED:
             width = -(-width // multiple) * multiple
@@ -200,7 +213,7 @@ def topology(arch: Readable) -> Topology:
     counts = [
         [sum(_num_columns(parameter) for parameter in part) for part in _columns(member, n.name)]
         for member in members
-        for n in member.neurons
+        for n in member.neuron_layers
     ]
     along, against, free = (max(count) for count in zip(*counts, strict=True))
     return Topology(
@@ -209,7 +222,7 @@ def topology(arch: Readable) -> Topology:
         scalings=scalings,
         inputs=io - fed,
         outputs=io & fed,
-        biased=frozenset(n.name for member in members for n in member.neurons if any(_columns(member, n.name))),
+        biased=frozenset(n.name for member in members for n in member.neuron_layers if any(_columns(member, n.name))),
         node_types=np.asarray(node_types, np.int32),
         num_edge_types=first_type,
         columns=Columns(max(1, along), against, free),
@@ -242,7 +255,7 @@ def from_params(arch: Architecture, params: Params, *, bucket: Bucket | None = N
     dtype = jnp.result_type(*values.values())
     convolutional = any(_spatial(parameter) for parameter in _kernels(arch))
     nodes = jnp.zeros((topo.num_nodes, topo.node_features), dtype)
-    for neurons in arch.neurons:
+    for neurons in arch.neuron_layers:
         start = topo.nodes[neurons.name].start
         where = slice(start, start + neurons.width)
         columns = _places(arch, topo, neurons.name)
@@ -316,7 +329,7 @@ def _ordered_layers(members: tuple[Architecture, ...]) -> tuple[str, ...]:
     """The names of all neuron layers in an order that is each member's own."""
     sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
     for member in members:
-        names = [neurons.name for neurons in member.neurons]
+        names = [neurons.name for neurons in member.neuron_layers]
         for index, name in enumerate(names):
             sorter.add(name, *names[:index])
     try:
@@ -340,13 +353,13 @@ def _kernels(arch: Architecture) -> dict[Parameter, _Kernel]:
         if len(parameter.neuron_axes) == 1:
             continue
         reads, feeds = parameter.neuron_axes
-        if reads.power == 0 and arch.layer(reads.neurons).scaling in SCALED:
+        if reads.power == 0 and arch.neuron_layer(reads.neurons).scaling in SCALED:
             raise ValueError(
                 f"{arch.name!r}: {parameter} reads {reads.neurons!r} with power 0, but a "
-                f"{arch.layer(reads.neurons).scaling.value} group acts there. Give the axis power -1, or the layer "
+                f"{arch.neuron_layer(reads.neurons).scaling.value} group acts there. Give the axis power -1, or the layer "
                 "Scaling.PERMUTATION."
             )
-        lifted = feeds.power == 0 and arch.layer(feeds.neurons).scaling in SCALED
+        lifted = feeds.power == 0 and arch.neuron_layer(feeds.neurons).scaling in SCALED
         key = _Kernel(reads.neurons, feeds.neurons, lifted, 0)
         found[parameter] = key._replace(number=sum(other._replace(number=0) == key for other in found.values()))
     return found
@@ -354,7 +367,7 @@ def _kernels(arch: Architecture) -> dict[Parameter, _Kernel]:
 
 def _columns(arch: Architecture, neurons: str) -> tuple[list[Parameter], list[Parameter], list[Parameter]]:
     """The vectors of one neuron layer: along a rescaling, against it, free of it."""
-    scaled = arch.layer(neurons).scaling in SCALED
+    scaled = arch.neuron_layer(neurons).scaling in SCALED
     parts: tuple[list[Parameter], list[Parameter], list[Parameter]] = ([], [], [])
     for parameter in arch.parameters:
         if [axis.neurons for axis in parameter.neuron_axes] == [neurons]:
@@ -390,7 +403,7 @@ def _blocks(arch: Architecture, topo: Topology, bucket: Bucket | None) -> list[t
 def _presence(arch: Architecture, bucket: Bucket) -> Presence:
     topo = topology(bucket)
     nodes = np.zeros(topo.num_nodes, bool)
-    for neurons in arch.neurons:
+    for neurons in arch.neuron_layers:
         start = topo.nodes[neurons.name].start
         nodes[start : start + neurons.width] = True
     edges = np.concatenate(
@@ -439,7 +452,7 @@ def _split_shape(arch: Architecture, parameter: Parameter) -> tuple[list[int], l
         if isinstance(axis, int):
             shape.append(axis)
         else:
-            shape += [axis.repeat, arch.layer(axis.neurons).width]
+            shape += [axis.repeat, arch.neuron_layer(axis.neurons).width]
             neurons.append(len(shape) - 1)
     return shape, neurons + [i for i in range(len(shape)) if i not in neurons]
 

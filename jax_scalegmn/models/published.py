@@ -206,12 +206,12 @@ def _gmn(
     phi = _present(state_dict, f"{gate}.g1.phi.fc.0.weight")
     update = f"{prefix}gnn.update_node_feats_fn.0" if bidirectional else f"{prefix}gnn.fw_layers.0.update_node_feats_fn"
     separate, shared = (f"{layer}.eq_layers_{end}.0.rho.fc.0.weight" in state_dict for end in ("last", "in"))
-    symmetrised = Scaling.SIGN not in groups or f"{gate}.g1.rho.fc.0.weight" in state_dict
+    symmetrized = Scaling.SIGN not in groups or f"{gate}.g1.rho.fc.0.weight" in state_dict
     return _heads.ScaleGMN(
         arch,
         features,
         hidden=len(phi),
-        canonical=Canonical.ABLATED if ablated else Canonical.SYMMETRISED if symmetrised else Canonical.ABSOLUTE,
+        canonical=Canonical.ABLATED if ablated else Canonical.SYMMETRIZED if symmetrized else Canonical.ABSOLUTE,
         io=IO.SEPARATE if separate else IO.SHARED if shared else IO.GATE,
         encoding_features=phi.shape[-1] == 2 * features,
         message_layers=_count(state_dict, re.escape(layer) + r"\.eq_layers\.(\d+)\."),
@@ -310,7 +310,7 @@ def _variables(
 ) -> dict[str, Any]:
     """The model's variables from published tensors, in exactly the structure of `model.init`."""
     gmn = model.encoder.gmn if isinstance(model, _heads.Autoencoder) else model.gmn
-    outputs = arch.neurons[-1].width
+    outputs = arch.neuron_layers[-1].width
     if outputs != 1 and gmn.edge_encoding:
         raise ValueError(
             f"{arch.name!r} has {outputs} outputs; expected 1. With more, the published edge encodings "

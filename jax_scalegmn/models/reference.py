@@ -23,6 +23,8 @@ from jax_scalegmn.models._layers import EPSILON, IO, PUBLISHED_NORM_EPSILON, Can
 from jax_scalegmn.models._scalegmn import ScaleGMN
 from jax_scalegmn.models.graph import Topology
 
+__all__ = ["encode"]
+
 
 def encode(model: Encoder, variables: Any, built: jraph.GraphsTuple) -> Array:
     """The embedding of one network's graph: `model.apply(variables, built, method="read")`, without dropout.
@@ -254,7 +256,7 @@ def _at(net: _Network, nodes: Any) -> _Rules:
 
 
 def _mlp(p: Mapping[str, Any], x: Array) -> Array:
-    """Linear, layer normalisation, silu, linear."""
+    """Linear, layer normalization, silu, linear."""
     u = x @ p["kernel_in"] + p["bias_in"]
     wide = u.astype(jnp.promote_types(u.dtype, jnp.float32))
     wide = (wide - wide.mean(-1, keepdims=True)) / jnp.sqrt(wide.var(-1, keepdims=True) + EPSILON)
@@ -318,6 +320,6 @@ def _reciprocal(x: Array) -> Array:
 
 
 def _sum(gmn: ScaleGMN, rows: Array, where: Any) -> Array:
-    """The sum of some rows, over the root of their number where the model is normalised."""
+    """The sum of some rows, over the root of their number where the model is normalized."""
     total = jnp.where(where[:, None], rows, 0).sum(0)
     return total / jnp.sqrt(where.sum()).astype(total.dtype) if gmn.normalized else total

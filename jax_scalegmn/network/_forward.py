@@ -1,4 +1,4 @@
-"""The networks that an `Architecture` describes: initialise them, compute their function, look inside."""
+"""The networks that an `Architecture` describes: initialize them, compute their function, look inside."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ class Hook:
     """
 
     def compute(self, path: tuple[str, ...], layer: Unit, params: Params, x: Array) -> Array:
-        """What a Dense, a Conv or a normalisation gives in front of its activation, from its params and its input."""
+        """What a Dense, a Conv or a normalization gives in front of its activation, from its params and its input."""
         return _layer_functions.compute(layer, params, x)
 
     def behind(self, path: tuple[str, ...], layer: Unit | Residual, x: Array) -> Array:
@@ -78,9 +78,9 @@ def apply_with(arch: Architecture, params: Params, x: Float[Array, "..."], hook:
     """
     architecture.unpack(arch, params)
     rank = _input_rank(arch)
-    if x.ndim != rank or x.shape[-1] != arch.neurons[0].width:
+    if x.ndim != rank or x.shape[-1] != arch.neuron_layers[0].width:
         raise ValueError(
-            f"x has shape {x.shape}; {arch.name!r} expects one example {_INPUTS[rank]} with {arch.neurons[0].width} in "
+            f"x has shape {x.shape}; {arch.name!r} expects one example {_INPUTS[rank]} with {arch.neuron_layers[0].width} in "
             "the last axis. Use jax.vmap for a batch."
         )
     return _forward(arch, arch.layers, params, x, x.shape, (), hook)
@@ -90,7 +90,7 @@ def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> d
     """The values of every hidden neuron layer on one example, wherever they stand behind their activation.
 
     The group acts on them as on the neurons: activations of act(Q, params) are the same, permuted and scaled by Q.
-    What goes into a normalisation, which another power of the scale reaches, is left out; so is what a branch and a
+    What goes into a normalization, which another power of the scale reaches, is left out; so is what a branch and a
     shortcut give before they are added. A layer that no such place shows has none.
 
     Returns:
@@ -106,7 +106,7 @@ def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> d
     class Keep(Hook):
         def behind(self, path: tuple[str, ...], layer: Unit | Residual, x: Array) -> Array:
             for name, start in places.get((path, layer), {}).items():
-                found[name].append(x[..., start : start + arch.layer(name).width])
+                found[name].append(x[..., start : start + arch.neuron_layer(name).width])
             return x
 
     apply_with(arch, params, x, Keep())
@@ -116,7 +116,7 @@ def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> d
 def train_apply(
     arch: Architecture, params: Params, x: Float[Array, "examples ..."], *, momentum: float = 0.9
 ) -> tuple[Float[Array, "examples outputs"], dict[str, Any]]:
-    """The network's function on a whole batch, as in training: batch normalisations use the batch's statistics.
+    """The network's function on a whole batch, as in training: batch normalizations use the batch's statistics.
 
     As Flax's BatchNorm with use_running_average=False: mean and biased variance over examples and positions (Ioffe and
     Szegedy 2015, arXiv 1502.03167, algorithm 1).
@@ -140,7 +140,7 @@ def train_apply(
     def one(x: Array) -> tuple[Array, dict[tuple[str, ...], Array]]:
         moved: dict[tuple[str, ...], Array] = {}
 
-        class Normalise(Hook):
+        class Normalize(Hook):
             def compute(self, path: tuple[str, ...], layer: Unit, params: Params, x: Array) -> Array:
                 if isinstance(layer, BatchNorm):
                     batch = moments.over_examples(x)._asdict()
@@ -149,7 +149,7 @@ def train_apply(
                     params = {**params, **batch}
                 return _layer_functions.compute(layer, params, x)
 
-        return apply_with(arch, params, x, Normalise()), moved
+        return apply_with(arch, params, x, Normalize()), moved
 
     outputs, moved = jax.vmap(one, axis_name=moments.EXAMPLES, out_axes=(0, None))(x)
     return outputs, _variables.replace(params, moved)
@@ -162,10 +162,10 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str = "x
       ValueError: if they do not fit the architecture, are none, or hold a NaN or an infinity.
     """
     rank = _input_rank(arch)
-    if jnp.ndim(x) != rank + 1 or jnp.shape(x)[-1] != arch.neurons[0].width or 0 in jnp.shape(x):
+    if jnp.ndim(x) != rank + 1 or jnp.shape(x)[-1] != arch.neuron_layers[0].width or 0 in jnp.shape(x):
         raise ValueError(
             f"{name} has shape {jnp.shape(x)}; {arch.name!r} expects one example or more, [examples, "
-            f"{_INPUTS[rank][1:]} with {arch.neurons[0].width} in the last axis. Pass x[None] for one example."
+            f"{_INPUTS[rank][1:]} with {arch.neuron_layers[0].width} in the last axis. Pass x[None] for one example."
         )
     if not isinstance(x, jax.core.Tracer) and not np.isfinite(finite := np.asarray(x)).all():
         example = int(np.argwhere(~np.isfinite(finite))[0, 0])
@@ -189,9 +189,9 @@ def render(arch: Architecture, params: Params, size: tuple[int, int]) -> Float[A
     Raises:
       ValueError: if the architecture does not map two coordinates to one value.
     """
-    if (arch.neurons[0].width, arch.neurons[-1].width) != (2, 1):
+    if (arch.neuron_layers[0].width, arch.neuron_layers[-1].width) != (2, 1):
         raise ValueError(
-            f"{arch.name!r} maps {arch.neurons[0].width} inputs to {arch.neurons[-1].width} outputs; an INR of a gray "
+            f"{arch.name!r} maps {arch.neuron_layers[0].width} inputs to {arch.neuron_layers[-1].width} outputs; an INR of a gray "
             "image maps 2 coordinates to 1 value."
         )
     pixels = jax.vmap(lambda x: apply(arch, params, x))(jnp.asarray(coordinates(*size)))

@@ -17,12 +17,12 @@ Initialization: TypeAlias = Callable[[Architecture, int, int], tuple[float, floa
 
 
 def standard(arch: Architecture, index: int, fan_in: int) -> tuple[float, float]:
-    """Each activation's usual initialisation.
+    """Each activation's usual initialization.
 
     Sine: U(1/fan_in) in the first layer, U(sqrt(6/fan_in)/w0) behind it (arXiv 2006.09661, section 3.2). Relu:
     U(sqrt(6/fan_in)) (He et al. 2015, equation 10). Others and outputs: U(sqrt(3/fan_in)), which keeps the variance.
     Biases: U(1/sqrt(fan_in)) before sines, whose phases they are; 0 elsewhere. The activation of a layer in front of a
-    normalisation is the one behind that.
+    normalization is the one behind that.
     """
     activation = affine(arch)[index].activation
     name = activation.name if activation else None
@@ -50,12 +50,12 @@ def near_zero(arch: Architecture, index: int, fan_in: int) -> tuple[float, float
 def init(arch: Architecture, key: Key, *, initialization: Initialization = standard) -> dict[str, Any]:
     """Random params of one network; `jax.vmap` over keys for many.
 
-    Normalisations start at scale 1, bias 0, mean 0 and var 1.
+    Normalizations start at scale 1, bias 0, mean 0 and var 1.
 
     Raises:
-      ValueError: if `arch` has no layers to initialise, or parameters that are of none of them.
+      ValueError: if `arch` has no layers to initialize, or parameters that are of none of them.
     """
-    shapes = arch.arrays
+    shapes = arch.array_shapes
     values: dict[tuple[str, ...], Array] = {}
     for index, (path, _) in enumerate(affine(arch)):
         kernel_key, bias_key = jax.random.split(jax.random.fold_in(key, index))
@@ -71,14 +71,14 @@ def init(arch: Architecture, key: Key, *, initialization: Initialization = stand
     if values.keys() != shapes.keys():
         foreign = [architecture.describe(path) for path in shapes if path not in values]
         raise ValueError(
-            f"{arch.name!r} has parameters of none of its layers: {foreign}. Name a layer for each, or initialise the "
+            f"{arch.name!r} has parameters of none of its layers: {foreign}. Name a layer for each, or initialize the "
             "network yourself."
         )
     return architecture.pack(arch, [values[parameter.path][_block(arch, parameter)] for parameter in arch.parameters])
 
 
 class Affine(NamedTuple):
-    """A layer with a kernel: the path of its params, and the activation behind it and its normalisation."""
+    """A layer with a kernel: the path of its params, and the activation behind it and its normalization."""
 
     path: tuple[str, ...]
     activation: Activation | None

@@ -31,7 +31,7 @@ def compute(layer: Unit, params: Params, x: Float[Array, "*in"]) -> Float[Array,
     """What a layer with params of its own gives in front of its activation.
 
     Args:
-      layer: a Dense, a Conv or a normalisation.
+      layer: a Dense, a Conv or a normalization.
       params: the layer's own, like {"kernel", "bias"}.
       x: of one example; a Conv, whose image is too small, gives an empty map.
 
@@ -48,7 +48,7 @@ def compute(layer: Unit, params: Params, x: Float[Array, "*in"]) -> Float[Array,
             )
             return maps[0] + params.get("bias", 0)
         case _:
-            return _normalise(layer, params, x)
+            return _normalize(layer, params, x)
 
 
 def convolve_by_patches(layer: Conv, params: Params, x: Float[Array, "h w in"]) -> Float[Array, "_h _w out"]:
@@ -99,7 +99,7 @@ def pool(layer: MaxPool | AvgPool, x: Float[Array, "h w channels"]) -> Float[Arr
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _normalise(layer: Norm, params: Params, x: Float[Array, "*hw channels"]) -> Float[Array, "*hw channels"]:
+def _normalize(layer: Norm, params: Params, x: Float[Array, "*hw channels"]) -> Float[Array, "*hw channels"]:
     match layer:
         case BatchNorm():
             mean, var = params["mean"], params["var"]
@@ -110,14 +110,14 @@ def _normalise(layer: Norm, params: Params, x: Float[Array, "*hw channels"]) -> 
                 )
             normed = (x - mean) * jax.lax.rsqrt(var + layer.epsilon)
         case LayerNorm():
-            normed = _standardise(x, -1, layer.epsilon)
+            normed = _standardize(x, -1, layer.epsilon)
         case GroupNorm():
             runs = x.reshape(-1, layer.groups, x.shape[-1] // layer.groups)
-            normed = _standardise(runs, (0, 2), layer.epsilon).reshape(x.shape)
+            normed = _standardize(runs, (0, 2), layer.epsilon).reshape(x.shape)
     return normed * params["scale"] + params["bias"]
 
 
-def _standardise(x: Array, axis: int | tuple[int, int], epsilon: float) -> Array:
+def _standardize(x: Array, axis: int | tuple[int, int], epsilon: float) -> Array:
     # In two passes: the mean of the squares less the squared mean cancels in float32 (jax.nn.standardize).
-    centred = x - x.mean(axis, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis, keepdims=True) + epsilon)
+    centerd = x - x.mean(axis, keepdims=True)
+    return centerd * jax.lax.rsqrt(jnp.square(centerd).mean(axis, keepdims=True) + epsilon)

@@ -8,12 +8,12 @@ from jaxtyping import Array
 from jax_scalegmn import architecture
 from jax_scalegmn.types import Params
 
-# What a batch normalisation stores beside its weights: Flax's collection "batch_stats".
+# What a batch normalization stores beside its weights: Flax's collection "batch_stats".
 STATISTICS = ("mean", "var")
 
 
 def merge(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The params of a network with batch normalisations from Flax's variables: statistics stand beside weights.
+    """The params of a network with batch normalizations from Flax's variables: statistics stand beside weights.
 
     {"params": {"BatchNorm_0": {"scale", "bias"}, ...}, "batch_stats": {"BatchNorm_0": {"mean", "var"}, ...}} becomes
     {"BatchNorm_0": {"scale", "bias", "mean", "var"}, ...}. Without "batch_stats" it is variables["params"].
@@ -23,7 +23,7 @@ def merge(variables: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "params" not in variables or set(variables) - {"params", "batch_stats"}:
         raise ValueError(
-            f"variables has the collections {sorted(variables)}; expected 'params' and, with batch normalisation, "
+            f"variables has the collections {sorted(variables)}; expected 'params' and, with batch normalization, "
             "'batch_stats'. Pass what the module's init returned, and leave other collections out."
         )
     return _merged(variables["params"], variables.get("batch_stats", {}), ())

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+__all__ = ["EXAMPLES", "Moments", "batches", "over_examples", "pooled"]
+
 # The axis over which `jax.vmap` takes the examples that have statistics in common.
 EXAMPLES = "jax_scalegmn.examples"
 
 
 class Moments(NamedTuple):
-    """Mean and biased variance of every channel; the names are those of a batch normalisation's stored ones."""
+    """Mean and biased variance of every channel; the names are those of a batch normalization's stored ones."""
 
     mean: Float[Array, "*batches channels"]
     var: Float[Array, "*batches channels"]

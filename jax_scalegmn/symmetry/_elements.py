@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_scalegmn import architecture
-from jax_scalegmn.architecture import Architecture, Axis, Neurons, Parameter, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.types import Key, Params
 
 
 class Element(NamedTuple):
     """One group element. Keys of both mappings: the names of the hidden neuron layers."""
 
-    permutation: dict[str, Int[Array, "*models n"]]
-    scale: dict[str, Float[Array, "*models n"]]
+    permutation: dict[str, Int[Array, "*networks n"]]
+    scale: dict[str, Float[Array, "*networks n"]]
 
 
 def identity(arch: Architecture) -> Element:
@@ -98,7 +98,7 @@ def act(arch: Architecture, element: Element, params: Params) -> dict[str, Any]:
 def orbit(
     arch: Architecture, params: Params, key: Key, size: int, *, permute: bool = True, scale: bool = True
 ) -> dict[str, Any]:
-    """`size` random copies of one network, every array with a leading axis [models]."""
+    """`size` random copies of one network, every array with a leading axis [networks]."""
     keys = jax.random.split(key, size)
     return jax.vmap(lambda k: act(arch, random(arch, k, permute=permute, scale=scale), params))(keys)
 
@@ -140,7 +140,7 @@ def check(arch: Architecture, element: Element) -> None:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _random_scale(neurons: Neurons, key: Key, log_scale_std: float) -> Array:
+def _random_scale(neurons: NeuronLayer, key: Key, log_scale_std: float) -> Array:
     if neurons.scaling is Scaling.SIGN:
         return jax.random.rademacher(key, (neurons.width,), float)
     if neurons.scaling is Scaling.POSITIVE:

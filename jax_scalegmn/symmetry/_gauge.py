@@ -22,7 +22,7 @@ from jax_scalegmn.types import Params
 def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> Element:
     """The rescalings after which every POSITIVE neuron's incoming and outgoing norms are equal.
 
-    They minimise the network's squared norm over its orbit, sum_p |p|^2 exp(2 sum_axes power log s), which is convex
+    They minimize the network's squared norm over its orbit, sum_p |p|^2 exp(2 sum_axes power log s), which is convex
     in log s and has one minimum (Stock et al. 2019, arXiv 1902.10416, section 3). Layer by layer the closed form is
     s^4 = |outgoing|^2 / |incoming|^2, with biases incoming; sweeps go on until no scale changes by more than eight
     roundings. A neuron without incoming or without outgoing weights keeps scale 1: no scale balances it.
@@ -50,7 +50,7 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
         largest = jnp.zeros((), dtype)
         for name in layers:
             incoming, outgoing = (_total(touching[name], name, power, logs) for power in (1, -1))
-            # Between neighbours that balance each other the two sums may leave float32; logarithms would then be NaN.
+            # Between neighbors that balance each other the two sums may leave float32; logarithms would then be NaN.
             usual = (incoming > 0) & (outgoing > 0) & jnp.isfinite(incoming) & jnp.isfinite(outgoing)
             step = jnp.where(usual, 0.25 * (_log(outgoing, usual) - _log(incoming, usual)), 0.0)
             logs = logs | {name: logs[name] + step.astype(dtype)}
@@ -61,7 +61,7 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
         return (state[1] > 8 * jnp.finfo(dtype).eps) & (state[2] < max_sweeps)
 
     dtype = jnp.result_type(*(size for _, size in sizes))
-    zeros = {name: jnp.zeros(arch.layer(name).width, dtype) for name in layers}
+    zeros = {name: jnp.zeros(arch.neuron_layer(name).width, dtype) for name in layers}
     logs, *_ = jax.lax.while_loop(unfinished, sweep, (zeros, jnp.asarray(jnp.inf, dtype), jnp.asarray(0)))
     return Element(element.permutation, element.scale | {name: jnp.exp(logs[name]) for name in layers})
 

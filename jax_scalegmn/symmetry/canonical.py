@@ -30,6 +30,8 @@ from jax_scalegmn.symmetry import _elements, _gauge
 from jax_scalegmn.symmetry._elements import Element
 from jax_scalegmn.types import Params
 
+__all__ = ["Canonical", "element", "form", "wrap_phase"]
+
 # To 50 digits: a float64 bias of 2^51 half turns needs 32.
 PI = Fraction("3.14159265358979323846264338327950288419716939937510")
 
@@ -59,7 +61,7 @@ def element(arch: Architecture, params: Params) -> Canonical:
     `matching.weight_matching` compares networks, this identifies them.
 
     Args:
-      arch: the architecture. Neurons that no settled parameter touches keep their places, with margin 0.
+      arch: the architecture. NeuronLayer that no settled parameter touches keep their places, with margin 0.
       params: of one network; `jax.vmap` for many.
 
     Raises:
@@ -67,7 +69,7 @@ def element(arch: Architecture, params: Params) -> Canonical:
     """
     scales = _gauge.balance(arch, params)
     values = architecture.unpack(arch, _elements.act(arch, scales, params))
-    found, settled = _elements.identity(arch), inputs(arch)
+    found, settled = _elements.identity(arch), set(arch.inputs)
     margin = jnp.asarray(jnp.inf)
     for neurons in arch.hidden:
         flipping = fixed = jnp.zeros(neurons.width)
@@ -96,12 +98,6 @@ def form(arch: Architecture, params: Params) -> dict[str, Any]:
     return _elements.act(arch, element(arch, params).element, params)
 
 
-def inputs(arch: Architecture) -> set[str]:
-    """The fixed neuron layers that kernels read: where a walk from the inputs begins."""
-    read = {parameter.neuron_axes[0].neurons for parameter in arch.parameters if len(parameter.neuron_axes) == 2}
-    return {neurons.name for neurons in arch.neurons if neurons.scaling is Scaling.FIXED and neurons.name in read}
-
-
 def wrap_phase(arch: Architecture, params: Params) -> dict[str, Any]:
     """The same function with the phase w0 b of every sine unit in [-pi/2, pi/2].
 
@@ -112,7 +108,7 @@ def wrap_phase(arch: Architecture, params: Params) -> dict[str, Any]:
     b' is within 1e-7 half turns of the exact one in float32 and within 2e-16 in float64; half precision is computed in
     float32 and rounded. The network itself is less exact: in float32 it rounds a phase of 1e4 radians by some 5e-4, and
     by so much its outputs may differ before and after, those after being the better. Phases beyond 2^22 half turns
-    (1e7 radians) in float32, 2^51 (7e15) in float64, stay as they are: neighbouring numbers of that size are a quarter
+    (1e7 radians) in float32, 2^51 (7e15) in float64, stay as they are: neighboring numbers of that size are a quarter
     of a half turn apart or more, and the network computes noise.
 
     Args:
@@ -127,9 +123,9 @@ def wrap_phase(arch: Architecture, params: Params) -> dict[str, Any]:
 
     Raises:
       ValueError: if params do not fit the architecture, if it has no `layers` or no sine among them, if it has layers
-        beside the sines that no flipped sign passes, or that are no chain (normalisations, MaxPool, Residual), or if a
+        beside the sines that no flipped sign passes, or that are no chain (normalizations, MaxPool, Residual), or if a
         sine layer has no bias, an offset, neurons of `Scaling.FIXED` (an output), neurons that it shares with another
-        layer or a normalisation, or nothing that reads it.
+        layer or a normalization, or nothing that reads it.
 
     Source: arXiv 2406.10685, algorithm 1. Its published script, which leaves out w0, flips the kernels that feed the
     unit instead of those that read it and shifts the output's bias too, changes the function.
@@ -183,7 +179,7 @@ def _sines(arch: Architecture) -> dict[tuple[str, ...], tuple[str, float]]:
     if foreign:
         raise ValueError(
             f"{arch.name!r} has sines and the layers {foreign}; expected dense and convolutional layers in a chain, "
-            "with mean pooling. Sums, normalisations and max-pooling have no phase to wrap: use its params as they are."
+            "with mean pooling. Sums, normalizations and max-pooling have no phase to wrap: use its params as they are."
         )
     affine = [layer for layer in arch.layers if isinstance(layer, Dense | Conv)]
     activated = [(layer, layer.activation) for layer in affine if layer.activation is not None]
@@ -205,7 +201,7 @@ def _neurons(arch: Architecture, layer: Dense | Conv, w0: float) -> str:
             f"its neurons; got the axes {axes}. Give the layer a bias (zeros do), described as in architecture.siren."
         )
     # Not only SIGN: the signs of `architecture.restrict`-ed sines flip all the same.
-    if arch.layer(own.neurons).scaling is Scaling.FIXED:
+    if arch.neuron_layer(own.neurons).scaling is Scaling.FIXED:
         raise ValueError(
             f"{where} gives {own.neurons!r} of {Scaling.FIXED}; expected {Scaling.SIGN}, since it flips signs. "
             "Describe a hidden sine so; for one on the output, which nothing reads, describe the network without it."
@@ -225,7 +221,7 @@ def _neurons(arch: Architecture, layer: Dense | Conv, w0: float) -> str:
     if set(powers.values()) != {-1}:
         raise ValueError(
             f"{where} shares {own.neurons!r}, or nothing reads it: beside the layer's own kernel and bias, parameters "
-            f"have powers {powers} on it; expected one reader or more, all with power -1. Fold a normalisation into "
+            f"have powers {powers} on it; expected one reader or more, all with power -1. Fold a normalization into "
             "the kernel and bias; the sum of several layers has no phase to wrap."
         )
     # So that pi / w0 and its parts below are normal numbers of float32.

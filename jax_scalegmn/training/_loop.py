@@ -23,7 +23,7 @@ class State(NamedTuple):
 
     Attributes:
       variables: of the model.
-      opt_state: of the optimiser.
+      opt_state: of the optimizer.
       key: never changes; order and dropout of a step follow from it and the number of the step.
       step: updates made so far.
     """
@@ -78,7 +78,7 @@ def make_step(
 
     Args:
       loss_fn: written for one network; it gets a key of its own.
-      tx: the optimiser.
+      tx: the optimizer.
       micro_batch: networks that a device differentiates at a time, for less memory and fuller caches with the same
         result; must divide its share of the batch. None: all at once.
       mesh: a mesh with an axis "data", over whose devices every batch is shared out; one all-reduce a step. State and
@@ -165,7 +165,7 @@ def fit(step: Step, state: State, data: Any, *, batch_size: int, num_epochs: int
     Args:
       step: of `make_step`.
       state: where to begin. Its buffers, and those of a yielded state, are gone once the next epoch runs.
-      data: a pytree whose arrays have a leading axis [models].
+      data: a pytree whose arrays have a leading axis [networks].
       batch_size: networks a step.
       num_epochs: in all, those before `state` included.
 

@@ -17,6 +17,8 @@ from orbax.checkpoint import checkpoint_managers
 from jax_scalegmn import models
 from jax_scalegmn.training._loop import Monitor, State
 
+__all__ = ["Checkpoints", "Restored", "load"]
+
 
 class Restored(NamedTuple):
     """A training state with what belongs to it."""
@@ -74,7 +76,7 @@ class Checkpoints:
         )
 
     def restore_last(self, like: State) -> Restored:
-        """The newest state. `like` is a state of the same model and optimiser, or its shapes."""
+        """The newest state. `like` is a state of the same model and optimizer, or its shapes."""
         return self._restore(like, self._manager.latest_step())
 
     def restore_best(self, like: State) -> Restored:

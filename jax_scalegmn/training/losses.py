@@ -13,6 +13,8 @@ from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.models import Autoencoder
 from jax_scalegmn.types import Key, LossFn, Metrics, Params
 
+__all__ = ["autoencoder_loss", "classification_loss", "distillation_loss", "regression_loss", "teacher_logits"]
+
 # Images that a network classifies at once. Thousands would take gigabytes for their patches, and be slower.
 AT_ONCE = 250
 
@@ -98,7 +100,7 @@ def distillation_loss(
 
 def teacher_logits(
     arch: Architecture, stack: Params, images: Float[Array, " images *image"], *, batch_size: int = 16
-) -> Float[Array, "models images outputs"]:
+) -> Float[Array, "networks images outputs"]:
     """The logits of every network of a stack on all the images, computed once, `batch_size` networks at a time."""
     return jax.jit(
         lambda stack, images: jax.lax.map(lambda one: _logits(arch, one, images), stack, batch_size=batch_size)

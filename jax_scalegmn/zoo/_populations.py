@@ -34,8 +34,8 @@ class Zoo:
 
     Attributes:
       arch: their architecture.
-      params: their weights, every array with a leading axis [models].
-      records: what is known of each network, arrays with a leading axis [models]: loss, seed; of INRs also psnr in
+      params: their weights, every array with a leading axis [networks].
+      records: what is known of each network, arrays with a leading axis [networks]: loss, seed; of INRs also psnr in
         dB, image_index and label.
       settings: what they share: initialization, steps, learning_rate, w0.
     """
@@ -83,9 +83,9 @@ def fit(
     Args:
       arch: of all networks.
       loss_fn: (params of one network, its row of data) -> scalar loss.
-      data: a pytree whose arrays have a leading axis [models].
-      keys: [models] keys, each for one initialisation.
-      tx: the optimiser.
+      data: a pytree whose arrays have a leading axis [networks].
+      keys: [networks] keys, each for one initialization.
+      tx: the optimizer.
       num_steps: updates of every network.
       initialization: `network.standard` or `network.near_zero`, or another of that form.
       chunk: networks trained side by side: as many as the caches (CPU) or the memory (accelerator) hold.
@@ -132,12 +132,12 @@ def fit_each(
 
     Args:
       fit_one: (one row of each of `rows`, all of `shared`) -> what is known of its network.
-      rows: pytrees whose arrays have a leading axis [models].
+      rows: pytrees whose arrays have a leading axis [networks].
       shared: pytrees that are the same for all networks, like images.
       chunk, progress: as `fit`.
 
     Returns:
-      What `fit_one` returns, every array with a leading axis [models].
+      What `fit_one` returns, every array with a leading axis [networks].
 
     Raises:
       ValueError: if the rows disagree on the number of networks, or there are none, or chunk is below 1.
@@ -186,8 +186,8 @@ def fit_images(
       arch: an INR, like `architecture.siren((2, 32, 32, 1))`.
       images: in [0, 1].
       labels: of the images, [images].
-      image_index: [models], which image each network fits; an image named twice gets two independent fits.
-      seed: of all initialisations; network i starts from key (seed, i).
+      image_index: [networks], which image each network fits; an image named twice gets two independent fits.
+      seed: of all initializations; network i starts from key (seed, i).
       learning_rate: of Adam.
       num_steps, initialization, chunk, progress: as `fit`.
 
@@ -261,7 +261,7 @@ def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"records/{name}": np.ascontiguousarray(values) for name, values in zoo.records.items()}
-    for where in zoo.arch.arrays:
+    for where in zoo.arch.array_shapes:
         value: Any = functools.reduce(lambda node, key: node[key], where, zoo.params)
         arrays["params/" + "/".join(where)] = np.ascontiguousarray(value)
     header = {"format": FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}

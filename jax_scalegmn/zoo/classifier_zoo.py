@@ -21,6 +21,8 @@ from jax_scalegmn.network import Unit
 from jax_scalegmn.types import Key, Params
 from jax_scalegmn.zoo import _populations, classifiers
 
+__all__ = ["Examples", "Recipes", "fit", "sample"]
+
 # Inputs of the networks and their labels.
 Examples: TypeAlias = tuple[Float[Array, "_examples ..."], Int[Array, " _examples"]]
 
@@ -32,17 +34,17 @@ class Recipes(NamedTuple):
       learning_rate: of Adam, constant.
       weight_decay: decoupled (AdamW).
       dropout: the rate behind every hidden layer's activation, in [0, 1).
-      init_scale: a factor on the initialisation, `network.standard`.
+      init_scale: a factor on the initialization, `network.standard`.
       train_fraction: the share of the training examples that the network sees, in (0, 1].
-      seed: of its initialisation, its examples and its dropout.
+      seed: of its initialization, its examples and its dropout.
     """
 
-    learning_rate: Float[Array, "*models"]
-    weight_decay: Float[Array, "*models"]
-    dropout: Float[Array, "*models"]
-    init_scale: Float[Array, "*models"]
-    train_fraction: Float[Array, "*models"]
-    seed: Int[Array, "*models"]
+    learning_rate: Float[Array, "*networks"]
+    weight_decay: Float[Array, "*networks"]
+    dropout: Float[Array, "*networks"]
+    init_scale: Float[Array, "*networks"]
+    train_fraction: Float[Array, "*networks"]
+    seed: Int[Array, "*networks"]
 
 
 def sample(
@@ -58,7 +60,7 @@ def sample(
     """Random recipes: dropout uniform, fractions one of those given, the others log-uniform between their bounds.
 
     The defaults are the Small CNN Zoo's ranges (arXiv 2002.11448, appendix A), with a factor on the usual
-    initialisation in the place of its standard deviations.
+    initialization in the place of its standard deviations.
 
     Raises:
       ValueError: if there are no networks, or bounds lie outside of what `Recipes` says.
@@ -99,11 +101,11 @@ def fit(
     the network sees; all networks make the same number of them.
 
     Args:
-      arch: of all networks, without batch normalisation.
+      arch: of all networks, without batch normalization.
       examples: what they are trained on: inputs as `network.apply` takes them, [examples, ...], and labels.
       recipes: of the networks.
       checkpoints: the numbers of updates behind which the networks are kept, increasing; the last ends the training.
-        0 keeps them as initialised.
+        0 keeps them as initialized.
       batch_size: examples of one update.
       evaluations: further examples on which every checkpoint is scored, like {"test": (x, y)}.
       scored_examples: at most so many of the examples that a network sees score its training.
@@ -130,7 +132,7 @@ def fit(
             raise ValueError(f"{name} has {len(x)} examples and {len(y)} labels; expected as many of both.")
         classifiers.check_labels(arch, y)
     if any(parameter.path[-1] in network.STATISTICS for parameter in arch.parameters):
-        raise ValueError(f"{arch.name!r} keeps statistics of batch normalisations; train it with classifiers.fit.")
+        raise ValueError(f"{arch.name!r} keeps statistics of batch normalizations; train it with classifiers.fit.")
     if not checkpoints or checkpoints[0] < 0 or any(b <= a for a, b in itertools.pairwise(checkpoints)):
         raise ValueError(f"checkpoints are {checkpoints}; expected increasing numbers of updates >= 0, like (50, 100).")
     if batch_size < 1 or scored_examples < 1:

@@ -14,6 +14,8 @@ from jax_scalegmn import architecture, network
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.types import Key, Params
 
+__all__ = ["Scores", "check_labels", "fit", "score"]
+
 
 class Scores(NamedTuple):
     """How good a classifier is on data.
@@ -23,8 +25,8 @@ class Scores(NamedTuple):
       accuracy: the share of examples whose largest output is their label's, in [0, 1].
     """
 
-    loss: Float[Array, "*models"]
-    accuracy: Float[Array, "*models"]
+    loss: Float[Array, "*networks"]
+    accuracy: Float[Array, "*networks"]
 
 
 def fit(
@@ -37,11 +39,11 @@ def fit(
     num_epochs: int,
     batch_size: int = 128,
     side_by_side: int | None = None,
-) -> Iterator[tuple[dict[str, Any], Float[Array, " models"]]]:
+) -> Iterator[tuple[dict[str, Any], Float[Array, " networks"]]]:
     """Trains one classifier for every key, on the cross-entropy of minibatches; yields behind every epoch.
 
-    Every network has its own initialisation and its own order of the examples; a last incomplete batch is left out.
-    Batch normalisations compute with the batch's statistics and keep running ones (`network.train_apply`). A step is
+    Every network has its own initialization and its own order of the examples; a last incomplete batch is left out.
+    Batch normalizations compute with the batch's statistics and keep running ones (`network.train_apply`). A step is
     one compiled program, called from a Python loop: inside compiled loops XLA's CPU gradients of convolutions are ten
     times slower.
 
@@ -49,15 +51,15 @@ def fit(
       arch: of all networks.
       x: inputs of the networks.
       y: labels, 0 to outputs - 1.
-      keys: [models].
-      tx: the optimiser, of weights alone: no weight decay shrinks a statistic.
+      keys: [networks].
+      tx: the optimizer, of weights alone: no weight decay shrinks a statistic.
       num_epochs: passes over the data.
       batch_size: examples of one step.
       side_by_side: networks computed as one vmapped network, the others in turn; None for all. On CPU 1 is best for
         convolutions, whose gradients XLA computes slowly for a batch of kernels.
 
     Yields:
-      (params of all networks, every array with a leading axis [models]; each network's mean loss over the epoch).
+      (params of all networks, every array with a leading axis [networks]; each network's mean loss over the epoch).
 
     Raises:
       ValueError: if examples and labels disagree in number, do not fill one batch, or a label is not of an output.
@@ -119,7 +121,7 @@ def check_labels(arch: Architecture, y: Int[Array, " labels"]) -> None:
     Raises:
       ValueError: if one is not.
     """
-    outputs = arch.neurons[-1].width
+    outputs = arch.neuron_layers[-1].width
     if isinstance(y, jax.core.Tracer):
         return
     low, high = np.asarray(y).min(), np.asarray(y).max()
@@ -130,7 +132,7 @@ def check_labels(arch: Architecture, y: Int[Array, " labels"]) -> None:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-# Weights, statistics of normalisations, state of the optimiser.
+# Weights, statistics of normalizations, state of the optimizer.
 _State: TypeAlias = tuple[list[Array], list[Array], Any]
 
 
@@ -166,7 +168,7 @@ def _of_one(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _split(arch: Architecture, params: Params) -> tuple[list[Array], list[Array]]:
-    """What training changes, and the statistics that normalisations keep, in the order of the parameters."""
+    """What training changes, and the statistics that normalizations keep, in the order of the parameters."""
     pairs = list(zip(arch.parameters, architecture.unpack(arch, params), strict=True))
     stored = [parameter.path[-1] in network.STATISTICS for parameter, _ in pairs]
     weights = [value for (_, value), is_stored in zip(pairs, stored, strict=True) if not is_stored]

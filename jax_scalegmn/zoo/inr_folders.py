@@ -19,6 +19,8 @@ from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import tensors
 from jax_scalegmn.zoo import _populations
 
+__all__ = ["Split", "load", "split"]
+
 # Paths, and labels where they are known, by part: {"train": {"path": [...], "label": [...]}, "val": ..., "test": ...}.
 Split: TypeAlias = Mapping[str, Any]
 
@@ -137,7 +139,7 @@ def split(root: str | os.PathLike[str], *, validation: int = 5000, seed: int = 0
         if repeated:
             raise ValueError(
                 f"{root}: {len(repeated)} networks have the number of another one, the first is {repeated[0]}. Pass a "
-                "folder with the fits of one initialisation alone."
+                "folder with the fits of one initialization alone."
             )
         drawn = np.arange(count - validation, count)
     else:

@@ -24,6 +24,8 @@ from jax_scalegmn import architecture
 from jax_scalegmn.architecture import Architecture, Conv
 from jax_scalegmn.zoo import _populations
 
+__all__ = ["load", "save"]
+
 _FILES = {"weights": "weights.npy", "metrics": "metrics.csv.gz", "layout": "layout.csv"}
 _LAYOUT = ("varname", "start_idx", "end_idx", "size", "shape")
 _ACTIVATION = "config.activation"
@@ -429,7 +431,7 @@ def _cnn_of(
 def _cnn_activation(arch: Architecture) -> str:
     """The activation of a CNN that the format can hold."""
     convolutions = [layer for layer in arch.layers if isinstance(layer, Conv) and layer.activation]
-    widths = [neurons.width for neurons in arch.neurons]
+    widths = [neurons.width for neurons in arch.neuron_layers]
     sizes = [size for p in arch.parameters if isinstance(size := p.axes[0], int)]
     if convolutions and len(sizes) == len(widths) - 2:
         name = convolutions[0].activation.name  # type: ignore[union-attr]
