@@ -1,10 +1,12 @@
-"""Writes what the pages include before Sphinx reads them: the result tables and the page "Same function?"."""
+"""Writes what the pages include before Sphinx reads them: the result tables, the picture of the packages, and the
+page "Same function?"."""
 
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import picture
 import tables
 from sphinx.application import Sphinx
 
@@ -21,6 +23,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
 def write(app: Sphinx) -> None:
     """Writes all generated files into docs/_generated."""
     tables.write(tables.Results())
+    (tables.GENERATED / "packages.svg").write_text(picture.draw())
     frame = tables.GENERATED / "same_function.html"
     if app.builder.format == "html" or not frame.is_file():
         write_same_function(frame)
