@@ -11,7 +11,15 @@ import pytest
 
 jaxtyping.install_import_hook("jax_scalegmn", "beartype.beartype")
 
-import support  # noqa: E402 (behind the hook)
+import support  # noqa: E402 (after the hook)
+
+
+def pytest_configure(config):
+    """Keeps compiled programs in pytest's cache folder: modules, workers and later runs share them."""
+    if jax.config.jax_compilation_cache_dir is None and hasattr(config, "cache"):
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(params=support.ARCHITECTURES.values(), ids=support.ARCHITECTURES)
