@@ -49,6 +49,9 @@ nb_execution_show_tb = True
 nb_merge_streams = True
 nb_render_markdown_format = "myst"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Notebooks compile the same programs in every build; only the first one pays.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE / "_build" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 # --- API ----------------------------------------------------------------------------------------------------------
 
