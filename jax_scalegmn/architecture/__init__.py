@@ -1,6 +1,6 @@
-"""What a network is made of: neuron layers, and for every axis of every parameter the neuron layer it indexes.
+"""What a network is made of: its neuron layers, and the neuron layer that each axis of each parameter indexes.
 
-From one `Architecture` follow the symmetry group, its action, the graph, the matching problem and the tests.
+The symmetry group, its action, the graph, the matching problem and the tests follow from one `Architecture`.
 """
 
 from jax_scalegmn.architecture._builders import cnn, mlp, siren
@@ -14,6 +14,7 @@ from jax_scalegmn.architecture._description import (
     restrict,
 )
 from jax_scalegmn.architecture._layers import (
+    SCALED,
     SCALING_OF_ACTIVATION,
     Activation,
     AvgPool,
@@ -32,12 +33,21 @@ from jax_scalegmn.architecture._layers import (
     known_activation,
     walk,
 )
-from jax_scalegmn.architecture._packing import check_stack, pack, unpack
+from jax_scalegmn.architecture._packing import (
+    abstract_params,
+    check_params,
+    check_stack,
+    flatten,
+    pack,
+    unflatten,
+    unpack,
+)
 from jax_scalegmn.architecture._shorthand import EXAMPLES, parse
 from jax_scalegmn.architecture._vgg_resnet import resnet, vgg
 
 __all__ = [
     "EXAMPLES",
+    "SCALED",
     "SCALING_OF_ACTIVATION",
     "Activation",
     "Architecture",
@@ -57,9 +67,12 @@ __all__ = [
     "Parameter",
     "Residual",
     "Scaling",
+    "abstract_params",
+    "check_params",
     "check_stack",
     "cnn",
     "describe",
+    "flatten",
     "from_json",
     "known_activation",
     "mlp",
@@ -68,6 +81,7 @@ __all__ = [
     "resnet",
     "restrict",
     "siren",
+    "unflatten",
     "unpack",
     "vgg",
     "walk",

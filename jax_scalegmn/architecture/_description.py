@@ -1,4 +1,4 @@
-"""The description of a network: neuron layers, and for every axis of every parameter the one that it indexes."""
+"""The description of a network: its neuron layers, and the neuron layer that each axis of each parameter indexes."""
 
 import dataclasses
 import itertools
@@ -8,12 +8,22 @@ from typing import Any
 
 import jax
 
-from jax_scalegmn.architecture._layers import Layer, Scaling, layer_as_json, layer_from_json
+from jax_scalegmn.architecture._layers import Conv, Layer, Scaling, layer_as_json, layer_from_json, walk
 
 
 @dataclasses.dataclass(frozen=True)
 class NeuronLayer:
-    """One neuron layer: the units, or the channels, that share a symmetry."""
+    """A neuron layer: the units of a dense layer, or the channels of a convolution, that may be permuted.
+
+    Attributes:
+      name: Its name in the architecture.
+      width: How many neurons it has.
+      scaling: The group that acts on its neurons.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.mlp((2, 16, 1), "tanh").neuron_layer("hidden_0")
+    NeuronLayer(name='hidden_0', width=16, scaling=<Scaling.SIGN: 'sign'>)
+    """
 
     name: str
     width: int
@@ -22,11 +32,18 @@ class NeuronLayer:
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """A parameter's axis that indexes a neuron layer.
+    """The axis of a parameter that indexes a neuron layer.
 
-    `power` says how the entries follow a rescaling q of the neuron: +1 with it (its outgoing side: biases and the
-    kernels that feed it), -1 against it (the kernels that read it), 0 not at all. `repeat` counts how often the
-    layer stands along the axis, channels fastest: h * w where an [h, w, channels] map is flattened.
+    Attributes:
+      neurons: The neuron layer's name.
+      power: How the entries change when the neuron is rescaled by q: they are multiplied by q ** power. +1 for biases
+        and for kernels that feed the layer, -1 for kernels that read it, 0 where the scale has no effect.
+      repeat: How often the layer is repeated along the axis, its neurons fastest: h * w where an [h, w, channels] map
+        is flattened.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.mlp((2, 16, 1)).parameters[0].axes
+    (Axis(neurons='input', power=-1, repeat=1), Axis(neurons='hidden_0', power=1, repeat=1))
     """
 
     neurons: str
@@ -36,10 +53,20 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One array of the params pytree, or a block of one; an axis that is a number is a spatial one of that size.
+    """One array of the params pytree, or a block of one.
 
-    `start` is of a block: where it begins along every axis of the array at `path`. Blocks describe an axis along which
-    several neuron layers stand, like that of a kernel that reads a concatenation, and together are the whole array.
+    Blocks describe an axis along which several neuron layers follow one another, as in a kernel that reads a
+    concatenation. The blocks of an array fill it without overlaps.
+
+    Attributes:
+      path: The keys that lead to the array.
+      axes: For each axis of the array the neuron layer that it indexes, or a number, the size of a spatial axis.
+      start: Where a block begins along every axis of its array; empty for a whole array.
+
+    >>> import jax_scalegmn as sg
+    >>> bias = sg.Parameter(("Dense_0", "bias"), (sg.Axis("hidden_0", 1),))
+    >>> str(bias)
+    "['Dense_0']['bias']"
     """
 
     path: tuple[str, ...]
@@ -48,6 +75,7 @@ class Parameter:
 
     @property
     def neuron_axes(self) -> tuple[Axis, ...]:
+        """The axes that index neuron layers: one of a bias, two of a kernel."""
         return tuple(axis for axis in self.axes if isinstance(axis, Axis))
 
     @property
@@ -62,20 +90,35 @@ class Parameter:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """How a network is wired: the one value from which everything else follows.
+    """A description of a network: the value from which its symmetry group, graph and matching problem follow.
 
-    Frozen, hashable and a pytree without leaves, so that it crosses `jax.jit` and `jax.vmap` as an ordinary
-    argument. It carries no arrays.
+    It is frozen, hashable and a pytree without leaves, so that it passes through `jax.jit` and `jax.vmap` as an
+    ordinary argument. It holds no arrays.
 
     Attributes:
-      name: short and printable, like "siren 2-16-16-1".
-      neuron_layers: the neuron layers in topological order, inputs first.
-      parameters: every array of the params pytree, or the blocks that it consists of.
-      layers: how `network.apply` computes the function. Empty for a network with a function of its own: all but
-        `network` works on it, and `testing.assert_function_preserved` checks the description against that function.
+      name: Short and printable, like "siren 2-16-16-1".
+      neuron_layers: The neuron layers in topological order, inputs first.
+      parameters: Every array of the params pytree, or the blocks that it consists of.
+      layers: How `network.apply` computes the function. It is empty for a network with a function of its own: then
+        everything but `network` works, and `testing.assert_function_preserved` checks the description against that
+        function.
 
     Raises:
-      ValueError: if the parts do not fit together.
+      ValueError: If the parts do not fit together.
+
+    >>> import jax_scalegmn as sg
+    >>> neuron_layers = (
+    ...     sg.NeuronLayer("pixels", 3, sg.Scaling.FIXED),
+    ...     sg.NeuronLayer("units", 5, sg.Scaling.POSITIVE),
+    ...     sg.NeuronLayer("classes", 2, sg.Scaling.FIXED),
+    ... )
+    >>> parameters = (
+    ...     sg.Parameter(("up",), (sg.Axis("pixels", -1), sg.Axis("units", 1))),
+    ...     sg.Parameter(("down",), (sg.Axis("units", -1), sg.Axis("classes", 1))),
+    ... )
+    >>> arch = sg.Architecture("my network", neuron_layers, parameters)
+    >>> arch.array_shapes
+    {('up',): (3, 5), ('down',): (5, 2)}
     """
 
     name: str
@@ -99,18 +142,33 @@ class Architecture:
         return self.name
 
     def neuron_layer(self, name: str) -> NeuronLayer:
-        """The neuron layer of that name."""
+        """The neuron layer of that name.
+
+        Raises:
+          ValueError: If there is none.
+        """
         for neurons in self.neuron_layers:
             if neurons.name == name:
                 return neurons
         raise ValueError(f"{self.name!r} has no neuron layer {name!r}; it has {[n.name for n in self.neuron_layers]}.")
 
     def shape(self, parameter: Parameter) -> tuple[int, ...]:
-        """The shape of a parameter's array, or of the block that it is."""
+        """The shape of a parameter: of its array, or of its block of one."""
         return tuple(
             axis if isinstance(axis, int) else self.neuron_layer(axis.neurons).width * axis.repeat
             for axis in parameter.axes
         )
+
+    def block(self, parameter: Parameter) -> tuple[slice, ...]:
+        """The slices that cut a parameter out of its whole array.
+
+        >>> import jax_scalegmn as sg
+        >>> arch = sg.mlp((2, 3, 1))
+        >>> arch.block(arch.parameters[0])
+        (slice(0, 2, None), slice(0, 3, None))
+        """
+        ends = zip(parameter.offset, self.shape(parameter), strict=True)
+        return tuple(slice(start, start + size) for start, size in ends)
 
     @property
     def array_shapes(self) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -124,9 +182,27 @@ class Architecture:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of the fixed neuron layers that kernels read: where a walk through the network begins."""
+        """The names of the fixed neuron layers that kernels read, from which a walk through the network starts."""
         read = {parameter.neuron_axes[0].neurons for parameter in self.parameters if len(parameter.neuron_axes) == 2}
         return tuple(n.name for n in self.neuron_layers if n.scaling is Scaling.FIXED and n.name in read)
+
+    @property
+    def input_rank(self) -> int:
+        """The rank of one example: 3 for the images [height, width, channels] of convolutions, 1 for vectors [inputs].
+
+        Raises:
+          ValueError: If `layers` is empty, so that the description does not tell.
+
+        >>> import jax_scalegmn as sg
+        >>> sg.mlp((2, 16, 1)).input_rank, sg.cnn((1, 16), 10).input_rank
+        (1, 3)
+        """
+        if not self.layers:
+            raise ValueError(
+                f"{self.name!r} does not say how to compute its function (layers is empty). Call your own function, or "
+                "use a builder: architecture.mlp, siren or cnn."
+            )
+        return 3 if any(isinstance(layer, Conv) for _, layer in walk(self.layers)) else 1
 
     @property
     def num_parameters(self) -> int:
@@ -144,10 +220,22 @@ class Architecture:
 
 
 def from_json(description: Mapping[str, Any]) -> Architecture:
-    """The architecture that `Architecture.as_json` described.
+    """Reads an architecture from the JSON values that `Architecture.as_json` returns.
+
+    Args:
+      description: The mapping of names, lists and numbers.
+
+    Returns:
+      The architecture.
 
     Raises:
-      ValueError: if the description is not one of an architecture.
+      ValueError: If the mapping does not describe an architecture.
+
+    >>> import json
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 16, 1))
+    >>> sg.architecture.from_json(json.loads(json.dumps(arch.as_json()))) == arch
+    True
     """
     try:
         return Architecture(
@@ -160,22 +248,31 @@ def from_json(description: Mapping[str, Any]) -> Architecture:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"This is no description of an architecture ({error!r}): expected the JSON of Architecture.as_json, "
+            f"This does not describe an architecture ({error!r}): expected the JSON of Architecture.as_json, "
             f"got {str(description)[:200]!r}. The file is foreign or damaged."
         ) from error
 
 
 def restrict(arch: Architecture, scaling: Scaling) -> Architecture:
-    """The same network described with a smaller group: every hidden layer's group is cut down to `scaling`.
+    """Describes the same network with a smaller group: permutations, and the scales of one `Scaling` at most.
 
-    With PERMUTATION, what reads, matches or merges networks follows permutations alone, for comparison.
+    Models and matchers for the result follow permutations alone, say, for comparison.
 
     Args:
-      arch: the architecture.
-      scaling: PERMUTATION; or the group that some layers have, which then keep it while the others fall to PERMUTATION.
+      arch: The architecture.
+      scaling: PERMUTATION, for permutations alone; or the group of some layers, which keep it while all others are cut
+        down to PERMUTATION.
+
+    Returns:
+      The architecture with the smaller group; `arch` itself if nothing changes.
 
     Raises:
-      ValueError: for FIXED, which would leave no symmetry at all.
+      ValueError: For FIXED, which would leave no symmetry at all.
+
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.architecture.restrict(sg.siren((2, 16, 1)), sg.Scaling.PERMUTATION)
+    >>> arch.name, arch.hidden[0].scaling.value
+    ('siren 2-16-1 w0=30 (permutation only)', 'permutation')
     """
     if scaling is Scaling.FIXED:
         raise ValueError(f"Cannot restrict {arch.name!r} to FIXED: no symmetry would be left. Use PERMUTATION.")
@@ -189,7 +286,15 @@ def restrict(arch: Architecture, scaling: Scaling) -> Architecture:
 
 
 def describe(path: Sequence[str]) -> str:
-    """A path as it is written in Python: ['Dense_0']['kernel']."""
+    """Writes a path as Python does.
+
+    Args:
+      path: The keys that lead to an array.
+
+    >>> from jax_scalegmn import architecture
+    >>> architecture.describe(("Dense_0", "kernel"))
+    "['Dense_0']['kernel']"
+    """
     return "".join(f"[{key!r}]" for key in path)
 
 
@@ -198,7 +303,7 @@ def describe(path: Sequence[str]) -> str:
 
 def _parameter_as_json(parameter: Parameter) -> list[Any]:
     axes = [axis if isinstance(axis, int) else dataclasses.astuple(axis) for axis in parameter.axes]
-    # Whole arrays stay as they were written before there were blocks.
+    # Whole arrays are written without a start, as they were before blocks existed, so that old files stay readable.
     return [list(parameter.path), axes, *([list(parameter.start)] if parameter.start else [])]
 
 
@@ -207,11 +312,11 @@ def _parameter_from_json(path: Sequence[str], axes: Sequence[Any], start: Sequen
 
 
 def _blocks(arch: Architecture) -> dict[tuple[str, ...], list[Parameter]]:
-    """The blocks of every array."""
-    found: dict[tuple[str, ...], list[Parameter]] = {}
+    """The blocks of every array, by path."""
+    blocks: dict[tuple[str, ...], list[Parameter]] = {}
     for parameter in arch.parameters:
-        found.setdefault(parameter.path, []).append(parameter)
-    return found
+        blocks.setdefault(parameter.path, []).append(parameter)
+    return blocks
 
 
 def _whole_shape(arch: Architecture, blocks: Sequence[Parameter]) -> tuple[int, ...]:
@@ -241,24 +346,24 @@ def _check_axes(arch: Architecture, parameter: Parameter) -> None:
 
 
 def _check_blocks(arch: Architecture, path: tuple[str, ...], blocks: Sequence[Parameter]) -> None:
-    """The blocks of one array fill it without an overlap."""
+    """Checks that the blocks of one array fill it without an overlap."""
     where = f"{arch.name!r}: array {describe(path)}"
     if len({len(block.axes) for block in blocks} | {len(block.offset) for block in blocks}) > 1:
         raise ValueError(
             f"{where} has blocks with {[len(block.axes) for block in blocks]} axes that start at "
-            f"{[block.start for block in blocks]}; expected as many of each: those of one array."
+            f"{[block.start for block in blocks]}; expected one number of axes, that of the array, for all."
         )
     if min(itertools.chain(*(block.offset for block in blocks)), default=0) < 0:
         raise ValueError(
             f"{where} has blocks that start at {[block.start for block in blocks]}; expected offsets >= 0."
         )
     shapes = [arch.shape(block) for block in blocks]
-    for (one, a), (other, b) in itertools.combinations(zip(blocks, shapes, strict=True), 2):
-        sides = zip(one.offset, a, other.offset, b, strict=True)
-        if all(start < behind + length and behind < start + size for start, size, behind, length in sides):
+    for (first, shape), (second, other_shape) in itertools.combinations(zip(blocks, shapes, strict=True), 2):
+        sides = zip(first.offset, shape, second.offset, other_shape, strict=True)
+        if all(a < b + b_size and b < a + a_size for a, a_size, b, b_size in sides):
             raise ValueError(
-                f"{where} describes a parameter twice: the blocks of shapes {a} at {one.offset} and {b} at "
-                f"{other.offset} overlap. Give each block its own start."
+                f"{where} describes a parameter twice: the blocks of shapes {shape} at {first.offset} and "
+                f"{other_shape} at {second.offset} overlap. Give each block its own start."
             )
     whole = _whole_shape(arch, blocks)
     filled = sum(math.prod(shape) for shape in shapes)

@@ -1,4 +1,4 @@
-"""The layers that compute a network, and which group commutes with each activation."""
+"""The layers that compute a network, and the group that commutes with each activation."""
 
 import dataclasses
 import enum
@@ -8,10 +8,15 @@ from typing import Any, TypeAlias
 
 
 class Scaling(enum.Enum):
-    """What may act on the neurons of one layer without a change of the function (arXiv 2406.10685, section 4)."""
+    """The group that acts on the neurons of a layer without changing the function (arXiv 2406.10685, section 4).
+
+    >>> import jax_scalegmn as sg
+    >>> sg.architecture.SCALING_OF_ACTIVATION["tanh"]
+    <Scaling.SIGN: 'sign'>
+    """
 
     FIXED = "fixed"
-    """Nothing: inputs and outputs, and layers whose group is none of those below."""
+    """The identity only: inputs and outputs, and layers whose group is not one of those below."""
     PERMUTATION = "permutation"
     """Permutations only: gelu, silu, sigmoid."""
     SIGN = "sign"
@@ -19,6 +24,9 @@ class Scaling(enum.Enum):
     POSITIVE = "positive"
     """Permutations and positive rescalings: homogeneous activations, relu and leaky relu."""
 
+
+# The groups that rescale neurons. A set: whoever needs an order of preference names it.
+SCALED = frozenset({Scaling.SIGN, Scaling.POSITIVE})
 
 SCALING_OF_ACTIVATION: Mapping[str, Scaling] = {
     "sine": Scaling.SIGN,
@@ -34,7 +42,16 @@ SCALING_OF_ACTIVATION: Mapping[str, Scaling] = {
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """`name` applied to `frequency` times its input; the frequency is a SIREN's w0."""
+    """An activation function, applied to `frequency` times its input.
+
+    Attributes:
+      name: One of `SCALING_OF_ACTIVATION`.
+      frequency: A SIREN's w0, in radians; 1 for all others.
+
+    >>> from jax_scalegmn import architecture
+    >>> architecture.Activation("sine", 30.0).scaling
+    <Scaling.SIGN: 'sign'>
+    """
 
     name: str
     frequency: float = 1.0
@@ -47,7 +64,14 @@ class Activation:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """act(x @ kernel + bias) + offset, with params[name] = {"kernel": [in, out], "bias": [out]}, the bias if any."""
+    """A dense layer: act(x @ kernel + bias) + offset.
+
+    Its params are params[name] = {"kernel": [in, out], "bias": [out]}; the bias may be missing.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.mlp((2, 16, 1)).layers[1]
+    Dense(name='Dense_1', activation=None, offset=0.0)
+    """
 
     name: str
     activation: Activation | None
@@ -56,9 +80,14 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """act(conv(x) + bias) on [h, w, in] maps, with params[name] = {"kernel": [kh, kw, in, out], "bias": [out]}.
+    """A convolution: act(conv(x) + bias) on an [h, w, in] map.
 
-    Padding: "VALID", "SAME", or so many zeros on every side, as PyTorch counts them. The bias may be missing.
+    Its params are params[name] = {"kernel": [kh, kw, in, out], "bias": [out]}; the bias may be missing. The padding is
+    "VALID", "SAME", or a number of zeros on every side, as PyTorch counts them.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.cnn((1, 16), 10).layers[0].strides
+    (2, 2)
     """
 
     name: str
@@ -69,9 +98,14 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class BatchNorm:
-    """act((x - mean) / sqrt(var + epsilon) * scale + bias) with params[name] = {"scale", "bias", "mean", "var"}.
+    """A batch normalization: act((x - mean) / sqrt(var + epsilon) * scale + bias).
 
-    Each is [channels]; mean and var are the stored statistics, which only training changes.
+    Its params are params[name] = {"scale", "bias", "mean", "var"}, [channels] each; mean and var are the stored
+    statistics, which only training changes.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.vgg(((4,),), 2, norm="batch").layers[1]
+    BatchNorm(name='BatchNorm_0', epsilon=1e-05, activation=Activation(name='relu', frequency=1.0))
     """
 
     name: str
@@ -81,7 +115,14 @@ class BatchNorm:
 
 @dataclasses.dataclass(frozen=True)
 class LayerNorm:
-    """As `BatchNorm`, with mean and variance of the channels at each position and without stored ones."""
+    """A layer normalization: as `BatchNorm`, with the mean and variance of the channels at each position.
+
+    Its params are params[name] = {"scale", "bias"}, [channels] each.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.vgg(((4,),), 2, norm="layer").layers[1].epsilon
+    1e-06
+    """
 
     name: str
     epsilon: float
@@ -90,7 +131,14 @@ class LayerNorm:
 
 @dataclasses.dataclass(frozen=True)
 class GroupNorm:
-    """As `LayerNorm`, with mean and variance over all positions and each of `groups` runs of neighboring channels."""
+    """A group normalization: as `LayerNorm`, with the mean and variance of all positions of a group of channels.
+
+    The channels are cut into `groups` runs of neighbors.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.vgg(((4,),), 2, norm="group", groups=1).layers[1].groups
+    1
+    """
 
     name: str
     groups: int
@@ -100,7 +148,12 @@ class GroupNorm:
 
 @dataclasses.dataclass(frozen=True)
 class MaxPool:
-    """The largest entry of every window of an [h, w, channels] map, without padding."""
+    """Max pooling: the largest entry of every window of an [h, w, channels] map, without padding.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.vgg(((4,),), 2).layers[1]
+    MaxPool(window=(2, 2), strides=(2, 2))
+    """
 
     window: tuple[int, int]
     strides: tuple[int, int]
@@ -108,7 +161,12 @@ class MaxPool:
 
 @dataclasses.dataclass(frozen=True)
 class AvgPool:
-    """The mean of every window of an [h, w, channels] map, without padding."""
+    """Mean pooling: the mean of every window of an [h, w, channels] map, without padding.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.vgg(((4,),), 2, pooling="mean").layers[1]
+    AvgPool(window=(2, 2), strides=(2, 2))
+    """
 
     window: tuple[int, int]
     strides: tuple[int, int]
@@ -116,19 +174,35 @@ class AvgPool:
 
 @dataclasses.dataclass(frozen=True)
 class GlobalMeanPool:
-    """The mean of an [h, w, channels] map over h and w."""
+    """Global mean pooling: the mean of an [h, w, channels] map over h and w.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.cnn((1, 16), 10).layers[1]
+    GlobalMeanPool()
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Flatten:
-    """An [h, w, channels] map as one vector, channels fastest."""
+    """Flattens an [h, w, channels] map into one vector, channels fastest.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.cnn((1, 16), 10, flatten=(28, 28)).layers[1]
+    Flatten()
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Residual:
-    """act(branch(x) + shortcut(x)); an empty shortcut is the identity.
+    """A residual block: act(branch(x) + shortcut(x)); an empty shortcut is the identity.
 
-    The layers inside have their params in params[name], a submodule's, or beside the others where name is None.
+    The layers inside have their params in params[name], those of a submodule; if the name is None, in the same mapping
+    as the layers around the block.
+
+    >>> import jax_scalegmn as sg
+    >>> block = sg.resnet(8).layers[2]
+    >>> block.name, len(block.branch), len(block.shortcut)
+    ('ResNetBlock_0', 4, 0)
     """
 
     name: str | None
@@ -142,9 +216,18 @@ Layer: TypeAlias = Dense | Conv | Norm | MaxPool | AvgPool | GlobalMeanPool | Fl
 
 
 def walk(layers: Sequence[Layer], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Layer]]:
-    """Every layer that computes by itself, in order, each behind the path of the mapping in which its name stands.
+    """Yields (path of the enclosing params mapping, layer) for every layer, with residual blocks flattened.
 
-    In place of a `Residual` stand the layers of its branch, then those of its shortcut.
+    The layers of a block's branch come first, then those of its shortcut.
+
+    Args:
+      layers: The layers of an architecture, or of a part of it.
+      at: The path of the mapping that holds their params.
+
+    >>> import jax_scalegmn as sg
+    >>> layers = list(sg.architecture.walk(sg.resnet(8).layers))
+    >>> [(path, layer.name) for path, layer in layers[:3]]
+    [((), 'Conv_0'), ((), 'BatchNorm_0'), (('ResNetBlock_0',), 'Conv_0')]
     """
     for layer in layers:
         if isinstance(layer, Residual):
@@ -154,10 +237,17 @@ def walk(layers: Sequence[Layer], at: tuple[str, ...] = ()) -> Iterator[tuple[tu
 
 
 def known_activation(name: str) -> Activation:
-    """The activation of that name.
+    """The activation of that name, if its symmetry group is known.
+
+    Args:
+      name: One of `SCALING_OF_ACTIVATION`, like "relu".
 
     Raises:
-      ValueError: if its symmetry group is unknown.
+      ValueError: If the group is unknown.
+
+    >>> from jax_scalegmn import architecture
+    >>> architecture.known_activation("relu")
+    Activation(name='relu', frequency=1.0)
     """
     if name not in SCALING_OF_ACTIVATION:
         raise ValueError(
@@ -168,7 +258,7 @@ def known_activation(name: str) -> Activation:
 
 
 def layer_as_json(layer: Layer) -> dict[str, Any]:
-    """A layer as plain JSON values; `layer_from_json` reads it."""
+    """Describes a layer by plain JSON values, which `layer_from_json` reads."""
     fields = dataclasses.asdict(layer)
     if isinstance(layer, Residual):
         fields |= {"branch": [layer_as_json(inner) for inner in layer.branch]}
@@ -177,7 +267,7 @@ def layer_as_json(layer: Layer) -> dict[str, Any]:
 
 
 def layer_from_json(fields: Mapping[str, Any]) -> Layer:
-    """The layer that `layer_as_json` described."""
+    """Reads a layer from the values that `layer_as_json` returns."""
     kinds = {kind.__name__: kind for kind in typing.get_args(Layer)}
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items() if key != "type"}
     for side in {"branch", "shortcut"} & values.keys():

@@ -1,4 +1,4 @@
-"""Params at the door: a pytree as the arrays that an architecture describes, checked, and back."""
+"""Validates a params pytree against an architecture and converts it to and from a flat list of arrays."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,19 +7,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn.architecture._description import Architecture, Parameter, describe
+from jax_scalegmn import stacks
+from jax_scalegmn.architecture._description import Architecture, describe
 from jax_scalegmn.types import Params
 
 
 def unpack(arch: Architecture, params: Params, *, name: str = "params") -> list[Any]:
-    """The arrays of a params pytree, or the blocks of them, in the order of `arch.parameters`, checked.
+    """Lists the arrays of a network in the order of `arch.parameters`, after a check of paths and shapes.
 
-    Shapes are always checked; values wherever they are at hand, that is outside `jax.jit` and `jax.vmap`.
+    An array that is described in blocks is cut into them. Values are not looked at (`check_params` does), so that
+    nothing is copied to the host, and the function works inside `jax.jit` and `jax.vmap`.
+
+    Args:
+      arch: The architecture.
+      params: One network's params.
+      name: What error messages call the params.
+
+    Returns:
+      One array, or block of an array, for each of `arch.parameters`.
 
     Raises:
-      ValueError: on a missing, additional or misshapen parameter, or one with a NaN or an infinity.
+      ValueError: If an array is missing, additional or of another shape; the message names its path.
+
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> params = sg.architecture.abstract_params(arch)
+    >>> [value.shape for value in sg.architecture.unpack(arch, params)]
+    [(2, 3), (3,), (3, 1), (1,)]
     """
-    leaves = _leaves(params)
+    leaves = flatten(params)
     expected = arch.array_shapes
     for path in leaves:
         if path not in expected:
@@ -34,24 +50,33 @@ def unpack(arch: Architecture, params: Params, *, name: str = "params") -> list[
         where = f"{name}{describe(path)}"
         if path not in leaves:
             raise ValueError(f"{where} is missing; {arch.name!r} expects shape {shape}.")
-        leaf = leaves[path]
-        if np.shape(leaf) != shape:
+        if np.shape(leaves[path]) != shape:
             raise ValueError(
-                f"{where} has shape {np.shape(leaf)}; {arch.name!r} expects {shape}. "
+                f"{where} has shape {np.shape(leaves[path])}; {arch.name!r} expects {shape}. "
                 "PyTorch kernels are transposed (use io.from_torch); a stack of networks needs jax.vmap."
             )
-        if not isinstance(leaf, jax.core.Tracer):
-            _check_finite(where, leaf)
     return [
-        leaves[parameter.path][_slices(arch, parameter)] if parameter.start else leaves[parameter.path]
+        leaves[parameter.path][arch.block(parameter)] if parameter.start else leaves[parameter.path]
         for parameter in arch.parameters
     ]
 
 
 def pack(arch: Architecture, values: Sequence[Any]) -> dict[str, Any]:
-    """The params pytree of arrays, or blocks of them, that stand in the order of `arch.parameters`.
+    """Builds the params pytree from arrays in the order of `arch.parameters`; the inverse of `unpack`.
 
-    Leading axes, as of a stack of networks, are left as they are.
+    Args:
+      arch: The architecture.
+      values: One array, or block of an array, for each of `arch.parameters`. They may have leading axes, like
+        [networks], which stay.
+
+    Returns:
+      The params as nested dicts.
+
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> values = sg.architecture.unpack(arch, sg.architecture.abstract_params(arch))
+    >>> sg.architecture.pack(arch, values)["Dense_1"]["kernel"].shape
+    (3, 1)
     """
     leaves: dict[tuple[str, ...], Any] = {}
     shapes = arch.array_shapes
@@ -62,8 +87,111 @@ def pack(arch: Architecture, values: Sequence[Any]) -> dict[str, Any]:
         if parameter.path not in leaves:
             leading = value.shape[: value.ndim - len(parameter.axes)]
             leaves[parameter.path] = jnp.zeros((*leading, *shapes[parameter.path]), value.dtype)
-        where = (..., *_slices(arch, parameter))
-        leaves[parameter.path] = leaves[parameter.path].at[where].set(value)
+        block = (..., *arch.block(parameter))
+        leaves[parameter.path] = leaves[parameter.path].at[block].set(value)
+    return unflatten(leaves)
+
+
+def abstract_params(arch: Architecture, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """The structure of a network's params with `jax.ShapeDtypeStruct` in place of arrays, for `jax.eval_shape`.
+
+    Args:
+      arch: The architecture.
+      dtype: The type of every array.
+
+    Returns:
+      Nested dicts of `jax.ShapeDtypeStruct`.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.architecture.abstract_params(sg.mlp((2, 3, 1)))["Dense_0"]
+    {'kernel': ShapeDtypeStruct(shape=(2, 3), dtype=float32), 'bias': ShapeDtypeStruct(shape=(3,), dtype=float32)}
+    """
+    return unflatten({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in arch.array_shapes.items()})
+
+
+def check_params(arch: Architecture, params: Params, *, name: str = "params") -> None:
+    """Checks one network where it enters a program: its paths, its shapes, and that all its values are finite.
+
+    It copies the arrays to the host; inside `jax.jit` and `jax.vmap` only paths and shapes are checked.
+
+    Args:
+      arch: The architecture.
+      params: One network's params.
+      name: What error messages call the params.
+
+    Raises:
+      ValueError: As `unpack`, and if a value is NaN or infinite; the message names the array.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> sg.architecture.check_params(arch, sg.network.init(arch, jax.random.key(0)))
+    >>> sg.architecture.check_params(arch, {"Dense_0": {}})
+    Traceback (most recent call last):
+    ...
+    ValueError: params['Dense_0']['kernel'] is missing; 'mlp 2-3-1 relu' expects shape (2, 3).
+    """
+    unpack(arch, params, name=name)
+    stacks.check_finite(params, name=name)
+
+
+def check_stack(arch: Architecture, stack: Params, *, least: int = 1, name: str = "params") -> int:
+    """Checks a stack of networks as `check_params` checks one, and counts them.
+
+    Args:
+      arch: The architecture of all the networks.
+      stack: The networks, every array with a leading axis [networks].
+      least: The smallest number of networks that is accepted.
+      name: What error messages call the stack.
+
+    Returns:
+      The number of networks.
+
+    Raises:
+      ValueError: As `check_params`, and if the arrays disagree on the number of networks, or hold fewer than `least`.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> sg.architecture.check_stack(arch, sg.stacks.stack(params, params, params))
+    3
+    """
+    count = stacks.count(stack, least=least, name=name)
+    jax.eval_shape(jax.vmap(lambda params: unpack(arch, params, name=name)), dict(stack))
+    stacks.check_finite(stack, name=name)
+    return count
+
+
+def flatten(params: Params) -> dict[tuple[str, ...], Any]:
+    """The arrays of nested mappings by path, in the order of the mappings.
+
+    Args:
+      params: Nested mappings with string keys, like Flax's params.
+
+    Returns:
+      A dict from paths to arrays.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.architecture.flatten({"Dense_0": {"kernel": 1, "bias": 2}})
+    {('Dense_0', 'kernel'): 1, ('Dense_0', 'bias'): 2}
+    """
+    return _flatten(params, ())
+
+
+def unflatten(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Nested dicts of arrays by path; the inverse of `flatten`.
+
+    Args:
+      leaves: Arrays by path; no path may begin with another one.
+
+    Returns:
+      The nested dicts.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.architecture.unflatten({("Dense_0", "kernel"): 1, ("Dense_0", "bias"): 2})
+    {'Dense_0': {'kernel': 1, 'bias': 2}}
+    """
     params: dict[str, Any] = {}
     for path, leaf in leaves.items():
         node = params
@@ -73,46 +201,13 @@ def pack(arch: Architecture, values: Sequence[Any]) -> dict[str, Any]:
     return params
 
 
-def check_stack(arch: Architecture, params: Params, *, name: str = "params") -> int:
-    """Checks a stack of networks, one leading axis on every array, and returns how many it holds.
-
-    Raises:
-      ValueError: as `unpack`, or if the arrays disagree on how many networks there are.
-    """
-    leaves = _leaves(params)
-    counts = {path: (np.shape(leaf) or (0,))[0] for path, leaf in leaves.items()}
-    if len(set(counts.values())) != 1:
-        listed = {describe(path): count for path, count in counts.items()}
-        raise ValueError(f"The arrays of {name} disagree on how many networks they hold: {listed}.")
-    for path, leaf in leaves.items():
-        _check_finite(f"{name}{describe(path)}", leaf)
-    jax.eval_shape(lambda stack: jax.vmap(lambda one: unpack(arch, one, name=name))(stack), dict(params))
-    return int(next(iter(counts.values())))
-
-
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _leaves(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    if isinstance(tree, Mapping):
-        return {where: leaf for key, node in tree.items() for where, leaf in _leaves(node, (*path, str(key))).items()}
-    return {path: tree}
-
-
-def _check_finite(where: str, leaf: Any) -> None:
-    finite = np.isfinite(np.asarray(leaf))
-    if not finite.all():
-        first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise ValueError(
-            f"{where} holds {int((~finite).sum())} NaN or infinite entries, the first at {first}; expected finite "
-            "numbers. The network diverged or its file is damaged: train or export it again."
-        )
-
-
-def _slices(arch: Architecture, parameter: Parameter) -> tuple[slice, ...]:
-    """Where a block stands in its array."""
-    ends = zip(parameter.offset, arch.shape(parameter), strict=True)
-    return tuple(slice(start, start + size) for start, size in ends)
+def _flatten(tree: Any, path: tuple[str, ...]) -> dict[tuple[str, ...], Any]:
+    if not isinstance(tree, Mapping):
+        return {path: tree}
+    return {where: leaf for key, node in tree.items() for where, leaf in _flatten(node, (*path, str(key))).items()}
 
 
 def _listed(paths: Iterable[tuple[str, ...]]) -> str:
