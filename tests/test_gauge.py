@@ -135,3 +135,26 @@ def test_any_precision_is_balanced_with_float64_switched_on(dtypes):
         planted = support.rows(support.random_elements(arch, 1, scale=False), 0)
         found = matching.weight_matching(arch, params, symmetry.act(arch, planted, params), start=planted)
         np.testing.assert_array_equal(found.element.permutation["hidden_1"], planted.permutation["hidden_1"])
+
+
+@pytest.mark.parametrize("name", ["relu mlp", "mixed mlp", "siren"])
+def test_an_element_between_balanced_networks_becomes_one_between_the_given(name):
+    """A planted element's permutations and signs are all that is left between the balanced networks."""
+    arch = support.ARCHITECTURES[name]
+    params, planted = support.random_params(arch), support.rows(support.random_elements(arch, 1, seed=3), 0)
+    target = support.act(arch, planted, params)
+    pair = jax.jit(symmetry.balanced_pair)(arch, params, target)
+    assert all(neurons.scaling is not Scaling.POSITIVE for neurons in pair.arch.hidden)
+    isometry = planted._replace(scale={name: np.sign(scale) for name, scale in planted.scale.items()})
+    assert support.deviation(support.act(pair.arch, isometry, pair.source), pair.goal) < 1e-5
+    found = pair.between_given(isometry)
+    assert support.deviation(support.act(arch, found, params), target) < 1e-5
+    assert support.deviation(found.scale, planted.scale) < 1e-5
+    wrong = pair.between_given(symmetry.identity(arch))
+    assert support.deviation(support.act(arch, wrong, params), target) > 1e-2
+
+
+def test_a_pair_names_the_network_that_does_not_fit():
+    arch, other = support.ARCHITECTURES["relu mlp"], support.ARCHITECTURES["siren"]
+    with pytest.raises(ValueError, match=r"target\['Dense_0'\]\['kernel'\] has shape"):
+        symmetry.balanced_pair(arch, support.random_params(arch), support.random_params(other))

@@ -13,15 +13,17 @@ from jax_scalegmn.symmetry._elements import (
     orbit,
     random,
 )
-from jax_scalegmn.symmetry._gauge import balance, balanced
+from jax_scalegmn.symmetry._gauge import BalancedPair, balance, balanced, balanced_pair
 
 __all__ = [
+    "BalancedPair",
     "Element",
     "act",
     "act_on_axis",
     "act_on_others",
     "balance",
     "balanced",
+    "balanced_pair",
     "canonical",
     "check",
     "compose",

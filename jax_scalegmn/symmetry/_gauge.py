@@ -6,7 +6,7 @@ those members say what the networks have in common.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +69,73 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
 def balanced(arch: Architecture, params: Params) -> dict[str, Any]:
     """The network in its balanced gauge: the same function with the smallest weights of all its rescalings."""
     return _elements.act(arch, balance(arch, params), params)
+
+
+class BalancedPair(NamedTuple):
+    """Two networks in their balanced gauges, between which only permutations and signs are left to find.
+
+    Attributes:
+      arch: The architecture with permutations and signs alone (`architecture.restrict` to SIGN), isometries all.
+      source: The balanced params, in float32 or wider.
+      goal: The balanced target, in float32 or wider.
+      to_source: The element that balanced the params: positive scales.
+      from_goal: The element that takes the balanced target back to the given one: positive scales.
+    """
+
+    arch: Architecture
+    source: dict[str, Any]
+    goal: dict[str, Any]
+    to_source: Element
+    from_goal: Element
+
+    def between_given(self, element: Element) -> Element:
+        """The element between the given networks that `element` is between the balanced ones.
+
+        With e from `source` to `goal` it is g_target^-1 e g_params: act(it, params) is in the target's own gauge.
+        """
+        return _elements.compose(self.arch, self.from_goal, _elements.compose(self.arch, element, self.to_source))
+
+
+def balanced_pair(arch: Architecture, params: Params, target: Params) -> BalancedPair:
+    """Brings two networks into their balanced gauges, for methods that search for permutations and signs.
+
+    Search on `pair.source`, `pair.goal` and `pair.arch`; then `pair.between_given` returns the element between the
+    networks as they were given, positive scales included.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "relu")
+    >>> target = sg.network.init(arch, jax.random.key(0))
+    >>> params = sg.symmetry.act(arch, sg.symmetry.random(arch, jax.random.key(1), permute=False), target)
+    >>> pair = sg.symmetry.balanced_pair(arch, params, target)
+    >>> jax.numpy.allclose(pair.source["Dense_0"]["kernel"], pair.goal["Dense_0"]["kernel"], atol=1e-5).item()
+    True
+    >>> element = pair.between_given(sg.symmetry.identity(arch))
+    >>> aligned = sg.symmetry.act(arch, element, params)
+    >>> jax.numpy.allclose(aligned["Dense_0"]["kernel"], target["Dense_0"]["kernel"], atol=1e-5).item()
+    True
+
+    Args:
+      arch: The architecture of both networks.
+      params: The network that will be moved.
+      target: The network that it is compared with.
+
+    Returns:
+      The balanced networks and the way back.
+
+    Raises:
+      ValueError: If a network does not fit the architecture.
+    """
+    given = architecture.unpack(arch, params), architecture.unpack(arch, target, name="target")
+    source, goal = (architecture.pack(arch, stacks.at_least_float32(values)) for values in given)
+    to_source, to_goal = balance(arch, source), balance(arch, goal)
+    return BalancedPair(
+        architecture.restrict(arch, Scaling.SIGN),
+        _elements.act(arch, to_source, source),
+        _elements.act(arch, to_goal, goal),
+        to_source,
+        _elements.inverse(arch, to_goal),
+    )
 
 
 # --- private ------------------------------------------------------------------------------------------------------
