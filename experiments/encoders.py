@@ -132,8 +132,7 @@ def match(
     Raises:
       ValueError: if no width of an encoder comes within the tolerance.
     """
-    shapes = [jax.ShapeDtypeStruct(arch.shape(parameter), jnp.float32) for parameter in arch.parameters]
-    example = architecture.pack(arch, shapes)
+    example = architecture.abstract_params(arch)
     first = next(iter(make))
     target = baselines.num_parameters(make[first](size, size), example)
     found = {}

@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 
 from experiments import progress, report, runs
 from jax_scalegmn import architecture, landscape, matching, merge, network, stacks, symmetry, zoo
-from jax_scalegmn.architecture import Architecture, Conv, walk
+from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
 from jax_scalegmn.matching import Matching
 from jax_scalegmn.symmetry import canonical
@@ -213,7 +213,7 @@ def load_images(config: Config) -> tuple[images.Images, images.Images]:
 
 def as_inputs(arch: Architecture, images: tuple[images.Images, images.Images]) -> Data:
     """The images as the architecture takes them: vectors, or maps of one channel; mean 0 and variance 1 in training."""
-    convolutional = any(isinstance(layer, Conv) for _, layer in walk(arch.layers))
+    convolutional = arch.input_rank == 3
     mean, std = images[0].images.mean(), images[0].images.std()
     arrays = []
     for one in images:
@@ -232,7 +232,7 @@ def train_networks(
     settings = config.train
     steps = len(data.x) // settings.batch_size * settings.epochs
     tx = optax.adamw(optax.cosine_decay_schedule(settings.learning_rate, steps), weight_decay=settings.weight_decay)
-    convolutional = data.x.ndim > 2
+    convolutional = arch.input_rank == 3
     epochs = classifiers.fit(
         arch,
         data.x,
@@ -267,7 +267,8 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
     x = data.x[: settings.examples]
 
     def loss_fn(params: Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = jax.vmap(lambda one: network.apply_with(arch, params, one, network.ByPatches()))(batch[0])
+        apply = functools.partial(network.apply, arch, params, convolve=network.convolve_by_patches)
+        logits = jax.vmap(apply)(batch[0])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
     def naive(params: Params, target: Params, key: Key) -> Matching:

@@ -272,7 +272,7 @@ def _normalized(tree: Any) -> tuple[Array, Any]:
 
 def _check_plane(across: Array, up: Array, size: Array) -> None:
     # A difference of a few roundings has no direction.
-    if not isinstance(up, jax.core.Tracer) and not min(across, up) > 8 * jnp.finfo(up.dtype).eps * size:
+    if stacks.is_concrete(up) and not min(across, up) > 8 * jnp.finfo(up.dtype).eps * size:
         raise ValueError(
             f"a, b and c lie on one line: b is {across} away from a, and c {up} from their line. Expected three "
             "networks that span a plane; for two use landscape.path."

@@ -100,6 +100,7 @@ def assert_function_preserved(
     Raises:
       AssertionError: if a deviation exceeds the tolerance or an output is not finite.
     """
+    architecture.check_params(arch, params)
     fn = apply if inputs is None else lambda moved: apply(moved, inputs)
     expected = fn(params)
     worst = 0.0
@@ -137,6 +138,7 @@ def _assert_commutes(
     scale: bool = True,
     log_scale_std: float = 1.0,
 ) -> float:
+    architecture.check_params(arch, params)
     out = fn(params)
     worst = 0.0
     for index, sample_key in enumerate(_keys(key, samples)):

@@ -83,7 +83,7 @@ def test_json_round_trip(arch):
     ],
 )
 def test_foreign_json_is_refused(foreign):
-    with pytest.raises(ValueError, match=r"no description of an architecture .* expected .* got"):
+    with pytest.raises(ValueError, match=r"does not describe an architecture .* expected .* got"):
         architecture.from_json(foreign)
 
 
@@ -111,7 +111,7 @@ def test_check_stack_counts_networks_and_refuses_uneven_ones():
     stack = support.random_params(SIREN, models=(3,))
     assert architecture.check_stack(SIREN, stack) == 3
     stack["Dense_1"]["bias"] = stack["Dense_1"]["bias"][:2]
-    with pytest.raises(ValueError, match=r"disagree on how many .*\['Dense_1'\]\['bias'\]\": 2"):
+    with pytest.raises(ValueError, match=r"leading sizes \[2, 3\]; .* \[\"params\['Dense_1'\]\['bias'\]\","):
         architecture.check_stack(SIREN, stack)
 
 
@@ -151,12 +151,35 @@ def changed(path, value):
 )
 def test_wrong_params_are_refused_with_path_expected_and_got(params, message):
     with pytest.raises(ValueError, match=message):
-        architecture.unpack(SIREN, params)
+        architecture.check_params(SIREN, params)
 
 
-def test_values_are_not_looked_at_inside_jit():
+def test_unpacking_never_reads_values():
+    """Neither outside `jax.jit`, where it would copy them from the device, nor inside, where there are none."""
     params = jax.tree.map(lambda leaf: leaf * np.nan, support.random_params(SIREN))
-    assert len(jax.jit(architecture.unpack, static_argnums=0)(SIREN, params)) == 6
+    shapes = [value.shape for value in architecture.unpack(SIREN, architecture.abstract_params(SIREN))]
+    assert shapes == [value.shape for value in architecture.unpack(SIREN, params)]
+    assert len(jax.jit(architecture.unpack)(SIREN, params)) == 6
+    jax.jit(architecture.check_params)(SIREN, params)
+    assert jax.jit(architecture.check_stack)(SIREN, sg.stacks.stack(params, params)) == 2
+
+
+def test_paths_and_nested_dicts_are_inverse():
+    for arch in (SIREN, CONCATENATION):
+        params = support.random_params(arch)
+        leaves = architecture.flatten(params)
+        assert {path: leaf.shape for path, leaf in leaves.items()} == arch.array_shapes
+        support.assert_identical(architecture.unflatten(leaves), params)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+        assert architecture.abstract_params(arch) == shapes
+
+
+def test_the_rank_of_inputs_follows_from_the_layers():
+    ranks = {name: arch.input_rank for name, arch in support.ARCHITECTURES.items()}
+    assert ranks == {name: 3 if "cnn" in name else 1 for name in ranks}
+    assert sg.resnet(8).input_rank == 3
+    with pytest.raises(ValueError, match="layers is empty"):
+        _ = CONCATENATION.input_rank
 
 
 def described(**changes):
@@ -284,7 +307,7 @@ def test_blocks_go_through_json_and_whole_arrays_are_written_as_before():
         (((0, 0), (4, 0)), r"shape \(8, 2\) has blocks for 14 of its 16 entries"),
         (((1, 0), (4, 0)), r"shape \(8, 2\) has blocks for 14 of its 16 entries"),
         (((-3, 0), (0, 0)), "expected offsets >= 0"),
-        (((0,), (3,)), "expected as many of each"),
+        (((0,), (3,)), "expected one number of axes"),
         (((), (3, 0)), "each with its start"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Architectures in a few characters are those of the builders; what says none is named."""
+"""Architectures in short form are those of the builders, and errors say what is wrong with a text."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_every_example_can_be_read():
     )
 
 
-def test_the_activation_may_stand_apart_but_not_contradict():
+def test_the_activation_may_be_given_apart_but_may_not_contradict_the_text():
     assert architecture.parse("mlp:3-5-2", activation="tanh") == architecture.parse("mlp:3-5-2,tanh")
     assert architecture.parse("mlp:3-5-2,tanh", activation="tanh") == architecture.parse("mlp:3-5-2,tanh")
     with pytest.raises(ValueError, match="has activation 'tanh', not 'relu'"):
@@ -51,24 +51,24 @@ def test_the_activation_may_stand_apart_but_not_contradict():
     [
         ("mlp", "expected one of mlp, siren, cnn, vgg, resnet"),
         ("transformer:3", "expected one of mlp"),
-        ("mlp:3-4-2", "says no activation"),
-        ("cnn:1-2,3", "says no activation"),
+        ("mlp:3-4-2", "names no activation"),
+        ("cnn:1-2,3", "names no activation"),
         ("mlp:3-x-2,relu", "widths is 'x'; expected a whole number"),
-        ("mlp:3-4-2,relu,relu", "'relu' too many"),
+        ("mlp:3-4-2,relu,relu", "one option too many, 'relu'"),
         ("mlp:3-4-2,relu,activation=relu", "'activation', unknown or twice"),
         ("mlp:3-4-2,relu,depth=3", "'depth', unknown or twice; a mlp has widths, activation"),
         ("mlp:3-4-2,rely", "symmetry group is unknown"),
         ("siren:", "incomplete.*'widths'"),
         ("siren:2-4-1,w0=fast", "w0 is 'fast'; expected a number"),
         ("siren:2-4-1,w0=inf", "w0 is inf"),
-        ("siren:2-4-1,relu", "'relu' too many"),
+        ("siren:2-4-1,relu", "one option too many, 'relu'"),
         ("cnn:1-2,relu", "incomplete.*'outputs'"),
         ("cnn:1-2,3,relu,flatten=9", "flatten is '9'; expected height and width"),
         ("vgg:4,3,norm=group,groups=3", "divisor of every width"),
         ("resnet:9,4-4-4", "depth is 9"),
     ],
 )
-def test_what_says_no_architecture_is_named(text, message):
+def test_a_text_that_is_not_an_architecture_is_refused(text, message):
     with pytest.raises(ValueError, match=message) as caught:
         architecture.parse(text)
     assert repr(text) in str(caught.value)

@@ -1,4 +1,4 @@
-"""Descriptions of the usual networks, in the params of Flax: perceptrons, SIRENs, CNNs; VGG and ResNets with norms."""
+"""Descriptions of perceptrons, SIRENs and CNNs, with the params of the Flax modules that compute them."""
 
 import math
 from collections.abc import Sequence
@@ -14,20 +14,27 @@ from jax_scalegmn.architecture._layers import (
     Scaling,
     known_activation,
 )
-from jax_scalegmn.architecture._vgg_resnet import resnet, vgg
-
-__all__ = ["cnn", "mlp", "resnet", "siren", "vgg"]
 
 
 def mlp(widths: Sequence[int], activation: str | Sequence[str] = "relu") -> Architecture:
-    """A multilayer perceptron in the params of Flax: Dense_0, Dense_1, ...
+    """Describes a multilayer perceptron: h' = act(h @ kernel + bias), without the activation in the last layer.
+
+    Its params are Flax's: {"Dense_0": {"kernel": [in, out], "bias": [out]}, "Dense_1": ...}.
 
     Args:
-      widths: neurons of every layer, input and output included, like (784, 64, 64, 10).
-      activation: the activation of all hidden layers, or one for each of them.
+      widths: The number of neurons of every layer, input and output included, like (784, 64, 64, 10).
+      activation: The activation of all hidden layers, or one for each of them: one of `SCALING_OF_ACTIVATION`.
+
+    Returns:
+      The architecture; its hidden neuron layers are "hidden_0", "hidden_1", ...
 
     Raises:
-      ValueError: on fewer than two widths, or an activation whose group is unknown.
+      ValueError: On fewer than two widths, or an activation whose group is unknown.
+
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((784, 64, 10), "tanh")
+    >>> arch.array_shapes["Dense_0", "kernel"], arch.num_parameters
+    ((784, 64), 50890)
     """
     widths = _widths(widths)
     names = [activation] * (len(widths) - 2) if isinstance(activation, str) else list(activation)
@@ -39,14 +46,28 @@ def mlp(widths: Sequence[int], activation: str | Sequence[str] = "relu") -> Arch
 
 
 def siren(widths: Sequence[int], *, w0: float = 30.0, offset: float = 0.5) -> Architecture:
-    """An implicit neural representation with sine activations (Sitzmann et al. 2020, arXiv 2006.09661).
+    """Describes an implicit neural representation with sine activations (Sitzmann et al. 2020, arXiv 2006.09661).
 
-    h' = sin(w0 (h @ W + b)), output h @ W + b + `offset`; the published INRs of images have w0 = 30, offset 0.5.
+    h' = sin(w0 (h @ kernel + bias)), and h @ kernel + bias + offset in the last layer. The published INRs of images
+    have w0 = 30 and offset 0.5.
 
     Args:
-      widths: neurons of every layer, like (2, 32, 32, 1).
-      w0: the frequency, in radians; finite and not 0.
-      offset: added to the output.
+      widths: The number of neurons of every layer, like (2, 32, 32, 1).
+      w0: The frequency, in radians per unit of the input; finite and not 0.
+      offset: The number that is added to the output.
+
+    Returns:
+      The architecture; sign flips and permutations act on its hidden layers.
+
+    Raises:
+      ValueError: On fewer than two widths, or a frequency that is 0 or not finite.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 16, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> sg.network.apply(arch, params, jax.numpy.zeros(2)).shape
+    (1,)
     """
     widths = _widths(widths)
     if not (math.isfinite(w0) and w0 != 0):
@@ -66,34 +87,38 @@ def cnn(
     flatten: tuple[int, int] | None = None,
     dense: Sequence[int] = (),
 ) -> Architecture:
-    """Convolutions, a pooling or flattening, and dense layers, in the params of Flax: Conv_0, ..., Dense_0, ...
+    """Describes a convolutional network: convolutions, a global mean or flattening, and dense layers.
+
+    Its params are Flax's: {"Conv_0": {"kernel": [kh, kw, in, out], "bias": [out]}, ..., "Dense_0": ...}.
 
     Args:
-      channels: of the image and of every convolution, like (1, 16, 16, 16).
-      outputs: how many numbers the last dense layer gives.
-      activation: of every hidden layer.
-      kernel_size: of all the (square) kernels, or one for each convolution.
-      strides: of every convolution, along both spatial axes.
+      channels: The channels of the image and of every convolution, like (1, 16, 16, 16).
+      outputs: The number of outputs of the last dense layer.
+      activation: The activation of every hidden layer.
+      kernel_size: The side of all the (square) kernels, or one for each convolution, in pixels.
+      strides: The strides of every convolution, along both spatial axes.
       padding: "VALID" or "SAME".
-      flatten: the (height, width) of the images where the last map is flattened; None for global mean pooling, which
+      flatten: The (height, width) of the images where the last map is flattened; None for global mean pooling, which
         takes images of any size.
-      dense: neurons of the hidden dense layers in front of the last.
+      dense: The numbers of neurons of the hidden dense layers before the last.
+
+    Returns:
+      The architecture.
 
     Raises:
-      ValueError: on widths, kernels or image sizes that fit no network, or an activation whose group is unknown.
+      ValueError: On widths, kernels or image sizes that fit no network, or an activation whose group is unknown.
+
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.cnn((1, 16, 16), 10)
+    >>> arch.array_shapes["Conv_1", "kernel"], arch.array_shapes["Dense_0", "kernel"]
+    ((3, 3, 16, 16), (16, 10))
     """
     channels = _widths(channels)
-    convolutions = len(channels) - 1
-    sizes = [kernel_size] * convolutions if isinstance(kernel_size, int) else list(kernel_size)
-    if len(sizes) != convolutions:
-        raise ValueError(f"Got {len(sizes)} kernel sizes {sizes} for {convolutions} convolutions {channels}.")
-    if any(size < 1 for size in [*sizes, strides]):
-        raise ValueError(f"kernel sizes are {sizes}, strides {strides}; expected numbers >= 1.")
-    if padding not in ("VALID", "SAME"):
-        raise ValueError(f"padding is {padding!r}; expected 'VALID' or 'SAME'.")
+    sizes = _kernel_sizes(kernel_size, channels, strides, padding)
     act = known_activation(activation)
     dense = _widths([channels[-1], *dense])[1:] if dense else ()
-    hidden = [NeuronLayer(f"hidden_{i}", width, act.scaling) for i, width in enumerate([*channels[1:], *dense])]
+    widths = [*channels[1:], *dense]
+    hidden = [NeuronLayer(f"hidden_{i}", width, act.scaling) for i, width in enumerate(widths)]
     neurons = (
         NeuronLayer("input", channels[0], Scaling.FIXED),
         *hidden,
@@ -102,10 +127,8 @@ def cnn(
     parameters: list[Parameter] = []
     layers: list[Layer] = []
     for i, size in enumerate(sizes):
-        name = f"Conv_{i}"
-        kernel = (size, size, Axis(neurons[i].name, -1), Axis(neurons[i + 1].name, 1))
-        parameters += [Parameter((name, "kernel"), kernel), Parameter((name, "bias"), (Axis(neurons[i + 1].name, 1),))]
-        layers.append(Conv(name, act, (strides, strides), padding))
+        parameters += _affine(f"Conv_{i}", Axis(neurons[i].name, -1), neurons[i + 1], (size, size))
+        layers.append(Conv(f"Conv_{i}", act, (strides, strides), padding))
     repeat = 1
     if flatten is None:
         layers.append(GlobalMeanPool())
@@ -113,11 +136,9 @@ def cnn(
         layers.append(Flatten())
         repeat = math.prod(_map_size(side, sizes, strides, padding) for side in flatten)
     for i in range(len(dense) + 1):
-        name, senders, receivers = f"Dense_{i}", neurons[convolutions + i].name, neurons[convolutions + i + 1].name
-        reads = Axis(senders, -1, repeat if i == 0 else 1)
-        parameters.append(Parameter((name, "kernel"), (reads, Axis(receivers, 1))))
-        parameters.append(Parameter((name, "bias"), (Axis(receivers, 1),)))
-        layers.append(Dense(name, act if i < len(dense) else None))
+        reads = Axis(neurons[len(sizes) + i].name, -1, repeat if i == 0 else 1)
+        parameters += _affine(f"Dense_{i}", reads, neurons[len(sizes) + i + 1])
+        layers.append(Dense(f"Dense_{i}", act if i < len(dense) else None))
     name = f"cnn {_dashes([*channels, *dense, outputs])} {activation}"
     return Architecture(name, neurons, tuple(parameters), tuple(layers))
 
@@ -139,11 +160,30 @@ def _dense_chain(
     parameters: list[Parameter] = []
     layers: list[Layer] = []
     for i, activation in enumerate([*activations, None]):
-        dense, senders, receivers = f"Dense_{i}", neurons[i].name, neurons[i + 1].name
-        parameters.append(Parameter((dense, "kernel"), (Axis(senders, -1), Axis(receivers, 1))))
-        parameters.append(Parameter((dense, "bias"), (Axis(receivers, 1),)))
-        layers.append(Dense(dense, activation, offset if activation is None else 0.0))
+        parameters += _affine(f"Dense_{i}", Axis(neurons[i].name, -1), neurons[i + 1])
+        layers.append(Dense(f"Dense_{i}", activation, offset if activation is None else 0.0))
     return Architecture(name, neurons, tuple(parameters), tuple(layers))
+
+
+def _affine(name: str, reads: Axis, feeds: NeuronLayer, window: tuple[int, ...] = ()) -> list[Parameter]:
+    """The kernel [*window, in, out] and the bias [out] of one layer."""
+    return [
+        Parameter((name, "kernel"), (*window, reads, Axis(feeds.name, 1))),
+        Parameter((name, "bias"), (Axis(feeds.name, 1),)),
+    ]
+
+
+def _kernel_sizes(kernel_size: int | Sequence[int], channels: tuple[int, ...], strides: int, padding: str) -> list[int]:
+    """One kernel size for each convolution, after a check of all that concerns the convolutions."""
+    convolutions = len(channels) - 1
+    sizes = [kernel_size] * convolutions if isinstance(kernel_size, int) else list(kernel_size)
+    if len(sizes) != convolutions:
+        raise ValueError(f"Got {len(sizes)} kernel sizes {sizes} for {convolutions} convolutions {channels}.")
+    if any(size < 1 for size in [*sizes, strides]):
+        raise ValueError(f"kernel sizes are {sizes}, strides {strides}; expected numbers >= 1.")
+    if padding not in ("VALID", "SAME"):
+        raise ValueError(f"padding is {padding!r}; expected 'VALID' or 'SAME'.")
+    return sizes
 
 
 def _widths(widths: Sequence[int]) -> tuple[int, ...]:

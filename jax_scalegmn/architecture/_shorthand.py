@@ -1,11 +1,12 @@
-"""Architectures in a few characters, for command lines: "mlp:784-64-10,relu" or "resnet:20,16-32-64,norm=batch"."""
+"""Reads architectures in the short form of command lines: "mlp:784-64-10,relu" or "resnet:20,16-32-64,norm=batch"."""
 
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jax_scalegmn.architecture import _builders
+from jax_scalegmn.architecture._builders import cnn, mlp, siren
 from jax_scalegmn.architecture._description import Architecture
+from jax_scalegmn.architecture._vgg_resnet import resnet, vgg
 
 EXAMPLES = {
     "mlp": "mlp:784-64-64-10,relu",
@@ -17,36 +18,46 @@ EXAMPLES = {
 
 
 def parse(text: str, *, activation: str | None = None) -> Architecture:
-    """The architecture that a builder makes of options in short form.
+    """Reads an architecture from a builder's name and its options in short form.
 
-    The name of a function of `builders`, a colon, and its options with commas between: first those without a name, in
-    the order of `EXAMPLES`, then others as name=value. Numbers of a list have dashes between them, the widths of one
-    VGG stage plus signs; "none" is None. Without activation a vgg or resnet has relu; mlp and cnn need one.
+    The form is `NAME:OPTION,OPTION,...`. The name is that of a builder: mlp, siren, cnn, vgg or resnet. The first
+    options need no name, in the order of `EXAMPLES`; others are written as `name=value`, with the names of the
+    builder's arguments. The numbers of a list have dashes between them, the widths of one VGG stage plus signs, and None is
+    "none". A vgg or resnet without an activation has relu; mlp and cnn need one.
 
     Args:
-      text: like the values of `EXAMPLES`.
-      activation: the activation, where `text` says none.
+      text: A short form, like the values of `EXAMPLES`.
+      activation: The activation, if `text` does not contain one.
+
+    Returns:
+      The architecture that the builder returns.
 
     Raises:
-      ValueError: on another builder or option, a value that cannot be read, or options that fit no network.
+      ValueError: On another builder or option, a value that cannot be read, or options that fit no network.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.architecture.parse("mlp:784-64-10,relu") == sg.mlp((784, 64, 10), "relu")
+    True
+    >>> sg.architecture.parse("vgg:64+64-128,10,norm=batch") == sg.vgg(((64, 64), (128,)), 10, norm="batch")
+    True
     """
     kind, colon, rest = text.partition(":")
-    if kind not in _POSITIONAL or not colon:
+    if kind not in _BUILDERS or not colon:
         raise ValueError(
-            f"The architecture is {text!r}; expected one of {', '.join(_POSITIONAL)}, a colon and its options, like "
+            f"The architecture is {text!r}; expected one of {', '.join(_BUILDERS)}, a colon and its options, like "
             f"{', '.join(EXAMPLES.values())}."
         )
-    build = getattr(_builders, kind)
+    build = _BUILDERS[kind]
     signature = inspect.signature(build)
     given = _given(text, kind, rest, list(signature.parameters))
     options = {name: _READ.get(name, _words)(text, name, value) for name, value in given.items()}
     if activation is not None:
         if "activation" not in signature.parameters or options.get("activation", activation) != activation:
-            said = options.get("activation", "sine")
-            raise ValueError(f"The architecture {text!r} has activation {said!r}, not {activation!r}. Say it once.")
+            own = options.get("activation", "sine")
+            raise ValueError(f"The architecture {text!r} has activation {own!r}, not {activation!r}. Name it once.")
         options["activation"] = activation
     if kind in ("mlp", "cnn") and "activation" not in options:
-        raise ValueError(f"The architecture {text!r} says no activation; expected one, like {EXAMPLES[kind]}.")
+        raise ValueError(f"The architecture {text!r} names no activation; expected one, like {EXAMPLES[kind]}.")
     try:
         signature.bind(**options)
     except TypeError as error:
@@ -54,10 +65,18 @@ def parse(text: str, *, activation: str | None = None) -> Architecture:
     try:
         return build(**options)
     except ValueError as error:
-        raise ValueError(f"The architecture {text!r} is none: {error}") from error
+        raise ValueError(f"The architecture {text!r} does not fit a network: {error}") from error
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+_BUILDERS: Mapping[str, Callable[..., Architecture]] = {
+    "mlp": mlp,
+    "siren": siren,
+    "cnn": cnn,
+    "vgg": vgg,
+    "resnet": resnet,
+}
 
 # The options that need no name, in order.
 _POSITIONAL = {
@@ -70,17 +89,19 @@ _POSITIONAL = {
 
 
 def _given(text: str, kind: str, rest: str, known: list[str]) -> dict[str, str]:
-    """The options by name, as they are written."""
+    """The options by name, each as text."""
     given: dict[str, str] = {}
     unnamed = list(_POSITIONAL[kind])
     for item in filter(None, rest.split(",")):
         name, equals, value = item.partition("=")
         if not equals:
-            # Words are no numbers: resnet:20,tanh leaves widths and outputs out.
+            # A word cannot be a number: resnet:20,tanh leaves out widths and outputs.
             if _is_word(item) and "activation" in unnamed:
                 unnamed = ["activation"]
             if not unnamed:
-                raise ValueError(f"The architecture {text!r} has {item!r} too many; expected {EXAMPLES[kind]!r}.")
+                raise ValueError(
+                    f"The architecture {text!r} has one option too many, {item!r}; expected {EXAMPLES[kind]!r}."
+                )
             name, value = unnamed.pop(0), item
         if name not in known or name in given:
             raise ValueError(

@@ -1,15 +1,16 @@
 """Convolutional networks with normalizations and residual streams: VGG and the ResNets of CIFAR.
 
-Which group acts follows from where the normalizations stand. Each is behind a convolution and takes the scale off what
-that gives: the kernel feeds its channels with power 0, and the normalization's scale and bias, behind which the
-activation stands, follow the channel's group with power 1. Stored means and variances are of what the kernel gives,
-power 0. Statistics that mix channels (LayerNorm; GroupNorm with one group) do not change when channels are permuted, so
-that the activation's group acts in full. GroupNorm with more groups allows only permutations that keep channels of one
-group together; those are no `Scaling`, and its layers are FIXED, which is true but less than all: a `resnet` with it
-has no hidden layer left for a model to follow. With one group for each channel permutations are free again.
+A normalization follows each convolution and cancels its scale, so the kernel has power 0 on its output channels; the
+normalization's scale and bias have power 1; the stored mean and var describe the kernel's output (power 0).
 
-What may happen in front of a batch normalization is not described: a channel's kernel, mean and scale may flip their
-signs together, and its kernel, mean and root of var + epsilon be rescaled together.
+Which group acts depends on the statistics of the normalization. Those of a LayerNorm, or of a GroupNorm with one group,
+do not change when channels are permuted, so the activation's group acts in full. A GroupNorm with several groups allows
+only permutations that keep the channels of a group together. No `Scaling` describes these, so its layers are FIXED: a
+valid description, but a smaller group than the true one. A `resnet` with such a GroupNorm has no hidden layer left for
+a model to follow. With one group for each channel, permutations are free again.
+
+One symmetry of batch normalizations is not described: a channel's kernel, mean and scale may flip their signs together,
+and its kernel, mean and the root of var + epsilon may be rescaled together.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from jax_scalegmn.architecture._layers import (
 
 POOLINGS: dict[str, type[MaxPool] | type[AvgPool]] = {"max": MaxPool, "mean": AvgPool}
 
-# Of each normalization: its name in Flax, and Flax's epsilon.
+# For each normalization: its name in Flax, and Flax's epsilon.
 NORMS = {"batch": ("BatchNorm", 1e-5), "layer": ("LayerNorm", 1e-6), "group": ("GroupNorm", 1e-6)}
 
 
@@ -51,9 +52,10 @@ def vgg(
     epsilon: float | None = None,
     pooling: str = "max",
 ) -> Architecture:
-    """Stages of 3x3 convolutions that each end in a pooling, a global mean and a dense head (arXiv 1409.1556).
+    """Describes a VGG network: stages of 3x3 convolutions that each end in a pooling, a global mean and a dense head.
 
-    In the variables of this module of batches, by `network.merge_variables`:
+    (Simonyan and Zisserman 2015, arXiv 1409.1556.) Its params are those of this Flax module, whose "params" and
+    "batch_stats" `network.merge_variables` merges:
 
         for channels in channels_per_stage:
             for width in channels:
@@ -61,22 +63,30 @@ def vgg(
             x = nn.max_pool(x, (2, 2), (2, 2))
         return nn.Dense(outputs)(x.mean((1, 2)))
 
-    Neuron layers: "input", "hidden_0", ..., "output". Each hidden one has its activation's group, with two exceptions:
-    max-pooling takes the larger of two channels' entries and not of their negatives, so that in front of it SIGN falls
-    to PERMUTATION (a positive scale passes, and so does all through mean pooling); GroupNorm, above.
+    The neuron layers are "input", "hidden_0", ..., "output". Each hidden one has its activation's group, with two
+    exceptions. Max pooling commutes with positive scales but not with sign flips, so before it SIGN is reduced to
+    PERMUTATION. GroupNorm with several groups leaves FIXED.
 
     Args:
-      channels_per_stage: the widths of every stage's convolutions, like ((64, 64), (128, 128)).
-      outputs: how many numbers the dense head gives.
-      input_channels: of the images.
-      activation: behind every convolution and its normalization.
-      norm: "batch", "layer" (over the channels at each position), "group", or None: convolutions with biases.
-      groups: of GroupNorm; it divides every width.
-      epsilon: of the normalizations; None for Flax's, 1e-5 for "batch" and 1e-6 for the others.
-      pooling: "max" or "mean", of 2x2 windows.
+      channels_per_stage: The widths of every stage's convolutions, like ((64, 64), (128, 128)).
+      outputs: The number of outputs of the dense head.
+      input_channels: The channels of the images.
+      activation: The activation after every convolution and its normalization.
+      norm: "batch", "layer" (over the channels at each position), "group", or None for convolutions with biases.
+      groups: The number of groups of "group", which divides every width.
+      epsilon: The small constant of the normalizations; None for Flax's, 1e-5 for "batch" and 1e-6 for the others.
+      pooling: "max" or "mean", over 2x2 windows.
+
+    Returns:
+      The architecture.
 
     Raises:
-      ValueError: on widths or groups that fit no network, or an unknown activation, normalization or pooling.
+      ValueError: On widths or groups that fit no network, or an unknown activation, normalization or pooling.
+
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.vgg(((4, 4), (8,)), 10, norm="batch")
+    >>> [layer.width for layer in arch.neuron_layers]
+    [3, 4, 4, 8, 10]
     """
     stages = [tuple(channels) for channels in channels_per_stage]
     if not stages or not all(stages) or min(min(stage) for stage in stages) < 1:
@@ -102,7 +112,7 @@ def vgg(
             layers += unit.layers
         layers.append(POOLINGS[pooling]((2, 2), (2, 2)))
     name = f"vgg {input_channels}-{'-'.join('.'.join(map(str, stage)) for stage in stages)}-{outputs}"
-    return _headed(f"{name} {style.label} {pooling}", neurons, outputs, parameters, layers)
+    return _headed(f"{name} {style.label} {pooling}", neurons[-1].name, neurons, outputs, parameters, layers)
 
 
 def resnet(
@@ -117,9 +127,9 @@ def resnet(
     epsilon: float | None = None,
     padding: str | int = "SAME",
 ) -> Architecture:
-    """The residual networks of CIFAR (He et al. 2016, arXiv 1512.03385, section 4.2), with 1x1 shortcut convolutions.
+    """Describes a residual network of CIFAR (He et al. 2016, arXiv 1512.03385, section 4.2), with 1x1 shortcuts.
 
-    In the variables of this module of batches, by `network.merge_variables`:
+    Its params are those of this Flax module, whose "params" and "batch_stats" `network.merge_variables` merges:
 
         class ResNetBlock(nn.Module):
             def __call__(self, x):
@@ -135,25 +145,34 @@ def resnet(
                 x = ResNetBlock(width, strides=2 if stage and not block else 1)(x)
         return nn.Dense(outputs)(x.mean((1, 2)))
 
-    Neuron layers: "input"; of every stage s "stream_s", which all its blocks read and add to, and "inner_s_b" between
-    the two convolutions of its block b; "output". The activation's group acts on all hidden ones: a stream's scale is
-    put on by the last normalization of every branch, and by that of the stem or the shortcut convolution at its
-    beginning; identity shortcuts carry it, and the activation behind each sum commutes with it. (GroupNorm: above.)
+    The neuron layers are "input", "output" and, for every stage s, "stream_s", which all its blocks read and add to,
+    and "inner_s_b" between the two convolutions of its block b. The activation's group acts on all hidden ones. A stream's
+    scale is applied by the last normalization of every branch, and by that of the stem or of the shortcut convolution
+    that starts the stage; identity shortcuts carry it on, and the activation after each sum commutes with it. GroupNorm
+    with several groups leaves FIXED.
 
     Args:
-      depth: 2 * stages * n + 2 for n blocks a stage, so 6n + 2 for three.
-      widths: channels of every stage; all but the first begin with strides 2.
-      outputs: how many numbers the dense head gives.
-      input_channels: of the images.
-      norm: "batch", "layer" (over the channels at each position), "group", or None: convolutions with biases.
-      activation: behind the stem, inside the branches and behind their sums.
-      groups: of GroupNorm; it divides every width.
-      epsilon: of the normalizations; None for Flax's, 1e-5 for "batch" and 1e-6 for the others.
-      padding: of the 3x3 convolutions: "SAME", or 1 for networks from PyTorch, which pads both sides where strides of 2
-        over an even side need one only.
+      depth: 2 * stages * n + 2 for n blocks a stage, so 6n + 2 for three stages.
+      widths: The channels of every stage; all but the first start with strides 2.
+      outputs: The number of outputs of the dense head.
+      input_channels: The channels of the images.
+      norm: "batch", "layer" (over the channels at each position), "group", or None for convolutions with biases.
+      activation: The activation after the stem, inside the branches and after their sums.
+      groups: The number of groups of "group", which divides every width.
+      epsilon: The small constant of the normalizations; None for Flax's, 1e-5 for "batch" and 1e-6 for the others.
+      padding: The padding of the 3x3 convolutions: "SAME", or 1 for networks from PyTorch, which pads both sides where
+        "SAME" pads one side (strides of 2 over an even side).
+
+    Returns:
+      The architecture.
 
     Raises:
-      ValueError: on a depth, widths or groups that fit no network, or an unknown activation or normalization.
+      ValueError: On a depth, widths or groups that fit no network, or an unknown activation or normalization.
+
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.resnet(8, widths=(4, 8, 8))
+    >>> [layer.name for layer in arch.hidden]
+    ['stream_0', 'inner_0_0', 'stream_1', 'inner_1_0', 'stream_2', 'inner_2_0']
     """
     widths = tuple(widths)
     style = _style(activation, norm, groups, epsilon, padding, [input_channels, *widths, outputs], widths)
@@ -169,22 +188,18 @@ def resnet(
     for stage, width in enumerate(widths):
         neurons.append(NeuronLayer(f"stream_{stage}", width, style.scaling(width)))
         for block in range(blocks):
-            path = (f"ResNetBlock_{stage * blocks + block}",)
-            stream, inner = f"stream_{stage}", f"inner_{stage}_{block}"
-            enters = stage > 0 and block == 0
-            reads, strides = (f"stream_{stage - 1}", 2) if enters else (stream, 1)
+            inner = f"inner_{stage}_{block}"
             neurons.append(NeuronLayer(inner, width, style.scaling(width)))
-            units = [
-                _unit(style, path, 0, reads, inner, style.activation, strides=strides),
-                _unit(style, path, 1, inner, stream, None),
-            ]
-            shortcut = [_unit(style, path, 2, reads, stream, None, size=1, strides=strides)] if enters else []
-            parameters += [parameter for unit in units + shortcut for parameter in unit.parameters]
-            branch = tuple(layer for unit in units for layer in unit.layers)
-            identity = tuple(layer for unit in shortcut for layer in unit.layers)
-            layers.append(Residual(path[0], branch, identity, style.activation))
+            enters = stage > 0 and block == 0
+            reads = f"stream_{stage - 1}" if enters else f"stream_{stage}"
+            unit = _residual_block(
+                style, f"ResNetBlock_{stage * blocks + block}", reads, inner, f"stream_{stage}", enters=enters
+            )
+            parameters += unit.parameters
+            layers += unit.layers
     name = f"resnet {depth} {'-'.join(map(str, (input_channels, *widths, outputs)))} {style.label}"
-    return _headed(name if padding == "SAME" else f"{name} padding={padding}", neurons, outputs, parameters, layers)
+    name = name if padding == "SAME" else f"{name} padding={padding}"
+    return _headed(name, f"stream_{len(widths) - 1}", neurons, outputs, parameters, layers)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -192,7 +207,7 @@ def resnet(
 
 @dataclasses.dataclass(frozen=True)
 class _Style:
-    """What all convolutions of a network have in common."""
+    """The options that all convolutions of a network share."""
 
     activation: Activation
     norm: str | None
@@ -218,7 +233,7 @@ class _Style:
 
 @dataclasses.dataclass(frozen=True)
 class _Unit:
-    """A convolution with its normalization."""
+    """Some layers of a network with their parameters, like a convolution with its normalization."""
 
     parameters: tuple[Parameter, ...]
     layers: tuple[Layer, ...]
@@ -233,7 +248,7 @@ def _style(
     sizes: Sequence[int],
     widths: Sequence[int],
 ) -> _Style:
-    """The options, checked."""
+    """Checks the options."""
     if min(sizes) < 1:
         raise ValueError(f"The input channels, widths and outputs are {tuple(sizes)}; expected numbers >= 1.")
     if norm is not None and norm not in NORMS:
@@ -241,7 +256,7 @@ def _style(
     if (norm == "group") is not (groups is not None):
         raise ValueError(
             f"groups is {groups} with norm={norm!r}; expected a number with 'group' and None elsewhere. Say how many "
-            "groups your GroupNorm has, like groups=1: the weights do not tell."
+            "groups your GroupNorm has, like groups=1: the weights do not tell it."
         )
     if groups is not None and (groups < 1 or any(width % groups for width in widths)):
         raise ValueError(f"groups is {groups}; expected a divisor of every width of {tuple(widths)}.")
@@ -277,11 +292,28 @@ def _unit(
     return _Unit((kernel, *vectors), (conv, norm))
 
 
+def _residual_block(style: _Style, name: str, reads: str, inner: str, feeds: str, *, enters: bool) -> _Unit:
+    """The block of that name from one stream to another; the one that enters a stage has strides and a shortcut."""
+    strides = 2 if enters else 1
+    branch = [
+        _unit(style, (name,), 0, reads, inner, style.activation, strides=strides),
+        _unit(style, (name,), 1, inner, feeds, None),
+    ]
+    shortcut = [_unit(style, (name,), 2, reads, feeds, None, size=1, strides=strides)] if enters else []
+    parameters = tuple(parameter for unit in branch + shortcut for parameter in unit.parameters)
+    sides = [tuple(layer for unit in side for layer in unit.layers) for side in (branch, shortcut)]
+    return _Unit(parameters, (Residual(name, *sides, style.activation),))
+
+
 def _headed(
-    name: str, neurons: list[NeuronLayer], outputs: int, parameters: list[Parameter], layers: list[Layer]
+    name: str,
+    reads: str,
+    neurons: list[NeuronLayer],
+    outputs: int,
+    parameters: list[Parameter],
+    layers: list[Layer],
 ) -> Architecture:
-    """The network with the mean over positions and the dense head behind its last stream or hidden layer."""
-    reads = next(layer.name for layer in reversed(neurons) if not layer.name.startswith("inner"))
+    """The network with a mean over positions and a dense head that reads that neuron layer."""
     head = (
         Parameter(("Dense_0", "kernel"), (Axis(reads, -1), Axis("output", 1))),
         Parameter(("Dense_0", "bias"), (Axis("output", 1),)),

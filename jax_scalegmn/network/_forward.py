@@ -1,13 +1,14 @@
-"""The networks that an `Architecture` describes: initialize them, compute their function, look inside."""
+"""The function of a network, the values of its neurons, and its function in training mode."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture
+from jax_scalegmn import architecture, stacks
 from jax_scalegmn.architecture import (
     Architecture,
     AvgPool,
@@ -21,181 +22,216 @@ from jax_scalegmn.architecture import (
     MaxPool,
     Residual,
 )
-from jax_scalegmn.network import _initialization, _layer_functions, _variables, moments
-from jax_scalegmn.network._layer_functions import Unit
+from jax_scalegmn.network import _layer_functions, _variables, moments
+from jax_scalegmn.network._layer_functions import Convolve, Unit
 from jax_scalegmn.types import Params
 
+State = TypeVar("State")
 
-def apply(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Float[Array, " outputs"]:
-    """The network's function on one example; `jax.vmap` for more.
+# (path, layer, the layer's params, its input, state) -> (its output, the next state).
+Visit: TypeAlias = Callable[[tuple[str, ...], Unit | Residual, Params, Array, State], tuple[Array, State]]
+
+# The states of `activations` (by neuron layer) and of `train_apply` (by path).
+_Values: TypeAlias = dict[str, tuple[Array, ...]]
+_Moved: TypeAlias = dict[tuple[str, ...], Array]
+
+
+def apply(
+    arch: Architecture, params: Params, x: Float[Array, "..."], *, convolve: Convolve = _layer_functions.convolve
+) -> Float[Array, " outputs"]:
+    """Computes the network's function on one example; `jax.vmap` for more.
 
     Args:
-      arch: the architecture.
-      params: its params.
-      x: [in] for dense networks, [height, width, channels] for convolutional ones.
+      arch: The architecture.
+      params: The network.
+      x: The example: [inputs] for dense networks, [height, width, channels] for convolutional ones.
+      convolve: How a convolution is computed: `convolve`, or `convolve_by_patches`, which is faster under `jax.vmap`
+        over networks and inside compiled loops on CPU.
 
     Returns:
-      The outputs, [out].
+      The outputs, [outputs].
 
     Raises:
-      ValueError: if params or x do not fit the architecture.
+      ValueError: If params or x do not fit the architecture.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> sg.network.apply(arch, params, jax.numpy.ones(2)).shape
+    (1,)
     """
-    return apply_with(arch, params, x, Hook())
+
+    def visit(_: tuple[str, ...], layer: Unit | Residual, params: Params, x: Array, state: None) -> tuple[Array, None]:
+        return _layer_functions.layer_output(layer, params, x, convolve=convolve), state
+
+    return forward(arch, params, x, visit, None)[0]
 
 
-class Hook:
-    """What `apply_with` calls at every layer; override a method to see or to replace what passes there.
+def forward(
+    arch: Architecture, params: Params, x: Float[Array, "..."], visit: Visit[State], state: State
+) -> tuple[Float[Array, " outputs"], State]:
+    """Computes the network's function on one example with a function of your own at every layer.
 
-    Paths are those of a layer's params, like ("ResNetBlock_0", "Conv_1").
-    """
+    Like `jax.lax.scan` it threads a state through the layers, in the order in which they are computed: y, state =
+    visit(path, layer, params, x, state). `visit` returns what the layer outputs, after its activation, and decides
+    everything: `layer_output(layer, params, x)` is what `apply` computes; it may use other params, change the output, or
+    put values into the state. Inside `jax.vmap(..., axis_name=moments.EXAMPLES)` it can take `moments.over_examples`.
 
-    def compute(self, path: tuple[str, ...], layer: Unit, params: Params, x: Array) -> Array:
-        """What a Dense, a Conv or a normalization gives in front of its activation, from its params and its input."""
-        return _layer_functions.compute(layer, params, x)
+    Args:
+      arch: The architecture.
+      params: The network.
+      x: One example, as for `apply`.
+      visit: (path, layer, params, x, state) -> (output, state). It is called for every Dense, Conv and normalization,
+        with the path of the layer's params, like ("ResNetBlock_0", "Conv_1"), these params and its input; and for every
+        Residual with the path of the params inside of it, these, and the sum of its two sides as x.
+      state: What the first call gets.
 
-    def behind(self, path: tuple[str, ...], layer: Unit | Residual, x: Array) -> Array:
-        """What stands behind the activation of such a layer, or behind the sum of a Residual and its activation."""
-        return x
-
-
-class ByPatches(Hook):
-    """The same function with every convolution as one matrix product: `layer_functions.convolve_by_patches`."""
-
-    def compute(self, path: tuple[str, ...], layer: Unit, params: Params, x: Array) -> Array:
-        if isinstance(layer, Conv):
-            return _layer_functions.convolve_by_patches(layer, params, x)
-        return super().compute(path, layer, params, x)
-
-
-def apply_with(arch: Architecture, params: Params, x: Float[Array, "..."], hook: Hook) -> Float[Array, " outputs"]:
-    """`apply`, with a hook at every layer.
-
-    What the hook gathers is traced like all else: return it from the function that is vmapped or jitted. Inside
-    `jax.vmap(..., axis_name=moments.EXAMPLES)` it can take `moments.over_examples`.
+    Returns:
+      The outputs, [outputs], and the last state.
 
     Raises:
-      ValueError: if params or x do not fit the architecture.
+      ValueError: If params or x do not fit the architecture.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> def visit(path, layer, params, x, shapes):
+    ...     y = sg.network.layer_output(layer, params, x)
+    ...     return y, shapes | {path: y.shape}
+    >>> y, shapes = sg.network.forward(arch, params, jax.numpy.ones(2), visit, {})
+    >>> shapes
+    {('Dense_0',): (3,), ('Dense_1',): (1,)}
     """
     architecture.unpack(arch, params)
-    rank = _input_rank(arch)
-    if x.ndim != rank or x.shape[-1] != arch.neuron_layers[0].width:
+    rank, width = arch.input_rank, arch.neuron_layers[0].width
+    if x.ndim != rank or x.shape[-1] != width:
         raise ValueError(
-            f"x has shape {x.shape}; {arch.name!r} expects one example {_INPUTS[rank]} with {arch.neuron_layers[0].width} in "
-            "the last axis. Use jax.vmap for a batch."
+            f"x has shape {x.shape}; {arch.name!r} expects one example {_INPUTS[rank]} with {width} in the last axis. "
+            "Use jax.vmap for a batch."
         )
-    return _forward(arch, arch.layers, params, x, x.shape, (), hook)
+    return _walk(_Call(arch, x.shape, visit), arch.layers, (), params, x, state)
 
 
 def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> dict[str, tuple[Array, ...]]:
-    """The values of every hidden neuron layer on one example, wherever they stand behind their activation.
+    """Returns the values of every hidden neuron layer on one example, after its activation.
 
     The group acts on them as on the neurons: activations of act(Q, params) are the same, permuted and scaled by Q.
-    What goes into a normalization, which another power of the scale reaches, is left out; so is what a branch and a
-    shortcut give before they are added. A layer that no such place shows has none.
+    Inputs of normalizations and the two summands of a residual are omitted: the group acts on them with another power.
+
+    Args:
+      arch: The architecture.
+      params: The network.
+      x: One example, as for `apply`.
 
     Returns:
-      By neuron layer the places in the order of the computation, each [*positions, width]. A residual stream has one
-      behind its stem and one behind every sum.
+      By neuron layer a tuple of its values in the order of the computation, each [*positions, width]. A residual stream
+      has one after its stem and one after every sum; a layer without any post-activation value has ().
 
     Raises:
-      ValueError: if params or x do not fit the architecture.
+      ValueError: If params or x do not fit the architecture.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 4, 1))
+    >>> values = sg.network.activations(arch, sg.network.init(arch, jax.random.key(0)), jax.numpy.ones(2))
+    >>> {name: [value.shape for value in places] for name, places in values.items()}
+    {'hidden_0': [(3,)], 'hidden_1': [(4,)]}
     """
     places = _places(arch)
-    found: dict[str, list[Array]] = {neurons.name: [] for neurons in arch.hidden}
 
-    class Keep(Hook):
-        def behind(self, path: tuple[str, ...], layer: Unit | Residual, x: Array) -> Array:
-            for name, start in places.get((path, layer), {}).items():
-                found[name].append(x[..., start : start + arch.neuron_layer(name).width])
-            return x
+    def visit(
+        path: tuple[str, ...], layer: Unit | Residual, params: Params, x: Array, values: _Values
+    ) -> tuple[Array, _Values]:
+        y = _layer_functions.layer_output(layer, params, x)
+        starts = places.get((path, layer), {})
+        own = {name: y[..., start : start + arch.neuron_layer(name).width] for name, start in starts.items()}
+        return y, values | {name: (*values[name], value) for name, value in own.items()}
 
-    apply_with(arch, params, x, Keep())
-    return {name: tuple(values) for name, values in found.items()}
+    none: _Values = {neurons.name: () for neurons in arch.hidden}
+    return forward(arch, params, x, visit, none)[1]
 
 
 def train_apply(
     arch: Architecture, params: Params, x: Float[Array, "examples ..."], *, momentum: float = 0.9
 ) -> tuple[Float[Array, "examples outputs"], dict[str, Any]]:
-    """The network's function on a whole batch, as in training: batch normalizations use the batch's statistics.
+    """Computes the network's function on a whole batch in training mode: batch normalizations use its statistics.
 
     As Flax's BatchNorm with use_running_average=False: mean and biased variance over examples and positions (Ioffe and
     Szegedy 2015, arXiv 1502.03167, algorithm 1).
 
     Args:
-      arch: the architecture.
-      params: of one network.
-      x: the batch.
-      momentum: of the stored statistics, in [0, 1]: stored = momentum * stored + (1 - momentum) * batch.
+      arch: The architecture.
+      params: The network.
+      x: The batch, [examples, inputs] or [examples, height, width, channels].
+      momentum: The momentum of the stored statistics, in [0, 1]: stored = momentum * stored + (1 - momentum) * batch.
 
     Returns:
-      The outputs, and the params in which every `mean` and `var` has moved towards the batch's.
+      The outputs, [examples, outputs], and the params in which every `mean` and `var` has moved towards the batch's.
 
     Raises:
-      ValueError: if params or x do not fit the architecture, or on a momentum outside [0, 1].
+      ValueError: If params or x do not fit the architecture, or on a momentum outside [0, 1].
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.vgg(((2,),), 3, input_channels=1, norm="batch")
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> x = jax.random.uniform(jax.random.key(1), (4, 6, 6, 1))
+    >>> y, moved = jax.jit(sg.network.train_apply)(arch, params, x)
+    >>> y.shape, bool((moved["BatchNorm_0"]["var"] < params["BatchNorm_0"]["var"]).all())
+    ((4, 3), True)
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum is {momentum}; expected a number in [0, 1], like 0.9.")
     check_examples(arch, x)
 
-    def one(x: Array) -> tuple[Array, dict[tuple[str, ...], Array]]:
-        moved: dict[tuple[str, ...], Array] = {}
+    def visit(
+        path: tuple[str, ...], layer: Unit | Residual, params: Params, x: Array, moved: _Moved
+    ) -> tuple[Array, _Moved]:
+        if isinstance(layer, BatchNorm):
+            batch = moments.over_examples(x)._asdict()
+            new = {(*path, name): momentum * params[name] + (1 - momentum) * value for name, value in batch.items()}
+            params, moved = {**params, **batch}, moved | new
+        return _layer_functions.layer_output(layer, params, x), moved
 
-        class Normalize(Hook):
-            def compute(self, path: tuple[str, ...], layer: Unit, params: Params, x: Array) -> Array:
-                if isinstance(layer, BatchNorm):
-                    batch = moments.over_examples(x)._asdict()
-                    for name, value in batch.items():
-                        moved[*path, name] = momentum * params[name] + (1 - momentum) * value
-                    params = {**params, **batch}
-                return _layer_functions.compute(layer, params, x)
+    def of_example(x: Array) -> tuple[Array, _Moved]:
+        return forward(arch, params, x, visit, {})
 
-        return apply_with(arch, params, x, Normalize()), moved
-
-    outputs, moved = jax.vmap(one, axis_name=moments.EXAMPLES, out_axes=(0, None))(x)
+    outputs, moved = jax.vmap(of_example, axis_name=moments.EXAMPLES, out_axes=(0, None))(x)
     return outputs, _variables.replace(params, moved)
 
 
 def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str = "x") -> None:
-    """Checks a batch of inputs: its shape always, its values wherever they are at hand, outside jit and vmap.
+    """Checks a batch of inputs: its shape always, its values wherever they are known, outside jit and vmap.
+
+    Args:
+      arch: The architecture.
+      x: The batch, [examples, inputs] or [examples, height, width, channels].
+      name: What error messages call the batch.
 
     Raises:
-      ValueError: if they do not fit the architecture, are none, or hold a NaN or an infinity.
+      ValueError: If the batch does not fit the architecture, has no examples, or holds a NaN or an infinity.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> sg.network.check_examples(sg.mlp((2, 3, 1)), jnp.zeros((5, 2)))
+    >>> sg.network.check_examples(sg.mlp((2, 3, 1)), jnp.full((5, 2), jnp.nan))
+    Traceback (most recent call last):
+    ...
+    ValueError: x[0] holds a NaN or an infinity; expected finite numbers. Leave such examples out.
     """
-    rank = _input_rank(arch)
-    if jnp.ndim(x) != rank + 1 or jnp.shape(x)[-1] != arch.neuron_layers[0].width or 0 in jnp.shape(x):
+    rank, width = arch.input_rank, arch.neuron_layers[0].width
+    if jnp.ndim(x) != rank + 1 or jnp.shape(x)[-1] != width or 0 in jnp.shape(x):
         raise ValueError(
             f"{name} has shape {jnp.shape(x)}; {arch.name!r} expects one example or more, [examples, "
-            f"{_INPUTS[rank][1:]} with {arch.neuron_layers[0].width} in the last axis. Pass x[None] for one example."
+            f"{_INPUTS[rank][1:]} with {width} in the last axis. Pass x[None] for one example."
         )
-    if not isinstance(x, jax.core.Tracer) and not np.isfinite(finite := np.asarray(x)).all():
+    if stacks.is_concrete(x) and not np.isfinite(finite := np.asarray(x)).all():
         example = int(np.argwhere(~np.isfinite(finite))[0, 0])
         raise ValueError(
             f"{name}[{example}] holds a NaN or an infinity; expected finite numbers. Leave such examples out."
         )
-
-
-def coordinates(height: int, width: int) -> np.ndarray:
-    """Pixel positions for an INR, [height * width, 2]: (column, row) in [-1, 1], columns fastest.
-
-    As the published INRs have them: both axes linspace(-1, 1), the column is the first input.
-    """
-    grid = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height), indexing="xy")
-    return np.stack(grid, -1).reshape(-1, 2).astype(np.float32)
-
-
-def render(arch: Architecture, params: Params, size: tuple[int, int]) -> Float[Array, "height width"]:
-    """The image [height, width] that an INR with inputs (column, row) and one output draws.
-
-    Raises:
-      ValueError: if the architecture does not map two coordinates to one value.
-    """
-    if (arch.neuron_layers[0].width, arch.neuron_layers[-1].width) != (2, 1):
-        raise ValueError(
-            f"{arch.name!r} maps {arch.neuron_layers[0].width} inputs to {arch.neuron_layers[-1].width} outputs; an INR of a gray "
-            "image maps 2 coordinates to 1 value."
-        )
-    pixels = jax.vmap(lambda x: apply(arch, params, x))(jnp.asarray(coordinates(*size)))
-    return pixels.reshape(size)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -204,63 +240,69 @@ def render(arch: Architecture, params: Params, size: tuple[int, int]) -> Float[A
 _INPUTS = {1: "[inputs]", 3: "[height, width, channels]"}
 
 
-def _input_rank(arch: Architecture) -> int:
-    _initialization.affine(arch)
-    return 3 if any(isinstance(layer, Conv) for _, layer in architecture.walk(arch.layers)) else 1
+class _Call(NamedTuple):
+    """What stays the same during one `forward`: `shape` is that of the network's input, for error messages."""
+
+    arch: Architecture
+    shape: tuple[int, ...]
+    visit: Visit
 
 
-def _forward(
-    arch: Architecture,
-    layers: tuple[Layer, ...],
-    params: Params,
-    x: Array,
-    size: tuple[int, ...],
-    at: tuple[str, ...],
-    hook: Hook,
-) -> Array:
-    """The layers on one example, with their params, which stand at `at`; `size` is the shape of the network's input."""
+def _walk(
+    call: _Call, layers: tuple[Layer, ...], at: tuple[str, ...], params: Params, x: Array, state: Any
+) -> tuple[Array, Any]:
+    """Layers on one example; `params` is the mapping at the path `at` that has their params by name."""
     for layer in layers:
         match layer:
             case Residual():
-                inner, path = (params, at) if layer.name is None else (params[layer.name], (*at, layer.name))
-                sides = [_forward(arch, side, inner, x, size, path, hook) for side in (layer.branch, layer.shortcut)]
-                if sides[0].shape != sides[1].shape:
-                    raise ValueError(
-                        f"{arch.name!r}: the branch of Residual {layer.name!r} gives {sides[0].shape}, its shortcut "
-                        f"{sides[1].shape}; expected one shape. Put a convolution with the branch's strides in the "
-                        "shortcut."
-                    )
-                x = hook.behind(path, layer, _layer_functions.activate(layer.activation, sides[0] + sides[1]))
+                x, state = _residual(call, layer, at, params, x, state)
             case MaxPool() | AvgPool():
-                if any(side < window for side, window in zip(x.shape, layer.window, strict=False)):
-                    raise ValueError(
-                        f"x has shape {size}, too small for {arch.name!r}: a map of {x.shape[:2]} is left for pooling "
-                        f"windows of {layer.window}. Take larger images or fewer poolings."
-                    )
-                x = _layer_functions.pool(layer, x)
+                x = _pool(call, layer, x)
             case GlobalMeanPool():
                 x = x.mean((0, 1))
             case Flatten():
                 x = x.reshape(-1)
             case _:
-                path = (*at, layer.name)
-                x = hook.compute(path, layer, params[layer.name], x)
+                x, state = call.visit((*at, layer.name), layer, params[layer.name], x, state)
                 if not x.size:
                     raise ValueError(
-                        f"x has shape {size}, too small for the kernels of {arch.name!r} up to {layer.name!r}."
+                        f"x has shape {call.shape}, too small for the kernels of {call.arch.name!r} up to "
+                        f"{layer.name!r}."
                     )
-                x = hook.behind(path, layer, _layer_functions.activate(layer.activation, x))
                 if isinstance(layer, Dense):
                     x = x + layer.offset
-    return x
+    return x, state
+
+
+def _residual(
+    call: _Call, layer: Residual, at: tuple[str, ...], params: Params, x: Array, state: Any
+) -> tuple[Array, Any]:
+    inner, path = (params, at) if layer.name is None else (params[layer.name], (*at, layer.name))
+    branch, state = _walk(call, layer.branch, path, inner, x, state)
+    shortcut, state = _walk(call, layer.shortcut, path, inner, x, state)
+    if branch.shape != shortcut.shape:
+        raise ValueError(
+            f"{call.arch.name!r}: the branch of Residual {layer.name!r} outputs {branch.shape}, its shortcut "
+            f"{shortcut.shape}; expected one shape. Put a convolution with the branch's strides in the shortcut."
+        )
+    return call.visit(path, layer, inner, branch + shortcut, state)
+
+
+def _pool(call: _Call, layer: MaxPool | AvgPool, x: Array) -> Array:
+    if any(side < window for side, window in zip(x.shape, layer.window, strict=False)):
+        raise ValueError(
+            f"x has shape {call.shape}, too small for {call.arch.name!r}: a map of {x.shape[:2]} is left for pooling "
+            f"windows of {layer.window}. Take larger images or fewer poolings."
+        )
+    return _layer_functions.pool(layer, x)
 
 
 def _places(arch: Architecture) -> dict[tuple[tuple[str, ...], Layer], dict[str, int]]:
-    """The layers behind which hidden neurons show: path and layer -> neuron layers, with where each starts there."""
+    """The layers whose outputs are hidden neurons: path and layer -> neuron layers, each with its start there."""
     places: dict[tuple[tuple[str, ...], Layer], dict[str, int]] = {}
 
     def visit(layers: tuple[Layer, ...], at: tuple[str, ...], *, side: bool) -> dict[str, int]:
-        """The neuron layers that the last of these layers feeds; as the side of a sum it is no place of its own."""
+        """The neuron layers that the last of these layers feeds; the `side` of a sum does not end with a place."""
         fed: dict[str, int] = {}
         units = [layer for layer in layers if isinstance(layer, Unit | Residual)]
         for layer in units:
@@ -280,7 +322,7 @@ def _places(arch: Architecture) -> dict[tuple[tuple[str, ...], Layer], dict[str,
 
 
 def _feeds(arch: Architecture, path: tuple[str, ...], layer: Unit) -> dict[str, int]:
-    """The hidden neuron layers whose group scales what a layer gives, with where each starts in the last axis."""
+    """The hidden neuron layers whose group scales a layer's output, with where each starts in the last axis."""
     array = (*path, "kernel" if isinstance(layer, Dense | Conv) else "scale")
     hidden = {neurons.name for neurons in arch.hidden}
     ends = [(p.axes[-1], p.offset[-1]) for p in arch.parameters if p.path == array]

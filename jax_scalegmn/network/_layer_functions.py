@@ -9,7 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_scalegmn.architecture import Activation, AvgPool, BatchNorm, Conv, Dense, GroupNorm, LayerNorm, MaxPool, Norm
+from jax_scalegmn import stacks
+from jax_scalegmn.architecture import (
+    Activation,
+    AvgPool,
+    BatchNorm,
+    Conv,
+    Dense,
+    GroupNorm,
+    LayerNorm,
+    MaxPool,
+    Norm,
+    Residual,
+)
 from jax_scalegmn.types import Params
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -26,41 +38,54 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 # The layers that have params of their own.
 Unit: TypeAlias = Dense | Conv | Norm
 
+# (layer, its params, a map [height, width, in]) -> [height, width, out], the bias included.
+Convolve: TypeAlias = Callable[[Conv, Params, Array], Array]
 
-def compute(layer: Unit, params: Params, x: Float[Array, "*in"]) -> Float[Array, "*out"]:
-    """What a layer with params of its own gives in front of its activation.
+
+def convolve(layer: Conv, params: Params, x: Float[Array, "h w in"]) -> Float[Array, "_h _w out"]:
+    """Convolves one example by XLA's convolution.
 
     Args:
-      layer: a Dense, a Conv or a normalization.
-      params: the layer's own, like {"kernel", "bias"}.
-      x: of one example; a Conv, whose image is too small, gives an empty map.
+      layer: The convolution.
+      params: The layer's own params, {"kernel": [height, width, in, out], "bias": [out]}; the bias may be missing.
+      x: The map of one example; one that is too small for the kernel results in an empty map.
 
-    Raises:
-      ValueError: if a stored variance is negative.
+    Returns:
+      The map before the activation, [height, width, out].
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> layer = sg.architecture.Conv("Conv_0", None, (1, 1), "VALID")
+    >>> sg.network.convolve(layer, {"kernel": jnp.ones((2, 2, 1, 3))}, jnp.ones((4, 5, 1))).shape
+    (3, 4, 3)
     """
-    match layer:
-        case Dense():
-            return x @ params["kernel"] + params.get("bias", 0)
-        case Conv():
-            margins = layer.padding if isinstance(layer.padding, str) else [(layer.padding, layer.padding)] * 2
-            maps = jax.lax.conv_general_dilated(
-                x[None], params["kernel"], layer.strides, margins, dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-            return maps[0] + params.get("bias", 0)
-        case _:
-            return _normalize(layer, params, x)
+    margins = layer.padding if isinstance(layer.padding, str) else [(layer.padding, layer.padding)] * 2
+    maps = jax.lax.conv_general_dilated(
+        x[None], params["kernel"], layer.strides, margins, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return maps[0] + params.get("bias", 0)
 
 
 def convolve_by_patches(layer: Conv, params: Params, x: Float[Array, "h w in"]) -> Float[Array, "_h _w out"]:
-    """What `compute` gives for a Conv, as one matrix product of all patches of the image.
+    """Convolves one example as `convolve` does, by one matrix product of all patches of the image.
 
     Where many kernels are convolved at once, under `jax.vmap` over networks, or gradients are taken inside compiled
     loops, it is several times faster than XLA's convolution on CPU; for a single network outside of loops it is slower.
 
     Args:
-      layer: the convolution.
-      params: the layer's own, {"kernel": [height, width, in, out], "bias": [out]}.
-      x: of one example; one that is too small gives an empty map.
+      layer: The convolution.
+      params: The layer's own params, {"kernel": [height, width, in, out], "bias": [out]}; the bias may be missing.
+      x: The map of one example; one that is too small for the kernel results in an empty map.
+
+    Returns:
+      The map before the activation, [height, width, out].
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> layer = sg.architecture.Conv("Conv_0", None, (1, 1), "VALID")
+    >>> params, x = {"kernel": jnp.arange(12.0).reshape(2, 2, 1, 3)}, jnp.arange(20.0).reshape(4, 5, 1)
+    >>> bool((sg.network.convolve_by_patches(layer, params, x) == sg.network.convolve(layer, params, x)).all())
+    True
     """
     kernel, padding = params["kernel"], layer.padding
     if isinstance(padding, int):
@@ -81,8 +106,73 @@ def convolve_by_patches(layer: Conv, params: Params, x: Float[Array, "h w in"]) 
     return jnp.concatenate(patches, -1) @ kernel.reshape(-1, kernel.shape[-1]) + params.get("bias", 0)
 
 
+def preactivation(
+    layer: Unit | Residual, params: Params, x: Float[Array, "*in"], *, convolve: Convolve = convolve
+) -> Float[Array, "*out"]:
+    """What a layer computes before its activation, on one example.
+
+    Args:
+      layer: A Dense, a Conv or a normalization; or a Residual, of which x, the sum of its sides, is returned unchanged.
+      params: The layer's own params, like {"kernel", "bias"}.
+      x: The layer's input; a map too small for a Conv results in an empty one.
+      convolve: How a Conv is computed: `convolve` or `convolve_by_patches`.
+
+    Raises:
+      ValueError: If a stored variance is negative.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> layer = sg.architecture.Dense("Dense_0", sg.architecture.known_activation("relu"))
+    >>> params = {"kernel": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(2)}
+    >>> sg.network.preactivation(layer, params, jnp.array([2.0])).tolist()
+    [2.0, -2.0]
+    """
+    match layer:
+        case Dense():
+            return x @ params["kernel"] + params.get("bias", 0)
+        case Conv():
+            return convolve(layer, params, x)
+        case Residual():
+            return x
+        case _:
+            return _normalize(layer, params, x)
+
+
+def layer_output(
+    layer: Unit | Residual, params: Params, x: Float[Array, "*in"], *, convolve: Convolve = convolve
+) -> Float[Array, "*out"]:
+    """What a layer computes on one example: the activation of `preactivation`.
+
+    The offset that a Dense can have is not part of it: it is added to what the next layer reads.
+
+    Args:
+      layer: As for `preactivation`.
+      params: As for `preactivation`.
+      x: As for `preactivation`.
+      convolve: As for `preactivation`.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> layer = sg.architecture.Dense("Dense_0", sg.architecture.known_activation("relu"))
+    >>> params = {"kernel": jnp.array([[1.0, -1.0]]), "bias": jnp.zeros(2)}
+    >>> sg.network.layer_output(layer, params, jnp.array([2.0])).tolist()
+    [2.0, 0.0]
+    """
+    return activate(layer.activation, preactivation(layer, params, x, convolve=convolve))
+
+
 def activate(activation: Activation | None, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The activation of every entry; None for the identity."""
+    """Applies an activation to every entry; None is the identity.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> sg.network.activate(sg.architecture.known_activation("relu"), jnp.array([-1.0, 2.0])).tolist()
+    [0.0, 2.0]
+
+    Args:
+      activation: The activation, with its frequency, or None.
+      x: The pre-activations.
+    """
     if activation is None:
         return x
     return ACTIVATIONS[activation.name](activation.frequency * x)
@@ -103,7 +193,7 @@ def _normalize(layer: Norm, params: Params, x: Float[Array, "*hw channels"]) -> 
     match layer:
         case BatchNorm():
             mean, var = params["mean"], params["var"]
-            if not isinstance(var, jax.core.Tracer) and np.min(var) < 0:
+            if stacks.is_concrete(var) and np.min(var) < 0:
                 raise ValueError(
                     f"The var of {layer.name!r} has the entry {np.min(var)}; expected variances, >= 0. Draw or "
                     "predict its root, or its logarithm."
@@ -119,5 +209,5 @@ def _normalize(layer: Norm, params: Params, x: Float[Array, "*hw channels"]) -> 
 
 def _standardize(x: Array, axis: int | tuple[int, int], epsilon: float) -> Array:
     # In two passes: the mean of the squares less the squared mean cancels in float32 (jax.nn.standardize).
-    centerd = x - x.mean(axis, keepdims=True)
-    return centerd * jax.lax.rsqrt(jnp.square(centerd).mean(axis, keepdims=True) + epsilon)
+    centered = x - x.mean(axis, keepdims=True)
+    return centered * jax.lax.rsqrt(jnp.square(centered).mean(axis, keepdims=True) + epsilon)

@@ -261,11 +261,10 @@ def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"records/{name}": np.ascontiguousarray(values) for name, values in zoo.records.items()}
-    for where in zoo.arch.array_shapes:
-        value: Any = functools.reduce(lambda node, key: node[key], where, zoo.params)
-        arrays["params/" + "/".join(where)] = np.ascontiguousarray(value)
+    for path, value in architecture.flatten(zoo.params).items():
+        arrays["params/" + "/".join(path)] = np.ascontiguousarray(value)
     header = {"format": FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}
-    with io.replacing(path, overwrite=True) as written:
+    with io.atomic_path(path, overwrite=True) as written:
         safetensors.numpy.save_file(arrays, written, metadata=header)
 
 
@@ -287,17 +286,14 @@ def load(path: str | os.PathLike[str]) -> Zoo:
         raise ValueError(f"{path}: not a readable safetensors file ({error}). It is truncated or foreign.") from error
     if header.get("format") != FORMAT:
         raise ValueError(f"{path}: format is {header.get('format')!r}, expected {FORMAT!r}. It is not a zoo file.")
-    params: dict[str, Any] = {}
-    records = {}
+    leaves, records = {}, {}
     for name, value in arrays.items():
-        kind, *where = name.split("/")
+        kind, *path = name.split("/")
         if kind == "records":
-            records["/".join(where)] = value
+            records["/".join(path)] = value
         else:
-            node = params
-            for key in where[:-1]:
-                node = node.setdefault(key, {})
-            node[where[-1]] = jnp.asarray(value)
+            leaves[tuple(path)] = jnp.asarray(value)
+    params = architecture.unflatten(leaves)
     try:
         arch = architecture.from_json(json.loads(header["arch"]))
         return Zoo(arch, params, records, json.loads(header["settings"]))

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_scalegmn import architecture, network
+from jax_scalegmn import architecture, network, stacks
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.types import Key, Params
 
@@ -122,7 +122,7 @@ def check_labels(arch: Architecture, y: Int[Array, " labels"]) -> None:
       ValueError: if one is not.
     """
     outputs = arch.neuron_layers[-1].width
-    if isinstance(y, jax.core.Tracer):
+    if not stacks.is_concrete(y):
         return
     low, high = np.asarray(y).min(), np.asarray(y).max()
     if low < 0 or high >= outputs:
