@@ -4,15 +4,10 @@ page "Same function?"."""
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+import make_same_function
 import picture
 import tables
 from sphinx.application import Sphinx
-
-import jax_scalegmn as sg
-
-SIZE = (24, 24)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -30,18 +25,5 @@ def write(app: Sphinx) -> None:
 
 
 def write_same_function(path: Path) -> None:
-    """Fits two networks 2-16-16-1 to one image, each from its own initial weights, and writes their page as a frame."""
-    arch = sg.siren((2, 16, 16, 1))
-    image = rings()
-    fits = sg.zoo.fit_images(arch, image[None], np.zeros(1, int), image_index=np.zeros(2, int), num_steps=600)
-    a, b = (jax.tree.map(lambda leaf, index=index: leaf[index], fits.params) for index in range(2))
-    path.write_text(sg.report.same_function(arch, b, a, image=image, names=("network B", "network A")).iframe())
-
-
-def rings() -> np.ndarray:
-    """A gray image in [0, 1]: a disk, and a ring around it that is open on one side."""
-    y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in SIZE), indexing="ij")
-    radius, angle = np.hypot(x, y), np.arctan2(y, x)
-    disk = 1 / (1 + np.exp(30 * (radius - 0.25)))
-    ring = np.exp(-(((radius - 0.65) / 0.12) ** 2)) * (1 - np.exp(-((angle / 0.5) ** 2)))
-    return np.clip(disk + ring, 0, 1).astype(np.float32)
+    """Fits two networks 2-16-16-1 that draw the moon, and writes their page as a frame."""
+    path.write_text(make_same_function.page().iframe())

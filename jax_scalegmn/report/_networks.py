@@ -123,20 +123,13 @@ def _check_options(
 
 def _unpacked(arch: Architecture, params: Params, name: str) -> list[np.ndarray]:
     try:
-        values = [np.asarray(value, np.float64) for value in architecture.unpack(arch, params, name=name)]
+        architecture.check_params(arch, params, name=name)
     except ValueError as error:
         raise ValueError(
             f"{error} Both networks of a page have the one architecture {arch.name!r}: for another, write a page of "
             "its own."
         ) from error
-    for parameter, value in zip(arch.parameters, values, strict=True):
-        if not np.isfinite(value).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
-            raise ValueError(
-                f"{name}{parameter} holds a NaN or an infinity at {where}; expected finite numbers. The network "
-                "diverged or its file is damaged: train or export it again."
-            )
-    return values
+    return [np.asarray(value, np.float64) for value in architecture.unpack(arch, params)]
 
 
 def _distance(values: Sequence[np.ndarray], target: Sequence[np.ndarray]) -> float:
@@ -145,9 +138,9 @@ def _distance(values: Sequence[np.ndarray], target: Sequence[np.ndarray]) -> flo
     return gap / (sum(float(np.square(wanted).sum()) for wanted in target) or 1)
 
 
-def _element_as_json(element: Element) -> dict[str, dict[str, list[float]]]:
+def _element_as_json(element: Element) -> dict[str, dict[str, list[int | float]]]:
     # Signs and ones as integers, which take fewer characters; float32 values survive Python's shortest form exactly.
-    def numbers(values: Any) -> list[float]:
+    def numbers(values: Any) -> list[int | float]:
         return [int(value) if value in (1, -1) else value for value in np.asarray(values, np.float64).tolist()]
 
     return {

@@ -346,7 +346,7 @@ function sameFunction(root, data, hooks = {}) {
       make("dt", {}, names.target), make("dd", {}, String(neuron.target)),
       make("dt", {}, `partner in ${names.params}`), make("dd", {}, String(neuron.params)),
       make("dt", {}, "to align it"), make("dd", {}, describeScale(neuron.scale, neuron.layer)),
-      make("dt", {}, "of remaining distance"), make("dd", {}, percent(neuron.share)),
+      make("dt", {}, "share of the distance"), make("dd", {}, percent(neuron.share)),
       ...(cell ? [make("dt", {}, cell.label), make("dd", {}, shortNumber(cell.value))] : [])));
   }
 
@@ -369,7 +369,7 @@ function sameFunction(root, data, hooks = {}) {
   }
   const level = (value, range) => Math.round(127 + 127 * Math.max(-1, Math.min(1, value / (range || 1))));
 
-  const MOST_WIDE = 272, MOST_HIGH = 336;
+  const MOST_WIDE = 256, MOST_HIGH = 336;
   const ratio = () => Math.min(3, window.devicePixelRatio || 1);
 
   function sharpCanvas(width, height, attributes) {
