@@ -14,6 +14,7 @@ from jax_scalegmn.symmetry._elements import (
     random,
 )
 from jax_scalegmn.symmetry._gauge import BalancedPair, balance, balanced, balanced_pair
+from jax_scalegmn.symmetry._phase import wrap_phase
 
 __all__ = [
     "BalancedPair",
@@ -31,4 +32,5 @@ __all__ = [
     "inverse",
     "orbit",
     "random",
+    "wrap_phase",
 ]

@@ -1,8 +1,8 @@
 """The symmetry group of an architecture: its elements and how they act on params.
 
-An element carries, for every hidden neuron layer, a permutation and a scale. Neuron i of the transformed network is
-neuron `permutation[i]` of the given one, times `scale[i]`: W'_l = Q_{l-1}^{-1} W_l Q_l and b'_l = b_l Q_l with
-monomial matrices Q_l (arXiv 2406.10685, section 4). Only this module changes params by symmetry.
+An element has a permutation and a scale for every hidden neuron layer. Neuron i of the transformed network is neuron
+`permutation[i]` of the given one, times `scale[i]`: W'_l = Q_{l-1}^{-1} W_l Q_l and b'_l = b_l Q_l with monomial
+matrices Q_l (arXiv 2406.10685, section 4). Only this module changes params by symmetry.
 """
 
 from typing import Any, NamedTuple
@@ -17,14 +17,32 @@ from jax_scalegmn.types import Key, Params
 
 
 class Element(NamedTuple):
-    """One group element. Keys of both mappings: the names of the hidden neuron layers."""
+    """One element of an architecture's symmetry group.
+
+    Attributes:
+      permutation: By hidden neuron layer: the given network's neuron at each place of the transformed one, [n].
+      scale: By hidden neuron layer: the factor of the neuron at each place of the transformed network, [n].
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> sg.symmetry.random(sg.mlp((2, 3, 1), "tanh"), jax.random.key(0)).permutation["hidden_0"].shape
+    (3,)
+    """
 
     permutation: dict[str, Int[Array, "*networks n"]]
     scale: dict[str, Float[Array, "*networks n"]]
 
 
 def identity(arch: Architecture) -> Element:
-    """The element that changes nothing."""
+    """The element that changes nothing.
+
+    Args:
+      arch: The architecture.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.symmetry.identity(sg.mlp((2, 3, 1))).permutation["hidden_0"].tolist()
+    [0, 1, 2]
+    """
     return Element(
         {neurons.name: jnp.arange(neurons.width) for neurons in arch.hidden},
         {neurons.name: jnp.ones(neurons.width) for neurons in arch.hidden},
@@ -34,15 +52,24 @@ def identity(arch: Architecture) -> Element:
 def random(
     arch: Architecture, key: Key, *, permute: bool = True, scale: bool = True, log_scale_std: float = 1.0
 ) -> Element:
-    """A random element, each layer's drawn independently.
+    """Draws a random element, each layer independently.
 
     Args:
-      arch: the architecture.
-      key: consumed.
-      permute: uniform permutations (group P), or none.
-      scale: uniform signs where the layer's group is SIGN, exp(log_scale_std * normal) where it is POSITIVE (group
-        D), or none. With both: PD.
-      log_scale_std: the standard deviation of the logarithm of positive scales.
+      arch: The architecture.
+      key: A random key; it is consumed.
+      permute: Whether to draw uniform permutations (group P).
+      scale: Whether to draw scales (group D): uniform signs where the layer's group is SIGN, exp(log_scale_std *
+        normal) where it is POSITIVE. With both the group is PD.
+      log_scale_std: The standard deviation of the logarithm of positive scales.
+
+    Returns:
+      The element; `jax.vmap` over keys for a stack.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> element = sg.symmetry.random(sg.siren((2, 4, 1)), jax.random.key(0))
+    >>> sorted(element.permutation["hidden_0"].tolist()), set(abs(element.scale["hidden_0"]).tolist())
+    ([0, 1, 2, 3], {1.0})
     """
     element = identity(arch)
     for index, neurons in enumerate(arch.hidden):
@@ -55,7 +82,24 @@ def random(
 
 
 def compose(arch: Architecture, left: Element, right: Element) -> Element:
-    """The element that does `right` first: act(compose(left, right), p) = act(left, act(right, p))."""
+    """The element that does `right` first: act(compose(left, right), p) = act(left, act(right, p)).
+
+    Args:
+      arch: The architecture.
+      left: The element that acts second.
+      right: The element that acts first.
+
+    Raises:
+      ValueError: If an element does not fit the architecture.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> element = sg.symmetry.random(arch, jax.random.key(0))
+    >>> there_and_back = sg.symmetry.compose(arch, sg.symmetry.inverse(arch, element), element)
+    >>> there_and_back.permutation["hidden_0"].tolist(), there_and_back.scale["hidden_0"].tolist()
+    ([0, 1, 2, 3], [1.0, 1.0, 1.0, 1.0])
+    """
     check(arch, left)
     check(arch, right)
     permutation, scale = {}, {}
@@ -67,7 +111,22 @@ def compose(arch: Architecture, left: Element, right: Element) -> Element:
 
 
 def inverse(arch: Architecture, element: Element) -> Element:
-    """The element that undoes another."""
+    """The element that undoes another: act(inverse(e), act(e, p)) = p.
+
+    Args:
+      arch: The architecture.
+      element: The element to undo.
+
+    Raises:
+      ValueError: If the element does not fit the architecture.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> element = sg.symmetry.Element({"hidden_0": jnp.array([2, 0, 1])}, {"hidden_0": jnp.array([1.0, 2.0, 4.0])})
+    >>> back = sg.symmetry.inverse(sg.mlp((2, 3, 1)), element)
+    >>> back.permutation["hidden_0"].tolist(), back.scale["hidden_0"].tolist()
+    ([1, 2, 0], [0.5, 0.25, 1.0])
+    """
     check(arch, element)
     permutation = {neurons.name: jnp.argsort(element.permutation[neurons.name]) for neurons in arch.hidden}
     scale = {name: 1 / element.scale[name][order] for name, order in permutation.items()}
@@ -75,15 +134,32 @@ def inverse(arch: Architecture, element: Element) -> Element:
 
 
 def act(arch: Architecture, element: Element, params: Params) -> dict[str, Any]:
-    """The transformed params: the same function, another copy of it.
+    """Transforms a network by a group element: other params, the same function.
+
+    W'_l = Q_{l-1}^{-1} W_l Q_l and b'_l = b_l Q_l with the monomial matrix Q_l of each layer (arXiv 2406.10685, section
+    4).
 
     Args:
-      arch: the architecture.
-      element: of one network; `jax.vmap` for many.
-      params: of one network.
+      arch: The architecture.
+      element: The group element; `jax.vmap` for many.
+      params: The network.
+
+    Returns:
+      The transformed params.
 
     Raises:
-      ValueError: if params or element do not fit the architecture.
+      ValueError: If params or element do not fit the architecture.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> moved = sg.symmetry.act(arch, sg.symmetry.random(arch, jax.random.key(1)), params)
+    >>> bool((moved["Dense_0"]["kernel"] == params["Dense_0"]["kernel"]).all())
+    False
+    >>> images = [sg.network.render(arch, one, (4, 4)) for one in (params, moved)]
+    >>> bool(abs(images[0] - images[1]).max() < 1e-5)
+    True
     """
     check(arch, element)
     values = []
@@ -98,13 +174,48 @@ def act(arch: Architecture, element: Element, params: Params) -> dict[str, Any]:
 def orbit(
     arch: Architecture, params: Params, key: Key, size: int, *, permute: bool = True, scale: bool = True
 ) -> dict[str, Any]:
-    """`size` random copies of one network, every array with a leading axis [networks]."""
+    """Draws random networks with the function of a given one.
+
+    Args:
+      arch: The architecture.
+      params: The network.
+      key: A random key; it is consumed.
+      size: How many networks to draw.
+      permute: As in `random`.
+      scale: As in `random`.
+
+    Returns:
+      The networks, every array with a leading axis [size].
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> sg.symmetry.orbit(arch, params, jax.random.key(1), 5)["Dense_0"]["kernel"].shape
+    (5, 2, 3)
+    """
     keys = jax.random.split(key, size)
     return jax.vmap(lambda k: act(arch, random(arch, k, permute=permute, scale=scale), params))(keys)
 
 
 def act_on_axis(element: Element, axis: Axis, position: int, value: Array) -> Array:
-    """The action along one axis of one parameter; `act` is this on every axis."""
+    """The action along one axis of one parameter; `act` is this on every axis.
+
+    Args:
+      element: The group element.
+      axis: The axis of the parameter, whose neuron layer is a hidden one.
+      position: The position of that axis in the array.
+      value: The parameter's array.
+
+    Returns:
+      The array, permuted and scaled along the axis.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> element = sg.symmetry.Element({"hidden_0": jnp.array([1, 0])}, {"hidden_0": jnp.array([1.0, -1.0])})
+    >>> sg.symmetry.act_on_axis(element, sg.Axis("hidden_0", 1), 0, jnp.array([3.0, 5.0])).tolist()
+    [5.0, -3.0]
+    """
     order, scale = element.permutation[axis.neurons], element.scale[axis.neurons]
     offsets = jnp.arange(axis.repeat) * order.shape[0]
     value = jnp.take(value, (offsets[:, None] + order).reshape(-1), axis=position)
@@ -115,7 +226,26 @@ def act_on_axis(element: Element, axis: Axis, position: int, value: Array) -> Ar
 
 
 def act_on_others(element: Element, parameter: Parameter, neurons: str, value: Array) -> Array:
-    """The action on one parameter along all axes but that of one neuron layer."""
+    """The action on one parameter along all axes but that of one neuron layer.
+
+    Args:
+      element: The group element.
+      parameter: The description of the parameter.
+      neurons: The name of the neuron layer whose axis is left unchanged.
+      value: The parameter's array.
+
+    Returns:
+      The array, permuted and scaled along its other axes.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((1, 2, 2, 1), "tanh")
+    >>> order, sign = jnp.array([1, 0]), jnp.array([1.0, -1.0])
+    >>> element = sg.symmetry.Element({"hidden_0": order, "hidden_1": order}, {"hidden_0": sign, "hidden_1": sign})
+    >>> kernel = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    >>> sg.symmetry.act_on_others(element, arch.parameters[2], "hidden_1", kernel).tolist()
+    [[3.0, 4.0], [-1.0, -2.0]]
+    """
     for position, axis in enumerate(parameter.axes):
         if isinstance(axis, Axis) and axis.neurons != neurons and axis.neurons in element.permutation:
             value = act_on_axis(element, axis, position, value)
@@ -125,8 +255,15 @@ def act_on_others(element: Element, parameter: Parameter, neurons: str, value: A
 def check(arch: Architecture, element: Element) -> None:
     """Checks that an element has a permutation and a scale for every hidden layer.
 
+    Args:
+      arch: The architecture.
+      element: The element.
+
     Raises:
-      ValueError: if it is of another architecture, or a batch.
+      ValueError: If it belongs to another architecture, or is a batch.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.symmetry.check(sg.mlp((2, 3, 1)), sg.symmetry.identity(sg.mlp((5, 3, 2))))
     """
     for field, mapping in element._asdict().items():
         shapes = {name: jnp.shape(value) for name, value in mapping.items()}

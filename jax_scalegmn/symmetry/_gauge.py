@@ -1,8 +1,8 @@
 """The norm-balanced gauge: of all positive rescalings of one network, the one with the smallest weights.
 
-Positive scales move a relu network along its orbit without a change of its function, so that distances between
-networks as they come say little. In this gauge every orbit has one member up to permutations, and distances between
-those members say what the networks have in common.
+Positive scales move a relu network along its orbit and leave its function unchanged, so that a distance between the
+weights of two networks says little. In this gauge every orbit has one member up to permutations, and distances between
+those members are comparable.
 """
 
 from collections.abc import Mapping
@@ -20,23 +20,33 @@ from jax_scalegmn.types import Params
 
 
 def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> Element:
-    """The rescalings after which every POSITIVE neuron's incoming and outgoing norms are equal.
+    """The rescaling after which every POSITIVE neuron's incoming and outgoing norms are equal.
 
-    They minimize the network's squared norm over its orbit, sum_p |p|^2 exp(2 sum_axes power log s), which is convex
-    in log s and has one minimum (Stock et al. 2019, arXiv 1902.10416, section 3). Layer by layer the closed form is
-    s^4 = |outgoing|^2 / |incoming|^2, with biases incoming; sweeps go on until no scale changes by more than eight
-    roundings. A neuron without incoming or without outgoing weights keeps scale 1: no scale balances it.
+    It minimizes the network's squared norm over its orbit, sum_p |p|^2 exp(2 sum_axes power log s), which is convex
+    in log s and has one minimum (Stock et al. 2019, arXiv 1902.10416, section 3). For one layer the closed form is
+    s^4 = |outgoing|^2 / |incoming|^2, where biases count as incoming; sweeps over the layers go on until no log s
+    changes by more than eight machine epsilons. A neuron without incoming or without outgoing weights keeps scale 1: no
+    scale balances it.
 
     Args:
-      arch: the architecture.
-      params: of one network; `jax.vmap` for many.
-      max_sweeps: the most passes over the layers. Chains of a few layers need some ten.
+      arch: The architecture.
+      params: The network; `jax.vmap` for many.
+      max_sweeps: The largest number of sweeps over the layers. Chains of a few layers need about ten.
 
     Returns:
-      The element: identity permutations, scale 1 in layers of other groups.
+      The element: identity permutations, and scale 1 in layers with other groups.
 
     Raises:
-      ValueError: if params do not fit the architecture.
+      ValueError: If params do not fit the architecture.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> params = {
+    ...     "Dense_0": {"kernel": jnp.array([[1.0, 3.0]]), "bias": jnp.zeros(2)},
+    ...     "Dense_1": {"kernel": jnp.array([[4.0], [3.0]]), "bias": jnp.zeros(1)},
+    ... }
+    >>> sg.symmetry.balance(sg.mlp((1, 2, 1)), params).scale["hidden_0"].round(4).tolist()
+    [2.0, 1.0]
     """
     layers = [neurons.name for neurons in arch.hidden if neurons.scaling is Scaling.POSITIVE]
     element = _elements.identity(arch)
@@ -50,7 +60,7 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
         largest = jnp.zeros((), dtype)
         for name in layers:
             incoming, outgoing = (_total(touching[name], name, power, logs) for power in (1, -1))
-            # Between neighbors that balance each other the two sums may leave float32; logarithms would then be NaN.
+            # While neighboring layers balance each other a sum may overflow or underflow; its logarithm would be NaN.
             usual = (incoming > 0) & (outgoing > 0) & jnp.isfinite(incoming) & jnp.isfinite(outgoing)
             step = jnp.where(usual, 0.25 * (_log(outgoing, usual) - _log(incoming, usual)), 0.0)
             logs = logs | {name: logs[name] + step.astype(dtype)}
@@ -67,7 +77,28 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
 
 
 def balanced(arch: Architecture, params: Params) -> dict[str, Any]:
-    """The network in its balanced gauge: the same function with the smallest weights of all its rescalings."""
+    """The network in its balanced gauge: the same function with the smallest weights of all its rescalings.
+
+    Args:
+      arch: The architecture.
+      params: The network; `jax.vmap` for many.
+
+    Returns:
+      The balanced params.
+
+    Raises:
+      ValueError: If params do not fit the architecture.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> params = {
+    ...     "Dense_0": {"kernel": jnp.array([[1.0]]), "bias": jnp.zeros(1)},
+    ...     "Dense_1": {"kernel": jnp.array([[4.0]]), "bias": jnp.zeros(1)},
+    ... }
+    >>> balanced = sg.symmetry.balanced(sg.mlp((1, 1, 1)), params)
+    >>> balanced["Dense_0"]["kernel"].round(4).item(), balanced["Dense_1"]["kernel"].round(4).item()
+    (2.0, 2.0)
+    """
     return _elements.act(arch, balance(arch, params), params)
 
 
@@ -142,12 +173,12 @@ def balanced_pair(arch: Architecture, params: Params, target: Params) -> Balance
 
 
 def _squared_sizes(arch: Architecture, params: Params) -> list[tuple[dict[str, int], Array]]:
-    """Of every parameter that a positive scale changes: the powers of its axes, and its squares summed over all else.
+    """For every parameter that a positive scale changes: the powers of its axes, and its squares summed over the rest.
 
-    The array has one axis for each entry of the mapping, in its order.
+    The array of sums has one axis for each entry of the mapping of powers, in its order.
     """
     positive = {neurons.name for neurons in arch.hidden if neurons.scaling is Scaling.POSITIVE}
-    found = []
+    sizes = []
     for parameter, value in zip(arch.parameters, architecture.unpack(arch, params), strict=True):
         powers = {axis.neurons: axis.power for axis in parameter.neuron_axes if axis.neurons in positive and axis.power}
         if not powers:
@@ -162,14 +193,14 @@ def _squared_sizes(arch: Architecture, params: Params) -> list[tuple[dict[str, i
             else:
                 summed.append(len(shape))
                 shape.append(size)
-        found.append((powers, squares.reshape(shape).sum(tuple(summed))))
-    return found
+        sizes.append((powers, squares.reshape(shape).sum(tuple(summed))))
+    return sizes
 
 
 def _total(
     touching: list[tuple[dict[str, int], Array]], name: str, power: int, logs: Mapping[str, Array]
 ) -> Float[Array, " n"]:
-    """The squared norm of each neuron's parameters with that power, at the scales so far."""
+    """The squared norm of each neuron's parameters with that power, under the scales exp(logs)."""
     total = jnp.zeros(logs[name].shape, logs[name].dtype)
     for powers, size in touching:
         if powers[name] == power:
