@@ -75,8 +75,14 @@ default_role = "py:obj"
 
 # References inside the project must resolve; nothing is fetched from other projects' sites.
 nitpicky = True
-suppress_warnings = ["toc.not_readable"]
-nitpick_ignore_regex = [("py:.*", r"(?s)(?!jax_scalegmn\b).*")]
+suppress_warnings = [
+    "myst-nb.lexer",  # a notebook names its language when it runs; --no-notebooks shows it plain
+    "toc.not_readable",
+]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?s)(?!jax_scalegmn\b).*"),
+    ("py:class", r"jax_scalegmn\.network\._forward\.State"),  # a type variable
+]
 spelling_lang = "en_US"
 spelling_word_list_filename = ["spelling_wordlist.txt"]
 spelling_show_suggestions = False

@@ -10,6 +10,7 @@ import inspect
 import itertools
 import pkgutil
 import re
+import typing
 from typing import Any
 
 from checks import PACKAGE, home, public_modules, undocumented
@@ -48,25 +49,27 @@ class PublicNames(SphinxDirective):
 
 def _documented(full: str, value: Any) -> list[str]:
     """The directive that documents a value."""
+    if _is_data(value):
+        module, _, name = full.rpartition(".")
+        docstring = [f"   {_escaped(line)}" for line in _data_docstring(full)]
+        return [f".. py:data:: {name}", f"   :module: {module}", "", *docstring, ""]
     if inspect.isclass(value):
         return [f".. {'autoexception' if issubclass(value, BaseException) else 'autoclass'}:: {full}", ""]
-    if callable(value) and hasattr(value, "__name__"):
-        return [f".. autofunction:: {full}", ""]
-    module, _, name = full.rpartition(".")
-    return [
-        f".. py:data:: {name}",
-        f"   :module: {module}",
-        "",
-        *(f"   {_escaped(line)}" for line in _data_docstring(full)),
-        "",
-    ]
+    return [f".. autofunction:: {full}", ""]
 
 
 def _first_sentence(full: str, value: Any) -> str:
-    callable_or_module = inspect.ismodule(value) or inspect.isclass(value) or hasattr(value, "__name__")
-    lines = (inspect.getdoc(value) or "").splitlines() if callable_or_module else _data_docstring(full)
-    paragraph = " ".join(itertools.takewhile(str.strip, lines))
-    return _escaped(re.split(r"(?<=[.:])\s", paragraph)[0].strip())
+    lines = _data_docstring(full) if _is_data(value) else (inspect.getdoc(value) or "").splitlines()
+    paragraph = " ".join(line.strip() for line in itertools.takewhile(str.strip, lines))
+    sentence = re.split(r"(?<=\.)(?<!et al\.)(?<!e\.g\.)(?<!i\.e\.)\s", paragraph)[0].strip()
+    return _escaped(re.sub(r":+$", ".", sentence))
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value is a constant or a type alias, whose docstring is not its own."""
+    if inspect.ismodule(value) or inspect.isclass(value):
+        return typing.get_origin(value) is not None
+    return not (callable(value) and hasattr(value, "__name__")) or typing.get_origin(value) is not None
 
 
 def _data_docstring(full: str) -> list[str]:
@@ -85,25 +88,49 @@ def _data_docstring(full: str) -> list[str]:
 
 
 def plain_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Lets docstrings be plain text: bars and asterisks mark nothing, and an indented block after a colon is code."""
+    """Lets docstrings be plain text: bars and asterisks mark nothing, lists need no blank lines around them, and an
+    indented block after a colon is code.
+    """
+    lines[:] = _with_blank_lines_around_lists(lines)
     result: list[str] = []
-    code = False
+    example = False
     for number, line in enumerate(lines):
-        indent = len(line) - len(line.lstrip())
-        if line.lstrip().startswith(">>>"):
-            code = True
-        elif not line.strip():
-            code = False
-        if code:
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        if example:
             result.append(line)
             continue
         following = next((later for later in lines[number + 1 :] if later.strip()), "")
         blank_next = number + 1 < len(lines) and not lines[number + 1].strip()
-        deeper = len(following) - len(following.lstrip()) > indent
-        if line.rstrip().endswith(":") and not line.rstrip().endswith("::") and blank_next and deeper:
+        begins_block = line.rstrip().endswith(":") and not line.rstrip().endswith("::") and blank_next
+        if begins_block and _indent(following) > _indent(line) and not _is_item(following):
             line = line.rstrip() + ":"
         result.append(_escaped(line))
     lines[:] = result
+
+
+def _with_blank_lines_around_lists(lines: list[str]) -> list[str]:
+    result: list[str] = []
+    items: int | None = None  # the indent of the list that we are in
+    for line in lines:
+        if line.strip() and result and result[-1].strip():
+            begins = _is_item(line) and items is None
+            ends = items is not None and (_indent(line) < items or (_indent(line) == items and not _is_item(line)))
+            if begins or ends:
+                result.append("")
+        if _is_item(line):
+            items = _indent(line)
+        elif line.strip() and items is not None and _indent(line) <= items:
+            items = None
+        result.append(line)
+    return result
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _is_item(line: str) -> bool:
+    return line.lstrip().startswith("- ")
 
 
 def _escaped(line: str) -> str:
@@ -123,11 +150,12 @@ def skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options
 
 def plain_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
-) -> tuple[str | None, str | None] | None:
-    """Leaves out what Flax adds to every module: `parent` and `name`."""
-    if what != "class" or not signature or "parent:" not in signature:
-        return None
-    return re.sub(r",? parent: .*?, name: .*?(?=[,)])", "", signature), returns
+) -> tuple[str | None, str | None]:
+    """Writes arrays as they are imported, and leaves out what Flax adds to every module: `parent` and `name`."""
+    signature, returns = (text and text.replace("jaxlib._jax.Array", "Array") for text in (signature, returns))
+    if what == "class" and signature and "parent:" in signature:
+        signature = re.sub(r",? parent: .*?, name: .*?(?=[,)])", "", signature)
+    return signature, returns
 
 
 # --- references ---------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Merges several networks into one: paths, averages, soups, REPAIR and task vectors."""
 
-from jax_scalegmn.merge._paths import average, greedy_soup, lerp, piecewise, slerp, soup
+from jax_scalegmn.merge._paths import Soup, average, greedy_soup, lerp, piecewise, slerp, soup
 from jax_scalegmn.merge._repair import repair, reset_batch_norm
 from jax_scalegmn.merge._task_vectors import task_arithmetic, task_vector, ties
 
 __all__ = [
+    "Soup",
     "average",
     "greedy_soup",
     "lerp",
