@@ -173,7 +173,7 @@ def test_a_diverged_network_stays_out_of_the_soup():
 
 
 def test_a_score_is_a_number():
-    with pytest.raises(ValueError, match=r"score_fn gives shape \(2,\); expected a scalar"):
+    with pytest.raises(ValueError, match=r"score_fn returns shape \(2,\); expected a scalar"):
         merge.greedy_soup(lambda params: params["x"], STACK)
 
 

@@ -140,7 +140,7 @@ def damaged(stack):
     [
         (BASE, STACK, {"density": 0.0}, r"density is 0.0; expected a share inside \(0, 1\]"),
         (BASE, STACK, {"density": 1.1}, "density is 1.1"),
-        (BASE, damaged(STACK), {}, r"stack\['Dense_0'\]\['bias'\] holds NaN"),
+        (BASE, damaged(STACK), {}, r"stack\['Dense_0'\]\['bias'\] holds 1 NaN"),
         (BASE, support.random_params(support.ARCHITECTURES["tanh mlp"], models=(3,)), {}, "differ in structure"),
         (BASE, BASE, {}, "leading sizes"),
         ({"x": jnp.zeros(2)}, {"x": jnp.zeros((0, 2))}, {}, r"leading sizes \[0\]"),
@@ -155,7 +155,7 @@ def test_ties_refuses_what_has_no_common_base(base, stack, options, message):
     ("weights", "message"),
     [
         (jnp.ones(2), r"weights have shape \(2,\); expected \(3,\)"),
-        (jnp.array([1.0, jnp.nan, 1.0]), "weights holds NaN"),
+        (jnp.array([1.0, jnp.nan, 1.0]), "weights holds 1 NaN"),
     ],
 )
 def test_arithmetic_needs_a_finite_weight_for_each_vector(weights, message):

@@ -1,8 +1,9 @@
 """Merging: from two or more networks to one, on params or on any other pytree (embeddings too).
 
-Networks merge where they lie in one copy of their orbits. Four ways there:
+Networks merge well only in one frame, that is with their neurons in one order, sign and scale. Four ways there:
+
 - pairwise: `matching.align` one to the other; the end points stay exact, N networks need N^2 alignments for all pairs;
-- mean frame: `matching.align_all` brings N networks to one evolving mean; exact, some N alignments a round;
+- mean frame: `matching.align_all` brings N networks to one evolving mean; exact, about N alignments a round;
 - decoded: merge the canonical networks of an autoencoder; no alignment, end points as good as its reconstructions;
 - canonical frame: `matching.align_to` each network to its own decoded one, then merge the originals; the end points
   stay exact and N networks need N alignments.
@@ -22,13 +23,13 @@ from jax_scalegmn.types import Interpolate
 
 
 class Soup(NamedTuple):
-    """What `greedy_soup` made.
+    """The result of `greedy_soup`.
 
     Attributes:
-      params: the mean of the networks that were taken.
-      taken: which of the stack those are.
-      scores: of the networks one by one.
-      score: of `params`; never below the best of `scores`.
+      params: The mean of the networks that were taken.
+      taken: Which networks of the stack those are.
+      scores: The score of each network by itself.
+      score: The score of `params`; never below the best of `scores`.
     """
 
     params: Any
@@ -38,23 +39,50 @@ class Soup(NamedTuple):
 
 
 def lerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
-    """(1 - t) a + t b, leaf by leaf.
+    """Interpolates linearly between two networks: (1 - t) a + t b, array by array.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> sg.merge.lerp({"bias": jnp.array([0.0, 4.0])}, {"bias": jnp.array([1.0, 0.0])}, 0.25)["bias"].tolist()
+    [0.25, 3.0]
+
+    Args:
+      a: The network at t = 0.
+      b: The network at t = 1.
+      t: The point; it may be outside [0, 1].
+
+    Returns:
+      The network at t.
 
     Raises:
-      ValueError: if a and b differ in structure or shapes.
+      ValueError: If a and b differ in structure or shapes.
     """
     stacks.check_alike(a, b)
     return jax.tree.map(lambda x, y: (1 - t) * x + t * y, a, b)
 
 
 def slerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
-    """Along the great circle from a to b, all leaves as one vector (Shoemake 1985).
+    """Interpolates along the great circle from a to b, all arrays as one vector (Shoemake 1985).
 
     sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b with w the angle between a and b; `lerp` where they are parallel
     or one of them is 0.
 
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> middle = sg.merge.slerp({"bias": jnp.array([1.0, 0.0])}, {"bias": jnp.array([0.0, 1.0])}, 0.5)
+    >>> middle["bias"].round(4).tolist() == jnp.sqrt(jnp.array([0.5, 0.5])).round(4).tolist()
+    True
+
+    Args:
+      a: The network at t = 0.
+      b: The network at t = 1.
+      t: The share of the angle; it may be outside [0, 1].
+
+    Returns:
+      The network at t.
+
     Raises:
-      ValueError: if a and b differ in structure or shapes.
+      ValueError: If a and b differ in structure or shapes.
     """
     stacks.check_alike(a, b)
     dot, aa, bb = (optax.tree.vdot(*pair) for pair in ((a, b), (a, a), (b, b)))
@@ -68,21 +96,32 @@ def slerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
 
 
 def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any:
-    """The (weighted) mean of N networks, every array with a leading axis [networks].
+    """The (weighted) mean of N networks: sum_i w_i a_i / sum_i w_i.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> stack = {"bias": jnp.array([[0.0, 4.0], [4.0, 0.0]])}
+    >>> sg.merge.average(stack)["bias"].tolist()
+    [2.0, 2.0]
+    >>> sg.merge.average(stack, jnp.array([3.0, 1.0]))["bias"].tolist()
+    [1.0, 3.0]
 
     Args:
-      stack: the networks.
-      weights: divided by their sum; None for equal ones.
+      stack: The networks, every array with a leading axis [networks].
+      weights: One weight for each network, divided by their sum; None for equal ones.
+
+    Returns:
+      The mean, in the dtypes of the networks.
 
     Raises:
-      ValueError: if the networks are not counted alike by all arrays, if the weights are not one for each network, or
-        (where their values are at hand) if they are not finite or their sum is 0.
+      ValueError: If the arrays disagree on the number of networks, if there is not one weight for each network, or
+        (where their values are known) if weights are not finite or their sum is 0.
     """
-    models = stacks.count(stack)
-    weights = jnp.ones(models) if weights is None else jnp.asarray(weights)
-    if weights.shape != (models,):
-        raise ValueError(f"weights have shape {weights.shape}; expected ({models},), one for each network.")
-    if not isinstance(weights, jax.core.Tracer):
+    count = stacks.count(stack)
+    weights = jnp.ones(count) if weights is None else jnp.asarray(weights)
+    if weights.shape != (count,):
+        raise ValueError(f"weights have shape {weights.shape}; expected ({count},), one for each network.")
+    if stacks.is_concrete(weights):
         total = float(np.asarray(weights, np.float64).sum())
         # Relative: 0.1 + 0.2 - 0.3 is a rounding error.
         if not np.isfinite(total) or abs(total) <= 1e-6 * float(jnp.abs(weights).sum()):
@@ -90,7 +129,7 @@ def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any
     weights = weights / weights.sum()
 
     def mean(leaf: Array) -> Array:
-        # Half precision is summed in float32; the result has the networks' dtype, whatever that of the weights.
+        # Half precision is summed in float32; the result has the networks' dtype, whatever the weights' dtype is.
         dtype = jnp.promote_types(leaf.dtype, jnp.float32)
         total = jnp.tensordot(weights.astype(dtype), leaf.astype(dtype), 1, precision="highest")
         return total.astype(leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else total
@@ -101,20 +140,29 @@ def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any
 def piecewise(stack: Any, t: Float[Array, ""] | float, *, interpolate: Interpolate = lerp) -> Any:
     """The point at time t of the path that runs through N networks in turn, in equal times.
 
-    At t = i / (N - 1) stands network i. Beyond [0, 1] the first and the last piece go on. With two networks it is
-    `interpolate` itself.
+    It passes network i at t = i / (N - 1). Outside [0, 1] the first and the last piece are continued. With two networks
+    it is `interpolate` itself.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> stack = {"bias": jnp.array([[0.0], [2.0], [10.0]])}
+    >>> [float(sg.merge.piecewise(stack, t)["bias"][0]) for t in (0.0, 0.25, 0.5, 0.75)]
+    [0.0, 1.0, 2.0, 6.0]
 
     Args:
-      stack: the networks, every array with a leading axis [networks].
-      t: in [0, 1].
-      interpolate: `lerp`, `slerp` or another of that form, for each piece.
+      stack: The networks, every array with a leading axis [networks].
+      t: The time, in [0, 1].
+      interpolate: `lerp`, `slerp` or another function with that signature, for each piece.
+
+    Returns:
+      The network at t.
 
     Raises:
-      ValueError: on fewer than 2 networks, or as `average` on their number.
+      ValueError: On fewer than 2 networks, or if the arrays disagree on their number.
     """
-    models = stacks.count(stack, least=2)
-    place = jnp.asarray(t) * (models - 1)
-    piece = jnp.clip(jnp.floor(place).astype(int), 0, models - 2)
+    count = stacks.count(stack, least=2)
+    place = jnp.asarray(t) * (count - 1)
+    piece = jnp.clip(jnp.floor(place).astype(int), 0, count - 2)
     a, b = (stacks.member(stack, index) for index in (piece, piece + 1))
     return interpolate(a, b, place - piece)
 
@@ -128,17 +176,26 @@ def soup(
 ) -> Any:
     """The (weighted) mean of the networks at several times of the path `piecewise` through N networks.
 
-    Of two networks and `lerp` that is one more point of their segment; of curved paths and of more networks it is a
-    point that lies on no path.
+    With two networks and `lerp` that is another point of their segment; with curved paths and with more networks it is
+    a point that lies on no path.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> stack = {"bias": jnp.array([[0.0], [2.0], [10.0]])}
+    >>> float(sg.merge.soup(stack, jnp.array([0.0, 0.5, 0.75]))["bias"][0].round(4)) == round(8 / 3, 4)
+    True
 
     Args:
-      stack: the networks, every array with a leading axis [networks].
-      ts: the times, in [0, 1].
-      weights: of the times, as in `average`; None for equal ones.
-      interpolate: as in `piecewise`.
+      stack: The networks, every array with a leading axis [networks].
+      ts: The times, in [0, 1].
+      weights: The weights of the times, as in `average`; None for equal ones.
+      interpolate: As in `piecewise`.
+
+    Returns:
+      The mean.
 
     Raises:
-      ValueError: as `piecewise` and `average`, or on times that are no vector of at least one.
+      ValueError: As `piecewise` and `average`, or if `ts` is not a vector of one time or more.
     """
     if jnp.ndim(ts) != 1 or not jnp.size(ts):
         raise ValueError(
@@ -151,25 +208,35 @@ def greedy_soup(score_fn: Callable[[Any], Array], stack: Any) -> Soup:
     """The mean of those networks that do not lower its score (Wortsman et al. 2022, arXiv 2203.05482, recipe 1).
 
     The networks are sorted by their own scores, the best first, ties in the order of the stack. Each is added to the
-    mean of those taken so far, and stays if the score is at least what it was. A network or mean whose score is NaN is
-    never added.
+    mean of those taken so far, and stays if the score does not fall. A network or mean whose score is NaN is never
+    added.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> stack = {"bias": jnp.array([[0.5], [9.0], [2.0]])}
+    >>> soup = sg.merge.greedy_soup(lambda params: -((params["bias"][0] - 1.0) ** 2), stack)
+    >>> soup.taken.tolist(), float(soup.params["bias"][0])
+    ([True, False, True], 1.25)
 
     Args:
-      score_fn: of one network, on held-out data: a scalar, the larger the better (a negative loss, an accuracy).
+      score_fn: Maps one network to a scalar on held-out data, the larger the better (a negative loss, an accuracy).
         It runs 2 N times, one network at a time.
-      stack: the networks in one frame, every array with a leading axis [networks].
+      stack: The networks in one frame, every array with a leading axis [networks].
+
+    Returns:
+      The mean, with the scores.
 
     Raises:
-      ValueError: if the networks are not counted alike by all arrays, if a score is no scalar, or (where the values are
-        at hand) if all scores are NaN.
+      ValueError: If the arrays disagree on the number of networks, if a score is not a scalar, or (where the values are
+        known) if all scores are NaN.
     """
     stacks.count(stack)
     shape = jax.eval_shape(score_fn, stacks.member(stack, 0)).shape
     if shape != ():
-        raise ValueError(f"score_fn gives shape {shape}; expected a scalar, like a mean over the held-out examples.")
+        raise ValueError(f"score_fn returns shape {shape}; expected a scalar, like a mean over the held-out examples.")
     scores = jax.lax.map(score_fn, stack)
-    if not isinstance(scores, jax.core.Tracer) and np.isnan(scores).all():
-        raise ValueError("All scores are NaN; expected one number for each network at least. Check data and networks.")
+    if stacks.is_concrete(scores) and np.isnan(scores).all():
+        raise ValueError("All scores are NaN; expected a number for at least one network. Check data and networks.")
     # NaN sorts last.
     order = jnp.argsort(-scores, stable=True)
     first = stacks.member(stack, order[0])
