@@ -42,7 +42,7 @@ def test_large_scores_reach_the_host_on_a_single_core():
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import jax, jax.numpy as jnp
-from jax_scalegmn import assignment
+from jax_scalegmn.matching import assignment
 score = jnp.eye(2048)[::-1]
 assert (jax.jit(assignment.scipy)(score) == jnp.arange(2048)[::-1]).all()
 """

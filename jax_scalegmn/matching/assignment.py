@@ -10,44 +10,124 @@ import optax
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-__all__ = ["Assign", "default", "hungarian", "scipy"]
+__all__ = ["Assign", "default", "hungarian", "scipy", "with_signs"]
 
 # A score (row: neuron of the target, column: neuron of params) -> the column of each row that maximizes the sum.
 Assign: TypeAlias = Callable[[Float[Array, "n n"]], Int[Array, " n"]]
 
-
 _BLOCK = 1 << 20  # entries
+_HUNGARIAN_UP_TO = 8  # neurons
 
 
 def hungarian(score: Float[Array, "n n"]) -> Int[Array, " n"]:
-    """The optimal assignment on the device, by `optax.assignment.hungarian_algorithm`."""
+    """Solves one assignment problem on the device, with `optax.assignment.hungarian_algorithm`.
+
+    Maximizes sum_i score[i, columns[i]] over permutations (Kuhn 1955).
+
+    >>> import jax.numpy as jnp
+    >>> from jax_scalegmn.matching import assignment
+    >>> assignment.hungarian(jnp.array([[1.0, 3.0], [2.0, 1.0]])).tolist()
+    [1, 0]
+
+    Args:
+      score: The score of every pair, [n, n].
+
+    Returns:
+      The column that each row is assigned to, [n].
+    """
     rows, columns = optax.assignment.hungarian_algorithm(-score)
     return columns[jnp.argsort(rows)]
 
 
 def scipy(score: Float[Array, "n n"]) -> Int[Array, " n"]:
-    """The optimal assignment on the host, by `scipy.optimize.linear_sum_assignment`; a batch goes there in one call.
+    """Solves one assignment problem on the host, with `scipy.optimize.linear_sum_assignment`.
 
-    On a machine with a single core XLA waits for ever on callbacks with batches of 4 million entries or more: take
+    Maximizes sum_i score[i, columns[i]] over permutations (Crouse 2016). Under `jax.vmap` the whole batch goes to the
+    host in one call.
+
+    On a machine with a single core XLA hangs on callbacks with batches of 4 million entries or more: use
     `hungarian` for those.
+
+    >>> import jax.numpy as jnp
+    >>> from jax_scalegmn.matching import assignment
+    >>> assignment.scipy(jnp.array([[1.0, 3.0], [2.0, 1.0]])).tolist()
+    [1, 0]
+
+    Args:
+      score: The score of every pair, [n, n].
+
+    Returns:
+      The column that each row is assigned to, [n].
     """
 
     def solve(*blocks: Array) -> np.ndarray:
-        score = np.concatenate([np.asarray(block) for block in blocks], -2)
-        flat = score.reshape(-1, *score.shape[-2:])
-        columns = [linear_sum_assignment(one, maximize=True)[1] for one in flat]
-        return np.asarray(columns, np.int32).reshape(score.shape[:-1])
+        scores = np.concatenate([np.asarray(block) for block in blocks], -2)
+        problems = scores.reshape(-1, *scores.shape[-2:])
+        columns = [linear_sum_assignment(problem, maximize=True)[1] for problem in problems]
+        return np.asarray(columns, np.int32).reshape(scores.shape[:-1])
 
     shape = jax.ShapeDtypeStruct(score.shape[:-1], jnp.int32)
-    # In blocks of rows: on a single core XLA waits for ever to hand over an array of 16 MiB (jax 0.10, CPU).
+    # In blocks of rows: on a single core XLA hangs when it hands over an array of 16 MiB (jax 0.10, CPU).
     blocks = jnp.array_split(score, max(1, -(-score.size // _BLOCK)), axis=-2)
     return jax.pure_callback(solve, shape, *blocks, vmap_method="expand_dims")
 
 
 def default(width: int) -> Assign:
-    """The faster solver for layers of that width, as measured on CPU (`python -m benchmarks.matching`).
+    """Returns the faster solver for layers of a width, as measured on CPU (`python -m benchmarks.matching`).
 
-    Up to 8 neurons the device's program is as fast as the way to the host and back; from there on SciPy's compiled one
-    is 1.4 to 12 times as fast, one problem at a time and in batches. On accelerators it is not measured.
+    Up to 8 neurons `hungarian` is as fast as the way to the host and back; from there on `scipy` is 1.4 to 12 times as
+    fast, one problem at a time and in batches. On accelerators this is not measured.
+
+    >>> from jax_scalegmn.matching import assignment
+    >>> assignment.default(4) is assignment.hungarian, assignment.default(512) is assignment.scipy
+    (True, True)
+
+    Args:
+      width: The number of neurons of the layer.
+
+    Returns:
+      `hungarian` or `scipy`.
     """
-    return hungarian if width <= 8 else scipy
+    return hungarian if width <= _HUNGARIAN_UP_TO else scipy
+
+
+def with_signs(
+    score: Float[Array, "n n"],
+    unsigned: Float[Array, "n n"] | None = None,
+    *,
+    signs: bool = True,
+    permute: bool = True,
+    assign: Assign | None = None,
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+    """Assigns the neurons of one layer to each other, up to a sign for each.
+
+    Maximizes sum_i sign[i] score[i, order[i]] + unsigned[i, order[i]]: the assignment is that of |score| + unsigned,
+    and the sign is that of the score at the assigned place, +1 where the score is 0 (Boufalis et al. 2025,
+    arXiv 2511.12601).
+
+    >>> import jax.numpy as jnp
+    >>> from jax_scalegmn.matching import assignment
+    >>> order, sign = assignment.with_signs(jnp.array([[1.0, -3.0], [2.0, 1.0]]))
+    >>> order.tolist(), sign.tolist()
+    ([1, 0], [-1.0, 1.0])
+
+    Args:
+      score: The part of every pair's score that changes with the neuron's sign, [n, n].
+      unsigned: The part that no sign changes, [n, n]; None for 0.
+      signs: Whether signs may be used; without, all are +1.
+      permute: Whether neurons may be permuted; without, every neuron keeps its place.
+      assign: The solver; None for `default` of the width.
+
+    Returns:
+      The order and the sign of each row's neuron, both [n].
+    """
+    width = len(score)
+    order = jnp.arange(width)
+    if permute:
+        solve = default(width) if assign is None else assign
+        total = jnp.abs(score) if signs else score
+        order = solve(total if unsigned is None else total + unsigned)
+    sign = jnp.ones(width)
+    if signs:
+        sign = jnp.where(jnp.take_along_axis(score, order[:, None], 1)[:, 0] < 0, -1.0, 1.0)
+    return order, sign
