@@ -1,7 +1,8 @@
-"""Names of the types that every floor shares, and the axis words of shape annotations.
+"""The types that all packages share, and the axis names of shape annotations.
 
-Axis words: ``networks`` of a batch or zoo, ``points`` positions on a path or pixels, ``n`` neurons of
-one layer, ``nodes`` and ``edges`` of a graph, ``features`` of a node or edge, ``latent`` entries of an embedding.
+Axis names: ``networks`` of a stack or zoo, ``points`` on a path or pixels of an image, ``examples`` of a data set, ``n``
+neurons of one layer, ``nodes`` and ``edges`` of a graph, ``features`` of a node or edge, ``latent`` entries of an
+embedding.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,17 +12,17 @@ import jax
 
 __all__ = ["Interpolate", "Key", "LossFn", "Metrics", "Params"]
 
-# Nested mappings of arrays in Flax's own shape: {"Dense_0": {"kernel": [in, out], "bias": [out]}, ...}.
+#: A network's parameters: nested mappings of arrays, as Flax has them, like {"Dense_0": {"kernel": [in, out], ...}}.
 Params: TypeAlias = Mapping[str, Any]
 
-# A typed JAX key, as `jax.random.key` makes it.
+#: A typed JAX key, as `jax.random.key` makes it.
 Key: TypeAlias = jax.Array
 
-# Named numbers of a training step or an evaluation.
+#: Named numbers of a training step or of an evaluation.
 Metrics: TypeAlias = dict[str, jax.Array]
 
-# (variables, one row of the data, key) -> (scalar loss, metrics)
+#: A loss of one row of the data: (variables, row, key) -> (scalar loss, metrics).
 LossFn: TypeAlias = Callable[[Any, Any, Key], tuple[jax.Array, Metrics]]
 
-# (a, b, t) -> the point between them.
+#: A path between two networks: (a, b, t) -> the network at t, which is a at t = 0 and b at t = 1.
 Interpolate: TypeAlias = Callable[[Any, Any, Any], Any]

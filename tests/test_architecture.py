@@ -235,7 +235,7 @@ def test_a_hand_written_description_without_layers_serves_all_but_network(key):
     moved = support.act(arch, support.rows(support.random_elements(arch, 1), 0), params)
     assert support.deviation(apply(moved, x), apply(params, x)) < 1e-6
     support.assert_identical(jax.jit(matching.align)(arch, params, moved), moved)
-    assert graph.from_params(arch, params).nodes.shape == (10, 4)  # scale, bias, mean and var of every unit
+    assert jax.jit(graph.from_params)(arch, params).nodes.shape == (10, 4)  # scale, bias, mean and var of every unit
     for call in (lambda: network.init(arch, key), lambda: network.apply(arch, params, x[0])):
         with pytest.raises(ValueError, match="'normalized mlp' does not say how to compute its function"):
             call()
@@ -339,9 +339,9 @@ def test_matching_and_graphs_see_blocks_as_arrays():
     moved = support.act(CONCATENATION, support.rows(support.random_elements(CONCATENATION, 1), 0), params)
     found = jax.jit(matching.weight_matching)(CONCATENATION, params, moved)
     assert support.deviation(support.act(CONCATENATION, found.element, params), moved) < 1e-5
-    built = graph.from_params(CONCATENATION, params)
+    built = jax.jit(graph.from_params)(CONCATENATION, params)
     assert built.edges.shape[0] == 2 * 3 + 2 * 4 + 3 * 2 + 4 * 2
-    support.assert_identical(graph.to_params(CONCATENATION, built), params)
+    support.assert_identical(jax.jit(graph.to_params)(CONCATENATION, built), params)
 
 
 def test_vectors_with_spatial_axes_take_several_columns_of_a_graph():
@@ -361,4 +361,4 @@ def test_vectors_with_spatial_axes_take_several_columns_of_a_graph():
     assert graph.topology(arch).columns == (6, 0, 2)
     assert graph.topology(arch).kernel_size == (4, 3)
     params = support.random_params(arch)
-    support.assert_identical(graph.to_params(arch, graph.from_params(arch, params)), params)
+    support.assert_identical(jax.jit(graph.to_params)(arch, jax.jit(graph.from_params)(arch, params)), params)

@@ -1,6 +1,7 @@
-"""Descriptions that are read off functions: those of the builders, right on every network, and never too large."""
+"""Descriptions that are inferred from functions: those of the builders, right on every network, and never too large."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -14,7 +15,7 @@ from flax.core import freeze
 from jax import lax
 
 import jax_scalegmn as sg
-from jax_scalegmn import architecture, inference, matching, network, testing
+from jax_scalegmn import architecture, inference, matching, network, symmetry, testing
 from jax_scalegmn.architecture import Architecture, Axis, Scaling
 from jax_scalegmn.models import graph
 
@@ -51,25 +52,45 @@ def arrays(**shapes):
     return generic({name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()})
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def moved_outputs(arch: Architecture, apply, params, x, elements):
+    """The outputs of the network moved by each of a stack of elements, in one program."""
+    return jax.lax.map(lambda element: apply(symmetry.act(arch, element, params), x), elements)
+
+
+def change(arch: Architecture, apply, params, x, samples: int = 3) -> float:
+    """The largest relative change of the outputs under random elements of the described group."""
+    elements = support.random_elements(arch, samples)
+    # The identity comes first.
+    elements = jax.tree.map(lambda one, more: np.concatenate([one[None], more]), symmetry.identity(arch), elements)
+    outputs = np.asarray(moved_outputs(arch, apply, params, x, elements))
+    return max(support.deviation(output, outputs[0]) for output in outputs[1:])
+
+
+@jax.jit
+def graph_round_trip(arch: Architecture, params):
+    return graph.to_params(arch, graph.from_params(arch, params))
+
+
 def scalings(arch: Architecture) -> dict[str, Scaling]:
     return {neurons.name: neurons.scaling for neurons in arch.hidden}
 
 
-def assert_same_description(found: Architecture, expected: Architecture) -> None:
+def assert_same_description(inferred: Architecture, expected: Architecture) -> None:
     """The same arrays, groups and axes up to names of layers on which a group acts; powers where a scale acts."""
-    assert {p.path for p in found.parameters} == {p.path for p in expected.parameters}
+    assert {p.path for p in inferred.parameters} == {p.path for p in expected.parameters}
     names = {}
     for parameter in expected.parameters:
-        (twin,) = [other for other in found.parameters if other.path == parameter.path]
-        assert found.shape(twin) == expected.shape(parameter)
+        (twin,) = [other for other in inferred.parameters if other.path == parameter.path]
+        assert inferred.shape(twin) == expected.shape(parameter)
         for axis, other in zip(parameter.axes, twin.axes, strict=True):
             assert isinstance(axis, Axis) == isinstance(other, Axis), (parameter, twin)
             if isinstance(axis, Axis):
                 scaling = expected.neuron_layer(axis.neurons).scaling
                 assert scaling is FIXED or names.setdefault(axis.neurons, other.neurons) == other.neurons
-                assert (found.neuron_layer(other.neurons).scaling, other.repeat) == (scaling, axis.repeat)
+                assert (inferred.neuron_layer(other.neurons).scaling, other.repeat) == (scaling, axis.repeat)
                 assert scaling not in (SIGN, POSITIVE) or other.power == axis.power, (parameter, twin)
-    assert len(set(names.values())) == len(names) == len(found.hidden)
+    assert len(set(names.values())) == len(names) == len(inferred.hidden)
 
 
 # --- the builders' networks -----------------------------------------------------------------------------------------
@@ -110,35 +131,35 @@ def test_the_builders_descriptions_are_found(arch):
     def apply(params, x):
         return jax.vmap(lambda one: network.apply(arch, params, one))(x)
 
-    found = inference.infer(apply, jax.eval_shape(lambda: support.random_params(arch)), x)
-    assert_same_description(found.arch, arch)
-    assert found.arch.name == "inferred from apply"
-    assert found.arch.layers == ()
-    assert (found.arch.neuron_layers[0].name, found.arch.neuron_layers[-1].name) == ("input", "output")
+    inferred = inference.infer(apply, jax.eval_shape(lambda: support.random_params(arch)), x)
+    assert_same_description(inferred.arch, arch)
+    assert inferred.arch.name == "inferred from apply"
+    assert inferred.arch.layers == ()
+    assert (inferred.arch.neuron_layers[0].name, inferred.arch.neuron_layers[-1].name) == ("input", "output")
     fixed = any(n.scaling is FIXED for n in arch.neuron_layers[1:-1])
-    assert any("`reshape` splits its axis" in note for note in found.notes) == fixed
+    assert any("`reshape` splits its axis" in note for note in inferred.notes) == fixed
 
 
 def test_a_builders_description_with_another_group_is_not_what_is_found():
     arch = BUILT["mixed mlp"]
     other = architecture.restrict(arch, SIGN)
-    found = inference.infer(
+    inferred = inference.infer(
         lambda p, x: network.apply(arch, p, x), support.random_params(arch), support.example(arch)[0]
     )
     with pytest.raises(AssertionError):
-        assert_same_description(found.arch, other)
+        assert_same_description(inferred.arch, other)
 
 
 @pytest.mark.parametrize("name", support.HAND_WRITTEN)
 def test_hand_written_descriptions_are_found_or_surpassed(name):
     arch, apply = support.HAND_WRITTEN[name]
     params, x = support.random_params(arch), inputs(4, 3)
-    found = inference.infer(apply, params, x).arch
+    inferred = inference.infer(apply, params, x).arch
     if name == "layer norm":  # by hand only permutations, but what the normalizations put on the head can take off
-        assert scalings(found) == {"embed": POSITIVE, "up": POSITIVE}
+        assert scalings(inferred) == {"embed": POSITIVE, "up": POSITIVE}
     else:
-        assert sorted(s.value for s in scalings(found).values()) == sorted(s.value for s in scalings(arch).values())
-    testing.assert_function_preserved(found, apply, params, x, samples=2)
+        assert sorted(s.value for s in scalings(inferred).values()) == sorted(s.value for s in scalings(arch).values())
+    assert change(inferred, apply, params, x) < 1e-5
 
 
 # --- other networks -------------------------------------------------------------------------------------------------
@@ -305,34 +326,31 @@ def network_of(name: str):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_group_is_found_and_keeps_the_function(name):
     (apply, params, x), expected = network_of(name), NETWORKS[name][-1]
-    found = inference.infer(apply, params, x)
-    assert scalings(found.arch) == expected, found.notes
-    testing.assert_function_preserved(found.arch, jax.jit(apply), params, x, samples=3)
-    support.assert_identical(graph.to_params(found.arch, graph.from_params(found.arch, params)), params)
-    assert architecture.from_json(json.loads(json.dumps(found.arch.as_json()))) == found.arch
+    inferred = inference.infer(apply, params, x)
+    assert scalings(inferred.arch) == expected, inferred.notes
+    assert change(inferred.arch, apply, params, x) < 1e-5
+    support.assert_identical(graph_round_trip(inferred.arch, params), params)
+    assert architecture.from_json(json.loads(json.dumps(inferred.arch.as_json()))) == inferred.arch
     # Every layer that has less than a scale, and is no input or output, has a note for each of its axes.
-    for neurons in found.arch.neuron_layers:
+    for neurons in inferred.arch.neuron_layers:
         if neurons.scaling in (FIXED, PERMUTATION) and neurons.name.split("_")[0] not in ("input", "output"):
-            for parameter in found.arch.parameters:
+            for parameter in inferred.arch.parameters:
                 for axis, which in enumerate(parameter.axes):
                     if isinstance(which, Axis) and which.neurons == neurons.name:
                         where = f"params{architecture.describe(parameter.path)} axis {axis} ({neurons.name!r}): "
-                        assert any(note.startswith(where) for note in found.notes)
+                        assert any(note.startswith(where) for note in inferred.notes)
 
 
-@pytest.mark.parametrize("name", ["DenseNet", "NeRF", "root mean square"])
+@pytest.mark.parametrize("name", [pytest.param("DenseNet", marks=pytest.mark.slow), "NeRF", "root mean square"])
 def test_a_larger_group_or_another_power_breaks_the_function(name):
     apply, params, x = network_of(name)
-    arch, apply = inference.infer(apply, params, x).arch, jax.jit(apply)
+    arch = inference.infer(apply, params, x).arch
     other = {POSITIVE: SIGN, SIGN: POSITIVE}
     for layer in arch.hidden:
         neurons = tuple(
             dataclasses.replace(n, scaling=other[n.scaling]) if n == layer else n for n in arch.neuron_layers
         )
-        with pytest.raises(AssertionError, match="does not describe this function"):
-            testing.assert_function_preserved(
-                dataclasses.replace(arch, neuron_layers=neurons), apply, params, x, samples=2
-            )
+        assert change(dataclasses.replace(arch, neuron_layers=neurons), apply, params, x) > 1e-3
     first = next(
         p
         for p in arch.parameters
@@ -340,12 +358,20 @@ def test_a_larger_group_or_another_power_breaks_the_function(name):
     )
     axes = tuple(dataclasses.replace(a, power=0) if isinstance(a, Axis) else a for a in first.axes)
     wrong = tuple(dataclasses.replace(p, axes=axes) if p == first else p for p in arch.parameters)
+    assert change(dataclasses.replace(arch, parameters=wrong), apply, params, x) > 1e-3
+
+
+def test_the_check_for_users_finds_inferred_descriptions_right():
+    apply, params, x = network_of("NeRF")
+    arch, apply = inference.infer(apply, params, x).arch, jax.jit(apply)
+    testing.assert_function_preserved(arch, apply, params, x, samples=2)
+    neurons = tuple(dataclasses.replace(n, scaling=SIGN) if n in arch.hidden else n for n in arch.neuron_layers)
     with pytest.raises(AssertionError, match="does not describe this function"):
-        testing.assert_function_preserved(dataclasses.replace(arch, parameters=wrong), apply, params, x, samples=2)
+        testing.assert_function_preserved(dataclasses.replace(arch, neuron_layers=neurons), apply, params, x, samples=1)
 
 
 def test_matching_recovers_an_element_of_a_network_with_concatenations():
-    apply, params, x = network_of("DenseNet")
+    apply, params, x = network_of("NeRF")
     arch = inference.infer(apply, params, x).arch
     element = support.rows(support.random_elements(arch, 1, scale=False), 0)
     moved = support.act(arch, element, params)
@@ -354,7 +380,7 @@ def test_matching_recovers_an_element_of_a_network_with_concatenations():
     assert support.deviation(moved, params) > 0.1
 
 
-def test_what_happens_in_front_of_a_normalization_is_noted():
+def test_what_happens_before_a_normalization_is_noted():
     apply, params, x = network_of("max pool")
     notes = [note for note in inference.infer(apply, params, x).notes if "left alone" in note]
     assert [note.split(" (")[0] for note in notes] == [
@@ -401,7 +427,7 @@ FORCED = {
     "sort": (on_units(jnp.sort), "`sort` reads it, an operation whose symmetry is not known"),
     "fft": (on_units(lambda h: jnp.fft.fft(h).real), "`fft` reads it"),
     "reversed": (on_units(lambda h: h[:, ::-1]), "`rev` turns"),
-    "every other": (on_units(lambda h: h[:, ::2], 2), "`slice` takes every so many-th neuron"),
+    "every other": (on_units(lambda h: h[:, ::2], 2), "`slice` takes every n-th neuron"),
     "chosen": (on_units(lambda h: h[:, np.array([0, 2])], 2), "`gather` takes some of its neurons"),
     "largest": (on_units(lambda h: jax.nn.one_hot(h.argmax(-1), 4)), "`argmax` tells the place"),
     "running sum": (on_units(lambda h: h.cumsum(-1)), "`cumsum` goes through its neurons in order"),
@@ -416,35 +442,43 @@ FORCED = {
 def test_what_cannot_be_proved_is_fixed_and_noted(name):
     (apply, first, second, x), reason = FORCED[name]
     params = arrays(**{"in": first, "out": second})
-    found = inference.infer(apply, params, x)
-    assert found.arch.hidden == ()
-    assert any(f"params['in'] axis {len(first) - 1}" in note and reason in note for note in found.notes), found.notes
+    inferred = inference.infer(apply, params, x)
+    assert inferred.arch.hidden == ()
+    assert any(f"params['in'] axis {len(first) - 1}" in note and reason in note for note in inferred.notes), (
+        inferred.notes
+    )
 
 
 def test_one_neuron_that_is_looked_at_is_fixed_alone():
     apply, first, second, x = on_units(lambda h: h + h[:, 1:2])
     params = arrays(**{"in": first, "out": second})
-    found = inference.infer(apply, params, x)
-    assert [(n.width, n.scaling) for n in found.arch.hidden] == [(1, PERMUTATION), (2, PERMUTATION)]
-    assert any("`add` repeats its one neuron" in note or "`broadcast_in_dim` repeats" in note for note in found.notes)
-    testing.assert_function_preserved(found.arch, apply, params, x)
+    inferred = inference.infer(apply, params, x)
+    assert [(n.width, n.scaling) for n in inferred.arch.hidden] == [(1, PERMUTATION), (2, PERMUTATION)]
+    assert any(
+        "`add` repeats its one neuron" in note or "`broadcast_in_dim` repeats" in note for note in inferred.notes
+    )
+    assert change(inferred.arch, apply, params, x) < 1e-5
 
 
 def test_a_kernel_inside_one_layer_and_a_parameter_that_is_not_read_are_fixed():
     params = arrays(**{"in": (3, 4), "kernel": (4, 4), "out": (4, 2), "unread": (5,)})
-    found = inference.infer(self_fed, params, VECTORS)
-    assert found.arch.hidden == ()
-    assert any("the kernel params['kernel'] leads from it to itself" in note for note in found.notes)
-    assert any(note.startswith("params['unread']") and "does not read it" in note for note in found.notes)
-    support.assert_identical(graph.to_params(found.arch, graph.from_params(found.arch, params)), params)
+    inferred = inference.infer(self_fed, params, VECTORS)
+    assert inferred.arch.hidden == ()
+    assert any("the kernel params['kernel'] leads from it to itself" in note for note in inferred.notes)
+    assert any(note.startswith("params['unread']") and "does not read it" in note for note in inferred.notes)
+    support.assert_identical(graph_round_trip(inferred.arch, params), params)
 
 
 def test_a_scalar_belongs_to_no_layer_and_has_no_place_in_a_graph():
     apply, params, x = network_of("NeRF")
     params = params | {"scale": jnp.float32(2)}
-    arch = inference.infer(lambda p, x: p["scale"] * apply(p, x), params, x).arch
+
+    def scaled(params, x):
+        return params["scale"] * apply(params, x)
+
+    arch = inference.infer(scaled, params, x).arch
     assert scalings(arch) == {"in": POSITIVE, "again": POSITIVE}
-    testing.assert_function_preserved(arch, lambda p, x: p["scale"] * apply(p, x), params, x)
+    assert change(arch, scaled, params, x) < 1e-5
     with pytest.raises(ValueError, match=r"\['scale'\] has no neuron axis"):
         graph.from_params(arch, params)
 
@@ -474,9 +508,9 @@ def test_a_state_of_nnx_is_read_as_a_pure_mapping():
         return nnx.merge(graphdef, filled)(x)
 
     params = nnx.to_pure_dict(state)
-    found = inference.infer(apply, params, VECTORS)
-    assert scalings(found.arch) == {"layers/0": SIGN}
-    testing.assert_function_preserved(found.arch, apply, params, VECTORS, samples=1)
+    inferred = inference.infer(apply, params, VECTORS)
+    assert scalings(inferred.arch) == {"layers/0": SIGN}
+    assert change(inferred.arch, apply, params, VECTORS) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -486,7 +520,7 @@ def test_a_state_of_nnx_is_read_as_a_pure_mapping():
         (
             nerf,
             {"in": [np.ones(3)]},
-            r"params\['in'\]\[0\] stands in a sequence or an object; expected nested mappings",
+            r"params\['in'\]\[0\] is in a sequence or an object; expected nested mappings",
         ),
         (nerf, {"in": "x"}, r"params\['in'\] is a str; expected an array of numbers"),
         (nerf, {"in": None}, r"params\['in'\] is a NoneType; expected an array"),
@@ -499,6 +533,6 @@ def test_a_state_of_nnx_is_read_as_a_pure_mapping():
         (lambda params, x: x.sum(), {"in": np.ones(3)}, r"No output of <lambda> depends on the params .*closed over"),
     ],
 )
-def test_what_is_no_network_is_refused(apply, params, message):
+def test_what_is_not_a_network_is_refused(apply, params, message):
     with pytest.raises(ValueError, match=message):
         inference.infer(apply, params, VECTORS)

@@ -1,6 +1,7 @@
 """Never too large: the groups that are inferred for random programs keep their functions."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 import support
 from jax import lax
 
-from jax_scalegmn import inference, testing
+from jax_scalegmn import inference, symmetry
 from jax_scalegmn.architecture import Scaling
 
 ACTIVATIONS = (
@@ -117,44 +118,59 @@ def program(seed: int):
     return apply, params, x
 
 
-def check(seeds):
-    """How many layers of each group there were."""
+@functools.partial(jax.jit, static_argnums=1)
+def moved_outputs(arch, apply, params, x, elements):
+    """The outputs of the network moved by each of a stack of elements, in one program."""
+    return jax.lax.map(lambda element: apply(symmetry.act(arch, element, params), x), elements)
+
+
+def change(arch, apply, params, x) -> float:
+    """The largest relative change of the outputs under two random elements of the described group."""
+    if not arch.hidden:
+        return 0.0
+    elements = support.random_elements(arch, 2, dtype="float64")
+    elements = jax.tree.map(lambda one, more: np.concatenate([one[None], more]), symmetry.identity(arch), elements)
+    outputs = np.asarray(moved_outputs(arch, apply, params, x, elements))
+    assert np.isfinite(outputs).all()
+    size = np.abs(outputs[0]).max() or 1.0
+    return np.abs(outputs[1:] - outputs[0]).max() / size
+
+
+def assert_groups_keep_functions(seeds):
+    """Returns how many layers of each group there were."""
     counts = dict.fromkeys(Scaling, 0)
     for seed in seeds:
         with support.precision("float64"):
             apply, params, x = program(seed)
             arch = inference.infer(apply, params, x).arch
-            testing.assert_function_preserved(arch, apply, params, x, samples=2, tolerance=1e-7)
-            for neurons in arch.hidden:
-                counts[neurons.scaling] += 1
+            assert change(arch, apply, params, x) < 1e-7, seed
+        for neurons in arch.hidden:
+            counts[neurons.scaling] += 1
     return counts
 
 
 def test_groups_of_random_programs_keep_their_functions():
-    counts = check(range(12))
+    counts = assert_groups_keep_functions(range(12))
     assert min(counts[scaling] for scaling in (Scaling.PERMUTATION, Scaling.SIGN, Scaling.POSITIVE)) > 0
 
 
 @pytest.mark.slow
 def test_groups_of_many_random_programs_keep_their_functions():
-    check(range(12, 160))
+    assert_groups_keep_functions(range(12, 160))
 
 
-def test_a_group_that_is_too_large_is_noticed():
-    """The control: with positive scales in place of what was found, programs change."""
-    changed = 0
-    for seed in range(12):
+def test_groups_that_are_too_large_are_noticed():
+    """The control: with positive scales in place of what was inferred, most programs change."""
+    changed = tried = 0
+    for seed in range(8):
         with support.precision("float64"):
             apply, params, x = program(seed)
             arch = inference.infer(apply, params, x).arch
-            layers = [n for n in arch.hidden if n.scaling is not Scaling.POSITIVE]
-            if layers:
-                neurons = tuple(
-                    dataclasses.replace(n, scaling=Scaling.POSITIVE) if n in layers else n for n in arch.neuron_layers
-                )
-                try:
-                    larger = dataclasses.replace(arch, neuron_layers=neurons)
-                    testing.assert_function_preserved(larger, apply, params, x, samples=1)
-                except AssertionError:
-                    changed += 1
-    assert changed > 0
+            if all(neurons.scaling is Scaling.POSITIVE for neurons in arch.hidden):
+                continue
+            neurons = tuple(
+                dataclasses.replace(n, scaling=Scaling.POSITIVE) if n in arch.hidden else n for n in arch.neuron_layers
+            )
+            tried += 1
+            changed += change(dataclasses.replace(arch, neuron_layers=neurons), apply, params, x) > 1e-7
+    assert changed > tried / 2, (changed, tried)

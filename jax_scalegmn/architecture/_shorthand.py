@@ -22,8 +22,8 @@ def parse(text: str, *, activation: str | None = None) -> Architecture:
 
     The form is `NAME:OPTION,OPTION,...`. The name is that of a builder: mlp, siren, cnn, vgg or resnet. The first
     options need no name, in the order of `EXAMPLES`; others are written as `name=value`, with the names of the
-    builder's arguments. The numbers of a list have dashes between them, the widths of one VGG stage plus signs, and None is
-    "none". A vgg or resnet without an activation has relu; mlp and cnn need one.
+    builder's arguments. The numbers of a list have dashes between them, the widths of one VGG stage plus signs, and
+    None is "none". A vgg or resnet without an activation has relu; mlp and cnn need one.
 
     Args:
       text: A short form, like the values of `EXAMPLES`.

@@ -146,10 +146,10 @@ def resnet(
         return nn.Dense(outputs)(x.mean((1, 2)))
 
     The neuron layers are "input", "output" and, for every stage s, "stream_s", which all its blocks read and add to,
-    and "inner_s_b" between the two convolutions of its block b. The activation's group acts on all hidden ones. A stream's
-    scale is applied by the last normalization of every branch, and by that of the stem or of the shortcut convolution
-    that starts the stage; identity shortcuts carry it on, and the activation after each sum commutes with it. GroupNorm
-    with several groups leaves FIXED.
+    and "inner_s_b" between the two convolutions of its block b. The activation's group acts on all hidden ones. A
+    stream's scale is applied by the last normalization of every branch, and by that of the stem or of the shortcut
+    convolution that starts the stage; identity shortcuts carry it on, and the activation after each sum commutes with
+    it. GroupNorm with several groups leaves FIXED.
 
     Args:
       depth: 2 * stages * n + 2 for n blocks a stage, so 6n + 2 for three stages.

@@ -1,4 +1,4 @@
-"""Reads the `Architecture` of a network off its own function."""
+"""Infers the `Architecture` of a network from its own function."""
 
 from jax_scalegmn.inference._trace import Inference, infer
 

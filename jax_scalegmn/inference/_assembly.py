@@ -1,4 +1,4 @@
-"""From what was read of a program to the `Architecture`: which layers have a place in it, their groups and names."""
+"""Writes what was read of a program as an `Architecture`: which layers are described, their groups and their names."""
 
 import itertools
 import math
@@ -9,18 +9,19 @@ from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter
 from jax_scalegmn.inference._powers import Equation, Solution, Unknowns, solve
 from jax_scalegmn.inference._reading import Reading, Value
 
-MOST_BLOCKS = 256  # of one array; one that is cut into more is left whole, and fixed
+# An array that is cut into more blocks is left whole, and fixed.
+MOST_BLOCKS = 256
 
 
-class Array(NamedTuple):
-    """A parameter of the program."""
+class Leaf(NamedTuple):
+    """A leaf of the params: a parameter of the program."""
 
     path: tuple[str, ...]
     value: Value
 
 
-# The layers, with repeats, that stand one after another in a neuron layer of the description: one, unless no group
-# acts. A number behind them tells two layers apart that one kernel would lead from and to.
+# Key of a described layer: its (traced layer, repeat) parts, a single one unless no group acts. A trailing (-1, n)
+# separates both ends of a kernel that would otherwise lead from a layer to itself.
 Key: TypeAlias = tuple[tuple[int, int], ...]
 
 
@@ -28,11 +29,11 @@ class Piece(NamedTuple):
     """A part of an array's axis that indexes one neuron layer.
 
     Attributes:
-      key: its layer.
-      width: of the layer.
-      repeat: how often the layer stands there.
-      degree: the unknown power, of a layer on which a group may act.
-      spatial: whether it is a spatial axis of a convolution.
+      key: The layer.
+      width: The layer's width.
+      repeat: The number of copies of the layer.
+      degree: The unknown power, of a layer on which a group may act.
+      spatial: Whether it is a spatial axis of a convolution.
     """
 
     key: Key
@@ -46,25 +47,32 @@ class Piece(NamedTuple):
         return self.width * self.repeat
 
 
-class Block(NamedTuple):
-    """A block of an array: where it starts, and the neuron layer, or the spatial axis, along each of its axes."""
+class LeafBlock(NamedTuple):
+    """A block of an array.
 
-    array: Array
+    Attributes:
+      leaf: The array.
+      start: Where the block starts along every axis.
+      pieces: What lies along each of its axes.
+      neurons: The axes that index neuron layers in the description, two at most.
+    """
+
+    leaf: Leaf
     start: tuple[int, ...]
     pieces: tuple[Piece, ...]
-    neurons: tuple[int, ...]  # the axes that index neuron layers
+    neurons: tuple[int, ...]
 
 
-def assemble(name: str, reading: Reading, arrays: Sequence[Array]) -> tuple[Architecture, tuple[str, ...]]:
-    """The description, and notes on what it leaves out."""
+def assemble(name: str, reading: Reading, leaves: Sequence[Leaf]) -> tuple[Architecture, tuple[str, ...]]:
+    """Writes the description, and notes on what it leaves out."""
     order = {path: index for index, path in enumerate(reading.read)}
-    for array in arrays:
-        if array.path not in order:
-            for row in array.value.axes:
+    for leaf in leaves:
+        if leaf.path not in order:
+            for row in leaf.value.axes:
                 reading.layers.fix(row, "the function does not read it")
-    arrays = sorted(arrays, key=lambda array: order.get(array.path, len(order)))
-    _fix_what_has_no_place(reading, arrays)
-    blocks = _blocks(reading, arrays)
+    leaves = sorted(leaves, key=lambda leaf: order.get(leaf.path, len(order)))
+    _fix_what_has_no_place(reading, leaves)
+    blocks = _blocks(reading, leaves)
     keys = _ordered(reading, blocks)
     names = _names(reading, blocks, keys)
     solutions = _solutions(reading, blocks, keys)
@@ -72,21 +80,21 @@ def assemble(name: str, reading: Reading, arrays: Sequence[Array]) -> tuple[Arch
         NeuronLayer(names[key], width, solutions[key].scaling if key in solutions else Scaling.FIXED)
         for key, width in keys.items()
     )
-    cut = {block.array.path for block in blocks if any(block.start)}
+    cut = {block.leaf.path for block in blocks if any(block.start)}
     parameters = tuple(
-        Parameter(block.array.path, _axes(block, names, solutions), block.start if block.array.path in cut else ())
+        Parameter(block.leaf.path, _axes(block, names, solutions), block.start if block.leaf.path in cut else ())
         for block in blocks
     )
-    return Architecture(name, neurons, parameters), tuple(_notes(reading, arrays, blocks, names, solutions))
+    return Architecture(name, neurons, parameters), tuple(_notes(reading, leaves, blocks, names, solutions))
 
 
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _pieces(reading: Reading, array: Array) -> list[list[Piece]]:
-    """What stands along each axis of an array. Neighbors on which no group acts count as one layer."""
+def _pieces(reading: Reading, leaf: Leaf) -> list[list[Piece]]:
+    """The pieces of each axis of an array. Neighbors on which no group acts are one piece."""
     layers, axes = reading.layers, []
-    for row, size in zip(array.value.axes, array.value.shape, strict=True):
+    for row, size in zip(leaf.value.axes, leaf.value.shape, strict=True):
         if any(degree and degree[0] in reading.spatial for degree in row[0].degrees):
             axes.append([Piece((), size, 1, None, spatial=True)])
             continue
@@ -104,7 +112,7 @@ def _pieces(reading: Reading, array: Array) -> list[list[Piece]]:
 
 
 def _starts(axes: Sequence[Sequence[Piece]]) -> Iterator[tuple[tuple[int, ...], tuple[Piece, ...]]]:
-    """Every block of an array: where it begins, and what stands along its axes."""
+    """Every block of an array: its start, and the pieces along its axes."""
     placed = []
     for pieces in axes:
         ends = itertools.accumulate(piece.size for piece in pieces)
@@ -113,42 +121,43 @@ def _starts(axes: Sequence[Sequence[Piece]]) -> Iterator[tuple[tuple[int, ...], 
         yield tuple(start for start, _ in block), tuple(piece for _, piece in block)
 
 
-def _fix_what_has_no_place(reading: Reading, arrays: Sequence[Array]) -> None:
-    """A block has at most two neuron layers, not one twice, and an array not too many blocks."""
+def _fix_what_has_no_place(reading: Reading, leaves: Sequence[Leaf]) -> None:
+    """Fixes layers until every block has at most two moving ones, no layer twice, and every array few enough blocks."""
 
-    def offence(array: Array) -> tuple[Sequence[Piece], str] | None:
-        axes = _pieces(reading, array)
+    def offense(leaf: Leaf) -> tuple[Sequence[Piece], str] | None:
+        axes = _pieces(reading, leaf)
         if math.prod(len(pieces) for pieces in axes) > MOST_BLOCKS:
-            return max(axes, key=len), f"params{describe(array.path)} falls into too many blocks"
+            return max(axes, key=len), f"params{describe(leaf.path)} falls into too many blocks"
         for _, pieces in _starts(axes):
             moved = [piece for piece in pieces if piece.degree is not None]
             twice = [piece for index, piece in enumerate(moved) if piece.key in [p.key for p in moved[:index]]]
             if twice:
-                return twice, f"the kernel params{describe(array.path)} leads from it to itself"
+                return twice, f"the kernel params{describe(leaf.path)} leads from it to itself"
             if len(moved) > 2:
                 narrowest = min(reversed(moved), key=lambda piece: piece.width)
-                return [narrowest], f"params{describe(array.path)} indexes two more neuron layers; a kernel has two"
+                return [narrowest], f"params{describe(leaf.path)} indexes two more neuron layers; a kernel has two"
         return None
 
-    for array in arrays:
-        while (found := offence(array)) is not None:
-            for piece in found[0]:
+    for leaf in leaves:
+        while (offending := offense(leaf)) is not None:
+            pieces, reason = offending
+            for piece in pieces:
                 for layer, _ in piece.key:
-                    reading.layers.fixed.setdefault(layer, found[1])
+                    reading.layers.fixed.setdefault(layer, reason)
 
 
-def _blocks(reading: Reading, arrays: Sequence[Array]) -> list[Block]:
-    axes = [_pieces(reading, array) for array in arrays]
-    # One entry wide, an axis may as well be there for broadcasting alone, unless a kernel has its layer.
+def _blocks(reading: Reading, leaves: Sequence[Leaf]) -> list[LeafBlock]:
+    axes = [_pieces(reading, leaf) for leaf in leaves]
+    # An axis of one entry may be there for broadcasting only, unless a kernel has its layer.
     of_kernels = {
         piece.key
-        for array, rows in zip(arrays, axes, strict=True)
-        if any(row[0].degrees[0] and row[0].degrees[0][0] in reading.contracted for row in array.value.axes)
+        for leaf, rows in zip(leaves, axes, strict=True)
+        if any(row[0].degrees[0] and row[0].degrees[0][0] in reading.contracted for row in leaf.value.axes)
         for pieces in rows
         for piece in pieces
     }
     blocks = []
-    for number, (array, rows) in enumerate(zip(arrays, axes, strict=True)):
+    for number, (leaf, rows) in enumerate(zip(leaves, axes, strict=True)):
         for start, pieces in _starts(rows):
             moved = [axis for axis, piece in enumerate(pieces) if piece.degree is not None]
             still = [axis for axis, piece in enumerate(pieces) if piece.degree is None and not piece.spatial]
@@ -160,12 +169,12 @@ def _blocks(reading: Reading, arrays: Sequence[Array]) -> list[Block]:
                 other = pieces[neurons[1]]
                 apart = other._replace(key=(*other.key, (-1, number)))
                 pieces = tuple(apart if axis == neurons[1] else piece for axis, piece in enumerate(pieces))
-            blocks.append(Block(array, start, pieces, tuple(neurons)))
+            blocks.append(LeafBlock(leaf, start, pieces, tuple(neurons)))
     return blocks
 
 
-def _ordered(reading: Reading, blocks: Sequence[Block]) -> dict[Key, int]:
-    """The neuron layers of the description with their widths: inputs first, then in the order of the program."""
+def _ordered(reading: Reading, blocks: Sequence[LeafBlock]) -> dict[Key, int]:
+    """The neuron layers of the description with their widths, inputs first, then in the order of the program."""
     seen: dict[int, int] = {}
     for layer in reading.seen:
         for root, _ in reading.layers.roots(layer):
@@ -179,13 +188,13 @@ def _ordered(reading: Reading, blocks: Sequence[Block]) -> dict[Key, int]:
     return dict(sorted(widths.items(), key=place))
 
 
-def _names(reading: Reading, blocks: Sequence[Block], keys: Iterable[Key]) -> dict[Key, str]:
+def _names(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key]) -> dict[Key, str]:
     """The names of the layers: input, output, or the module whose kernel feeds the layer."""
     names: dict[Key, str] = {}
     for key in keys:
         own = [block for block in blocks if key in [block.pieces[axis].key for axis in block.neurons]]
         feeding = [b for b in own if len(b.neurons) == 2 and b.pieces[b.neurons[1]].key == key]
-        path = (feeding or own)[0].array.path
+        path = (feeding or own)[0].leaf.path
         name = "/".join(path[:-1] or path)
         if not feeding and len(own[0].neurons) == 2:
             name += " rows"
@@ -200,7 +209,7 @@ def _names(reading: Reading, blocks: Sequence[Block], keys: Iterable[Key]) -> di
     return names
 
 
-def _solutions(reading: Reading, blocks: Sequence[Block], keys: Iterable[Key]) -> dict[Key, Solution]:
+def _solutions(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key]) -> dict[Key, Solution]:
     """The group of every layer that is not fixed."""
     equations: dict[int, dict[Equation, None]] = {}
     for equation in reading.equations:
@@ -221,7 +230,7 @@ def _solutions(reading: Reading, blocks: Sequence[Block], keys: Iterable[Key]) -
     }
 
 
-def _axes(block: Block, names: dict[Key, str], solutions: dict[Key, Solution]) -> tuple[Axis | int, ...]:
+def _axes(block: LeafBlock, names: dict[Key, str], solutions: dict[Key, Solution]) -> tuple[Axis | int, ...]:
     axes: list[Axis | int] = [piece.size for piece in block.pieces]
     for place, axis in enumerate(block.neurons):
         piece = block.pieces[axis]
@@ -238,17 +247,17 @@ def _axes(block: Block, names: dict[Key, str], solutions: dict[Key, Solution]) -
 
 def _notes(
     reading: Reading,
-    arrays: Sequence[Array],
-    blocks: Sequence[Block],
+    leaves: Sequence[Leaf],
+    blocks: Sequence[LeafBlock],
     names: dict[Key, str],
     solutions: dict[Key, Solution],
 ) -> Iterator[str]:
-    """What was left fixed or made smaller, axis by axis."""
+    """A sentence for every axis that was left fixed, or whose group was made smaller."""
     read = {block.pieces[block.neurons[0]].key for block in blocks if len(block.neurons) == 2}
-    for array in arrays:
-        for axis, pieces in enumerate(_pieces(reading, array)):
+    for leaf in leaves:
+        for axis, pieces in enumerate(_pieces(reading, leaf)):
             for piece in dict.fromkeys(pieces):
-                where = f"params{describe(array.path)} axis {axis}"
+                where = f"params{describe(leaf.path)} axis {axis}"
                 note = _note(reading, piece, solutions.get(piece.key), piece.key in read)
                 if note and (piece.key in names or piece.size > 1):
                     layer = f" ({names[piece.key]!r})" if piece.key in names else ""

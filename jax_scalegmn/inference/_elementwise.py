@@ -1,108 +1,114 @@
-"""What element-wise operations ask of the degrees of their operands and result.
+"""What element-wise operations require of the degrees of their operands and result.
 
-A rule gets the operation's equations, the layer, the operands' degrees and the result's. Each pins the result's
-degree for positive scales and for signs: relu and leaky relu keep positive scales, tanh and sine keep signs, and a sum
-with a literal, an exponential or a comparison of signs keeps neither, so that gelu and its like need no rule.
+A rule gets a function that records equations, the operands' degrees and the result's. It fixes the result's degree for
+positive scales and for signs: relu and leaky relu keep positive scales, tanh and sine keep signs. A sum with a literal,
+an exponential or a comparison of signs keeps neither, so that gelu and the like need no rule.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
-from jax_scalegmn.architecture import Scaling
-from jax_scalegmn.inference._powers import SCALED
+from jax_scalegmn.architecture import SCALED, Scaling
 from jax_scalegmn.inference._segments import Degree
 
-# (terms of an equation sum(coefficient * degree) = 0, the groups that it holds for)
-Ask: TypeAlias = Callable[[Sequence[tuple[Fraction | int, Degree]], Sequence[Scaling]], None]
-Rule: TypeAlias = Callable[[Ask, Sequence[Degree], Degree], None]
+# Records an equation: (the terms of sum(coefficient * degree) = 0, the groups that it holds for).
+Require: TypeAlias = Callable[[Sequence[tuple[Fraction | int, Degree]], frozenset[Scaling]], None]
+Rule: TypeAlias = Callable[[Require, Sequence[Degree], Degree], None]
 
-_POSITIVE, _SIGN = (Scaling.POSITIVE,), (Scaling.SIGN,)
+_POSITIVE, _SIGN = frozenset({Scaling.POSITIVE}), frozenset({Scaling.SIGN})
 
 
-def alike(ask: Ask, operands: Sequence[Degree], result: Degree, scalings: Sequence[Scaling] = SCALED) -> None:
+def alike(require: Require, operands: Sequence[Degree], result: Degree, scalings: frozenset[Scaling] = SCALED) -> None:
     """A sum: every operand and the result follow a rescaling alike."""
     for degree in operands:
-        ask([(1, degree), (-1, result)], scalings)
+        require([(1, degree), (-1, result)], scalings)
 
 
-def free(ask: Ask, operands: Sequence[Degree], result: Degree, scalings: Sequence[Scaling] = SCALED) -> None:
+def free(require: Require, operands: Sequence[Degree], result: Degree, scalings: frozenset[Scaling] = SCALED) -> None:
     """A function without a symmetry: no operand follows a rescaling."""
     for degree in (*operands, result):
-        ask([(1, degree)], scalings)
+        require([(1, degree)], scalings)
 
 
-def product(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
-    ask([*((1, degree) for degree in operands), (-1, result)], SCALED)
+def product(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """A product: degrees add up."""
+    require([*((1, degree) for degree in operands), (-1, result)], SCALED)
 
 
-def quotient(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
+def quotient(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """A quotient: the denominator's degree is subtracted."""
     numerator, denominator = operands
-    ask([(1, numerator), (-1, denominator), (-1, result)], SCALED)
+    require([(1, numerator), (-1, denominator), (-1, result)], SCALED)
 
 
-def larger(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
-    """A maximum or minimum: a positive scale may be taken out of all operands, a sign of none."""
-    alike(ask, operands, result, _POSITIVE)
-    free(ask, operands, result, _SIGN)
+def larger(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """A maximum or minimum: a positive factor of all operands is one of the result, a sign is not."""
+    alike(require, operands, result, _POSITIVE)
+    free(require, operands, result, _SIGN)
 
 
-def comparison(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
-    """Stays what it is if both sides get one positive factor."""
+def comparison(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """A comparison does not change if both sides are multiplied by one positive factor."""
     first, second = operands
-    ask([(1, first), (-1, second)], _POSITIVE)
-    ask([(1, result)], _POSITIVE)
-    free(ask, operands, result, _SIGN)
+    require([(1, first), (-1, second)], _POSITIVE)
+    require([(1, result)], _POSITIVE)
+    free(require, operands, result, _SIGN)
 
 
-def selection(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
-    """The first operand says which of the others is taken."""
-    ask([(1, operands[0])], SCALED)
-    alike(ask, operands[1:], result)
+def selection(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """A selection: the first operand says which of the others is taken."""
+    require([(1, operands[0])], SCALED)
+    alike(require, operands[1:], result)
 
 
-def odd(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
-    free(ask, operands, result, _POSITIVE)
-    alike(ask, operands, result, _SIGN)
+def odd(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """An odd function: signs pass, positive scales do not."""
+    free(require, operands, result, _POSITIVE)
+    alike(require, operands, result, _SIGN)
 
 
-def even(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
-    free(ask, operands, result, _POSITIVE)
-    ask([(1, result)], _SIGN)
+def even(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """An even function: signs do not show, positive scales do not pass."""
+    free(require, operands, result, _POSITIVE)
+    require([(1, result)], _SIGN)
 
 
-def absolute(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
-    alike(ask, operands, result, _POSITIVE)
-    ask([(1, result)], _SIGN)
+def absolute(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """An absolute value: positive scales pass, signs do not show."""
+    alike(require, operands, result, _POSITIVE)
+    require([(1, result)], _SIGN)
 
 
-def sign(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
-    ask([(1, result)], _POSITIVE)
-    alike(ask, operands, result, _SIGN)
+def sign(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """A sign: positive scales do not show, signs pass."""
+    require([(1, result)], _POSITIVE)
+    alike(require, operands, result, _SIGN)
 
 
 def power(exponent: int | float | Fraction) -> Rule:
-    """x ** exponent."""
+    """The rule of x ** exponent: the degree is multiplied by the exponent."""
     exact = Fraction(exponent)
 
-    def rule(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
-        ask([(exact, operands[0]), (-1, result)], _POSITIVE)
+    def rule(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+        require([(exact, operands[0]), (-1, result)], _POSITIVE)
         if exact.denominator > 1:
-            free(ask, operands, result, _SIGN)
+            free(require, operands, result, _SIGN)
         elif exact % 2:
-            alike(ask, operands[:1], result, _SIGN)
+            alike(require, operands[:1], result, _SIGN)
         else:
-            ask([(1, result)], _SIGN)
+            require([(1, result)], _SIGN)
 
     return rule
 
 
-def cube_root(ask: Ask, operands: Sequence[Degree], result: Degree) -> None:
-    ask([(Fraction(1, 3), operands[0]), (-1, result)], _POSITIVE)
-    alike(ask, operands, result, _SIGN)
+def cube_root(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """A cube root: the degree is divided by 3, signs pass."""
+    require([(Fraction(1, 3), operands[0]), (-1, result)], _POSITIVE)
+    alike(require, operands, result, _SIGN)
 
 
-# Of jax.lax's primitives. Those that are missing here and take one shape are not known to be element-wise.
+# The rules of jax.lax's primitives. Primitives that are missing here are not known to be element-wise.
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("add", "sub", "add_any"), alike),
     "mul": product,

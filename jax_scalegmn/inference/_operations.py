@@ -1,6 +1,6 @@
 """How operations carry neuron layers from their operands to their results: `apply` reads one equation of a jaxpr.
 
-What is not known fixes all layers of its operands, so that a group that is found may be too small, never wrong.
+An operation that is not known fixes all layers of its operands. So a group that is found may be too small, never wrong.
 """
 
 import math
@@ -10,33 +10,32 @@ from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 
-from jax_scalegmn.architecture import Scaling
+from jax_scalegmn.architecture import SCALED, Scaling
 from jax_scalegmn.inference import _elementwise, _shapes
-from jax_scalegmn.inference._powers import SCALED
 from jax_scalegmn.inference._reading import Reading, Value
-from jax_scalegmn.inference._segments import Degree, Plain, Segment, plain
+from jax_scalegmn.inference._segments import Degree, Entries, Segment, without_layer
 from jax_scalegmn.inference._shapes import Axes
 
-# None: a form of the operation that is not known.
+# It returns the axes of every result, or None for a form of the operation that is not known.
 Operation: TypeAlias = Callable[[Reading, Any, Sequence[Value]], list[Axes] | None]
 
-_SIGN = (Scaling.SIGN,)
+_SIGN = frozenset({Scaling.SIGN})
 
 
 def apply(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Value]:
-    """The values that one equation of a jaxpr computes; what it says of layers and degrees goes to `reading`."""
+    """The values that one equation of a jaxpr computes; what follows for layers and degrees is added to `reading`."""
     reading.note_order(values)
     name = eqn.primitive.name
     operation = OPERATIONS.get(name, _entry_by_entry if name in _elementwise.RULES else _unknown)
-    found = operation(reading, eqn, values)
-    if found is None:
-        found = _unknown(reading, eqn, values)
+    rows = operation(reading, eqn, values)
+    if rows is None:
+        rows = _unknown(reading, eqn, values)
     depends = any(value.depends for value in values)
     constant = values[0].constant if name in _KEEPS_CONSTANT else None
     if name == "convert_element_type" and constant != 0 and not _is_inexact(eqn.params["new_dtype"]):
         constant = None
     results = [
-        Value(tuple(var.aval.shape), axes, constant, depends) for var, axes in zip(eqn.outvars, found, strict=True)
+        Value(tuple(var.aval.shape), axes, constant, depends) for var, axes in zip(eqn.outvars, rows, strict=True)
     ]
     reading.note_order(results)
     return results
@@ -46,14 +45,17 @@ def apply(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Value]:
 
 
 def _unknown(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
-    """Nothing is known: what flows in is fixed, what comes out follows no layer."""
+    """An unknown operation: the layers of its operands are fixed, and its results have none."""
     for value in values:
         for row in value.axes:
             reading.layers.fix(row, f"`{eqn.primitive.name}` reads it, an operation whose symmetry is not known")
-    return [tuple(plain(Plain.FREE, size) for size in getattr(var.aval, "shape", ())) for var in eqn.outvars]
+    return [
+        tuple(without_layer(Entries.VARYING, size) for size in getattr(var.aval, "shape", ())) for var in eqn.outvars
+    ]
 
 
 def _entry_by_entry(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """An element-wise operation: the axes of all operands are unified."""
     name = eqn.primitive.name
     rule = _elementwise.RULES[name]
     if name == "integer_pow":
@@ -62,7 +64,7 @@ def _entry_by_entry(reading: Reading, eqn: Any, values: Sequence[Value]) -> list
         rule = _elementwise.power(values[1].constant)
     elif name == "convert_element_type" and _is_inexact(eqn.params["new_dtype"]):
         rule = _elementwise.alike
-    elif name in ("max", "min"):  # beside an infinity, every scale may be taken out
+    elif name in ("max", "min"):  # an infinity does not change under any scale, just as 0 does not
         values = [v._replace(constant=0.0) if v.constant in (math.inf, -math.inf) else v for v in values]
     shape = eqn.outvars[0].aval.shape
     operands = [_spread(reading, value, shape, name).rows for value in values]
@@ -76,8 +78,8 @@ def _entry_by_entry(reading: Reading, eqn: Any, values: Sequence[Value]) -> list
 
 
 def _spread(reading: Reading, value: Value, shape: tuple[int, ...], name: str) -> Value:
-    """An operand as large as the result: scalars and single entries may stand beside arrays of any size."""
-    rows = [plain(Plain.EVEN, size) for size in shape]
+    """An operand broadcast to the shape of the result, as scalars and single entries are."""
+    rows = [without_layer(Entries.EQUAL, size) for size in shape]
     if value.shape:
         for axis, (row, size) in enumerate(zip(value.axes, value.shape, strict=True)):
             if size == shape[axis]:
@@ -88,21 +90,21 @@ def _spread(reading: Reading, value: Value, shape: tuple[int, ...], name: str) -
 
 
 def _related(reading: Reading, segment: Segment, rule: _elementwise.Rule, name: str) -> Segment:
-    """The result's segment; its degree is a new unknown, related to those of the operands."""
-    if isinstance(segment.layer, Plain):
+    """The result's segment, whose degree is a new unknown, related to those of the operands."""
+    if isinstance(segment.layer, Entries):
         # A function of zero need not be zero.
-        return Segment(Plain.EVEN if segment.layer is Plain.ZERO else segment.layer, segment.repeat)
+        return Segment(Entries.EQUAL if segment.layer is Entries.ZERO else segment.layer, segment.repeat)
     result = reading.unknown()
 
-    def ask(terms: Sequence[tuple[Fraction | int, Degree]], scalings: Sequence[Scaling]) -> None:
+    def require(terms: Sequence[tuple[Fraction | int, Degree]], scalings: frozenset[Scaling]) -> None:
         reading.relate(segment, terms, name, scalings)
 
-    rule(ask, segment.degrees, result)
+    rule(require, segment.degrees, result)
     return Segment(segment.layer, segment.repeat, (result,))
 
 
 def _reduction(extremum: bool = False, product: bool = False, index: bool = False) -> Operation:
-    """A sum, maximum, product or the index of a maximum over some axes, in whatever order their entries stand."""
+    """A sum, maximum or product over some axes, which does not depend on the order, or the index of a maximum."""
 
     def operation(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
         name, gone = eqn.primitive.name, set(eqn.params["axes"])
@@ -123,6 +125,7 @@ def _reduction(extremum: bool = False, product: bool = False, index: bool = Fals
 
 
 def _dot_general(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """A product of matrices, or of batches of them."""
     (left_sums, right_sums), (left_batch, right_batch) = eqn.params["dimension_numbers"]
     left, right = (value.axes for value in values)
     for i, j in zip(left_sums, right_sums, strict=True):
@@ -137,18 +140,19 @@ def _dot_general(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Ax
 
 
 def _contract(reading: Reading, left: Any, right: Any, name: str) -> None:
-    """A sum over the products along two axes: what scales one side is undone on the other."""
+    """A sum of products along two axes: a scale on one side is undone on the other."""
     reading.contracted |= {s.degrees[0][0] for row in (left, right) for s in row if s.degrees[0]}
     layers = reading.layers
-    for one, other in ((left, right), (right, left)):
-        # What is left of an input with one channel when its axis was taken away and put back.
-        if [(segment.layer, segment.repeat) for segment in layers.resolve(one)] == [(Plain.EVEN, 1)]:
+    for row, other in ((left, right), (right, left)):
+        # An input with one channel, whose axis was removed and added again, has lost its layer.
+        if [(segment.layer, segment.repeat) for segment in layers.resolve(row)] == [(Entries.EQUAL, 1)]:
             layers.fix_input(other)
     for segment in layers.meet(left, right, f"`{name}` sums it with numbers that differ from neuron to neuron"):
         reading.relate(segment, [(1, degree) for degree in segment.degrees], name)
 
 
 def _conv_general_dilated(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] | None:
+    """A convolution, with all channels in one group or, depthwise, each in its own."""
     maps, kernel = values
     numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     (batch, features, *places), (feeds, reads, *sides) = numbers.lhs_spec, numbers.rhs_spec
@@ -168,7 +172,7 @@ def _conv_general_dilated(reading: Reading, eqn: Any, values: Sequence[Value]) -
         reading.contracted |= {segment.degrees[0][0] for segment in kernel.axes[feeds] if segment.degrees[0]}
     else:
         _contract(reading, maps.axes[features], kernel.axes[reads], "conv_general_dilated")
-    rows = [plain(Plain.FREE, size) for size in eqn.outvars[0].aval.shape]
+    rows = [without_layer(Entries.VARYING, size) for size in eqn.outvars[0].aval.shape]
     rows[numbers.out_spec[0]], rows[numbers.out_spec[1]] = maps.axes[batch], fed
     return [tuple(rows)]
 
@@ -183,8 +187,8 @@ def _window(extremum: bool) -> Operation:
         for axis, (row, (*ones, margins)) in enumerate(zip(values[0].axes, zip(*given, strict=True), strict=True)):
             if set(ones) != {1} or any(margins):
                 row = reading.give_up(row, shape[axis], "a window covers several of its neurons")
-                # At the margins the windows of equal entries differ.
-                row = plain(Plain.FREE, shape[axis]) if isinstance(row[0].layer, Plain) else row
+                # Windows of equal entries differ at the margins.
+                row = without_layer(Entries.VARYING, shape[axis]) if isinstance(row[0].layer, Entries) else row
             elif extremum:
                 reading.keep_still(row, eqn.primitive.name, _SIGN)
             rows.append(row)
@@ -194,9 +198,10 @@ def _window(extremum: bool) -> Operation:
 
 
 def _cumsum(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """A running sum, which depends on the order along its axis."""
     rows, axis = list(values[0].axes), eqn.params["axis"]
     reading.layers.fix(rows[axis], "`cumsum` goes through its neurons in order")
-    rows[axis] = plain(Plain.FREE, values[0].shape[axis])
+    rows[axis] = without_layer(Entries.VARYING, values[0].shape[axis])
     return [tuple(rows)]
 
 

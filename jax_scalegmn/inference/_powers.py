@@ -1,7 +1,8 @@
-"""How parameters follow a rescaling of a neuron layer: the equations of a program, solved.
+"""The powers with which parameters follow a rescaling of a neuron layer: a program's equations, solved.
 
-Every value has a degree on each layer along its axes: scaled by s, the neurons' entries scale by s ** degree. Every
-operation says how the degrees of its operands and result relate. A group acts if the equations have a solution.
+Every value has a degree on each layer along its axes: when the layer is scaled by s, the neurons' entries are
+multiplied by s ** degree. Every operation relates the degrees of its operands and result. A group acts on the layer if
+these equations have a solution.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,26 +10,27 @@ from fractions import Fraction
 from typing import NamedTuple, TypeAlias
 
 from jax_scalegmn.architecture import Scaling
-from jax_scalegmn.inference._segments import ANY, Degree
+from jax_scalegmn.inference._segments import ANY_DEGREE, Degree
 
 Unknown: TypeAlias = tuple[int, ...]
 Form: TypeAlias = dict[Unknown, Fraction]
 
-# Positive scales have degrees in the rationals; signs modulo 2, since (-1) ** 2 is 1.
-SCALED = (Scaling.POSITIVE, Scaling.SIGN)
+# `solve` tries the groups with a scale in this order. The degrees of positive scales are rational numbers; those of
+# signs are numbers modulo 2, since (-1) ** 2 is 1.
+PREFERENCE = (Scaling.POSITIVE, Scaling.SIGN)
 
 
 class Equation(NamedTuple):
-    """sum(coefficient * degree) = 0 on one layer, for the groups that it holds for, as an operation asks for it."""
+    """sum(coefficient * degree) = 0 on one layer, for some groups, as an operation requires it."""
 
     layer: int
     terms: tuple[tuple[Fraction, Unknown], ...]
-    scalings: tuple[Scaling, ...]
+    scalings: frozenset[Scaling]
     operation: str
 
 
 class Unknowns(NamedTuple):
-    """The degrees of a layer's parameters: of the kernels that read it, that feed it, and of its vectors."""
+    """The unknown degrees of a layer's parameters: of kernels that read it, of kernels that feed it, and of vectors."""
 
     reads: tuple[Unknown, ...]
     feeds: tuple[Unknown, ...]
@@ -36,14 +38,15 @@ class Unknowns(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """What acts on a layer.
+    """The group that acts on a layer, and how.
 
     Attributes:
-      scaling: its group.
-      powers: of every unknown of the parameters, for signs modulo 2; empty where permutations act alone.
-      refused: what no solution of a larger group satisfies, by group: an operation.
-      generators: how many independent rescalings there are; the powers are those of one.
-      left_alone: the unknowns with power 0 that a further rescaling moves: that in front of a normalization, say.
+      scaling: The group.
+      powers: The power of every unknown of the parameters, for signs modulo 2; empty for permutations alone.
+      refused: For every larger group, the operation that it fails at.
+      generators: The number of independent rescalings; the powers are those of one.
+      left_alone: Powers set to 0 although another admissible rescaling would move them, e.g. a kernel before a
+        normalization.
     """
 
     scaling: Scaling
@@ -54,24 +57,25 @@ class Solution(NamedTuple):
 
 
 def equation(
-    layer: int, terms: Iterable[tuple[Fraction | int, Degree]], scalings: Sequence[Scaling], operation: str
+    layer: int, terms: Iterable[tuple[Fraction | int, Degree]], scalings: frozenset[Scaling], operation: str
 ) -> Equation | None:
-    """The equation; None where a zero among the values, which has every degree, satisfies it."""
+    """The equation; None if one of the values is a zero, which has every degree and so satisfies it."""
     terms = list(terms)
-    if any(degree == ANY for _, degree in terms):
+    if any(degree == ANY_DEGREE for _, degree in terms):
         return None
     known = tuple((Fraction(coefficient), degree) for coefficient, degree in terms if degree is not None)
-    return Equation(layer, known, tuple(scalings), operation) if known else None
+    return Equation(layer, known, scalings, operation) if known else None
 
 
 def solve(equations: Sequence[Equation], unknowns: Unknowns) -> Solution:
     """The largest group on a layer: positive scales, or else signs, or else permutations alone.
 
-    Kernels that read the layer go against the rescaling. Where several rescalings act, that one is taken which leaves
-    alone first the kernels that feed the layer, then the first vectors: behind a normalization its scale and bias.
+    Kernels that read the layer have power -1. If several rescalings act, the solution is the one with power 0 on the
+    kernels that feed the layer, if possible, then on the first vectors: with a normalization, only its scale and bias
+    are moved.
     """
     refused: dict[Scaling, str] = {}
-    for scaling in SCALED:
+    for scaling in PREFERENCE:
         system = _System(2 if scaling is Scaling.SIGN else None)
         own = [equation for equation in equations if scaling in equation.scalings]
         powers = _powers(system, own, unknowns)
@@ -91,14 +95,14 @@ def solve(equations: Sequence[Equation], unknowns: Unknowns) -> Solution:
 
 
 class _System:
-    """Linear equations over the rationals, or modulo a prime, that are solved as they come."""
+    """Linear equations over the rationals, or modulo a prime, that are solved one after another."""
 
     def __init__(self, modulus: int | None) -> None:
         self.modulus = modulus
         self._pivots: dict[Unknown, tuple[Form, Fraction]] = {}  # unknown = sum(coefficient * free unknown) + constant
 
     def add(self, terms: Form, constant: Fraction | int = 0) -> bool:
-        """Whether sum(coefficient * unknown) = constant agrees with the others; if so, it is one of them now."""
+        """Adds sum(coefficient * unknown) = constant; returns False if it contradicts the equations so far."""
         form, rest = self.reduce(terms, constant)
         if not form:
             return rest == 0
@@ -109,7 +113,7 @@ class _System:
         return True
 
     def reduce(self, terms: Form, constant: Fraction | int = 0) -> tuple[Form, Fraction]:
-        """The equation in the unknowns that are still free."""
+        """The equation in terms of the unknowns that are still free."""
         form: Form = {}
         rest = Fraction(constant)
         for unknown, coefficient in terms.items():
@@ -139,10 +143,11 @@ def _terms(equation: Equation) -> Form:
 
 
 def _powers(system: _System, equations: Sequence[Equation], unknowns: Unknowns) -> Form | str:
-    """The powers of all unknowns, or the operation that has none."""
+    """The powers of all unknowns, or the operation at which there is no solution."""
     for unknown in unknowns.reads:
         system.add({unknown: Fraction(1)}, -1)
-    # The equations of the reading kernels first: then the one that fails is of what makes the group smaller.
+    # The equations of the reading kernels come first, so that the one that fails names the operation that makes the
+    # group smaller.
     for equation in sorted(equations, key=lambda equation: not _terms(equation).keys() & set(unknowns.reads)):
         if not system.add(_terms(equation)):
             return f"`{equation.operation}`"
@@ -158,7 +163,7 @@ def _powers(system: _System, equations: Sequence[Equation], unknowns: Unknowns) 
 
 
 def _representable(powers: Form, unknowns: Unknowns, scaling: Scaling) -> dict[Unknown, int] | None:
-    """The powers as a `Parameter` has them: a kernel reads with -1 and feeds with 0 or 1."""
+    """The powers, if a `Parameter` can have them: a kernel reads with -1 and feeds with 0 or 1."""
     if scaling is Scaling.SIGN:
         return {unknown: int(power) % 2 for unknown, power in powers.items()}
     allowed = {"reads": (-1,), "feeds": (0, 1), "vectors": (-1, 0, 1)}
@@ -168,7 +173,7 @@ def _representable(powers: Form, unknowns: Unknowns, scaling: Scaling) -> dict[U
 
 
 def _freedom(equations: Sequence[Equation], unknowns: Unknowns, modulus: int | None) -> tuple[int, list[Unknown]]:
-    """How many independent rescalings there are, and which unknowns any of them moves."""
+    """The number of independent rescalings, and the unknowns that they move."""
     system = _System(modulus)
     for equation in equations:
         system.add(_terms(equation))

@@ -1,6 +1,6 @@
-"""What is known of a program while its operations are read: its values' axes, its layers and their equations."""
+"""The state of the abstract interpretation: the axes of a program's values, its neuron layers and their equations."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -8,20 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn.architecture import Scaling
-from jax_scalegmn.inference._powers import SCALED, Equation, equation
-from jax_scalegmn.inference._segments import Degree, Layers, Plain, Row, Segment, plain
+from jax_scalegmn import stacks
+from jax_scalegmn.architecture import SCALED, Scaling
+from jax_scalegmn.inference._powers import Equation, equation
+from jax_scalegmn.inference._segments import Degree, Entries, Row, Segment, UnifiedLayers, without_layer
 
 
 class Value(NamedTuple):
-    """An array of the program.
+    """What is known of an array of the program.
 
     Attributes:
-      shape: of the array.
-      axes: what stands along each axis.
-      constant: the number that all entries are, if it is known.
-      depends: whether it depends on the params.
-      path: of the parameter that it is.
+      shape: The array's shape.
+      axes: The neuron layers along each axis.
+      constant: The number that all entries are, if it is known.
+      depends: Whether it depends on the params.
+      path: The path of the parameter that it is, if it is one.
     """
 
     shape: tuple[int, ...]
@@ -32,24 +33,24 @@ class Value(NamedTuple):
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """`axes`, which of a known zero follow every rescaling."""
-        return tuple(plain(Plain.ZERO, size) for size in self.shape) if self.constant == 0 else self.axes
+        """The axes; those of a known zero follow every rescaling."""
+        return tuple(without_layer(Entries.ZERO, size) for size in self.shape) if self.constant == 0 else self.axes
 
 
 class Reading:
-    """The layers and equations of a program, as far as it is read.
+    """The layers and equations of a program, as far as it has been read.
 
     Attributes:
-      layers: what is known of the neuron layers.
-      equations: how degrees relate, in the order of the program.
-      seen: the layers in the order of the program.
-      read: the paths of the parameters in that order.
-      contracted: the unknown degrees of axes that a product or convolution sums over.
-      spatial: those of the spatial axes of convolutions' kernels.
+      layers: The neuron layers.
+      equations: The relations between degrees, in the order of the program.
+      seen: The layers, in the order of the program.
+      read: The paths of the parameters, in the order in which the program reads them.
+      contracted: The unknown degrees of axes that a product or a convolution sums over.
+      spatial: The unknown degrees of the spatial axes of convolution kernels.
     """
 
     def __init__(self) -> None:
-        self.layers = Layers()
+        self.layers = UnifiedLayers()
         self.equations: list[Equation] = []
         self.seen: dict[int, None] = {}
         self.read: dict[tuple[str, ...], None] = {}
@@ -58,7 +59,7 @@ class Reading:
         self._num_unknowns = 0
 
     def unknown(self) -> tuple[int, ...]:
-        """A degree of which nothing is known yet."""
+        """A new unknown degree."""
         self._num_unknowns += 1
         return (self._num_unknowns - 1,)
 
@@ -67,56 +68,58 @@ class Reading:
         segment: Segment,
         terms: Iterable[tuple[Fraction | int, Degree]],
         operation: str,
-        scalings: Sequence[Scaling] = SCALED,
+        scalings: frozenset[Scaling] = SCALED,
     ) -> None:
-        """sum(coefficient * degree) = 0 on the layer of a segment."""
-        if isinstance(segment.layer, Plain):
+        """Records sum(coefficient * degree) = 0 on the layer of a segment."""
+        if isinstance(segment.layer, Entries):
             return
-        found = equation(segment.layer, terms, scalings, operation)
-        if found is not None:
-            self.equations.append(found)
+        relation = equation(segment.layer, terms, scalings, operation)
+        if relation is not None:
+            self.equations.append(relation)
 
-    def keep_still(self, row: Row, operation: str, scalings: Sequence[Scaling] = SCALED) -> None:
-        """No rescaling may show along an axis: all degrees are 0."""
+    def keep_still(self, row: Row, operation: str, scalings: frozenset[Scaling] = SCALED) -> None:
+        """Requires that no rescaling shows along an axis: all its degrees are 0."""
         for segment in self.layers.resolve(row):
             self.relate(segment, [(1, segment.degrees[0])], operation, scalings)
 
     def give_up(self, row: Row, size: int, reason: str) -> Row:
-        """An axis of that size behind an operation that mixes the entries of `row`: its layers are fixed."""
+        """Fixes the layers of `row`, whose entries an operation mixes, and returns the resulting axis of that size."""
         row = self.layers.resolve(row)
         self.layers.fix(row, reason)
-        if len(row) == 1 and row[0].layer in (Plain.EVEN, Plain.ZERO):
-            return plain(Plain.EVEN, size)
+        if len(row) == 1 and row[0].layer in (Entries.EQUAL, Entries.ZERO):
+            return without_layer(Entries.EQUAL, size)
         if row and all(segment.layer in self.layers.inputs for segment in row):
             return self.input_row(size)
-        return plain(Plain.FREE, size)
+        return without_layer(Entries.VARYING, size)
 
     def input_row(self, size: int) -> Row:
-        """An axis of the program's input."""
+        """A new axis of the program's input."""
         row = (Segment(self.layers.new(size), 1),)
         self.layers.fix_input(row)
         return row
 
     def note_order(self, values: Iterable[Value]) -> None:
-        """Remembers which parameters and layers came first."""
+        """Records in which order parameters and layers occur."""
         for value in values:
             if value.path is not None:
                 self.read.setdefault(value.path)
             for row in value.axes:
                 for segment in row:
-                    if not isinstance(segment.layer, Plain):
+                    if not isinstance(segment.layer, Entries):
                         self.seen.setdefault(segment.layer)
 
 
 def of_numbers(numbers: Any) -> Value:
-    """The value of a literal or of an array that a function has closed over."""
+    """The value of a literal, or of an array that the function is closed over."""
     shape = np.shape(numbers)
-    if isinstance(numbers, jax.core.Tracer) or jnp.issubdtype(jnp.result_type(numbers), jax.dtypes.extended):
-        return Value(shape, tuple(plain(Plain.FREE, size) for size in shape))
+    if not stacks.is_concrete(numbers) or jnp.issubdtype(jnp.result_type(numbers), jax.dtypes.extended):
+        return Value(shape, tuple(without_layer(Entries.VARYING, size) for size in shape))
     array = np.asarray(numbers)
-    even = [
+    equal = [
         size == 1 or bool((array == array.take([0], axis)).all()) if size else True for axis, size in enumerate(shape)
     ]
-    axes = tuple(plain(Plain.EVEN if same else Plain.FREE, size) for same, size in zip(even, shape, strict=True))
-    known = all(even) and array.size > 0 and not np.iscomplexobj(array)
+    axes = tuple(
+        without_layer(Entries.EQUAL if same else Entries.VARYING, size) for same, size in zip(equal, shape, strict=True)
+    )
+    known = all(equal) and array.size > 0 and not np.iscomplexobj(array)
     return Value(shape, axes, float(array.reshape(-1)[0]) if known else None)

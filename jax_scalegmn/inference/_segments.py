@@ -1,7 +1,7 @@
-"""What stands along the axes of values: neuron layers that are found, cut and identified while a program is read.
+"""The neuron layers along the axes of a program's values, which are found, cut and unified while the program is read.
 
-An axis is a row of segments. A segment is a layer, repeated with its neurons fastest, or one of `Plain`. Layers are
-identified where two axes meet, and cut where only a part of one does: unification, as in type inference.
+An axis is a row of segments. A segment is a layer, repeated with its neurons fastest, or entries of no layer. Layers
+are unified where two axes meet, and cut where only a part of one does, as types are in type inference.
 """
 
 import enum
@@ -9,24 +9,30 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 
-class Plain(enum.Enum):
-    """Along a segment on which no group acts, values are:"""
+class Entries(enum.Enum):
+    """The entries of a segment on which no group acts."""
 
-    FREE = "whatever they are"
-    EVEN = "all the same"
+    VARYING = "may all differ"
+    EQUAL = "all equal"
     ZERO = "all zero"
 
 
-# How the values follow a rescaling of the layer: an unknown integer, by its number and, where its layer was cut, the
-# parts; None for the known degree 0; () for zeros, which have every degree.
+# The power of a layer's scale that values are multiplied by: an unknown integer, given by its number and, if its layer
+# was cut, the parts; None for the known degree 0; () for zeros, which have every degree.
 Degree: TypeAlias = tuple[int, ...] | None
-ANY: Degree = ()
+ANY_DEGREE: Degree = ()
 
 
 class Segment(NamedTuple):
-    """`repeat` copies of a layer, or so many plain entries; a degree for each of the values that met there."""
+    """A part of an axis.
 
-    layer: int | Plain
+    Attributes:
+      layer: The neuron layer, by its number, or what is known of entries without one.
+      repeat: The number of copies of the layer, or the number of entries.
+      degrees: The degree of each of the values that met along this axis.
+    """
+
+    layer: int | Entries
     repeat: int
     degrees: tuple[Degree, ...] = (None,)
 
@@ -34,18 +40,18 @@ class Segment(NamedTuple):
 Row: TypeAlias = tuple[Segment, ...]
 
 
-def plain(kind: Plain, size: int, values: int = 1) -> Row:
-    """An axis of that size on which no group acts."""
-    return (Segment(kind, size, (ANY if kind is Plain.ZERO else None,) * values),)
+def without_layer(kind: Entries, size: int, values: int = 1) -> Row:
+    """An axis of that size on which no group acts, for a number of values."""
+    return (Segment(kind, size, (ANY_DEGREE if kind is Entries.ZERO else None,) * values),)
 
 
-class Layers:
-    """The neuron layers of a program, as far as they are known.
+class UnifiedLayers:
+    """A union-find of a program's neuron layers: which ones are the same, and which are cut into parts.
 
     Attributes:
-      fixed: layers on which no group acts, and why.
-      inputs: those that are axes of the program's input.
-      outputs: those that are axes of its output, or of one neuron whose axis is taken away, as before an output.
+      fixed: The layers on which no group acts, with the reason.
+      inputs: The layers of the program's inputs.
+      outputs: The layers of its outputs, and of single neurons whose axis is removed, as before an output.
     """
 
     def __init__(self) -> None:
@@ -65,13 +71,13 @@ class Layers:
 
     def size(self, segment: Segment) -> int:
         """How many entries a segment has."""
-        return segment.repeat * (1 if isinstance(segment.layer, Plain) else self._widths[segment.layer])
+        return segment.repeat * (1 if isinstance(segment.layer, Entries) else self._widths[segment.layer])
 
     def resolve(self, row: Iterable[Segment]) -> Row:
-        """The axis in terms of the layers that are known today."""
-        found: list[Segment] = []
+        """The axis in terms of the layers that are known so far."""
+        row_now: list[Segment] = []
         for segment in row:
-            parts = None if isinstance(segment.layer, Plain) else self._parts.get(segment.layer)
+            parts = None if isinstance(segment.layer, Entries) else self._parts.get(segment.layer)
             if parts is None:
                 resolved: Iterable[Segment] = (segment,)
             elif len(parts) == 1:
@@ -84,64 +90,63 @@ class Layers:
                 ]
                 resolved = self.resolve(pieces) * segment.repeat
             for piece in resolved:
-                # Runs of what is the same count as one; two even runs may hold different numbers.
-                same = found and piece.layer not in (Plain.EVEN, Plain.ZERO) and found[-1][::2] == piece[::2]
-                if same:
-                    found[-1] = found[-1]._replace(repeat=found[-1].repeat + piece.repeat)
+                last = row_now[-1] if row_now else None
+                if last is not None and _continues(last, piece):
+                    row_now[-1] = last._replace(repeat=last.repeat + piece.repeat)
                 else:
-                    found.append(piece)
-        return tuple(found)
+                    row_now.append(piece)
+        return tuple(row_now)
 
     def roots(self, layer: int) -> list[tuple[int, tuple[int, ...]]]:
         """The layers that a layer turned out to be, each with the parts that a degree on it gets."""
-        found: dict[tuple[int, tuple[int, ...]], None] = {}
+        roots: dict[tuple[int, tuple[int, ...]], None] = {}
         for segment in self.resolve((Segment(layer, 1, ((0,),)),)):
             assert isinstance(segment.layer, int)
-            found[segment.layer, (segment.degrees[0] or ())[1:]] = None
-        return list(found)
+            roots[segment.layer, (segment.degrees[0] or ())[1:]] = None
+        return list(roots)
 
     def is_fixed(self, segment: Segment) -> bool:
-        """Whether no group acts along it."""
-        return isinstance(segment.layer, Plain) or segment.layer in self.fixed
+        """Whether no group acts on a segment."""
+        return isinstance(segment.layer, Entries) or segment.layer in self.fixed
 
     def fix(self, row: Iterable[Segment], reason: str) -> None:
-        """Takes the group off all layers of an axis."""
+        """Records that no group acts on the layers of an axis; the first reason for each layer is kept."""
         for segment in self.resolve(row):
-            if not isinstance(segment.layer, Plain):
+            if not isinstance(segment.layer, Entries):
                 self.fixed.setdefault(segment.layer, reason)
 
     def fix_input(self, row: Iterable[Segment]) -> None:
-        """Takes the group off all layers of an axis of the program's input."""
+        """Fixes the layers of an axis of the program's input."""
         row = self.resolve(row)
         self.fix(row, "it is an input")
         self.inputs |= {segment.layer for segment in row if isinstance(segment.layer, int)}
 
     def fix_output(self, row: Iterable[Segment], reason: str = "it is an output") -> None:
-        """Takes the group off all layers of an axis of the program's output, or of one that is taken off a value."""
+        """Fixes the layers of an axis of the program's output, or of an axis that is removed from a value."""
         row = self.resolve(row)
         self.fix(row, reason)
         self.outputs |= {segment.layer for segment in row if isinstance(segment.layer, int)}
 
     def meet(self, left: Iterable[Segment], right: Iterable[Segment], reason: str) -> Row:
-        """Two axes of one size as one: layers that stand at the same place are the same from now on.
+        """Unifies two axes of one size: layers at the same place are the same from now on.
 
-        Each segment that comes back has the degrees of both. `reason` is given where a layer meets numbers that differ
-        from neuron to neuron, and is fixed.
+        Each segment of the result has the degrees of both axes. A layer that meets numbers which differ from neuron to
+        neuron is fixed, for that reason.
         """
         met: list[Segment] = []
         a, b = self.resolve(left), self.resolve(right)
         while a:
             size = self._common(a[0], b[0], reason)
             if size:
-                (one, a), (other, b) = self._take(a, size), self._take(b, size)
-                met.append(self._join(one, other))
+                (first, a), (second, b) = self._take(a, size), self._take(b, size)
+                met.append(self._join(first, second))
             a, b = self.resolve(a), self.resolve(b)
         return tuple(met)
 
     def divide(self, row: Iterable[Segment], sizes: Sequence[int], reason: str) -> list[Row]:
-        """An axis cut into pieces of these sizes; layers are cut with it."""
+        """Cuts an axis into pieces of these sizes, and its layers with it."""
         row = tuple(row)
-        cuts = tuple(Segment(Plain.EVEN, size, ()) for size in sizes if size)
+        cuts = tuple(Segment(Entries.EQUAL, size, ()) for size in sizes if size)
         pieces = list(self.resolve(self.meet(row, cuts, reason)))
         divided: list[Row] = []
         for size in sizes:
@@ -156,18 +161,18 @@ class Layers:
     # --- private ------------------------------------------------------------------------------------------------------
 
     def _common(self, x: Segment, y: Segment, reason: str) -> int:
-        """How far two axes agree at their start; 0 if they had to be made agree first, so that one looks again."""
+        """The number of entries over which two axes agree; 0 if they were changed to agree and must be read again."""
         sizes = self.size(x), self.size(y)
-        if isinstance(x.layer, Plain) and isinstance(y.layer, Plain):
+        if isinstance(x.layer, Entries) and isinstance(y.layer, Entries):
             return min(sizes)
-        if isinstance(x.layer, Plain) or isinstance(y.layer, Plain):
-            other, blank = (y, x) if isinstance(x.layer, Plain) else (x, y)
+        if isinstance(x.layer, Entries) or isinstance(y.layer, Entries):
+            other, blank = (y, x) if isinstance(x.layer, Entries) else (x, y)
             assert isinstance(other.layer, int)
             size = min(sizes)
             if size % self._widths[other.layer] and other.repeat == 1:
                 self._cut(other.layer, size)
                 return 0
-            uncut = blank.layer is not Plain.FREE and not size % self._widths[other.layer]
+            uncut = blank.layer is not Entries.VARYING and not size % self._widths[other.layer]
             if not uncut and not self.is_fixed(other):
                 self.fix((other,), reason)
                 return 0
@@ -177,7 +182,7 @@ class Layers:
         return 0 if self._identify(x, y, reason) else min(sizes)
 
     def _identify(self, x: Segment, y: Segment, reason: str) -> bool:
-        """Whether it made two layers one, cut one of them, or fixed them."""
+        """Unifies two layers, cuts one of them, or fixes both; returns whether anything changed."""
         assert isinstance(x.layer, int)
         assert isinstance(y.layer, int)
         small, large = sorted((x, y), key=lambda s: (self._widths[s.layer], s.layer))  # type: ignore[index]
@@ -212,25 +217,32 @@ class Layers:
                 role.add(layer)
 
     def _take(self, row: Sequence[Segment], size: int) -> tuple[Segment, Row]:
-        """The first `size` entries, which lie in one segment, and what is behind them."""
+        """The first `size` entries, which lie in one segment, and the rest."""
         first, rest = row[0], tuple(row[1:])
         left = self.size(first) - size
         if not left:
             return first, rest
-        width = 1 if isinstance(first.layer, Plain) else self._widths[first.layer]
-        if size % width:  # of a fixed layer, or it would have been cut
-            return Segment(Plain.FREE, size, first.degrees), (Segment(Plain.FREE, left, first.degrees), *rest)
+        width = 1 if isinstance(first.layer, Entries) else self._widths[first.layer]
+        if size % width:  # the layer is fixed; it would have been cut otherwise
+            return Segment(Entries.VARYING, size, first.degrees), (Segment(Entries.VARYING, left, first.degrees), *rest)
         return first._replace(repeat=size // width), (first._replace(repeat=left // width), *rest)
 
     def _join(self, x: Segment, y: Segment) -> Segment:
         degrees = x.degrees + y.degrees
         layers = [s.layer for s in (x, y) if isinstance(s.layer, int)]
         if not layers:
-            even = Plain.FREE not in (x.layer, y.layer)
-            return Segment(Plain.EVEN if even else Plain.FREE, x.repeat, degrees)
+            equal = Entries.VARYING not in (x.layer, y.layer)
+            return Segment(Entries.EQUAL if equal else Entries.VARYING, x.repeat, degrees)
         if len(layers) == 2 and x.layer != y.layer:  # both fixed, and of widths that do not fit
-            return Segment(Plain.FREE, self.size(x), degrees)
+            return Segment(Entries.VARYING, self.size(x), degrees)
         return Segment(layers[0], (x if isinstance(x.layer, int) else y).repeat, degrees)
+
+
+def _continues(segment: Segment, following: Segment) -> bool:
+    """Whether two neighbors are one segment. Two runs of equal entries are not: their numbers may differ."""
+    if following.layer in (Entries.EQUAL, Entries.ZERO):
+        return False
+    return segment.layer == following.layer and segment.degrees == following.degrees
 
 
 def _part(degree: Degree, index: int) -> Degree:

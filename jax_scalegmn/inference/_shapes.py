@@ -1,4 +1,4 @@
-"""Operations that move entries: which axes of the result are which of the operand, and what is cut or mixed."""
+"""Operations that move entries: which axes of the operand become which of the result, and which are cut or mixed."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -6,21 +6,22 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from jax_scalegmn.inference._powers import SCALED
+from jax_scalegmn.architecture import SCALED
 from jax_scalegmn.inference._reading import Reading, Value
-from jax_scalegmn.inference._segments import Plain, Row, Segment, plain
+from jax_scalegmn.inference._segments import Entries, Row, Segment, without_layer
 
 Axes: TypeAlias = tuple[Row, ...]
 
 
 def same(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
-    """Linear in every entry: each result is like its operand."""
+    """An operation that is linear in every entry: each result has the axes of its operand."""
     return [value.axes for value in values[: len(eqn.outvars)]]
 
 
 def broadcast_in_dim(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """New axes, and axes of one entry repeated, in equal entries."""
     shape = _integers(eqn.params["shape"])
-    rows = [plain(Plain.EVEN, size) for size in shape]
+    rows = [without_layer(Entries.EQUAL, size) for size in shape]
     for axis, to in enumerate(eqn.params["broadcast_dimensions"]):
         if values[0].shape[axis] == shape[to]:
             rows[to] = values[0].axes[axis]
@@ -30,17 +31,20 @@ def broadcast_in_dim(reading: Reading, eqn: Any, values: Sequence[Value]) -> lis
 
 
 def transpose(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """A permutation of the axes."""
     return [tuple(values[0].axes[axis] for axis in eqn.params["permutation"])]
 
 
 def squeeze(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """Axes of one entry removed."""
     gone = {axis % len(values[0].shape) for axis in eqn.params["dimensions"]}
     for axis in gone:
-        reading.layers.fix_output(values[0].axes[axis], "`squeeze` takes its axis away")
+        reading.layers.fix_output(values[0].axes[axis], "`squeeze` removes its axis")
     return [tuple(row for axis, row in enumerate(values[0].axes) if axis not in gone)]
 
 
 def rev(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """The order along some axes reversed."""
     rows, shape = list(values[0].axes), values[0].shape
     for axis in eqn.params["dimensions"]:
         rows[axis] = reading.give_up(rows[axis], shape[axis], "`rev` turns the order of its neurons round")
@@ -48,18 +52,24 @@ def rev(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
 
 
 def iota(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """A count along one axis."""
     along = eqn.params["dimension"]
     shape = eqn.outvars[0].aval.shape
-    return [tuple(plain(Plain.FREE if axis == along else Plain.EVEN, size) for axis, size in enumerate(shape))]
+    return [
+        tuple(
+            without_layer(Entries.VARYING if axis == along else Entries.EQUAL, size) for axis, size in enumerate(shape)
+        )
+    ]
 
 
 def slice_(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """A slice of every axis, which cuts layers."""
     starts, limits = (_integers(eqn.params[f"{end}_indices"]) for end in ("start", "limit"))
     strides = _integers(eqn.params["strides"] or (1,) * len(starts))
     rows = []
     for row, size, start, limit, stride in zip(values[0].axes, values[0].shape, starts, limits, strides, strict=True):
         if stride != 1:
-            rows.append(reading.give_up(row, -(-(limit - start) // stride), "`slice` takes every so many-th neuron"))
+            rows.append(reading.give_up(row, -(-(limit - start) // stride), "`slice` takes every n-th neuron"))
         elif (start, limit) == (0, size):
             rows.append(row)
         else:
@@ -69,6 +79,7 @@ def slice_(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
 
 
 def split(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """One axis cut into several results."""
     axis, sizes = eqn.params["axis"], _integers(eqn.params["sizes"])
     axes = values[0].axes
     pieces = reading.layers.divide(axes[axis], sizes, "`split` cuts through it")
@@ -76,6 +87,7 @@ def split(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
 
 
 def dynamic_slice(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """A slice whose place is computed: it is not known which neurons it takes."""
     sizes = _integers(eqn.params["slice_sizes"])
     entries = zip(values[0].axes, values[0].shape, sizes, strict=True)
     reason = "`dynamic_slice` takes some of its neurons"
@@ -83,16 +95,17 @@ def dynamic_slice(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[A
 
 
 def gather(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] | None:
+    """Entries at computed places of some axes; the others are taken whole."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     operand, indices = values
     fill = eqn.params["fill_value"]
     layers = [s.layer for row in indices.axes for s in reading.layers.resolve(row)]
     moving = any(isinstance(layer, int) and layer not in reading.layers.fixed for layer in layers)
-    # A number that is filled in would not be scaled with the neurons; NaN, the usual one, is no number.
+    # A number that is filled in would not be scaled with the neurons; NaN, the default, marks what is out of bounds.
     if moving or numbers.operand_batching_dims or (fill is not None and not np.isnan(fill)):
         return None
     shape = eqn.outvars[0].aval.shape
-    rows = [plain(Plain.FREE, size) for size in shape]
+    rows = [without_layer(Entries.VARYING, size) for size in shape]
     offsets = iter(numbers.offset_dims)
     for axis, (row, size) in enumerate(zip(operand.axes, operand.shape, strict=True)):
         whole = sizes[axis] == size and axis not in numbers.start_index_map
@@ -108,6 +121,7 @@ def gather(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] | 
 
 
 def concatenate(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """Values joined along one axis; along the others they are unified."""
     along = eqn.params["dimension"]
     rows: list[Row] = []
     for axis in range(len(values[0].shape)):
@@ -116,30 +130,31 @@ def concatenate(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axe
             continue
         met = values[0].rows[axis]
         for value in values[1:]:
-            met = reading.layers.meet(met, value.rows[axis], "`concatenate` puts it beside numbers that differ")
+            met = reading.layers.meet(met, value.rows[axis], "`concatenate` puts it next to numbers that differ")
         rows.append(_alike(reading, met, "concatenate"))
     return [tuple(rows)]
 
 
 def pad(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
-    kind = Plain.ZERO if values[1].constant == 0 else Plain.EVEN
+    """Margins of one number around every axis."""
+    kind = Entries.ZERO if values[1].constant == 0 else Entries.EQUAL
     margins = [_integers(three) for three in eqn.params["padding_config"]]
     rows = []
     for row, size, (low, high, inner) in zip(values[0].axes, values[0].shape, margins, strict=True):
-        if kind is Plain.EVEN:  # a number other than 0 stands beside the neurons, and scales with none
+        if kind is Entries.EQUAL:  # a number other than 0 does not scale with the neurons next to it
             reading.keep_still(row, "pad")
         if inner or min(low, high) < 0:
             grown = size + low + high + inner * max(0, size - 1)
             reading.layers.fix(row, "`pad` takes its neurons apart")
-            rows.append(plain(Plain.FREE, grown))
+            rows.append(without_layer(Entries.VARYING, grown))
         else:
-            before, behind = (plain(kind, margin) if margin else () for margin in (low, high))
-            rows.append((*before, *row, *behind))
+            before, after = (without_layer(kind, margin) if margin else () for margin in (low, high))
+            rows.append((*before, *row, *after))
     return [tuple(rows)]
 
 
 def reshape(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] | None:
-    """Channels fastest: axes that are merged end in the neurons, and what is split off has all of them."""
+    """Axes merged and split: neurons must be fastest in a merged axis, and a part that is split off must have all."""
     shape = _integers(eqn.params["new_sizes"])
     if eqn.params["dimensions"] is not None or 0 in shape:
         return None
@@ -147,10 +162,10 @@ def reshape(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] |
         return [values[0].axes]
     old, new = ([axis for axis, size in enumerate(sizes) if size != 1] for sizes in (values[0].shape, shape))
     rows = _single_neurons(reading, values[0], shape)
-    for before, behind in _groups([values[0].shape[i] for i in old], [shape[i] for i in new]):
-        sizes = [shape[new[i]] for i in behind]
+    for before, after in _groups([values[0].shape[i] for i in old], [shape[i] for i in new]):
+        sizes = [shape[new[i]] for i in after]
         row = _merge(reading, [values[0].axes[old[i]] for i in before], [values[0].shape[old[i]] for i in before])
-        for i, part in zip(behind, _unmerge(reading, row, sizes), strict=True):
+        for i, part in zip(after, _unmerge(reading, row, sizes), strict=True):
             rows[new[i]] = part
     return [tuple(rows)]
 
@@ -159,27 +174,27 @@ def reshape(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] |
 
 
 def _integers(numbers: Iterable[Any]) -> tuple[int, ...]:
-    """Of Python, which an equation's parameters need not be."""
+    """Python integers, which an equation's parameters need not be."""
     return tuple(int(number) for number in numbers)
 
 
 def _alike(reading: Reading, met: Row, operation: str) -> Row:
-    """An axis along which several values lie side by side and follow every rescaling alike."""
+    """An axis along which several values follow every rescaling alike."""
     row = []
     for segment in met:
         result = reading.unknown()
         for degree in segment.degrees:
             reading.relate(segment, [(1, degree), (-1, result)], operation, SCALED)
-        row.append(Segment(segment.layer, segment.repeat, (None if isinstance(segment.layer, Plain) else result,)))
+        row.append(Segment(segment.layer, segment.repeat, (None if isinstance(segment.layer, Entries) else result,)))
     return tuple(row)
 
 
 def _single_neurons(reading: Reading, value: Value, shape: Sequence[int]) -> list[Row]:
-    """The axes of a reshaped value as far as they have one entry: each from the one at the same place, if any.
+    """The axes of a reshaped value, so far only those with one entry: each from the old axis at the same place, if any.
 
-    Any other place would do too: a layer of one neuron along an axis says how the whole value scales.
+    Any other place would do too: a layer of one neuron along an axis only says how the whole value scales.
     """
-    rows = [plain(Plain.EVEN, size) for size in shape]
+    rows = [without_layer(Entries.EQUAL, size) for size in shape]
     places = [(math.prod(shape[:axis]), axis) for axis, size in enumerate(shape) if size == 1]
     for axis in reversed(range(len(value.shape))):
         if value.shape[axis] != 1:
@@ -189,21 +204,21 @@ def _single_neurons(reading: Reading, value: Value, shape: Sequence[int]) -> lis
             places.remove(here[-1])
             rows[here[-1][1]] = value.axes[axis]
         else:
-            reading.layers.fix_output(value.axes[axis], "`reshape` takes its axis away")
+            reading.layers.fix_output(value.axes[axis], "`reshape` removes its axis")
     return rows
 
 
 def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The smallest runs of old and of new axes that hold the same entries."""
+    """The smallest runs of old and of new axes that have the same number of entries."""
     groups: list[tuple[list[int], list[int]]] = []
     before: list[int] = []
-    behind: list[int] = []
+    after: list[int] = []
     a = b = 1
     left, right = iter(enumerate(old)), iter(enumerate(new))
     while True:
         if a == b and before:
-            groups.append((before, behind))
-            before, behind, a, b = [], [], 1, 1
+            groups.append((before, after))
+            before, after, a, b = [], [], 1, 1
         side = left if a <= b else right
         index, size = next(side, (None, 1))
         if index is None:
@@ -211,12 +226,12 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
         if side is left:
             before, a = [*before, index], a * size
         else:
-            behind, b = [*behind, index], b * size
+            after, b = [*after, index], b * size
     return groups
 
 
 def _merge(reading: Reading, rows: Sequence[Row], sizes: Sequence[int]) -> Row:
-    """Several axes as one, the last fastest."""
+    """Merges axes into one, the last fastest."""
     if len(rows) == 1:
         return rows[0]
     for row in rows[:-1]:
@@ -228,20 +243,20 @@ def _merge(reading: Reading, rows: Sequence[Row], sizes: Sequence[int]) -> Row:
         return reading.layers.resolve(
             (last[0]._replace(repeat=last[0].repeat * times),) if len(last) == 1 else last * times
         )
-    if all(segment.layer in (Plain.EVEN, Plain.ZERO) for segment in every) and len(every) == len(rows):
-        return plain(Plain.EVEN, math.prod(sizes))
+    if all(segment.layer in (Entries.EQUAL, Entries.ZERO) for segment in every) and len(every) == len(rows):
+        return without_layer(Entries.EQUAL, math.prod(sizes))
     return reading.give_up(tuple(every), math.prod(sizes), "`reshape` merges inputs")
 
 
 def _unmerge(reading: Reading, row: Row, sizes: Sequence[int]) -> list[Row]:
-    """One axis as several of these sizes, the last fastest."""
+    """Splits an axis into several of these sizes, the last fastest."""
     if len(sizes) == 1:
         return [row]
     layers, row = reading.layers, reading.layers.resolve(row)
-    lead = [plain(Plain.FREE, size) for size in sizes[:-1]]
-    if all(isinstance(segment.layer, Plain) for segment in row):
-        even = len(row) == 1 and row[0].layer is not Plain.FREE
-        return [plain(Plain.EVEN if even else Plain.FREE, size) for size in sizes]
+    lead = [without_layer(Entries.VARYING, size) for size in sizes[:-1]]
+    if all(isinstance(segment.layer, Entries) for segment in row):
+        equal = len(row) == 1 and row[0].layer is not Entries.VARYING
+        return [without_layer(Entries.EQUAL if equal else Entries.VARYING, size) for size in sizes]
     if len(row) == 1 and isinstance(row[0].layer, int) and sizes[-1] % layers.width(row[0].layer) == 0:
         return [*lead, (row[0]._replace(repeat=sizes[-1] // layers.width(row[0].layer)),)]
     whole = math.prod(sizes[:-1])
