@@ -38,7 +38,7 @@ def page_data(
     """What the page knows; arguments and errors are those of `same_function`."""
     reason = why_not_drawn(arch)
     _check_options(arch, reason, image, size, num_points, names)
-    values = [_unpacked(arch, given, name) for given, name in ((params, "params"), (target, "target"))]
+    given, goal = _unpacked(arch, params, "params"), _unpacked(arch, target, "target")
     element = matching.weight_matching(arch, params, target).element if element is None else element
     aligned_params = symmetry.act(arch, element, params)
     aligned = [np.asarray(value, np.float64) for value in architecture.unpack(arch, aligned_params)]
@@ -52,15 +52,15 @@ def page_data(
             {"name": layer.name, "width": layer.width, "scaling": layer.scaling.value} for layer in arch.neuron_layers
         ],
         "element": _element_as_json(element),
-        "distance": {"given": _distance(*values), "aligned": _distance(aligned, values[1])},
-        "shares": shares(arch, aligned, values[1]),
+        "distance": {"given": _distance(given, goal), "aligned": _distance(aligned, goal)},
+        "shares": shares(arch, aligned, goal),
         "notDrawn": reason,
         "image": None if reason else _image(arch, image, size),
         "curve": None if loss is None else _curve(loss, params, aligned_params, target, num_points),
         "points": num_points,
         "stored": stored,
     }
-    arrays = _stored_arrays(arch, *values) if stored else _averaged_arrays(arch, data, *values, aligned)
+    arrays = _stored_arrays(arch, given, goal) if stored else _averaged_arrays(arch, data, given, goal, aligned)
     return data | {"arrays": arrays, "left": len(arch.parameters) - len(arrays)}
 
 
@@ -96,10 +96,10 @@ def shares(arch: Architecture, values: Sequence[np.ndarray], target: Sequence[np
     for parameter, value, wanted in zip(arch.parameters, values, target, strict=True):
         gaps = np.square(value - wanted)
         total += gaps.sum()
-        axes = [i for i, axis in enumerate(parameter.axes) if isinstance(axis, Axis) and axis.neurons in hidden]
-        for i in axes:
+        named = [(i, axis.neurons) for i, axis in enumerate(parameter.axes) if isinstance(axis, Axis)]
+        axes = [(i, neurons) for i, neurons in named if neurons in hidden]
+        for i, neurons in axes:
             along = gaps.sum(tuple(other for other in range(gaps.ndim) if other != i))
-            neurons = parameter.axes[i].neurons
             hidden[neurons] += along.reshape(-1, len(hidden[neurons])).sum(0) / len(axes)
     return {name: np.round(parts / (total or 1), 6).tolist() for name, parts in hidden.items()}
 

@@ -99,7 +99,7 @@ def same_function(
     >>> page.html.startswith("<!doctype html>"), len(page.html) < 500_000
     (True, True)
     """
-    options = {"element": element, "loss": loss, "image": image, "size": size}
+    options: dict[str, Any] = {"element": element, "loss": loss, "image": image, "size": size}
     data = _networks.page_data(arch, params, target, num_points=num_points, names=names, title=title, **options)
     # "<" would end the script element that holds the data, whatever a network's name says.
     values = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
