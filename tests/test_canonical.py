@@ -15,7 +15,7 @@ import support
 import jax_scalegmn as sg
 from jax_scalegmn import architecture, symmetry, testing
 from jax_scalegmn.architecture import Axis, NeuronLayer, Parameter, Scaling
-from jax_scalegmn.symmetry import canonical
+from jax_scalegmn.symmetry import _phase, canonical
 
 
 def with_w0(arch, w0):
@@ -45,9 +45,13 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 # Of a bias, in half turns.
 EXACT = {"float32": 1e-7, "float64": 2e-16}
 
-networks = pytest.mark.parametrize("arch", NETWORKS.values(), ids=NETWORKS)
+FAST = ("siren, w0 = 30", "pooled cnn, w0 = -7", "sine, tanh, sine")
+networks = pytest.mark.parametrize(
+    "arch",
+    [pytest.param(arch, marks=() if name in FAST else pytest.mark.slow, id=name) for name, arch in NETWORKS.items()],
+)
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE)
-wrap = jax.jit(canonical.wrap_phase)
+wrap = jax.jit(symmetry.wrap_phase)
 
 
 def sines(arch):
@@ -70,7 +74,7 @@ def with_phases(arch, largest, seed=0, dtype="float32", smallest=1e-8):
 
 
 def flipped(kernel, odd):
-    """A kernel that reads flipped units; they stand fastest along its last axis but one."""
+    """A kernel that reads flipped units, which are fastest along its second to last axis."""
     sign = np.tile(np.where(odd, -1, 1), kernel.shape[-2] // odd.size)
     return kernel * jnp.asarray(sign[:, None], kernel.dtype)
 
@@ -163,16 +167,18 @@ PI = 16 * ARC_TANGENTS[0] - 4 * ARC_TANGENTS[1]
 
 
 @dtypes
-@pytest.mark.parametrize("w0", [1.0, 30.0, -7.0, 0.5, 0.1, 1e-20, 1e20])
-def test_biases_are_exact_up_to_the_largest_phase(dtype, w0):
+def test_biases_are_exact_up_to_the_largest_phase(dtype):
     """Against fractions: 2^22 half turns in float32, 2^51 in float64, of the w0 that the dtype can hold."""
-    arch = sg.siren((1, 400, 1), w0=w0)
+    archs = {w0: sg.siren((1, 200, 1), w0=w0) for w0 in (1.0, 30.0, -7.0, 0.5, 0.1, 1e-20, 1e20)}
+    largest = 3 * 2.0 ** {"float32": 22, "float64": 51}[dtype]
     with support.precision(dtype):
-        params = with_phases(arch, 3 * 2.0 ** {"float32": 22, "float64": 51}[dtype], smallest=1, dtype=dtype)
-        wrapped = wrap(arch, params)
+        given = [with_phases(arch, largest, smallest=1, dtype=dtype) for arch in archs.values()]
+        # One program for all frequencies.
+        wrapped = jax.jit(lambda given: [*map(symmetry.wrap_phase, archs.values(), given)])(given)
+    for w0, before, after in zip(archs, *jax.tree.map(np.asarray, (given, wrapped)), strict=True):
         half_turn = PI / Fraction(float(np.asarray(w0, dtype)))
-        flips = wrapped["Dense_1"]["kernel"] / params["Dense_1"]["kernel"]
-        for b, got, sign in zip(params["Dense_0"]["bias"], wrapped["Dense_0"]["bias"], flips[:, 0], strict=True):
+        flips = after["Dense_1"]["kernel"] / before["Dense_1"]["kernel"]
+        for b, got, sign in zip(before["Dense_0"]["bias"], after["Dense_0"]["bias"], flips[:, 0], strict=True):
             turns = round(Fraction(float(b)) / half_turn)
             assert sign == (-1) ** turns
             assert abs(Fraction(float(got)) - (Fraction(float(b)) - turns * half_turn)) < EXACT[dtype] * abs(half_turn)
@@ -188,7 +194,7 @@ def test_phases_beyond_the_largest_stay(dtype):
 @networks
 @dtypes
 def test_wrapping_twice_is_wrapping_once(arch, dtype):
-    """To the bit, compiled or not, with the numbers next to every border of 30 half turns among the phases."""
+    """To the bit, with the numbers next to every border of 30 half turns among the phases."""
     with support.precision(dtype):
         params = with_phases(arch, 1e4, dtype=dtype)
         for seed, (name, _, w0) in enumerate(sines(arch)):
@@ -199,20 +205,34 @@ def test_wrapping_twice_is_wrapping_once(arch, dtype):
                 params[name]["bias"] = jnp.asarray(biases)
                 once = wrap(arch, params)
                 support.assert_identical(wrap(arch, once), once)
-                support.assert_identical(canonical.wrap_phase(arch, params), once)
+
+
+@dtypes
+def test_wrapping_is_the_same_compiled_or_not(dtype):
+    """To the bit."""
+    with support.precision(dtype):
+        for largest in (1, 1e4):
+            params = with_phases(SIREN, largest, dtype=dtype)
+            support.assert_identical(symmetry.wrap_phase(SIREN, params), wrap(SIREN, params))
 
 
 @dtypes
 def test_every_border_is_stable(dtype):
     """The numbers next to a quarter turn, for 20 frequencies: one wrap brings them in range, the next changes none."""
+    frequencies = [float(w0) for w0 in np.exp(np.random.default_rng(0).uniform(-5, 5, 20))]
+
+    @jax.jit
+    def wrap_all(biases):
+        return [_phase._wrap(bias, w0) for bias, w0 in zip(biases, frequencies, strict=True)]
+
     with support.precision(dtype):
-        for w0 in np.exp(np.random.default_rng(0).uniform(-5, 5, 20)):
-            border = np.asarray(np.pi / 2 / w0, dtype)
-            near = border * (1 + np.arange(-5, 6) * np.finfo(dtype).eps).astype(dtype)
-            wrapped, _ = canonical._wrap(jnp.asarray(np.concatenate([near, -near])), float(w0))
-            assert np.abs(wrapped).max() <= np.nextafter(border, border.dtype.type(9e9))
-            again, sign = canonical._wrap(wrapped, float(w0))
-            support.assert_identical(again, wrapped)
+        borders = [np.asarray(np.pi / 2 / w0, dtype) for w0 in frequencies]
+        around = (1 + np.arange(-5, 6) * np.finfo(dtype).eps).astype(dtype)
+        near = [jnp.asarray(np.concatenate([border * around, -border * around])) for border in borders]
+        wrapped = [bias for bias, _ in wrap_all(near)]
+        for border, once, (again, sign) in zip(borders, wrapped, wrap_all(wrapped), strict=True):
+            assert np.abs(once).max() <= np.nextafter(border, border.dtype.type(9e9))
+            support.assert_identical(again, once)
             assert (sign == 1).all()
 
 
@@ -225,7 +245,7 @@ def test_wrapping_commutes_with_the_group(arch, key):
 def test_stacks_are_wrapped_one_by_one():
     arch = NETWORKS["sine, then relu"]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(with_phases(arch, 100, seed) for seed in range(3)))
-    wrapped = jax.jit(jax.vmap(canonical.wrap_phase, (None, 0)))(arch, stack)
+    wrapped = jax.jit(jax.vmap(symmetry.wrap_phase, (None, 0)))(arch, stack)
     for index in range(3):
         support.assert_identical(support.rows(wrapped, index), wrap(arch, support.rows(stack, index)))
 
@@ -243,7 +263,7 @@ def test_gradients_are_those_of_the_function(arch):
             def loss(params):
                 return jnp.square(support.outputs(arch, params, x) - 1).sum()
 
-            return jax.grad(lambda p: loss(canonical.wrap_phase(arch, p)))(params), jax.grad(loss)(params)
+            return jax.grad(lambda p: loss(symmetry.wrap_phase(arch, p)))(params), jax.grad(loss)(params)
 
         assert support.deviation(*gradients(params)) < 1e-10
 
@@ -302,7 +322,7 @@ OWN = r"'by hand': sine layer 'Dense_0'"
         (hand_written(bias=0), rf"{OWN} keeps its phases .* power 1 .* got the axes \(Axis\(.*power=0"),
         (
             hand_written(Scaling.FIXED),
-            rf"{OWN} gives 'units' of Scaling.FIXED; expected Scaling.SIGN, .* output",
+            rf"{OWN} feeds 'units' with Scaling.FIXED; expected Scaling.SIGN, .* output",
         ),
         (hand_written(offset=0.5), rf"{OWN} has offset 0.5, .* expected 0\. Move"),
         (hand_written(reader=None), rf"{OWN} .*, or nothing reads it: .* powers {{}} on it"),
@@ -322,7 +342,7 @@ OWN = r"'by hand': sine layer 'Dense_0'"
 )
 def test_networks_without_phases_that_can_be_wrapped_are_refused(arch, message):
     with pytest.raises(ValueError, match=message):
-        canonical.wrap_phase(arch, zeros(arch))
+        symmetry.wrap_phase(arch, zeros(arch))
 
 
 def test_hand_written_descriptions_are_wrapped_and_params_checked():
@@ -335,34 +355,49 @@ def test_hand_written_descriptions_are_wrapped_and_params_checked():
     np.testing.assert_array_equal(wrapped["Dense_1"]["kernel"][:, 0], [1, -1, 1])
     np.testing.assert_array_equal(wrapped["head"]["kernel"][:, 0], [1, -1, 1])
     with pytest.raises(ValueError, match=r"params\['head'\]\['kernel'\] is missing"):
-        canonical.wrap_phase(arch, {name: layer for name, layer in params.items() if name != "head"})
+        symmetry.wrap_phase(arch, {name: layer for name, layer in params.items() if name != "head"})
 
 
 CLOSED_FORM = {**support.ARCHITECTURES, "resnet": sg.resnet(8, widths=(4, 4, 6), input_channels=1)}
 
 
-@pytest.mark.parametrize("name", CLOSED_FORM)
-def test_an_orbit_has_one_canonical_form(name):
-    """Of every member, to 1e-5 in float32: but for rounding one network stands for 20."""
+@jax.jit
+def all_forms(arch, elements, params, other):
+    """Of params, of all members of their orbit and of another network: the margins and the canonical forms."""
+    members = jax.vmap(symmetry.act, (None, 0, None))(arch, elements, params)
+    every = jax.tree.map(lambda a, b, c: jnp.concatenate([a[None], b, c[None]]), params, members, other)
+    elements, margins = jax.vmap(canonical.element, (None, 0))(arch, every)
+    return margins, jax.vmap(symmetry.act, (None, 0, 0))(arch, elements, every)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "resnet" else ()) for name in CLOSED_FORM]
+)
+def test_an_orbit_has_one_canonical_form_with_its_function(name):
+    """Of every member, to 1e-5 in float32: 20 networks have one form, up to rounding."""
     arch = CLOSED_FORM[name]
-    params = support.random_params(arch)
-    members = jax.vmap(symmetry.act, (None, 0, None))(arch, support.random_elements(arch, 20), params)
-    forms = jax.jit(jax.vmap(canonical.form, (None, 0)))(arch, members)
-    expected = jax.jit(canonical.form)(arch, params)
-    found = jax.jit(canonical.element)(arch, params)
-    assert found.margin > 1e-5
-    for index in range(20):
-        assert support.deviation(support.rows(forms, index), expected) < 1e-5
-    assert support.deviation(expected, params) > 0.1
-    support.assert_identical(support.act(arch, found.element, params), expected)
-    other = jax.jit(canonical.form)(arch, support.random_params(arch, 1))
-    assert support.deviation(other, expected) > 0.1
-
-
-def test_canonical_form_keeps_the_function(arch):
     params, x = support.random_params(arch), support.example(arch)
-    form = jax.jit(canonical.form)(arch, params)
+    elements = support.random_elements(arch, 20)
+    margins, forms = jax.device_get(all_forms(arch, elements, params, support.random_params(arch, 1)))
+    assert margins.min() > 1e-5
+    form, *of_members, of_other = (support.rows(forms, index) for index in range(22))
+    for of_member in of_members:
+        assert support.deviation(of_member, form) < 1e-5
+    assert support.deviation(form, params) > 0.1
+    assert support.deviation(of_other, form) > 0.1
     assert support.deviation(support.outputs(arch, form, x), support.outputs(arch, params, x)) < 1e-5
+
+
+def test_a_form_is_the_network_moved_by_its_element():
+    """Compiled with it, to the bit; and alike for one network of a stack."""
+    arch = support.ARCHITECTURES["mixed mlp"]
+    stack = support.random_params(arch, models=(3,))
+    form, moved = jax.jit(
+        lambda p: (canonical.form(arch, p), symmetry.act(arch, canonical.element(arch, p).element, p))
+    )(support.rows(stack, 1))
+    support.assert_identical(form, moved)
+    together = jax.jit(jax.vmap(canonical.form, (None, 0)))(arch, stack)
+    assert support.deviation(support.rows(together, 1), form) < 1e-6
 
 
 @pytest.mark.parametrize("tie", ["equal neurons", "a neuron of zeros"])
@@ -371,7 +406,8 @@ def test_margin_is_0_at_ties(tie):
     params = support.random_params(arch)
     for name, leaf in params["Dense_0"].items():
         params["Dense_0"][name] = leaf.at[..., 1].set(leaf[..., 0] if tie == "equal neurons" else 0)
-    found = canonical.element(arch, params)
-    assert found.margin == 0
-    assert all((np.abs(scale) == 1).all() for scale in found.element.scale.values())
-    assert canonical.element(arch, support.random_params(arch)).margin > 0
+    find = jax.jit(canonical.element)
+    element, margin = find(arch, params)
+    assert margin == 0
+    assert all((np.abs(scale) == 1).all() for scale in element.scale.values())
+    assert find(arch, support.random_params(arch)).margin > 0

@@ -1,6 +1,7 @@
 """The functions and the initial weights of the described networks, and what they compute inside."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -23,7 +24,6 @@ from jax_scalegmn.architecture import (
     Residual,
     Scaling,
 )
-from jax_scalegmn.network import _layer_functions
 
 SIREN = support.ARCHITECTURES["siren"]
 NORMALIZED = {
@@ -108,18 +108,43 @@ def test_inputs_that_do_not_fit_are_refused(name, shape, expected):
         network.apply(arch, support.random_params(arch), jnp.zeros(shape))
 
 
-def test_only_an_inr_renders():
-    arch = support.ARCHITECTURES["tanh mlp"]
-    with pytest.raises(ValueError, match=r"maps 3 inputs to 2 outputs; an INR .* 2 coordinates to 1"):
+def test_an_inr_with_three_outputs_draws_three_channels():
+    """Each is the image of the network with that output alone; stacks and gradients pass."""
+    arch, gray = sg.siren((2, 5, 4, 3)), sg.siren((2, 5, 4, 1))
+    params = support.random_params(arch)
+    image = jax.jit(lambda params: network.render(arch, params, (3, 4)))(params)
+    assert image.shape == (3, 4, 3)
+    for channel in range(3):
+        head = {name: value[..., channel : channel + 1] for name, value in params["Dense_2"].items()}
+        alone = network.render(gray, params | {"Dense_2": head}, (3, 4))
+        np.testing.assert_allclose(image[..., channel], alone, atol=1e-6)
+    assert (image.std((0, 1)) > 0.03).all()
+    stack = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    many = jax.jit(jax.vmap(lambda params: network.render(arch, params, (3, 4))))(stack)
+    np.testing.assert_allclose(many[0], image, atol=1e-6)
+    slope = jax.jit(jax.grad(lambda params: network.render(arch, params, (3, 4)).sum()))(params)
+    np.testing.assert_allclose(slope["Dense_2"]["bias"], 12, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tanh mlp", "maps 3 inputs to 2 outputs; an INR of an image maps 2 coordinates"),
+        ("tanh cnn", "maps 2 inputs to 3"),
+    ],
+)
+def test_only_an_inr_renders(name, expected):
+    arch = support.ARCHITECTURES[name]
+    with pytest.raises(ValueError, match=expected):
         network.render(arch, support.random_params(arch), (4, 4))
 
 
 def test_the_regime_of_the_published_inrs_is_refused_for_other_networks():
-    with pytest.raises(ValueError, match=r"near_zero is of SIRENs.*'tanh'. Use standard"):
+    with pytest.raises(ValueError, match=r"near_zero is for SIRENs.*'tanh'. Use standard"):
         network.init(support.ARCHITECTURES["tanh mlp"], jax.random.key(0), initialization=network.near_zero)
 
 
-# --- what stands inside ---------------------------------------------------------------------------------------------
+# --- what is inside ---------------------------------------------------------------------------------------------------
 
 
 def generic_params(arch, seed=0):
@@ -149,7 +174,13 @@ def moved(element, values):
     }
 
 
-@pytest.mark.parametrize("name", [*support.ARCHITECTURES, *NORMALIZED])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("relu mlp", "tanh cnn", "vgg") else ())
+        for name in [*support.ARCHITECTURES, *NORMALIZED]
+    ],
+)
 def test_the_group_acts_on_activations_as_on_neurons(name):
     arch = (support.ARCHITECTURES | NORMALIZED)[name]
     params, x = generic_params(arch, seed=6), batch(arch)
@@ -173,7 +204,7 @@ def test_activations_are_those_of_the_formula():
     assert support.deviation(activations(SIREN, params, x), expected) < 1e-5
 
 
-def test_a_stream_shows_behind_its_stem_and_every_sum():
+def test_a_stream_has_activations_after_its_stem_and_every_sum():
     arch = sg.resnet(10, widths=(3, 4), outputs=2, input_channels=1)
     values = activations(arch, generic_params(arch), batch(arch))
     shapes = {name: [place.shape for place in places] for name, places in values.items()}
@@ -278,7 +309,7 @@ def test_training_mode_has_gradients_and_a_batch_of_networks():
     slope = (loss(jax.tree.map(jnp.add, params, step)) - loss(jax.tree.map(jnp.subtract, params, step))) / 2
     expected = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(step), strict=True))
     assert float(slope) == pytest.approx(float(expected), rel=2e-2)
-    # A kernel in front of a normalization by the batch's statistics: its size does not count.
+    # Before a normalization by the batch's statistics the size of a kernel does not count.
     kernel = params["Conv_0"]["kernel"]
     assert abs(jnp.vdot(kernel, gradient["Conv_0"]["kernel"])) < 1e-3 * jnp.linalg.norm(gradient["Conv_0"]["kernel"])
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), params, generic_params(arch, 1))
@@ -286,25 +317,43 @@ def test_training_mode_has_gradients_and_a_batch_of_networks():
     assert support.deviation(many[1], network.train_apply(arch, generic_params(arch, 1), x)[0]) < 1e-5
 
 
-def test_a_hook_sees_and_replaces_what_passes():
-    """Every path once, in order; doubling what stands behind the first layer doubles the activations of relu."""
+def test_a_visitor_is_called_at_every_layer_and_decides_its_output():
+    """Every path once, in order, residual sums after their sides; the sum replaced by 2 is what the head reads."""
     arch = sg.resnet(4, widths=(3,), outputs=2, input_channels=1)
-    seen = []
 
-    class Watch(network.Hook):
-        def compute(self, path, layer, params, x):
-            seen.append(path)
-            return super().compute(path, layer, params, x)
-
-        def behind(self, path, layer, x):
-            return jnp.full_like(x, 2.0) if isinstance(layer, Residual) else x
+    def visit(path, layer, params, x, paths):
+        y = network.layer_output(layer, params, x)
+        return jnp.full_like(y, 2.0) if isinstance(layer, Residual) else y, (*paths, path)
 
     params = generic_params(arch)
-    outputs = network.apply_with(arch, params, batch(arch)[0], Watch())
+    outputs, paths = network.forward(arch, params, batch(arch)[0], visit, ())
     block = [("ResNetBlock_0", name) for name in ("Conv_0", "BatchNorm_0", "Conv_1", "BatchNorm_1")]
-    assert seen == [("Conv_0",), ("BatchNorm_0",), *block, ("Dense_0",)]
+    assert paths == (("Conv_0",), ("BatchNorm_0",), *block, ("ResNetBlock_0",), ("Dense_0",))
     head = params["Dense_0"]
     np.testing.assert_allclose(outputs, 2 * head["kernel"].sum(0) + head["bias"], rtol=1e-5)
+
+
+def test_the_state_of_a_visitor_is_traced_like_all_else():
+    """It comes out of jit and vmap and has gradients: here the sum of all squared pre-activations of one example."""
+    arch, params = SIREN, support.random_params(SIREN)
+
+    def visit(path, layer, params, x, total):
+        h = network.preactivation(layer, params, x)
+        return network.activate(layer.activation, h), total + jnp.square(h).sum()
+
+    def total(params, x):
+        return network.forward(arch, params, x, visit, 0.0)[1]
+
+    x = batch(arch)
+    totals, gradients = jax.jit(jax.vmap(jax.value_and_grad(total), (None, 0)))(params, x)
+    h, expected = np.float64(x), 0.0
+    for index in range(3):
+        layer = params[f"Dense_{index}"]
+        h = h @ np.float64(layer["kernel"]) + np.float64(layer["bias"])
+        expected = expected + np.square(h).sum(1)
+        last, h = h, np.sin(30 * h)
+    np.testing.assert_allclose(totals, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradients["Dense_2"]["bias"], 2 * last, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -332,29 +381,36 @@ def test_momentum_is_a_share_and_functions_of_ones_own_have_no_inside():
             call(own, support.random_params(own), jnp.zeros((1, 3)))
 
 
-@pytest.mark.parametrize("kernel_size", [1, (2, 3), 5])
-@pytest.mark.parametrize(("strides", "padding"), [(1, "SAME"), (2, "SAME"), (2, "VALID"), (3, "VALID"), ((1, 2), 1)])
-def test_convolutions_by_patches_are_convolutions(kernel_size, strides, padding):
-    """On maps of odd and even sides, with their gradients."""
-    size = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
-    layer = Conv("Conv_0", None, (strides,) * 2 if isinstance(strides, int) else strides, padding)
+def test_convolutions_by_patches_are_convolutions():
+    """On maps of odd and even sides, for all kernels, strides and paddings, with their gradients; in one program."""
+    steps = [((1, 1), "SAME"), ((2, 2), "SAME"), ((2, 2), "VALID"), ((3, 3), "VALID"), ((1, 2), 1)]
+    cases = [(size, Conv("Conv_0", None, *step)) for size in ((1, 1), (2, 3), (5, 5)) for step in steps]
     keys = jax.random.split(jax.random.key(0), 3)
-    params = {"kernel": jax.random.normal(keys[0], (*size, 3, 4)), "bias": jax.random.normal(keys[1], (4,))}
+    largest, bias = jax.random.normal(keys[0], (5, 5, 3, 4)), jax.random.normal(keys[1], (4,))
     x = jax.random.normal(keys[2], (8, 7, 3))
 
-    def total(function):
-        return lambda params, x: jnp.sin(function(layer, params, x)).sum()
+    @functools.partial(jax.jit, static_argnums=0)
+    def both_ways(convolve, largest, bias, x):
+        def total(params, layer):
+            y = convolve(layer, params, params["x"])
+            return jnp.sin(y).sum(), y
 
-    ours, theirs = _layer_functions.convolve_by_patches, network.compute
-    np.testing.assert_allclose(ours(layer, params, x), theirs(layer, params, x), rtol=1e-4, atol=1e-5)
-    gradients = [jax.grad(total(function), (0, 1))(params, x) for function in (ours, theirs)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *gradients)
+        def of_case(size, layer):
+            kernel = largest[: size[0], : size[1]]
+            return jax.grad(total, has_aux=True)({"kernel": kernel, "bias": bias, "x": x}, layer)
+
+        return [of_case(*case) for case in cases]
+
+    ours, theirs = (both_ways(f, largest, bias, x) for f in (network.convolve_by_patches, network.convolve))
+    for (size, layer), (gradients, y), (expected_gradients, expected) in zip(cases, ours, theirs, strict=True):
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5, err_msg=f"{size} {layer}")
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), gradients, expected_gradients)
 
 
 def test_a_network_by_patches_is_the_network_and_refuses_small_images():
     arch = sg.cnn((1, 2, 3), 4, kernel_size=(5, 3), strides=1)
     params, x = generic_params(arch), batch(arch)[0]
-    by_patches = network.apply_with(arch, params, x, network.ByPatches())
+    by_patches = network.apply(arch, params, x, convolve=network.convolve_by_patches)
     np.testing.assert_allclose(by_patches, network.apply(arch, params, x), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="too small for the kernels"):
-        network.apply_with(arch, params, x[:4], network.ByPatches())
+        network.apply(arch, params, x[:4], convolve=network.convolve_by_patches)

@@ -1,19 +1,19 @@
 """Computes the networks that an `Architecture` describes: initialize them, apply them, look inside."""
 
 from jax_scalegmn.network import moments
-from jax_scalegmn.network._forward import (
-    ByPatches,
-    Hook,
-    activations,
-    apply,
-    apply_with,
-    check_examples,
-    coordinates,
-    render,
-    train_apply,
-)
+from jax_scalegmn.network._forward import Visit, activations, apply, check_examples, forward, train_apply
+from jax_scalegmn.network._images import coordinates, render
 from jax_scalegmn.network._initialization import Initialization, init, near_zero, standard
-from jax_scalegmn.network._layer_functions import ACTIVATIONS, Unit, compute
+from jax_scalegmn.network._layer_functions import (
+    ACTIVATIONS,
+    Convolve,
+    Unit,
+    activate,
+    convolve,
+    convolve_by_patches,
+    layer_output,
+    preactivation,
+)
 from jax_scalegmn.network._variables import STATISTICS
 from jax_scalegmn.network._variables import merge as merge_variables
 from jax_scalegmn.network._variables import replace as replace_variables
@@ -22,20 +22,24 @@ from jax_scalegmn.network._variables import split as split_variables
 __all__ = [
     "ACTIVATIONS",
     "STATISTICS",
-    "ByPatches",
-    "Hook",
+    "Convolve",
     "Initialization",
     "Unit",
+    "Visit",
+    "activate",
     "activations",
     "apply",
-    "apply_with",
     "check_examples",
-    "compute",
+    "convolve",
+    "convolve_by_patches",
     "coordinates",
+    "forward",
     "init",
+    "layer_output",
     "merge_variables",
     "moments",
     "near_zero",
+    "preactivation",
     "render",
     "replace_variables",
     "split_variables",

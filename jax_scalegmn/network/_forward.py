@@ -74,9 +74,9 @@ def forward(
     """Computes the network's function on one example with a function of your own at every layer.
 
     Like `jax.lax.scan` it threads a state through the layers, in the order in which they are computed: y, state =
-    visit(path, layer, params, x, state). `visit` returns what the layer outputs, after its activation, and decides
-    everything: `layer_output(layer, params, x)` is what `apply` computes; it may use other params, change the output, or
-    put values into the state. Inside `jax.vmap(..., axis_name=moments.EXAMPLES)` it can take `moments.over_examples`.
+    visit(path, layer, params, x, state). `visit` decides what the layer outputs, after its activation:
+    `layer_output(layer, params, x)` is what `apply` computes; it may use other params, change the output, or put values
+    into the state. Inside `jax.vmap(..., axis_name=moments.EXAMPLES)` it can call `moments.over_examples`.
 
     Args:
       arch: The architecture.

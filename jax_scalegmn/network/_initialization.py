@@ -12,7 +12,8 @@ from jax_scalegmn import architecture
 from jax_scalegmn.architecture import Activation, Architecture, Conv, Dense, Norm
 from jax_scalegmn.types import Key
 
-# (arch, index among the layers with a kernel, fan-in) -> the half-widths of the uniform distributions of kernel and bias.
+# (arch, index among the layers with a kernel, fan-in) -> the half-widths of the uniform distributions of kernel and
+# bias.
 Initialization: TypeAlias = Callable[[Architecture, int, int], tuple[float, float]]
 
 
@@ -133,21 +134,21 @@ def affine(arch: Architecture) -> list[Affine]:
     """The layers with a kernel, in order.
 
     Raises:
-      ValueError: If there are none, as of a network with a function of its own.
+      ValueError: If the architecture has none, like one without layers.
     """
     layers = list(architecture.walk(arch.layers))
     following = [layer for _, layer in layers[1:]] + [None]
-    found = [
+    layers_with_kernel = [
         Affine((*at, layer.name), (after if isinstance(after, Norm) else layer).activation)
         for (at, layer), after in zip(layers, following, strict=True)
         if isinstance(layer, Dense | Conv)
     ]
-    if not found:
+    if not layers_with_kernel:
         raise ValueError(
             f"{arch.name!r} does not say how to compute its function (layers is empty). Call your own function, or use "
             "a builder: architecture.mlp, siren or cnn."
         )
-    return found
+    return layers_with_kernel
 
 
 # --- private ------------------------------------------------------------------------------------------------------

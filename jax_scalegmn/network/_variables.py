@@ -1,4 +1,4 @@
-"""Params as nested mappings: to and from Flax's variables, in which statistics stand apart; with arrays replaced."""
+"""Params as nested mappings: to and from Flax's variables, which keep statistics apart; with arrays replaced."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,18 +8,29 @@ from jaxtyping import Array
 from jax_scalegmn import architecture
 from jax_scalegmn.types import Params
 
-# What a batch normalization stores beside its weights: Flax's collection "batch_stats".
+# What a batch normalization stores next to its weights: Flax's collection "batch_stats".
 STATISTICS = ("mean", "var")
 
 
 def merge(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The params of a network with batch normalizations from Flax's variables: statistics stand beside weights.
+    """Turns Flax's variables of a network with batch normalizations into params: statistics next to weights.
 
     {"params": {"BatchNorm_0": {"scale", "bias"}, ...}, "batch_stats": {"BatchNorm_0": {"mean", "var"}, ...}} becomes
     {"BatchNorm_0": {"scale", "bias", "mean", "var"}, ...}. Without "batch_stats" it is variables["params"].
 
+    Args:
+      variables: What the module's `init` returned.
+
+    Returns:
+      The params.
+
     Raises:
-      ValueError: without "params", with a further collection, or if both collections have one path.
+      ValueError: Without "params", with a further collection, or if both collections have one path.
+
+    >>> import jax_scalegmn as sg
+    >>> variables = {"params": {"BatchNorm_0": {"scale": 1}}, "batch_stats": {"BatchNorm_0": {"mean": 0}}}
+    >>> sg.network.merge_variables(variables)
+    {'BatchNorm_0': {'scale': 1, 'mean': 0}}
     """
     if "params" not in variables or set(variables) - {"params", "batch_stats"}:
         raise ValueError(
@@ -30,20 +41,44 @@ def merge(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split(params: Params) -> dict[str, Any]:
-    """Flax's variables of params: the inverse of `merge`.
+    """Turns params into Flax's variables: the inverse of `merge`.
 
-    What is called "mean" or "var" goes to "batch_stats", which is left out where there is nothing to put.
+    Arrays with the name "mean" or "var" go to "batch_stats", which is left out where there are none.
+
+    Args:
+      params: The network.
+
+    Returns:
+      The variables: {"params": ...}, with batch normalizations also {"batch_stats": ...}.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.network.split_variables({"BatchNorm_0": {"scale": 1, "mean": 0}})
+    {'params': {'BatchNorm_0': {'scale': 1}}, 'batch_stats': {'BatchNorm_0': {'mean': 0}}}
     """
-    weights, statistics = _split(params)
-    return {"params": weights} | ({"batch_stats": statistics} if statistics else {})
+    leaves = architecture.flatten(params)
+    weights = {path: leaf for path, leaf in leaves.items() if path[-1] not in STATISTICS}
+    statistics = {path: leaf for path, leaf in leaves.items() if path[-1] in STATISTICS}
+    variables = {"params": architecture.unflatten(weights)}
+    return variables | ({"batch_stats": architecture.unflatten(statistics)} if statistics else {})
 
 
 def replace(params: Params, values: Mapping[tuple[str, ...], Array]) -> dict[str, Any]:
-    """The params with other arrays at some paths."""
-    replaced = dict(params)
-    for (key, *rest), value in values.items():
-        replaced[key] = replace(replaced[key], {tuple(rest): value}) if rest else value
-    return replaced
+    """Replaces the arrays at some paths.
+
+    Args:
+      params: The network; it is not changed.
+      values: The new arrays by path.
+
+    Returns:
+      The params with the new arrays.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> params = {"Dense_0": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    >>> sg.network.replace_variables(params, {("Dense_0", "bias"): jnp.zeros(3)})["Dense_0"]["bias"].tolist()
+    [0.0, 0.0, 0.0]
+    """
+    return architecture.unflatten({**architecture.flatten(params), **values})
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -63,16 +98,3 @@ def _merged(weights: Any, statistics: Any, path: tuple[str, ...]) -> dict[str, A
                 "it in the module."
             )
     return merged
-
-
-def _split(params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
-    weights: dict[str, Any] = {}
-    statistics: dict[str, Any] = {}
-    for key, node in params.items():
-        if isinstance(node, Mapping):
-            inner_weights, inner_statistics = _split(node)
-            weights |= {key: inner_weights} if inner_weights else {}
-            statistics |= {key: inner_statistics} if inner_statistics else {}
-        else:
-            (statistics if key in STATISTICS else weights)[key] = node
-    return weights, statistics

@@ -1,4 +1,4 @@
-"""Losses of one network each, for `training.make_step`: (variables, row of the data, key) -> (loss, metrics)."""
+"""Losses of one network, for `training.make_step`: (variables, row of the data, key) -> (loss, metrics)."""
 
 from typing import Any
 
@@ -13,27 +13,39 @@ from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.models import Autoencoder
 from jax_scalegmn.types import Key, LossFn, Metrics, Params
 
-__all__ = ["autoencoder_loss", "classification_loss", "distillation_loss", "regression_loss", "teacher_logits"]
+__all__ = ["classification", "distillation", "inr_reconstruction", "regression", "teacher_logits"]
 
-# Images that a network classifies at once. Thousands would take gigabytes for their patches, and be slower.
-AT_ONCE = 250
+# The number of images that a network classifies at once. Thousands would need gigabytes for their patches.
+_IMAGES_AT_ONCE = 250
 
 
-def autoencoder_loss(
+def inr_reconstruction(
     model: Autoencoder, *, size: tuple[int, int], orbit_weight: float = 0.0, max_sweeps: int = 3, train: bool = True
 ) -> LossFn:
     """Mean squared error between the images that the original and the decoded INR draw (arXiv 2511.12601, section 3).
 
+        mean over pixels and channels of (render(decoded) - render(params))^2 + orbit_weight * orbit distance
+
     Args:
-      model: the autoencoder.
-      size: (height, width) of the images.
-      orbit_weight: weight of `matching.orbit_distance` from the decoded network to the original's orbit, in units of
-        the squared image values; 0 as published.
-      max_sweeps: of the matching for that term.
+      model: The autoencoder of INRs, of gray images or of images with several channels.
+      size: (height, width) of the images, in pixels.
+      orbit_weight: The weight of `matching.orbit_distance` from the decoded network to the original's orbit, in units
+        of the squared image values; 0 as published.
+      max_sweeps: The number of sweeps of the matching for that term.
       train: False for validation, without dropout.
 
     Returns:
       A loss of (variables, params, key) with the metrics reconstruction and, where it is weighted, orbit_distance.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> model = sg.autoencoder(arch, features=4, num_layers=1)
+    >>> loss_fn = sg.training.losses.inr_reconstruction(model, size=(3, 3))
+    >>> variables, params = sg.models.abstract_variables(model), sg.architecture.abstract_params(arch)
+    >>> loss, metrics = jax.eval_shape(loss_fn, variables, params, jax.random.key(0))
+    >>> loss.shape, list(metrics)
+    ((), ['reconstruction'])
     """
 
     def loss_fn(variables: Any, params: Params, key: Key) -> tuple[Array, Metrics]:
@@ -49,7 +61,7 @@ def autoencoder_loss(
     return loss_fn
 
 
-def distillation_loss(
+def distillation(
     model: Autoencoder,
     images: Float[Array, " images *image"],
     *,
@@ -63,19 +75,31 @@ def distillation_loss(
     arXiv 1503.02531).
 
     Args:
-      model: the autoencoder of a classifier.
-      images: what both networks classify, as `network.apply` takes one.
+      model: The autoencoder of a classifier.
+      images: The images that both networks classify, each as `network.apply` takes it.
       temperature: T; published: 0.6.
-      images_per_step: how many of them every network is asked for, drawn anew each time; None for all, as published.
+      images_per_step: The number of images on which every network is compared, drawn anew each time; None for all, as
+        published.
       train: False for validation, without dropout.
 
     Returns:
       A loss of (variables, params, key), or of (variables, (params, logits), key) with the originals' own logits on
-      all the images, of `teacher_logits`, which need not be computed again then. Its metrics are distillation and
-      agreement, the share of the images to which both give the same class.
+      all the images, computed before by `teacher_logits`. Its metrics are distillation and agreement, the share of
+      the images to which both networks assign the same class.
 
     Raises:
-      ValueError: if images_per_step is no number of the images.
+      ValueError: If images_per_step is not a number from 1 to the number of images.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 4, 3))
+    >>> model = sg.autoencoder(arch, features=4, num_layers=1)
+    >>> loss_fn = sg.training.losses.distillation(model, jnp.ones((5, 2)))
+    >>> variables, params = sg.models.abstract_variables(model), sg.architecture.abstract_params(arch)
+    >>> loss, metrics = jax.eval_shape(loss_fn, variables, params, jax.random.key(0))
+    >>> sorted(metrics)
+    ['agreement', 'distillation']
     """
     if images_per_step is not None and not 1 <= images_per_step <= len(images):
         raise ValueError(f"images_per_step is {images_per_step}; expected 1 to {len(images)}, the images given.")
@@ -91,9 +115,9 @@ def distillation_loss(
         teacher = _logits(model.arch, params, shown) if known is None else known
         student = _logits(model.arch, decoded, shown)
         soft, learned = (jax.nn.log_softmax(logits / temperature) for logits in (teacher, student))
-        distillation = temperature**2 * (jnp.exp(soft) * (soft - learned)).sum(-1).mean()
-        agreement = (teacher.argmax(-1) == student.argmax(-1)).mean(dtype=distillation.dtype)
-        return distillation, {"distillation": distillation, "agreement": agreement}
+        loss = temperature**2 * (jnp.exp(soft) * (soft - learned)).sum(-1).mean()
+        agreement = (teacher.argmax(-1) == student.argmax(-1)).mean(dtype=loss.dtype)
+        return loss, {"distillation": loss, "agreement": agreement}
 
     return loss_fn
 
@@ -101,21 +125,52 @@ def distillation_loss(
 def teacher_logits(
     arch: Architecture, stack: Params, images: Float[Array, " images *image"], *, batch_size: int = 16
 ) -> Float[Array, "networks images outputs"]:
-    """The logits of every network of a stack on all the images, computed once, `batch_size` networks at a time."""
+    """The logits of every network of a stack on all the images, to compute them once for `distillation`.
+
+    Args:
+      arch: The networks' architecture.
+      stack: The networks, every array with a leading axis [networks].
+      images: The images, each as `network.apply` takes it.
+      batch_size: The number of networks that are computed at a time.
+
+    Returns:
+      The logits [networks, images, outputs].
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 4, 3))
+    >>> stack = jax.vmap(lambda key: sg.network.init(arch, key))(jax.random.split(jax.random.key(0), 2))
+    >>> sg.training.losses.teacher_logits(arch, stack, jnp.ones((5, 2))).shape
+    (2, 5, 3)
+    """
     return jax.jit(
-        lambda stack, images: jax.lax.map(lambda one: _logits(arch, one, images), stack, batch_size=batch_size)
+        lambda stack, images: jax.lax.map(lambda params: _logits(arch, params, images), stack, batch_size=batch_size)
     )(stack, images)
 
 
-def classification_loss(model: Any, *, train: bool = True) -> LossFn:
-    """Cross-entropy of a label that a model predicts from a network, with the accuracy as metric.
+def classification(model: Any, *, train: bool = True) -> LossFn:
+    """Cross-entropy of a label that a model predicts from a network: -log softmax(logits)[label].
 
     Args:
-      model: of params, or of graphs, to logits, like an `Encoder` with `latent` classes.
+      model: A model from params or graphs to logits, like an `Encoder` with `latent` classes.
       train: False for validation, without dropout.
 
     Returns:
-      A loss of (variables, (params or graph, label), key).
+      A loss of (variables, (params or graph, label), key) with the metric accuracy, 0 or 1.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> model = sg.models.baselines.StatisticsEncoder(arch, hidden=4, latent=2)
+    >>> shapes = jax.eval_shape(model.init, jax.random.key(0), params)
+    >>> variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+    >>> loss_fn = sg.training.losses.classification(model, train=False)
+    >>> loss, _ = loss_fn(variables, (params, jnp.asarray(1)), jax.random.key(0))
+    >>> round(float(loss), 4)  # of two classes that are equally likely
+    0.6931
     """
 
     def loss_fn(variables: Any, row: tuple[Any, Array], key: Key) -> tuple[Array, Metrics]:
@@ -126,15 +181,29 @@ def classification_loss(model: Any, *, train: bool = True) -> LossFn:
     return loss_fn
 
 
-def regression_loss(model: Any, *, train: bool = True) -> LossFn:
+def regression(model: Any, *, train: bool = True) -> LossFn:
     """Squared error of a property that a model predicts from a network, like its test accuracy.
 
     Args:
-      model: of params, or of graphs, to one number, like an `Encoder` with latent=1.
+      model: A model from params or graphs to one number, like an `Encoder` with latent=1.
       train: False for validation, without dropout.
 
     Returns:
-      A loss of (variables, (params or graph, property), key), with the metric absolute_error.
+      A loss of (variables, (params or graph, property), key), in the property's units squared, with the metric
+      absolute_error in its units.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> model = sg.models.baselines.StatisticsEncoder(arch, hidden=4, latent=1)
+    >>> shapes = jax.eval_shape(model.init, jax.random.key(0), params)
+    >>> variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+    >>> loss_fn = sg.training.losses.regression(model, train=False)
+    >>> loss, metrics = loss_fn(variables, (params, jnp.asarray(0.5)), jax.random.key(0))
+    >>> float(loss), float(metrics["absolute_error"])
+    (0.25, 0.5)
     """
 
     def loss_fn(variables: Any, row: tuple[Any, Array], key: Key) -> tuple[Array, Metrics]:
@@ -148,11 +217,15 @@ def regression_loss(model: Any, *, train: bool = True) -> LossFn:
 
 
 def _logits(arch: Architecture, params: Params, images: Array) -> Array:
-    def one(x: Array) -> Array:
-        # By patches, since a zoo's kernels are all different and the loss stands inside a compiled loop.
-        return network.apply_with(arch, params, x, network.ByPatches())
+    """[images, outputs], some hundred images at a time."""
 
-    return jax.vmap(one)(images) if len(images) <= AT_ONCE else jax.lax.map(one, images, batch_size=AT_ONCE)
+    def logits(x: Array) -> Array:
+        # By patches, since a zoo's kernels are all different and the loss runs inside a compiled loop.
+        return network.apply(arch, params, x, convolve=network.convolve_by_patches)
+
+    if len(images) <= _IMAGES_AT_ONCE:
+        return jax.vmap(logits)(images)
+    return jax.lax.map(logits, images, batch_size=_IMAGES_AT_ONCE)
 
 
 def _read(model: Any, variables: Any, subject: Any, key: Key, train: bool) -> Array:

@@ -1,9 +1,10 @@
-"""Zoos of classifiers over sampled hyper-parameters, all trained at once, with checkpoints along the training.
+"""Zoos of classifiers with sampled hyperparameters, all trained at once, with checkpoints along the training.
 
-The hyper-parameters are those of the Small CNN Zoo (Unterthiner et al. 2020, arXiv 2002.11448, section 4); the
+The hyperparameters are those of the Small CNN Zoo (Unterthiner et al. 2020, arXiv 2002.11448, section 4); the
 activation is the architecture's. `small_cnn_zoo.save` writes such zoos in that zoo's own layout.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -21,22 +22,26 @@ from jax_scalegmn.network import Unit
 from jax_scalegmn.types import Key, Params
 from jax_scalegmn.zoo import _populations, classifiers
 
-__all__ = ["Examples", "Recipes", "fit", "sample"]
+__all__ = ["Examples", "Hyperparameters", "fit", "sample"]
 
 # Inputs of the networks and their labels.
 Examples: TypeAlias = tuple[Float[Array, "_examples ..."], Int[Array, " _examples"]]
 
 
-class Recipes(NamedTuple):
-    """How each network of a zoo is trained.
+class Hyperparameters(NamedTuple):
+    """How each network of a zoo is trained: arrays with one entry per network.
 
     Attributes:
-      learning_rate: of Adam, constant.
-      weight_decay: decoupled (AdamW).
-      dropout: the rate behind every hidden layer's activation, in [0, 1).
-      init_scale: a factor on the initialization, `network.standard`.
-      train_fraction: the share of the training examples that the network sees, in (0, 1].
-      seed: of its initialization, its examples and its dropout.
+      learning_rate: The learning rate of Adam, constant.
+      weight_decay: The decoupled weight decay (AdamW).
+      dropout: The dropout rate after the activation of every hidden layer, in [0, 1).
+      init_scale: The factor on the initialization, which is `network.standard`.
+      train_fraction: The share of the training examples that the network sees, in (0, 1].
+      seed: The seed of the network's initialization, examples and dropout.
+
+    >>> from jax_scalegmn.zoo import classifier_zoo
+    >>> classifier_zoo.Hyperparameters._fields
+    ('learning_rate', 'weight_decay', 'dropout', 'init_scale', 'train_fraction', 'seed')
     """
 
     learning_rate: Float[Array, "*networks"]
@@ -56,14 +61,30 @@ def sample(
     dropout: tuple[float, float] = (0.0, 0.7),
     init_scale: tuple[float, float] = (0.1, 3.0),
     train_fractions: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0),
-) -> Recipes:
-    """Random recipes: dropout uniform, fractions one of those given, the others log-uniform between their bounds.
+) -> Hyperparameters:
+    """Draws random hyperparameters for the networks of a zoo.
 
     The defaults are the Small CNN Zoo's ranges (arXiv 2002.11448, appendix A), with a factor on the usual
-    initialization in the place of its standard deviations.
+    initialization in place of its standard deviations.
+
+    Args:
+      count: The number of networks.
+      seed: The seed of the draws.
+      learning_rate: The bounds of the learning rate, drawn log-uniformly.
+      weight_decay: The bounds of the weight decay, drawn log-uniformly.
+      dropout: The bounds of the dropout rate, drawn uniformly.
+      init_scale: The bounds of the factor on the initialization, drawn log-uniformly.
+      train_fractions: The shares of the training examples, of which each network gets one.
+
+    Returns:
+      The hyperparameters, arrays [count].
 
     Raises:
-      ValueError: if there are no networks, or bounds lie outside of what `Recipes` says.
+      ValueError: If there are no networks, or bounds are outside of the ranges in `Hyperparameters`.
+
+    >>> from jax_scalegmn.zoo import classifier_zoo
+    >>> classifier_zoo.sample(5, seed=0).learning_rate.shape
+    (5,)
     """
     positive = {"learning_rate": learning_rate, "weight_decay": weight_decay, "init_scale": init_scale}
     for name, (low, high) in positive.items():
@@ -79,96 +100,101 @@ def sample(
     drawn = {name: np.exp(rng.uniform(math.log(low), math.log(high), count)) for name, (low, high) in positive.items()}
     drawn["dropout"] = rng.uniform(dropout[0], dropout[1], count)
     drawn["train_fraction"] = rng.choice(train_fractions, count)
-    rows = {name: jnp.asarray(values, jnp.float32) for name, values in drawn.items()}
-    return Recipes(**rows, seed=jnp.asarray(rng.integers(0, 2**31, count), jnp.int32))
+    arrays = {name: jnp.asarray(values, jnp.float32) for name, values in drawn.items()}
+    return Hyperparameters(**arrays, seed=jnp.asarray(rng.integers(0, 2**31, count), jnp.int32))
 
 
 def fit(
     arch: Architecture,
     examples: Examples,
-    recipes: Recipes,
+    hyperparameters: Hyperparameters,
     *,
     checkpoints: tuple[int, ...],
     batch_size: int = 64,
     evaluations: Mapping[str, Examples] | None = None,
     scored_examples: int = 1000,
-    chunk: int | None = None,
+    networks_at_once: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> _populations.Zoo:
-    """Trains one classifier for every recipe, all in one compiled program, and keeps each at every checkpoint.
+    """Trains one classifier per row of hyperparameters, all in one compiled program, and keeps every checkpoint.
 
-    Every step is one update of AdamW on the cross-entropy of a batch drawn, with replacement, from the examples that
-    the network sees; all networks make the same number of them.
+    Every step is one update of AdamW on the cross-entropy of a batch, which is drawn with replacement from the examples
+    that the network sees. All networks make the same number of steps.
 
     Args:
-      arch: of all networks, without batch normalization.
-      examples: what they are trained on: inputs as `network.apply` takes them, [examples, ...], and labels.
-      recipes: of the networks.
-      checkpoints: the numbers of updates behind which the networks are kept, increasing; the last ends the training.
-        0 keeps them as initialized.
-      batch_size: examples of one update.
-      evaluations: further examples on which every checkpoint is scored, like {"test": (x, y)}.
-      scored_examples: at most so many of the examples that a network sees score its training.
-      chunk: networks trained side by side, inside the one program; None for 1 on a CPU, where more are slower
-        (`python -m benchmarks.cnn`), and 64 on an accelerator.
-      progress: called with the number of networks that each finished chunk adds.
+      arch: The architecture of all networks, without batch normalization.
+      examples: The training set: inputs as `network.apply` takes them, [examples, ...], and labels [examples].
+      hyperparameters: How each network is trained, arrays [networks].
+      checkpoints: The numbers of updates after which every network is kept, increasing; the last ends the training.
+        0 keeps the initialization.
+      batch_size: The examples of one update.
+      evaluations: Further examples on which every checkpoint is scored, like {"test": (x, y)}.
+      scored_examples: The largest number of training examples on which a checkpoint is scored.
+      networks_at_once: The networks that are trained as one vmapped network; the others follow in the same program.
+        None for 1 on a CPU, where more are slower (`python -m benchmarks.cnn`), and 64 on an accelerator.
+      progress: A function that is called with the number of networks that have become ready.
 
     Returns:
-      The zoo, one network for each checkpoint of each recipe, a recipe's own one behind another. Its records are
-      the recipes', model (the row of the recipe), step, train_loss, train_accuracy and for every evaluation its
-      {name}_loss and {name}_accuracy; losses in nats, accuracies in [0, 1]. Recipes that diverged (a NaN or infinity
-      at any checkpoint) are left out; the settings tell their number, left_out.
+      The zoo: one network per checkpoint and row of hyperparameters, the checkpoints of a row after each other. Its
+      records are the hyperparameters, model (the row), step (the checkpoint), train_loss, train_accuracy, and for every
+      evaluation {name}_loss and {name}_accuracy; losses in nats, accuracies in [0, 1]. Rows with a NaN or infinity at
+      any checkpoint are left out; the setting left_out is their number.
 
     Raises:
-      ValueError: if examples and labels do not fit each other or the architecture, on checkpoints that do not
-        increase, or if no recipe is left.
+      ValueError: If examples and labels do not fit each other or the architecture, on checkpoints that do not increase,
+        or if all networks diverged.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> from jax_scalegmn.zoo import classifier_zoo
+    >>> x, y = jnp.linspace(-1, 1, 20).reshape(10, 2), jnp.arange(10) % 2
+    >>> hyperparameters = classifier_zoo.sample(3, seed=0)
+    >>> zoo = classifier_zoo.fit(sg.mlp((2, 4, 2)), (x, y), hyperparameters, checkpoints=(0, 5), batch_size=4)
+    >>> len(zoo), zoo.records["step"].tolist()
+    (6, [0, 5, 0, 5, 0, 5])
     """
-    scored = {"train": examples, **(evaluations or {})}
-    if len(scored) != 1 + len(evaluations or {}):
-        raise ValueError("evaluations has the name 'train'; expected other names: the training is scored by itself.")
-    for name, (x, y) in scored.items():
-        network.check_examples(arch, x, name=f"x of {name}")
-        if len(x) != len(y):
-            raise ValueError(f"{name} has {len(x)} examples and {len(y)} labels; expected as many of both.")
-        classifiers.check_labels(arch, y)
-    if any(parameter.path[-1] in network.STATISTICS for parameter in arch.parameters):
-        raise ValueError(f"{arch.name!r} keeps statistics of batch normalizations; train it with classifiers.fit.")
+    evaluations = dict(evaluations or {})
+    if "train" in evaluations:
+        raise ValueError("evaluations has the name 'train'; expected other names: the training set is always scored.")
+    scored = {"train": examples, **evaluations}
+    _check_examples(arch, scored)
     if not checkpoints or checkpoints[0] < 0 or any(b <= a for a, b in itertools.pairwise(checkpoints)):
         raise ValueError(f"checkpoints are {checkpoints}; expected increasing numbers of updates >= 0, like (50, 100).")
     if batch_size < 1 or scored_examples < 1:
         raise ValueError(f"batch_size is {batch_size}, scored_examples {scored_examples}; expected numbers >= 1.")
-    if chunk is None:
-        chunk = 1 if jax.default_backend() == "cpu" else 64
-    count = len(recipes.seed)
-    rows, shared = jax.tree.map(jnp.asarray, (recipes, scored))
+    if networks_at_once is None:
+        networks_at_once = 1 if jax.default_backend() == "cpu" else 64
+    rows, shared = jax.tree.map(jnp.asarray, (hyperparameters, scored))
     keys = jax.vmap(jax.random.key)(rows.seed)
-    # Outside of the compiled program: random numbers are what takes longest to compile.
-    starts = jax.vmap(lambda key, scale: jax.tree.map(lambda leaf: leaf * scale, network.init(arch, key)))(
-        keys, rows.init_scale
-    )
+    # Not in the compiled program: random numbers are what takes longest to compile.
+    starts = jax.vmap(functools.partial(_scaled_initialization, arch))(keys, rows.init_scale)
     training = _Training(arch, checkpoints, batch_size, scored_examples)
-    params, scores = _populations.fit_each(training.run, (rows, keys, starts), shared, chunk=chunk, progress=progress)
-
-    every = range(count * len(checkpoints))
-    records = {name: np.repeat(np.asarray(values), len(checkpoints)) for name, values in recipes._asdict().items()}
-    records |= {"model": np.repeat(np.arange(count), len(checkpoints)), "step": np.tile(checkpoints, count)}
-    records |= {name: np.asarray(values).reshape(len(every)) for name, values in scores.items()}
-    params = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(len(every), *leaf.shape[2:]), params)
-    arrays = [*jax.tree.leaves(params), *(records[name] for name in scores)]
-    finite = np.all([np.isfinite(a).reshape(count, -1).all(1) for a in arrays], 0)
-    if not finite.any():
-        raise ValueError(f"All {count} networks diverged (NaN or infinite). Lower the learning rates.")
-    rows = np.repeat(finite, len(checkpoints))
-    settings = {"batch_size": batch_size, "optimizer": "adamw", "left_out": int((~finite).sum())}
-    kept = jax.tree.map(lambda leaf: jnp.asarray(leaf[rows]), params)
-    return _populations.Zoo(arch, kept, {name: values[rows] for name, values in records.items()}, settings)
+    params, scores = _populations.fit_each(
+        training.run, (rows, keys, starts), shared, networks_at_once=networks_at_once, progress=progress
+    )
+    return _finite_zoo(training, hyperparameters, params, scores)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
 
 
+def _check_examples(arch: Architecture, scored: Mapping[str, Examples]) -> None:
+    for name, (x, y) in scored.items():
+        network.check_examples(arch, x, name=f"x of {name}")
+        if len(x) != len(y):
+            raise ValueError(f"{name} has {len(x)} examples and {len(y)} labels; expected a label for each example.")
+        classifiers.check_labels(arch, y)
+    if any(parameter.path[-1] in network.STATISTICS for parameter in arch.parameters):
+        raise ValueError(f"{arch.name!r} has statistics of batch normalizations; train it with classifiers.fit.")
+
+
+def _scaled_initialization(arch: Architecture, key: Key, scale: Array) -> Params:
+    params: Params = jax.tree.map(lambda leaf: leaf * scale, network.init(arch, key))
+    return params
+
+
 class _Training(NamedTuple):
-    """The training of one network."""
+    """The training of one network, and what all networks have in common."""
 
     arch: Architecture
     checkpoints: tuple[int, ...]
@@ -176,78 +202,116 @@ class _Training(NamedTuple):
     scored_examples: int
 
     def run(
-        self, recipe: Recipes, key: Key, start: Params, scored: Mapping[str, Examples]
+        self, row: Hyperparameters, key: Key, start: Params, scored: Mapping[str, Examples]
     ) -> tuple[Params, dict[str, Array]]:
-        """Its params and scores, every array [checkpoints, ...]."""
-        x, y = scored["train"]
+        """The network's params and scores, every array [checkpoints, ...]."""
+        count = len(scored["train"][1])
         order_key, step_key = jax.random.split(jax.random.fold_in(key, 1))
-        order = jax.random.permutation(order_key, len(x))
-        seen = jnp.maximum(1, jnp.round(recipe.train_fraction * len(x)).astype(int))
-        tx = optax.adamw(recipe.learning_rate, weight_decay=recipe.weight_decay)
-        counted = _Dropout(recipe.dropout, None)
-        jax.eval_shape(lambda params, x: network.apply_with(self.arch, params, x, counted), start, x[0])
+        order = jax.random.permutation(order_key, count)
+        num_seen = jnp.maximum(1, jnp.round(row.train_fraction * count).astype(int))
+        step, opt_state = self._step(row, step_key, start, scored["train"], order, num_seen)
+
+        def until(state: Any, ends: Array) -> tuple[Any, Params]:
+            state = jax.lax.fori_loop(ends[0], ends[1], step, state)
+            return state, state[0]
+
+        ends = jnp.asarray([*zip((0, *self.checkpoints), self.checkpoints, strict=False)])
+        _, stack = jax.lax.scan(until, (start, opt_state), ends)
+        return stack, jax.lax.map(lambda params: self._scores(params, scored, order, num_seen), stack)
+
+    def _step(
+        self, row: Hyperparameters, key: Key, start: Params, train: Examples, order: Array, num_seen: Array
+    ) -> tuple[Callable[[Array, Any], Any], Any]:
+        """One update, (its number, (params, optimizer state)) -> the next ones, and the first optimizer state."""
+        x, y = train
+        tx = optax.adamw(row.learning_rate, weight_decay=row.weight_decay)
+        dropped = jax.eval_shape(functools.partial(_hidden_outputs, self.arch), start, x[0])
+        num_draws = sum(math.prod(value.shape) for value in dropped)
 
         def loss_fn(params: Params, rows: Array, noise: Array) -> Array:
-            logits = jax.vmap(
-                lambda x, noise: network.apply_with(self.arch, params, x, _Dropout(recipe.dropout, noise))
-            )(x[rows], noise)
+            apply = functools.partial(_apply_with_dropout, self.arch, params, rate=row.dropout)
+            logits = jax.vmap(lambda x, noise: apply(x=x, noise=noise))(x[rows], noise)
             return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
 
         def step(number: Array, state: Any) -> Any:
             params, opt_state = state
-            row_key, drop_key = jax.random.split(jax.random.fold_in(step_key, number))
-            rows = order[jax.random.randint(row_key, (self.batch_size,), 0, seen)]
-            noise = jax.random.uniform(drop_key, (self.batch_size, counted.used))
+            row_key, drop_key = jax.random.split(jax.random.fold_in(key, number))
+            rows = order[jax.random.randint(row_key, (self.batch_size,), 0, num_seen)]
+            noise = jax.random.uniform(drop_key, (self.batch_size, num_draws))
             gradient = jax.grad(loss_fn)(params, rows, noise)
             updates, opt_state = tx.update(gradient, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
-        def stretch(state: Any, ends: Array) -> tuple[Any, Params]:
-            state = jax.lax.fori_loop(ends[0], ends[1], step, state)
-            return state, state[0]
+        return step, tx.init(start)
 
-        stretches = jnp.asarray([*zip((0, *self.checkpoints), self.checkpoints, strict=False)])
-        _, stack = jax.lax.scan(stretch, (start, tx.init(start)), stretches)
-
-        def score(params: Params) -> dict[str, Array]:
-            own = order[: self.scored_examples]
-            sets = {name: (*values, jnp.ones(len(values[1]))) for name, values in scored.items()}
-            sets["train"] = (x[own], y[own], (jnp.arange(len(own)) < seen).astype(float))
-            found = {}
-            for name, rows in sets.items():
-                found[f"{name}_loss"], found[f"{name}_accuracy"] = self._score(params, *rows)
-            return found
-
-        return stack, jax.lax.map(score, stack)
-
-    def _score(self, params: Params, x: Array, y: Array, weights: Array) -> tuple[Array, Array]:
-        """Loss and accuracy, means by the weights."""
-
-        def one(row: tuple[Array, Array]) -> tuple[Array, Array]:
-            logits = network.apply_with(self.arch, params, row[0], network.ByPatches())
-            return optax.softmax_cross_entropy_with_integer_labels(logits, row[1]), logits.argmax() == row[1]
-
-        losses, right = jax.lax.map(one, (x, y), batch_size=min(100, len(x)))
-        return (losses * weights).sum() / weights.sum(), (right * weights).sum() / weights.sum()
+    def _scores(
+        self, params: Params, scored: Mapping[str, Examples], order: Array, num_seen: Array
+    ) -> dict[str, Array]:
+        """Loss and accuracy on every set of examples; of the training set, on those that the network sees."""
+        own = order[: self.scored_examples]
+        x, y = scored["train"]
+        weighted = {name: (*examples, jnp.ones(len(examples[1]))) for name, examples in scored.items()}
+        weighted["train"] = (x[own], y[own], (jnp.arange(len(own)) < num_seen).astype(float))
+        scores = {}
+        for name, (x, y, weights) in weighted.items():
+            losses, hits = classifiers.losses_and_hits(
+                self.arch, params, x, y, batch_size=100, convolve=network.convolve_by_patches
+            )
+            scores[f"{name}_loss"] = (losses * weights).sum() / weights.sum()
+            scores[f"{name}_accuracy"] = (hits * weights).sum() / weights.sum()
+        return scores
 
 
-class _Dropout(network.ByPatches):
-    """Inverted dropout behind every hidden activation (Srivastava et al. 2014, JMLR 15), by patches.
+def _hidden_outputs(arch: Architecture, params: Params, x: Array) -> tuple[Array, ...]:
+    """What dropout acts on in one example: the output of every layer with an activation."""
 
-    Attributes:
-      rate: of the entries that are dropped.
-      noise: uniform in [0, 1), one for every hidden activation of one example; None to count them only.
-      used: of the noise.
+    def visit(
+        path: tuple[str, ...], layer: Unit | Residual, params: Params, x: Array, outputs: tuple[Array, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        y = network.layer_output(layer, params, x)
+        return y, outputs if layer.activation is None else (*outputs, y)
+
+    return network.forward(arch, params, x, visit, ())[1]
+
+
+def _apply_with_dropout(arch: Architecture, params: Params, x: Array, rate: Array, noise: Array) -> Array:
+    """The logits of one example with inverted dropout after every activation (Srivastava et al. 2014, JMLR 15).
+
+    Args:
+      arch: The architecture.
+      params: The network.
+      x: The example.
+      rate: The share of the values that are dropped.
+      noise: Uniform numbers in [0, 1), one for every value in `_hidden_outputs`.
     """
 
-    def __init__(self, rate: Array, noise: Array | None) -> None:
-        self.rate, self.noise, self.used = rate, noise, 0
-
-    def behind(self, path: tuple[str, ...], layer: Unit | Residual, x: Array) -> Array:
+    def visit(
+        path: tuple[str, ...], layer: Unit | Residual, params: Params, x: Array, noise: Array
+    ) -> tuple[Array, Array]:
+        y = network.layer_output(layer, params, x, convolve=network.convolve_by_patches)
         if layer.activation is None:
-            return x
-        first, self.used = self.used, self.used + x.size
-        if self.noise is None:
-            return x
-        keep = self.noise[first : self.used].reshape(x.shape) >= self.rate
-        return jnp.where(keep, x / (1 - self.rate), 0)
+            return y, noise
+        keep = noise[: y.size].reshape(y.shape) >= rate
+        return jnp.where(keep, y / (1 - rate), 0), noise[y.size :]
+
+    return network.forward(arch, params, x, visit, noise)[0]
+
+
+def _finite_zoo(
+    training: _Training, hyperparameters: Hyperparameters, params: Params, scores: Mapping[str, Array]
+) -> _populations.Zoo:
+    """The zoo of arrays [networks, checkpoints, ...], without the networks with a NaN or infinity."""
+    steps = training.checkpoints
+    count = len(hyperparameters.seed)
+    finite = np.all(
+        [np.isfinite(np.asarray(leaf)).reshape(count, -1).all(1) for leaf in jax.tree.leaves((params, dict(scores)))], 0
+    )
+    if not finite.any():
+        raise ValueError(f"All {count} networks diverged (NaN or infinite). Lower the learning rates.")
+    rows = np.repeat(finite, len(steps))
+    records = {name: np.repeat(np.asarray(values), len(steps)) for name, values in hyperparameters._asdict().items()}
+    records |= {"model": np.repeat(np.arange(count), len(steps)), "step": np.tile(steps, count)}
+    records |= {name: np.asarray(values).reshape(len(rows)) for name, values in scores.items()}
+    kept = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).reshape(len(rows), *leaf.shape[2:])[rows]), params)
+    settings = {"batch_size": training.batch_size, "optimizer": "adamw", "left_out": int((~finite).sum())}
+    return _populations.Zoo(training.arch, kept, {name: values[rows] for name, values in records.items()}, settings)
