@@ -1,4 +1,4 @@
-"""The loss between networks: along a path, its barrier with an interval, and over the plane of three."""
+"""The loss between networks: along a path, its barrier with an interval, and over the plane through three networks."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,15 +11,20 @@ from jaxtyping import Array, Float
 from jax_scalegmn import merge, stacks
 from jax_scalegmn.types import Interpolate, Key
 
-__all__ = ["Barrier", "Interval", "Path", "Plane", "barrier", "bootstrap", "height", "interval", "path", "plane"]
+__all__ = ["Barrier", "Interval", "PathMetrics", "Plane", "barrier", "bootstrap", "height", "interval", "path", "plane"]
 
 
-class Path(NamedTuple):
+class PathMetrics(NamedTuple):
     """Metrics along a path from a (t = 0) to b (t = 1).
 
     Attributes:
-      ts: the times.
-      metrics: what `metric_fn` gives at each, every array with a leading axis [points].
+      ts: The times, [points].
+      metrics: The result of `metric_fn` at each, every array with a leading axis [points].
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> sg.landscape.path(lambda x: x**2, jnp.array(0.0), jnp.array(2.0), num_points=3).metrics.tolist()
+    [0.0, 1.0, 4.0]
     """
 
     ts: Float[Array, "*networks points"]
@@ -30,10 +35,15 @@ class Barrier(NamedTuple):
     """The loss along a path from a (t = 0) to b (t = 1).
 
     Attributes:
-      ts: the times.
-      losses: the loss at each.
-      height: the maximum over t of the loss above the chord between the end points' losses (Frankle et al. 2020,
+      ts: The times, [points].
+      losses: The loss at each, [points].
+      height: The maximum over t of the loss above the chord between the end points' losses (Frankle et al. 2020,
         arXiv 1912.05671, section 2); never below 0, its value at the end points.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> sg.landscape.barrier(lambda x: -(x**2), jnp.array(-1.0), jnp.array(1.0), num_points=3).losses.tolist()
+    [-1.0, 0.0, -1.0]
     """
 
     ts: Float[Array, "*networks points"]
@@ -42,12 +52,19 @@ class Barrier(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A barrier's height on one data set, and where it lies on others like it.
+    """A barrier's height on one data set, and its confidence interval over data sets like it.
 
     Attributes:
-      height: on all examples.
-      low: the lower end of the confidence interval.
-      high: the upper end.
+      height: The height on all examples.
+      low: The lower end of the confidence interval.
+      high: The upper end.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> losses = jnp.array([[0.0, 1.0], [2.0, 3.0], [0.0, 1.0]])  # two examples that agree about the barrier
+    >>> sg.landscape.interval(losses, jax.random.key(0), resamples=10)
+    Interval(height=Array(2., dtype=float32), low=Array(2., dtype=float32), high=Array(2., dtype=float32))
     """
 
     height: Float[Array, "*networks"]
@@ -59,10 +76,16 @@ class Plane(NamedTuple):
     """The loss over the plane through three networks, in coordinates of an orthonormal basis with its origin at a.
 
     Attributes:
-      xs: coordinates along b - a, in units of the distance between networks.
-      ys: coordinates along what of c - a is orthogonal to it.
-      losses: the loss at (xs[j], ys[i]) in row i and column j.
-      corners: the coordinates (x, y) of a, b and c.
+      xs: Coordinates along b - a, in units of the distance between networks, [points].
+      ys: Coordinates along the part of c - a that is orthogonal to b - a, [points].
+      losses: The loss at (xs[j], ys[i]) in row i and column j, [points, points].
+      corners: The coordinates (x, y) of a, b and c, [3, 2].
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> corners = jnp.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    >>> sg.landscape.plane(jnp.sum, *corners, num_points=3).corners.tolist()
+    [[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]
     """
 
     xs: Float[Array, "*networks points"]
@@ -79,24 +102,35 @@ def path(
     interpolate: Interpolate = merge.lerp,
     num_points: int = 25,
     batch_size: int | None = None,
-) -> Path:
-    """What `metric_fn` gives at `num_points` equidistant times of a path.
+) -> PathMetrics:
+    """Evaluates `metric_fn` at equidistant times of a path between two networks.
 
     Args:
-      metric_fn: of one point of the path (params, or whatever `interpolate` gives) to any pytree of arrays: loss and
-        accuracy, or one loss for each example.
-      a, b: the end points.
-      interpolate: `merge.lerp`, `merge.slerp` or another of that form.
-      num_points: at least 2.
-      batch_size: how many points are computed at once, to bound the memory; None for all.
+      metric_fn: From one point of the path (params, or whatever `interpolate` returns) to any pytree of arrays: loss
+        and accuracy, or one loss for each example.
+      a: The end point at t = 0.
+      b: The end point at t = 1.
+      interpolate: `merge.lerp`, `merge.slerp` or another function with that signature.
+      num_points: The number of times, at least 2.
+      batch_size: How many points are computed at once, to bound the memory; None for all.
+
+    Returns:
+      The times and the metrics.
 
     Raises:
-      ValueError: on fewer than 2 points, or a batch size below 1.
+      ValueError: On fewer than 2 points, or a batch size below 1.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> a, b = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
+    >>> result = sg.landscape.path(lambda p: {"norm": jnp.linalg.norm(p["w"])}, a, b, num_points=5)
+    >>> result.metrics["norm"].round(2).tolist()
+    [1.0, 0.79, 0.71, 0.79, 1.0]
     """
     if num_points < 2:
         raise ValueError(f"num_points is {num_points}; a path has at least its 2 end points.")
     ts = jnp.linspace(0.0, 1.0, num_points)
-    return Path(ts, _map(lambda t: metric_fn(interpolate(a, b, t)), ts, batch_size))
+    return PathMetrics(ts, _map(lambda t: metric_fn(interpolate(a, b, t)), ts, batch_size))
 
 
 def barrier(
@@ -108,30 +142,51 @@ def barrier(
     num_points: int = 25,
     batch_size: int | None = None,
 ) -> Barrier:
-    """The loss at `num_points` equidistant times of a path, and its height above the chord.
+    """Computes the loss at equidistant times of a path between two networks, and its height above the chord.
 
     Args:
-      loss_fn: of one point of the path: params, or whatever `interpolate` gives.
-      a, b: the end points.
-      interpolate: `merge.lerp`, `merge.slerp` or another of that form.
-      num_points: at least 2.
-      batch_size: as in `path`.
+      loss_fn: From one point of the path (params, or whatever `interpolate` returns) to a scalar.
+      a: The end point at t = 0.
+      b: The end point at t = 1.
+      interpolate: `merge.lerp`, `merge.slerp` or another function with that signature.
+      num_points: The number of times, at least 2.
+      batch_size: How many points are computed at once, to bound the memory; None for all.
+
+    Returns:
+      The times, the losses and the height.
 
     Raises:
-      ValueError: on fewer than 2 points, or a batch size below 1.
+      ValueError: On fewer than 2 points, or a batch size below 1.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> a, b = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
+    >>> sg.landscape.barrier(lambda p: 1 - jnp.square(p["w"]).sum(), a, b).height.item()
+    0.5
     """
     ts, losses = path(loss_fn, a, b, interpolate=interpolate, num_points=num_points, batch_size=batch_size)
     return Barrier(ts, losses, height(losses))
 
 
 def height(losses: Float[Array, " points"]) -> Float[Array, ""]:
-    """The maximum of losses at equidistant times above the chord between the first and the last.
+    """The height of a barrier: the maximum of losses at equidistant times above the chord of the first and the last.
 
-    Frankle et al. 2020, arXiv 1912.05671, section 2, for paths whose ends differ in loss. Of an accuracy take the
-    negative.
+    max_t losses(t) - ((1 - t) losses(0) + t losses(1)), for paths whose ends differ in loss (Frankle et al. 2020, arXiv
+    1912.05671, section 2). For an accuracy take its negative.
+
+    Args:
+      losses: The losses at equidistant times, [points].
+
+    Returns:
+      The height, 0 or more.
 
     Raises:
-      ValueError: if losses are no vector of 2 or more.
+      ValueError: If losses are not a vector of 2 or more.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> sg.landscape.height(jnp.array([1.0, 4.0, 3.0])).item()
+    2.0
     """
     if losses.ndim != 1 or len(losses) < 2:
         raise ValueError(f"losses have shape {losses.shape}; expected [points] with at least the 2 end points.")
@@ -142,23 +197,34 @@ def height(losses: Float[Array, " points"]) -> Float[Array, ""]:
 def interval(
     losses: Float[Array, "points examples"], key: Key, *, level: float = 0.95, resamples: int = 2000
 ) -> Interval:
-    """A barrier with its percentile bootstrap interval over the examples that the loss is a mean of (Efron 1979).
+    """A barrier's height with its percentile bootstrap interval over the examples (Efron 1979).
 
     Every resample draws examples with replacement, the same ones for all points, and has a barrier of its own. A height
     is a maximum, never below 0, that noise of the points raises: an interval that begins above 0 does not show by
-    itself that there is a barrier, one that ends near 0 shows that there is none to speak of.
+    itself that there is a barrier; one that ends near 0 shows that there is none worth mentioning.
 
     Args:
-      losses: of each example at equidistant times of a path: `path(...).metrics` of a loss that is not averaged.
-      key: consumed.
-      level: of confidence, in (0, 1).
-      resamples: barriers that are drawn.
+      losses: The loss of each example at equidistant times of a path: `path(...).metrics` of a loss without the mean.
+      key: A random key; it is consumed.
+      level: The level of confidence, in (0, 1).
+      resamples: How many barriers are drawn.
+
+    Returns:
+      The height of the mean loss, and the interval.
 
     Raises:
-      ValueError: on fewer than 2 points or no examples, or if the level is not inside (0, 1).
+      ValueError: On fewer than 2 points or no examples, or if the level is not inside (0, 1).
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> bump = 1 + 0.5 * jax.random.normal(jax.random.key(0), (40,))  # one height for each of 40 examples
+    >>> losses = jnp.stack([jnp.zeros(40), bump, jnp.zeros(40)])
+    >>> result = sg.landscape.interval(losses, jax.random.key(1), resamples=200)
+    >>> bool(result.low < result.height < result.high)
+    True
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; expected a number inside (0, 1), like 0.95.")
+    _check_level(level)
     if losses.ndim != 2 or losses.shape[0] < 2 or not losses.shape[1]:
         raise ValueError(
             f"losses have shape {losses.shape}; expected [points, examples] with 2 points and one example at least."
@@ -168,10 +234,9 @@ def interval(
         rows = jax.random.randint(key, losses.shape[1:], 0, losses.shape[1])
         return height(losses[:, rows].mean(-1))
 
-    # One after another: all at once would be resamples times the memory of the losses.
+    # One after another: all at once would take resamples times the memory of the losses.
     heights = jax.lax.map(resampled, jax.random.split(key, resamples))
-    low, high = jnp.quantile(heights, jnp.asarray([(1 - level) / 2, (1 + level) / 2]))
-    return Interval(height(losses.mean(-1)), low, high)
+    return Interval(height(losses.mean(-1)), *_ends(heights, level))
 
 
 def plane(
@@ -184,20 +249,34 @@ def plane(
     margin: float = 0.2,
     batch_size: int | None = None,
 ) -> Plane:
-    """The loss over a grid in the plane through three networks (Garipov et al. 2018, arXiv 1802.10026, appendix).
+    """Computes the loss over a grid in the plane through three networks (Garipov et al. 2018, arXiv 1802.10026).
 
-    With u = b - a and v = (c - a) - <c - a, u> / |u|^2 u, the point (x, y) is a + x u / |u| + y v / |v|.
+    With u = b - a and v = (c - a) - <c - a, u> / |u|^2 u, the point (x, y) is a + x u / |u| + y v / |v| (appendix).
 
     Args:
-      loss_fn: of params.
-      a, b, c: three networks, not on one line.
-      num_points: along each side of the grid, at least 2.
-      margin: how far the grid goes beyond the networks on every side, in parts of their extent there.
-      batch_size: how many points are computed at once, to bound the memory; None for all.
+      loss_fn: From params to a scalar.
+      a: The network at the origin.
+      b: The network that the x axis passes through.
+      c: A third network, not on the line through a and b.
+      num_points: The number of points along each side of the grid, at least 2.
+      margin: How far the grid goes beyond the networks on every side, relative to their extent there.
+      batch_size: How many points are computed at once, to bound the memory; None for all.
+
+    Returns:
+      The losses and their coordinates.
 
     Raises:
-      ValueError: if the networks differ in structure or shapes, on fewer than 2 points, a negative margin or a batch
-        size below 1, or (where the values are at hand) if they lie on one line.
+      ValueError: If the networks differ in structure or shapes, on fewer than 2 points, a negative margin or a batch
+        size below 1, or if they lie on one line (checked outside `jax.jit` only).
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> a, b, c = ({"w": jnp.array(w)} for w in ([0.0, 0.0], [2.0, 0.0], [1.0, 4.0]))
+    >>> plane = sg.landscape.plane(lambda p: p["w"].sum(), a, b, c, num_points=3, margin=0.0)
+    >>> plane.xs.tolist(), plane.ys.tolist()
+    ([0.0, 1.0, 2.0], [0.0, 2.0, 4.0])
+    >>> plane.losses.tolist()
+    [[0.0, 1.0, 2.0], [2.0, 3.0, 4.0], [4.0, 5.0, 6.0]]
     """
     if num_points < 2 or margin < 0:
         raise ValueError(
@@ -229,33 +308,50 @@ def bootstrap(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The percentile bootstrap confidence interval of the mean (Efron 1979).
 
+    Unlike `scipy.stats.bootstrap` it runs inside `jax.jit` and `jax.vmap`, with JAX's random keys.
+
     Args:
-      values: independent samples.
-      key: consumed.
-      level: of confidence, in (0, 1).
-      resamples: means that are drawn.
+      values: Independent samples.
+      key: A random key; it is consumed.
+      level: The level of confidence, in (0, 1).
+      resamples: How many means are drawn.
 
     Returns:
       The lower and the upper end.
 
     Raises:
-      ValueError: if there are no values or the level is not inside (0, 1).
+      ValueError: If there are no values or the level is not inside (0, 1).
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> low, high = sg.landscape.bootstrap(jnp.arange(50.0), jax.random.key(0), resamples=500)
+    >>> bool(low < 24.5 < high), bool(high - low < 10)
+    (True, True)
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; expected a number inside (0, 1), like 0.95.")
+    _check_level(level)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"values have shape {values.shape}; expected [samples] with at least one.")
     rows = jax.random.randint(key, (resamples, values.size), 0, values.size)
-    tails = jnp.asarray([(1 - level) / 2, (1 + level) / 2])
-    low, high = jnp.quantile(values[rows].mean(-1), tails)
-    return low, high
+    return _ends(values[rows].mean(-1), level)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
 
 
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected a number inside (0, 1), like 0.95.")
+
+
+def _ends(draws: Float[Array, " resamples"], level: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The ends of the percentile interval of bootstrap draws."""
+    low, high = jnp.quantile(draws, jnp.asarray([(1 - level) / 2, (1 + level) / 2]))
+    return low, high
+
+
 def _map(fn: Callable[[Array], Any], points: Array, batch_size: int | None) -> Any:
-    """`fn` at every point, all at once or so many."""
+    """`fn` at every point, `batch_size` of them at once."""
     if batch_size is None:
         return jax.vmap(fn)(points)
     if batch_size < 1:
@@ -271,7 +367,7 @@ def _normalized(tree: Any) -> tuple[Array, Any]:
 
 
 def _check_plane(across: Array, up: Array, size: Array) -> None:
-    # A difference of a few roundings has no direction.
+    # A difference of a few rounding errors has no direction.
     if stacks.is_concrete(up) and not min(across, up) > 8 * jnp.finfo(up.dtype).eps * size:
         raise ValueError(
             f"a, b and c lie on one line: b is {across} away from a, and c {up} from their line. Expected three "

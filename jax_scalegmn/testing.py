@@ -1,4 +1,4 @@
-"""Checks that users run on their own networks: is it really equivariant, did the function really stay the same?
+"""Checks for your own networks and models: is a model equivariant, is an architecture described correctly?
 
 Each draws random group elements, compares, and raises an AssertionError that names what is wrong; each returns the
 largest deviation that it saw, so that it can be reported too.
@@ -31,19 +31,30 @@ def assert_invariant(
     """Raises unless fn(act(Q, params)) = fn(params) for random group elements Q.
 
     Args:
-      arch: of the network that `fn` reads.
-      fn: one network's params to arrays, like an encoder.
-      params: the network.
-      key: consumed; None for jax.random.key(0).
-      tolerance: largest deviation of any output array, relative to its own largest entry.
-      options: permute, scale and log_scale_std of `symmetry.random`, and `samples`, the number of elements (8). A
-        log_scale_std of 4.6 draws positive scales of 1e-6 to 1e6 (three standard deviations).
+      arch: The architecture of the network that `fn` reads.
+      fn: A function from one network's params to arrays, like an encoder.
+      params: The network.
+      key: A random key; it is consumed. None for jax.random.key(0).
+      tolerance: The largest deviation that any output array may have, relative to its own largest entry.
+      **options: permute, scale and log_scale_std of `symmetry.random`, and `samples`, the number of elements (8). A
+        log_scale_std of 4.6 draws positive scales from 1e-6 to 1e6 (three standard deviations).
 
     Returns:
       The largest relative deviation.
 
     Raises:
-      AssertionError: if a deviation exceeds the tolerance or an output is not finite.
+      AssertionError: If a deviation exceeds the tolerance or an output is not finite.
+      ValueError: If params do not fit the architecture.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "tanh")
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> deviation = sg.testing.assert_invariant(arch, lambda p: abs(p["Dense_0"]["kernel"]).sum(), params)
+    >>> sg.testing.assert_invariant(arch, lambda p: p["Dense_0"]["kernel"].sum(), params)
+    Traceback (most recent call last):
+    ...
+    AssertionError: Not invariant under the group of 'mlp 2-3-1 tanh' ...
     """
     return _assert_commutes(arch, fn, lambda _, out: out, params, key, tolerance, "invariant", **options)
 
@@ -59,7 +70,30 @@ def assert_equivariant(
 ) -> float:
     """Raises unless fn(act(Q, params)) = act(Q, fn(params)) for random group elements Q.
 
-    Args as `assert_invariant`, with `fn` from one network's params to params of the same architecture.
+    Args:
+      arch: The architecture of the networks that `fn` reads and returns.
+      fn: A function from one network's params to params of the same architecture, like an editor.
+      params: The network.
+      key: A random key; it is consumed. None for jax.random.key(0).
+      tolerance: As in `assert_invariant`.
+      **options: As in `assert_invariant`.
+
+    Returns:
+      The largest relative deviation.
+
+    Raises:
+      AssertionError: If a deviation exceeds the tolerance or an output is not finite.
+      ValueError: If params do not fit the architecture.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "tanh")
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> deviation = sg.testing.assert_equivariant(arch, lambda p: jax.tree.map(jax.numpy.sin, p), params)
+    >>> sg.testing.assert_equivariant(arch, lambda p: jax.tree.map(jax.numpy.exp, p), params)
+    Traceback (most recent call last):
+    ...
+    AssertionError: Not equivariant under the group of 'mlp 2-3-1 tanh' ...
     """
 
     def moved(element: symmetry.Element, out: Any) -> Any:
@@ -79,26 +113,40 @@ def assert_function_preserved(
     samples: int = 8,
     log_scale_std: float = 1.0,
 ) -> float:
-    """Raises unless the network computes the same function behind random elements of its group.
+    """Raises unless the network computes the same function after random elements of its group act on it.
 
-    This is the check of a hand-written `Architecture`: where the function changes, the neuron layers and parameters
-    whose description is wrong are named, found by letting the group act on one layer, and one axis less, at a time.
+    This is the check of a hand-written `Architecture`. Where the function changes, the error names the neuron layers
+    and parameters whose description is wrong: the group acts on one layer at a time, with one axis described
+    differently.
 
     Args:
-      arch: the description to check.
-      apply: (params, inputs) -> outputs: the network's own function. Without inputs: params -> outputs.
-      params: the network.
-      inputs: what it is applied to, as `apply` takes it; several random examples. None where `apply` holds them itself.
-      key: consumed; None for jax.random.key(0).
-      tolerance: largest deviation of the outputs, relative to their largest entry.
-      samples: group elements to try.
-      log_scale_std: of `symmetry.random`; 4.6 draws positive scales of 1e-6 to 1e6 (three standard deviations).
+      arch: The description to check.
+      apply: The network's own function, (params, inputs) -> outputs. Without inputs: params -> outputs.
+      params: The network.
+      inputs: Several random examples, as `apply` takes them. None where `apply` holds them itself.
+      key: A random key; it is consumed. None for jax.random.key(0).
+      tolerance: The largest deviation that the outputs may have, relative to their largest entry.
+      samples: How many group elements are tried.
+      log_scale_std: As in `symmetry.random`; 4.6 draws positive scales from 1e-6 to 1e6 (three standard deviations).
 
     Returns:
       The largest relative deviation.
 
     Raises:
-      AssertionError: if a deviation exceeds the tolerance or an output is not finite.
+      AssertionError: If a deviation exceeds the tolerance or an output is not finite.
+      ValueError: If params do not fit the architecture.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "tanh")  # but the network below computes a sigmoid, which is not odd
+    >>> def apply(params, x):
+    ...     hidden = jax.nn.sigmoid(x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])
+    ...     return hidden @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> sg.testing.assert_function_preserved(arch, apply, params, jax.numpy.ones((5, 2)))
+    Traceback (most recent call last):
+    ...
+    AssertionError: 'mlp 2-3-1 tanh' does not describe this function: ... ['hidden_0'] ...
     """
     architecture.check_params(arch, params)
     fn = apply if inputs is None else lambda moved: apply(moved, inputs)
@@ -198,7 +246,7 @@ def _suspects(
     tolerance: float,
 ) -> list[str]:
     """The single corrections of an axis's power, on one layer, that make the description right."""
-    found = []
+    corrections = []
     for index, parameter in enumerate(arch.parameters):
         for position, axis in enumerate(parameter.axes):
             if not (isinstance(axis, Axis) and axis.neurons == name):
@@ -210,10 +258,10 @@ def _suspects(
                 parameters = (*arch.parameters[:index], fixed, *arch.parameters[index + 1 :])
                 other = dataclasses.replace(arch, parameters=parameters)
                 if not _breaks(other, fn, params, element, name, tolerance):
-                    found.append(
+                    corrections.append(
                         f"params{parameter} axis {position} ({name!r}) should have power {power}, not {axis.power}"
                     )
-    return found
+    return corrections
 
 
 def _powers(parameter: architecture.Parameter, axis: Axis) -> set[int]:

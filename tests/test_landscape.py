@@ -12,7 +12,7 @@ from jax_scalegmn import landscape, merge
 A, B = {"x": jnp.array([1.0, 0.0])}, {"x": jnp.array([-1.0, 2.0])}
 
 
-def test_a_hump_has_the_height_that_it_has():
+def test_the_height_of_a_parabola_is_the_closed_form():
     """-|x - c|^2 along a chord of length d rises d^2 / 4 above it."""
     barrier = landscape.barrier(lambda p: -jnp.square(p["x"]).sum() + p["x"][1], A, B, num_points=5)
     np.testing.assert_allclose(barrier.ts, [0, 0.25, 0.5, 0.75, 1])
@@ -76,18 +76,18 @@ def test_bootstrap_refuses_what_has_no_interval(values, level, message, key):
 
 
 def metrics(params):
-    """Loss, and a vector beside it."""
+    """Loss, and a vector."""
     return {"loss": jnp.square(params["x"]).sum(), "place": params["x"]}
 
 
 def test_a_path_carries_any_metrics():
-    ts, found = landscape.path(metrics, A, B, num_points=5)
+    ts, along = landscape.path(metrics, A, B, num_points=5)
     places = np.outer(1 - ts, A["x"]) + np.outer(ts, B["x"])
-    np.testing.assert_allclose(found["place"], places, atol=1e-6)
-    np.testing.assert_allclose(found["loss"], np.square(places).sum(1), atol=1e-6)
+    np.testing.assert_allclose(along["place"], places, atol=1e-6)
+    np.testing.assert_allclose(along["loss"], np.square(places).sum(1), atol=1e-6)
     barrier = landscape.barrier(lambda p: metrics(p)["loss"], A, B, num_points=5)
-    np.testing.assert_array_equal(barrier.losses, found["loss"])
-    assert landscape.height(found["loss"]) == barrier.height
+    np.testing.assert_array_equal(barrier.losses, along["loss"])
+    assert landscape.height(along["loss"]) == barrier.height
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 99])
@@ -142,16 +142,15 @@ def test_intervals_of_a_barrier_cover_it_as_often_as_they_say():
     """An 80 % interval covers the true height 1 in about 80 % of 200 data sets, and shrinks like 1 / sqrt(examples)."""
     keys = jax.random.split(jax.random.key(1), (200, 2))
     run = jax.jit(jax.vmap(lambda k: landscape.interval(bumps(k[0], 40), k[1], level=0.8, resamples=300)))
-    found = run(keys)
-    assert 0.7 < ((found.low < 1) & (found.high > 1)).mean() < 0.87
-    assert (found.high - found.low).mean() == pytest.approx(2 * 1.2816 * 0.5 / np.sqrt(40), rel=0.1)
-    assert ((found.low < found.height) & (found.height < found.high)).mean() > 0.95
+    intervals = run(keys)
+    assert 0.7 < ((intervals.low < 1) & (intervals.high > 1)).mean() < 0.87
+    assert (intervals.high - intervals.low).mean() == pytest.approx(2 * 1.2816 * 0.5 / np.sqrt(40), rel=0.1)
+    assert ((intervals.low < intervals.height) & (intervals.height < intervals.high)).mean() > 0.95
 
 
 def test_the_interval_of_examples_that_agree_is_a_point(key):
     losses = jnp.array([0.0, 3.0, 2.0])[:, None] + jnp.arange(5.0)
-    found = landscape.interval(losses, key, resamples=50)
-    np.testing.assert_allclose([found.height, found.low, found.high], 2, atol=1e-5)
+    np.testing.assert_allclose(landscape.interval(losses, key, resamples=50), 2, atol=1e-5)
 
 
 def test_an_interval_follows_the_barrier_of_means(key):

@@ -53,7 +53,7 @@ def test_inputs_and_key_are_optional():
 
 @pytest.mark.parametrize("name", ["relu mlp", "relu cnn"])
 def test_rescales_from_1e_minus_6_to_1e6_are_drawn_where_asked_for(name):
-    """Right functions pass every check with them; what saturates at 100 passes at small ones and is found by these."""
+    """Right functions pass every check with them; one that saturates at 100 passes at small scales alone."""
     arch = support.ARCHITECTURES[name]
     params, x = support.random_params(arch), support.example(arch)
 
