@@ -89,7 +89,7 @@ def _zoo(config: Config) -> Iterator[dict[str, Any]]:
             checkpoints=(steps,),
             batch_size=config.zoo_batch_size,
             scored_examples=1,
-            chunk=chunk,
+            networks_at_once=chunk,
         ).params
 
     calls = {
@@ -123,7 +123,7 @@ def _autoencoder(config: Config, arch: Architecture, batch_size: int) -> Iterato
     rows = (stack, losses.teacher_logits(arch, stack, images))
     tx = training.make_optimizer(clip_norm=5.0)
     state = training.init(model, tx, jax.tree.map(lambda leaf: leaf[0], stack), jax.random.key(0))
-    loss = losses.distillation_loss(model, images)
+    loss = losses.distillation(model, images)
 
     def encode(variables: Any, stack: Any) -> jax.Array:
         return jax.vmap(lambda params: model.apply(variables, params, method="encode"))(stack)

@@ -68,7 +68,7 @@ def main(config: Config) -> list[dict[str, Any]]:
 def _measure_model(config: Config, model: models.Autoencoder, batch: Any, batch_size: int) -> list[dict[str, Any]]:
     tx = training.make_optimizer()
     state = training.init(model, tx, jax.tree.map(lambda leaf: leaf[0], batch), jax.random.key(0))
-    loss = losses.autoencoder_loss(model, size=(config.side, config.side), orbit_weight=config.orbit_weight)
+    loss = losses.inr_reconstruction(model, size=(config.side, config.side), orbit_weight=config.orbit_weight)
 
     def encode(variables: Any, stack: Any) -> jax.Array:
         return jax.vmap(lambda params: model.apply(variables, params, method="encode"))(stack)
@@ -114,7 +114,7 @@ def _measure_zoo(config: Config, arch: architecture.Architecture) -> list[dict[s
                 np.zeros(len(images), int),
                 image_index=np.arange(len(images)),
                 num_steps=steps,
-                chunk=chunk,
+                networks_at_once=chunk,
             )
             return jnp.asarray(fitted.records["loss"])
 

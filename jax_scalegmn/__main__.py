@@ -4,5 +4,7 @@ import sys
 
 from jax_scalegmn import cli
 
+__all__: list[str] = []
+
 if __name__ == "__main__":
     sys.exit(cli.main())

@@ -8,7 +8,7 @@ from jax_scalegmn import io
 
 
 def write(path, text, *, folder=False, overwrite=False):
-    with io.replacing(path, overwrite=overwrite) as written:
+    with io.atomic_path(path, overwrite=overwrite) as written:
         if folder:
             written.mkdir()
             (written / "inside").write_text(text)
@@ -24,7 +24,7 @@ def read(path):
 def test_what_is_there_stays_unless_it_may_be_replaced(tmp_path, folder):
     path = tmp_path / "x"
     write(path, "old", folder=folder)
-    with pytest.raises(FileExistsError, match="x: there is one already"):
+    with pytest.raises(FileExistsError, match="x: it exists already"):
         write(path, "new", folder=folder)
     assert read(path) == "old"
     write(path, "new", folder=folder, overwrite=True)
@@ -38,7 +38,7 @@ def test_a_failure_leaves_the_old_one(tmp_path, folder):
     write(path, "old", folder=folder)
 
     def fail():
-        with io.replacing(path, overwrite=True) as written:
+        with io.atomic_path(path, overwrite=True) as written:
             written.mkdir() if folder else written.write_text("half")
             raise RuntimeError
 
@@ -70,7 +70,7 @@ def test_a_file_that_appears_in_between_is_kept(tmp_path):
     path = tmp_path / "x"
 
     def race():
-        with io.replacing(path) as written:
+        with io.atomic_path(path) as written:
             written.write_text("ours")
             path.write_text("theirs")
 
@@ -89,7 +89,7 @@ def test_files_and_folders_do_not_replace_each_other(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\. Make it"):
+    with pytest.raises(FileNotFoundError, match=r"Make the folder"):
         write(tmp_path / "absent" / "x", "new")
 
 

@@ -105,7 +105,7 @@ def test_gray_is_the_mean_of_the_channels(tmp_path):
 
 def test_files_that_are_missing_are_named(tmp_path):
     (write(tmp_path) / "data_batch_3").unlink()
-    with pytest.raises(FileNotFoundError, match=r"none named \['data_batch_3'\]"):
+    with pytest.raises(FileNotFoundError, match=r"missing are \['data_batch_3'\]"):
         images.load(tmp_path)
 
 
@@ -135,12 +135,12 @@ def in_place_of(pixels: object, labels: object) -> bytes:
     [
         (by_python_2(*batch(2))[:-900], "truncated or foreign"),
         (b"", "truncated or foreign"),
-        (pickle.dumps([1, 2]), "holds a list, no dict"),
+        (pickle.dumps([1, 2]), "holds a list, not a dict"),
         (pickle.dumps({"data": 1}), r"holds \['data'\], expected an array under 'data'"),
         (in_place_of(batch(2)[0][:, :-1], batch(2)[1]), r"shape \(3, 3071\), expected \(3, 3072\)"),
         (in_place_of(batch(2)[0], [1, 2]), r"shape \(3, 3072\), expected \(2, 3072\) for 2 labels"),
-        (in_place_of(batch(2)[0].astype(np.float32), [1, 2, 3]), "no array of unsigned bytes"),
-        (in_place_of(batch(2)[0], [1, 2, "cat"]), "its labels are no integers"),
+        (in_place_of(batch(2)[0].astype(np.float32), [1, 2, 3]), "not an array of unsigned bytes"),
+        (in_place_of(batch(2)[0], [1, 2, "cat"]), "its labels are not integers"),
         (in_place_of(batch(2)[0], [1, 2, 10]), r"labels \[ 1  2 10\]; expected labels 0..9"),
         (b"\x80\x02cos\nsystem\nX\x01\x00\x00\x00x\x85R.", "asks for os.system, which is refused"),
         (b"\x80\x02]r\xff\xff\xff\x7f.", "refers to the 2147483647th of its objects"),
@@ -156,7 +156,7 @@ def test_damaged_and_hostile_pickles_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (binary(*batch(2))[:-1], "9218 bytes are no multiple of 3073"),
+        (binary(*batch(2))[:-1], "9218 bytes are not a multiple of 3073"),
         (binary(batch(2)[0], [1, 2, 200]), "expected labels 0..9"),
         (b"", "0 images"),
     ],
@@ -175,5 +175,5 @@ def test_links_in_an_archive_are_not_followed(tmp_path):
         link = tarfile.TarInfo(NAMES[0])
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link, io.BytesIO())
-    with pytest.raises(FileNotFoundError, match=r"none named \['data_batch_1'\]"):
+    with pytest.raises(FileNotFoundError, match=r"missing are \['data_batch_1'\]"):
         images.load(tmp_path / "x.tar")

@@ -52,11 +52,11 @@ def test_networks_learn(name):
     assert support.deviation(support.rows(params, 0), support.rows(params, 1)) > 0.1
 
 
-@pytest.mark.parametrize(("name", "side_by_side"), [("mlp", 2), ("mlp", 1), ("batch norm", 1)])
-def test_side_by_side_is_one_after_the_other(name, side_by_side):
+@pytest.mark.parametrize(("name", "networks_at_once"), [("mlp", 2), ("mlp", 1), ("batch norm", 1)])
+def test_side_by_side_is_one_after_the_other(name, networks_at_once):
     """Three networks in groups of one or two are those trained as one group, and each is the one trained alone."""
     together, losses = fitted(name, epochs=1, seeds=(0, 1, 2))
-    grouped, same_losses = fitted(name, epochs=1, seeds=(0, 1, 2), side_by_side=side_by_side)
+    grouped, same_losses = fitted(name, epochs=1, seeds=(0, 1, 2), networks_at_once=networks_at_once)
     alone, _ = fitted(name, epochs=1, seeds=(2,))
     assert support.deviation(grouped, together) < 2e-3
     assert support.deviation(same_losses, losses) < 1e-4

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import support
 from flax import serialization
-from test_network_files import saved
+from test_networks import saved
 
 import jax_scalegmn as sg
 from jax_scalegmn import cli, io, matching, merge, symmetry
@@ -75,7 +75,7 @@ def test_a_network_merged_with_a_moved_copy_computes_the_same(tmp_path, capsys, 
         data(tmp_path / "x.npz", arch)
         flags = (*flags, "--data", tmp_path / "x.npz")
     assert run(capsys, "merge", a, b, "--out", out, *flags)[0] == 0
-    before, after = (io.read_contents(path) for path in (a, out))
+    before, after = (io.read_arrays(path) for path in (a, out))
     assert after.format == before.format
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after.arrays) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), before.arrays
@@ -202,7 +202,7 @@ def test_half_and_double_precision_are_written_as_they_came(tmp_path, capsys):
         path.write_bytes(serialization.to_bytes(own))
         assert run(capsys, "merge", path, path, "--out", out, *RELU)[0] == 0
         # The mean of a network and itself is itself, in float64 to its last bits.
-        got = io.read_contents(out).arrays
+        got = io.read_arrays(out).arrays
         limit = {"float16": 1e-3, "bfloat16": 1e-2, "float64": 1e-12}[dtype]
         assert support.deviation(jax.tree.map(np.float64, got), jax.tree.map(np.float64, own)) < limit
         assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {leaf.dtype for leaf in jax.tree.leaves(own)}
@@ -282,10 +282,10 @@ def test_existing_outputs_stay(tmp_path, capsys):
     out, summary = tmp_path / "m.pt", tmp_path / "s.json"
     command = ("merge", a, b, "--out", out, "--json", summary, *RELU)
     out.write_text("precious")
-    assert_refused(capsys, tmp_path, "m.pt: there is one already", *command)
+    assert_refused(capsys, tmp_path, "m.pt: it exists already", *command)
     out.unlink()
     summary.write_text("precious")
-    assert_refused(capsys, tmp_path, "s.json: there is one already", *command)
+    assert_refused(capsys, tmp_path, "s.json: it exists already", *command)
     assert run(capsys, *command, "--overwrite")[0] == 0
     assert json.loads(summary.read_text())["out"] == str(out)
 
@@ -324,7 +324,7 @@ def test_networks_that_cannot_be_read_are_named(tmp_path, capsys):
     foreign = tmp_path / "names.msgpack"
     foreign.write_bytes(serialization.to_bytes({"layer": {"w": np.ones(3)}}))
     assert_refused(capsys, tmp_path, "missing are", "check", foreign, *RELU)
-    assert_refused(capsys, tmp_path, "no file there", "merge", a, tmp_path / "absent.pt", "--out", out, *RELU)
+    assert_refused(capsys, tmp_path, "there is no such file", "merge", a, tmp_path / "absent.pt", "--out", out, *RELU)
 
 
 def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
@@ -341,8 +341,8 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
     straight_through = ("--method", "straight-through", "--data")
     for message, argv in [
         ("pass --activation relu", both),
-        ("says no activation", (*both, "--arch", "mlp:3-5-4-2")),
-        ("no description of an architecture", (*both, "--arch", tmp_path / "arch.json")),
+        ("names no activation", (*both, "--arch", "mlp:3-5-4-2")),
+        ("does not describe an architecture", (*both, "--arch", tmp_path / "arch.json")),
         ("Leave --activation out", (*both, "--arch", tmp_path / "arch.json", "--activation", "relu")),
         ("expected one of mlp, siren", (*both, "--arch", "lstm:3")),
         ("frequency of sines", (*both, "--activation", "sine")),
@@ -362,13 +362,13 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
         ("no network to check", ("check", *RELU)),
         ("expected a name that ends in .pt", ("merge", a, b, "--out", tmp_path / "m.npz", *RELU)),
         ("Give each its own name", (*both, *RELU, "--json", tmp_path / "m.pt")),
-        ("none. Make it", (*both, *RELU, "--json", tmp_path / "absent" / "s.json")),
+        ("Make the folder first", (*both, *RELU, "--json", tmp_path / "absent" / "s.json")),
         ("x (4, 7) does not fit", (*both, *RELU, "--data", tmp_path / "x.npz")),
         ("expected an .npz file with numbers x", (*both, *RELU, "--data", tmp_path / "y.npz")),
         ("NaN", (*both, *RELU, "--data", tmp_path / "nan.npz")),
         ("y (4,); got none", (*both, *RELU, *straight_through, tmp_path / "unlabeled.npz")),
         ("y (4,); got int64 (3,)", (*both, *RELU, *straight_through, tmp_path / "few.npz")),
-        ("Labels lie in [2, 2]", (*both, *RELU, *straight_through, tmp_path / "high.npz")),
+        ("Labels are from 2 to 2", (*both, *RELU, *straight_through, tmp_path / "high.npz")),
     ]:
         assert_refused(capsys, tmp_path, message, *argv)
 

@@ -49,7 +49,7 @@ def test_digits_are_1797_images_in_0_1():
 
 def test_digits_name_the_extra_that_installs_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'pip install "jax_scalegmn\[experiments\]"'):
+    with pytest.raises(ImportError, match=r'pip install "jax-scalegmn\[experiments\]"'):
         images.digits()
 
 
@@ -105,7 +105,7 @@ def test_npz_of_other_arrays_is_refused(tmp_path, changes, message):
 
 def test_npz_without_an_array_is_refused(tmp_path):
     np.savez(tmp_path / "images.npz", **{name: array for name, array in arrays().items() if name != "y_test"})
-    with pytest.raises(ValueError, match=r"expected the arrays .* got none named \['y_test'\]"):
+    with pytest.raises(ValueError, match=r"expected the arrays .* missing are \['y_test'\]"):
         images.load(tmp_path / "images.npz")
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import support
-from test_torch_file import HOSTILE, mapping, number, tensor, write_torch
+from test_tensors import HOSTILE, mapping, number, tensor, write_torch
 
 import jax_scalegmn as sg
 from jax_scalegmn import network, zoo
@@ -284,7 +284,7 @@ def test_damaged_splits_are_refused(mnist, content, message):
 
 
 def test_missing_splits_parts_and_networks_are_named(mnist):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.json: no split there.*inr_folders.split"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json: there is no such split.*inr_folders.split"):
         inr_folders.load(mnist / "nowhere.json", INR, part="train")
     with pytest.raises(ValueError, match="part is 'training'; expected 'train', 'validation' or 'test'"):
         inr_folders.load(mnist / "mnist_splits.json", INR, part="training", root=mnist)
@@ -301,7 +301,7 @@ def test_missing_splits_parts_and_networks_are_named(mnist):
         ({"seq.1.weight": np.zeros((4, 3), "<f4")}, r"\['seq.1.weight'\] has shape \(4, 3\)"),
         ({"seq.3.weight": np.zeros((1, 1), "<f4")}, "4 modules .* expects 3"),
         ({"seq.1.bias": np.full(3, np.nan, "<f4")}, "3 NaN"),
-        ({"step": np.array(3)}, r"\['step'\] is no weight or bias"),
+        ({"step": np.array(3)}, r"\['step'\] is not a weight or bias"),
         ({"label": np.array(4)}, "says label 5, the file 4"),
         ({"label": np.array([5])}, r"label is \[5\]"),
     ],

@@ -25,12 +25,12 @@ MLP = NETWORKS["relu mlp"]
 
 def tensors_of(arch, params):
     """As a PyTorch module has them, counters included."""
-    tensors = {}
+    state_dict = {}
     for name, value in io.to_torch(arch, params).items():
-        tensors[f"net.{name}"] = value
+        state_dict[f"net.{name}"] = value
         if name.endswith("running_var"):
-            tensors[f"net.{name.removesuffix('running_var')}num_batches_tracked"] = np.array(7)
-    return tensors
+            state_dict[f"net.{name.removesuffix('running_var')}num_batches_tracked"] = np.array(7)
+    return state_dict
 
 
 def flat(tree, mark):
@@ -46,8 +46,8 @@ def write_orbax(path, tree):
         checkpointer.save(path, tree)
 
 
-def write_wrapped(path, tensors):
-    tensors.write(path, tensors, wrapper="model")
+def write_wrapped(path, state_dict):
+    tensors.write(path, state_dict, wrapper="model")
 
 
 # Name of the file -> (how it is written, of what).
@@ -83,16 +83,16 @@ def test_a_network_comes_back_from_every_format(tmp_path, name, arch):
     params = support.random_params(arch)
     path = saved(tmp_path, name, arch, params)
     if name == "torch.safetensors" and arch is NETWORKS["resnet"]:  # whose modules it does not keep in order
-        with pytest.raises(ValueError, match="stand in another order"):
+        with pytest.raises(ValueError, match="are in another order"):
             io.read_network(path, arch)
         return
     file = io.read_network(path, arch)
     support.assert_identical(file.params, params)
-    assert file.format == io.Format(path.suffix or "orbax", "model" if name == "wrapped.pth" else None)
+    assert file.format == io.FileFormat(path.suffix or "orbax", "model" if name == "wrapped.pth" else None)
     other = support.random_params(arch, seed=1)
     io.write_network(beside(path), arch, other, file)
-    expected = io.read_contents(saved(tmp_path, f"{name}", arch, other) if remove(path) else path)
-    got = io.read_contents(beside(path))
+    expected = io.read_arrays(saved(tmp_path, f"{name}", arch, other) if remove(path) else path)
+    got = io.read_arrays(beside(path))
     assert got.format == expected.format
     support.assert_identical(got.arrays, expected.arrays)
     if path.suffix != ".safetensors":
@@ -119,7 +119,7 @@ def test_half_precision_is_computed_in_float32_and_written_as_it_was(tmp_path, n
     assert {leaf.dtype for leaf in jax.tree.leaves(file.params)} == {np.dtype("float32")}
     support.assert_identical(jax.tree.map(lambda leaf: leaf.astype(dtype), file.params), params)
     io.write_network(beside(path), MLP, file.params, file)
-    support.assert_identical(io.read_contents(beside(path)).arrays, file.template)
+    support.assert_identical(io.read_arrays(beside(path)).arrays, file.stored)
 
 
 @pytest.mark.parametrize("name", ["torch.pt", "bare.msgpack", "orbax"])
@@ -141,7 +141,7 @@ def test_files_are_only_replaced_on_request(tmp_path, name):
     path = saved(tmp_path, name, MLP, params)
     file = io.read_network(path, MLP)
     other = support.random_params(MLP, seed=1)
-    with pytest.raises(FileExistsError, match="there is one already"):
+    with pytest.raises(FileExistsError, match="it exists already"):
         io.write_network(path, MLP, other, file)
     support.assert_identical(io.read_network(path, MLP).params, params)
     io.write_network(path, MLP, other, file, overwrite=True)
@@ -210,10 +210,10 @@ def test_truncated_files_and_foreign_names_are_refused(tmp_path):
             with pytest.raises(ValueError, match=name):
                 io.read_network(path, MLP)
     with pytest.raises(ValueError, match=r"x\.h5: expected a file \.safetensors"):
-        io.read_contents(tmp_path / "x.h5")
+        io.read_arrays(tmp_path / "x.h5")
     for suffix in (".pt", ".msgpack"):
         with pytest.raises(FileNotFoundError, match="absent"):
-            io.read_contents(tmp_path / f"absent{suffix}")
+            io.read_arrays(tmp_path / f"absent{suffix}")
 
 
 def test_a_network_is_written_in_the_format_in_which_it_came(tmp_path):
@@ -227,7 +227,7 @@ def test_a_network_is_written_in_the_format_in_which_it_came(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="never replaced"):
         io.write_network(tmp_path / "folder", MLP, params, files["orbax"], overwrite=True)
-    with pytest.raises(FileNotFoundError, match="Make it"):
+    with pytest.raises(FileNotFoundError, match="Make the folder first"):
         io.write_network(tmp_path / "absent" / "y.pt", MLP, params, files["torch.pt"])
 
 
@@ -262,7 +262,7 @@ ONES = np.ones((3, 3))
 def test_the_widths_of_a_dense_chain_follow_from_every_format(tmp_path, name):
     arch = sg.mlp((3, *range(4, 15), 2), "tanh")  # more than ten layers, so that sorted names would be wrong
     path = saved(tmp_path, name, arch, support.random_params(arch))
-    assert io.dense_chain(io.read_contents(path), "tanh") == arch
+    assert io.infer_mlp(io.read_arrays(path), "tanh") == arch
 
 
 @pytest.mark.parametrize(
@@ -270,16 +270,16 @@ def test_the_widths_of_a_dense_chain_follow_from_every_format(tmp_path, name):
     [
         ("x.npz", {"Dense_0/kernel": ONES}, "sine", "frequency of sines"),
         ("x.npz", {"Dense_0/kernel": ONES, "Dense_1/kernel": ONES}, "rely", "symmetry group is unknown"),
-        ("x.npz", {"Dense_0/kernel": ONES, "Dense_1/kernel": ONES[:2]}, "relu", "no chain of dense"),
+        ("x.npz", {"Dense_0/kernel": ONES, "Dense_1/kernel": ONES[:2]}, "relu", "not a chain of dense"),
         ("x.npz", {"Conv_0/kernel": np.ones((2, 3, 3, 1))}, "relu", "expected the kernels Dense_0"),
         ("x.npz", {"in/kernel": ONES, "out/kernel": ONES}, "relu", "expected the kernels Dense_0"),
         ("x.npz", {"noise": np.ones(3)}, "relu", "expected the kernels Dense_0"),
-        ("x.pt", {"0.weight": np.ones((2, 3, 3, 3))}, "relu", "no chain of dense"),
-        ("x.pt", {"0.bias": np.ones(2)}, "relu", "no chain of dense"),
-        ("x.safetensors", {"out.weight": ONES, "in.weight": ONES}, "relu", "order .* is not told"),
+        ("x.pt", {"0.weight": np.ones((2, 3, 3, 3))}, "relu", "not a chain of dense"),
+        ("x.pt", {"0.bias": np.ones(2)}, "relu", "not a chain of dense"),
+        ("x.safetensors", {"out.weight": ONES, "in.weight": ONES}, "relu", "order .* is unknown"),
     ],
 )
 def test_what_is_no_dense_chain_of_known_order_is_named(tmp_path, name, arrays, activation, message):
     tensors.write(tmp_path / name, arrays)
     with pytest.raises(ValueError, match=message):
-        io.dense_chain(io.read_contents(tmp_path / name), activation)
+        io.infer_mlp(io.read_arrays(tmp_path / name), activation)

@@ -54,7 +54,7 @@ def test_the_weight_may_stand_behind_its_bias():
         ({"seq.1.bias": None}, r"state_dict\['seq.1.bias'\] is missing; .* expects shape \(4,\)"),
         ({"seq.2.weight": None, "seq.2.bias": None}, r"2 modules .* expects 3"),
         ({"seq.3.weight": np.zeros((1, 1))}, r"4 modules .* expects 3"),
-        ({"seq.0.running_mean": np.zeros(4)}, r"\['seq.0.running_mean'\] is no weight or bias"),
+        ({"seq.0.running_mean": np.zeros(4)}, r"\['seq.0.running_mean'\] is not a weight or bias"),
         ({"seq.0.weight": np.zeros((2, 4))}, r"\['seq.0.weight'\] has shape \(2, 4\); .* expects \(4, 2\)"),
         ({"seq.2.bias": np.zeros(())}, r"has shape \(\); .* expects \(1,\)"),
         ({"seq.1.bias": np.full(4, np.nan)}, r"\['seq.1.bias'\] holds 4 NaN"),
@@ -71,7 +71,7 @@ def test_tensors_that_fit_no_layer_are_named(changes, message):
 
 def test_an_architecture_without_layers_is_refused():
     bare = architecture.Architecture("bare", SMALL.neuron_layers, SMALL.parameters)
-    with pytest.raises(ValueError, match="'bare' does not say which layer"):
+    with pytest.raises(ValueError, match="'bare' does not name the layer"):
         io.from_torch(bare, tensors.read(FIXTURES / "siren.pt"))
 
 
@@ -231,7 +231,7 @@ SCALED = sg.cnn((1, 16, 16, 16), 10)
     [
         (published.encoder, INR, AUTOENCODER, "not of the published model.*is missing"),
         (published.editor, INR, ENCODER, "missing are 19 tensors .*bias_scale"),
-        (published.encoder, INR, "case4_inr_sign_equivariant_forward", "needs editor_from_published"),
+        (published.encoder, INR, "case4_inr_sign_equivariant_forward", "needs published.editor"),
         (
             published.autoencoder,
             sg.siren((2, 32, 32, 3)),

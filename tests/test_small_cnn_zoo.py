@@ -177,7 +177,7 @@ def test_a_table_is_read_alike_in_whatever_pieces(tmp_path, monkeypatch):
     assert "late text" not in whole
     assert whole["late float"].dtype == np.float64
     for size in (1, 5, 35, 36):
-        monkeypatch.setattr(small_cnn_zoo, "_CHUNK", size)
+        monkeypatch.setattr(small_cnn_zoo, "_ROWS_AT_ONCE", size)
         pieces = small_cnn_zoo.load(tmp_path, activation="relu").records
         assert list(pieces) == list(whole)
         for name, values in whole.items():
@@ -295,8 +295,8 @@ def test_the_header_0_of_published_index_files_counts_but_is_not_read_twice(tmp_
     [
         ("0\n1\n2\n", r"split\.csv has 3 rows, the zoo 36: line 4 is missing or too many"),
         ("".join(f"{row}\n" for row in [7, *range(36)]), "has 37 rows, the zoo 36: line 37"),
-        ("".join(f"{row}\n" for row in [*range(36), 7]), "row 7 stands there 2 times, row 0 not at all"),
-        ("".join(f"{row}\n" for row in [*range(35), 0]), "row 0 stands there 2 times, row 35 not at all"),
+        ("".join(f"{row}\n" for row in [*range(36), 7]), "row 7 is listed 2 times, row 0 not at all"),
+        ("".join(f"{row}\n" for row in [*range(35), 0]), "row 0 is listed 2 times, row 35 not at all"),
         ("".join(f"{row}\n" for row in [*range(35), 36]), r"line 36 is '36'; expected one of the rows 0\.\.35"),
         ("-1\n0\n", r"line 1 is '-1'"),
         ("row\n0\n1.0\n", r"line 3 is '1\.0'"),
@@ -309,7 +309,7 @@ def test_an_index_of_another_zoo_is_refused(tmp_path, text, message):
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         small_cnn_zoo.load(tmp_path, activation="relu", index_file=tmp_path / "split.csv")
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv: no file there"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv: there is no such file"):
         small_cnn_zoo.load(tmp_path, activation="relu", index_file=tmp_path / "nowhere.csv")
 
 
@@ -376,7 +376,7 @@ def test_only_the_selected_rows_are_read_into_memory(tmp_path):
 def test_a_missing_file_is_named(tmp_path, name):
     write_zoo(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{re.escape(name)}: no file there"):
+    with pytest.raises(FileNotFoundError, match=rf"{re.escape(name)}: there is no such file"):
         small_cnn_zoo.load(tmp_path, activation="relu")
 
 
@@ -450,7 +450,7 @@ def without(name: str):
         (lambda: (metrics_rows(12), [*HEADER[:-1], "step"]), r"repeated \['step'\]"),
         (lambda: ([*metrics_rows(12)[:-1], [1, 2]], HEADER), "line 37 has 2 cells, the header 12"),
         (lambda: ([[*row[:6], "late", *row[7:]] for row in metrics_rows(12)], HEADER), "numbers in column 'step'"),
-        (lambda: ([], HEADER), "the header alone"),
+        (lambda: ([], HEADER), "only the header"),
         (lambda: ([], []), "missing are"),
     ],
 )
@@ -477,7 +477,7 @@ def test_a_damaged_gzip_is_refused(tmp_path, damage):
     write_zoo(tmp_path)
     path = tmp_path / "metrics.csv.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"metrics\.csv\.gz: expected a CSV file in gzip"):
+    with pytest.raises(ValueError, match=r"metrics\.csv\.gz: expected a gzipped CSV file"):
         small_cnn_zoo.load(tmp_path, activation="relu")
 
 
@@ -527,8 +527,8 @@ KERNEL, HEAD = "sequential/conv2d/kernel:0", "sequential/dense/kernel:0"
         (changed(_0_start_idx=-2), "has the index or size '-2'"),
         (changed(_1_start_idx=1, _1_end_idx=19), "overlap at column 1: one ends at 2, the next begins at 1"),
         (changed(_1_start_idx=3, _1_end_idx=21), "leave a gap at column 2: one ends at 2, the next begins at 3"),
-        (changed(_0_varname="sequential/batch_norm/gamma:0"), "'sequential/batch_norm/gamma:0' is none of a CNN"),
-        (changed(_2_varname="sequential/conv2d/bias:0"), "'sequential/conv2d/bias:0' stands there twice"),
+        (changed(_0_varname="sequential/batch_norm/gamma:0"), "'sequential/batch_norm/gamma:0' is not one of a CNN"),
+        (changed(_2_varname="sequential/conv2d/bias:0"), "'sequential/conv2d/bias:0' is listed twice"),
         (changed(_2_varname="sequential/conv2d_5/bias:0"), r"without \['conv2d_1/bias', 'conv2d_5/kernel'\]"),
         (changed(_4_varname="x/dense_1/bias:0"), "2 dense layers"),
         (layout_lines({KERNEL: (3, 3, 1, 5), "conv2d/bias": (5,), "conv2d_1/kernel": (3, 5), "conv2d_1/bias": ()})[:2],
@@ -647,7 +647,7 @@ def test_a_zoo_is_overwritten_only_where_that_is_asked_for(tmp_path):
     cnns = random_cnns()
     small_cnn_zoo.save(tmp_path, cnns)
     other = zoo.Zoo(CNN, support.random_params(CNN, 1, models=(3,)), {}, {})
-    with pytest.raises(FileExistsError, match=r"got \['weights.npy', 'metrics.csv.gz', 'layout.csv'\].*overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"files \['weights.npy', 'metrics.csv.gz', 'layout.csv'\] of a zoo exist already.*overwrite=True"):
         small_cnn_zoo.save(tmp_path, other)
     support.assert_identical(small_cnn_zoo.load(tmp_path, activation="relu", step=None).params, cnns.params)
     small_cnn_zoo.save(tmp_path, other, overwrite=True)
@@ -697,7 +697,7 @@ def test_a_failed_write_leaves_the_old_zoo(tmp_path, monkeypatch):
     ids=str,
 )
 def test_architectures_without_a_place_in_the_format_are_refused(tmp_path, arch):
-    with pytest.raises(ValueError, match="has no place in a Small CNN Zoo"):
+    with pytest.raises(ValueError, match="cannot be stored in a Small CNN Zoo"):
         small_cnn_zoo.save(tmp_path, zoo.Zoo(arch, support.random_params(arch, models=(2,)), {}, {}))
     assert not list(tmp_path.iterdir())
 

@@ -216,7 +216,7 @@ def one(*args: Any) -> bytes:
         (mapping({}), {}, r"keys \[\]"),
         (mapping({"model": mapping({"x": GOOD}), "state_dict": mapping({"x": GOOD})}), FOUR, "expected just one of"),
         (mapping({"x": GOOD}) + b"r\xff\xff\xff\xff", FOUR, "refers to the 4294967295th of its objects"),
-        (b"]", {}, "got a list, no state_dict"),
+        (b"]", {}, "got a list, not a state_dict"),
         (b"garbage", {}, "expected a .pt file"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -280,7 +280,7 @@ def test_pickled_arrays_in_npz_are_refused(tmp_path):
 
 
 def test_absent_and_unknown_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"x\.pt: no file there"):
+    with pytest.raises(FileNotFoundError, match=r"x\.pt: there is no such file"):
         tensors.read(tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"expected a name that ends in .*\.pt.*got '\.h5'"):
         tensors.read(tmp_path / "x.h5")
@@ -366,7 +366,7 @@ def test_the_wrapper_of_a_checkpoint_is_told_and_written(tmp_path, wrapper):
 def test_files_are_only_replaced_on_request(tmp_path):
     path = tmp_path / "x.pt"
     tensors.write(path, {"x": np.zeros(2)})
-    with pytest.raises(FileExistsError, match=r"x\.pt: there is one already.*overwrite"):
+    with pytest.raises(FileExistsError, match=r"x\.pt: it exists already.*overwrite"):
         tensors.write(path, {"x": np.ones(2)})
     assert not tensors.read(path)["x"].any()
     tensors.write(path, {"x": np.ones(2)}, overwrite=True)

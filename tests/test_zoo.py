@@ -38,14 +38,14 @@ def fit(rows, **options):
 
 
 def test_every_network_is_the_one_fitted_alone():
-    """Whatever the chunk, also one that does not divide the number of networks; progress counts each network once."""
+    """However many at once, also a number that does not divide the number of networks; progress counts each network once."""
     whole = fit(slice(None))
-    for chunk in (1, 4):
+    for size in (1, 4):
         done = []
-        other = fit(slice(None), chunk=chunk, progress=done.append)
+        other = fit(slice(None), networks_at_once=size, progress=done.append)
         assert support.deviation(other.params, whole.params) < 1e-5
         np.testing.assert_allclose(other.records["loss"], whole.records["loss"], rtol=1e-3, atol=1e-8)
-        assert sorted(done) == sorted({1: [1] * 5, 4: [4, 1]}[chunk])
+        assert sorted(done) == sorted({1: [1] * 5, 4: [4, 1]}[size])
     alone = fit(slice(3, 4))
     assert support.deviation(alone.params, whole[3:4].params) < 1e-5
     assert support.deviation(whole[2:3].params, whole[3:4].params) > 1e-2
@@ -92,8 +92,8 @@ def test_scales_are_root_mean_squares_and_1_where_all_is_zero():
         (lambda: fit(slice(0)), r"there are none: \[0\]"),
         (lambda: zoo.fit(ARCH, mean_square, DATA, KEYS[:3], tx=optax.sgd(1), num_steps=1), r"how many .*\[3, 5\]"),
         (lambda: fit(slice(None), num_steps=0), "num_steps is 0; expected a number >= 1"),
-        (lambda: fit(slice(None), chunk=0), "chunk is 0; expected a number >= 1"),
-        (lambda: zoo.fit_images(ARCH, 2 * IMAGES, INDEX, image_index=INDEX), r"images lie in .* expected .* \[0, 1\]"),
+        (lambda: fit(slice(None), networks_at_once=0), "networks_at_once is 0; expected a number >= 1"),
+        (lambda: zoo.fit_images(ARCH, 2 * IMAGES, INDEX, image_index=INDEX), r"Pixels are from .* expected .* \[0, 1\]"),
         (lambda: zoo.fit_images(ARCH, IMAGES, INDEX, image_index=np.array([3])), r"entries outside of 0..2"),
         (
             lambda: zoo.Zoo(ARCH, support.random_params(ARCH, models=(2,)), {"loss": np.ones(3)}, {}),
@@ -161,5 +161,5 @@ def test_damaged_and_foreign_files_are_refused_with_their_path(fitted, tmp_path,
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none.safetensors: no zoo there"):
+    with pytest.raises(FileNotFoundError, match=r"none.safetensors: there is no such zoo"):
         zoo.load(tmp_path / "none.safetensors")

@@ -1,5 +1,60 @@
-"""The command line `jax-scalegmn`: align, merge and check networks in files."""
+"""The command line `jax-scalegmn`: align, merge and check networks in files.
 
-from jax_scalegmn.cli._main import main
+    jax-scalegmn align a.pt b.pt --out c.pt --activation relu
+    jax-scalegmn merge a.msgpack b.msgpack c.msgpack --out m.msgpack --arch resnet:20,16-32-64,norm=batch
+    jax-scalegmn check a.safetensors --arch arch.json
+
+It needs the extra `cli`: `pip install "jax-scalegmn[cli]"`. JAX is imported only once the options are parsed, so
+`jax-scalegmn --help` answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command of `jax-scalegmn` and returns its exit status.
+
+    Args:
+      argv: The words after `jax-scalegmn`; None for those of the process.
+
+    Returns:
+      0, or 2 after bad input, which prints one line on the standard error and writes no file.
+
+    Raises:
+      SystemExit: After --help (status 0), and on words that are no options of the command (status 2).
+
+    >>> import pathlib, tempfile
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 4, 1))
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> sg.io.tensors.write(folder / "a.npz", sg.io.to_torch(arch, params))
+    >>> sg.cli.main(["check", str(folder / "a.npz"), "--activation", "relu"])
+    architecture  mlp 2-4-1 relu, 17 numbers
+      inputs      2 neurons, fixed
+      hidden_0    4 neurons, positive
+      outputs     1 neurons, fixed
+    .../a.npz  .npz, float32
+      function    preserved: changed by at most ... of its largest output
+    0
+    """
+    try:
+        import tyro
+    except ImportError:
+        print('The command line needs tyro: pip install "jax-scalegmn[cli]"', file=sys.stderr)
+        return 2
+    from jax_scalegmn.cli import _options
+
+    options = tyro.cli(_options.Command, args=argv, prog="jax-scalegmn", description=_options.DESCRIPTION)  # type: ignore[call-overload]
+    from jax_scalegmn.cli import _commands  # imports JAX, which takes longer than to print the help
+
+    try:
+        _commands.run(options)
+    except (ImportError, ValueError, OSError) as error:
+        print(f"jax-scalegmn: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

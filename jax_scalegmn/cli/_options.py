@@ -1,57 +1,58 @@
-"""The options of the command line, and what must be true of them before anything is read or computed."""
+"""The options of the command line, and the checks that need no file and no JAX."""
 
 import dataclasses
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
-import numpy as np
 from tyro.conf import Positional
 
-from jax_scalegmn import io
+DESCRIPTION = "Aligns, merges and checks neural networks that are stored in files."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Common:
-    """What every command takes."""
+    """The options of every command."""
 
     arch: str = "auto"
-    """The architecture: a JSON file of Architecture.as_json; a builder with its options, like mlp:784-64-10,relu,
-    siren:2-32-32-1,w0=30, cnn:1-16-16,10,relu, vgg:64+64-128+128,10,norm=batch or resnet:20,16-32-64,norm=batch; or
-    auto, for dense chains whose widths the file tells."""
+    """The architecture of the networks. Give a JSON file written from Architecture.as_json; or a builder with its
+    options, like mlp:784-64-10,relu, siren:2-32-32-1,w0=30, cnn:1-16-16,10,relu, vgg:64+64-128+128,10,norm=batch or
+    resnet:20,16-32-64,norm=batch; or auto, which reads the widths of a chain of dense layers from the file."""
     activation: str | None = None
-    """The activation of the hidden layers, where --arch does not say it."""
+    """The activation of the hidden layers. It is needed if --arch does not name one."""
     data: Path | None = None
-    """An .npz file with examples x [N, ...] as the network takes them, images as [N, height, width, channels], and for
-    straight-through matching their labels y [N]. Without it the function is compared on random inputs."""
+    """An .npz file with inputs x [N, ...] of the network, images as [N, height, width, channels]; --method
+    straight-through also needs their labels y [N]. Without it, functions are compared on random inputs."""
     seed: int = 0
-    """Of the random inputs and group elements."""
+    """The seed of the random inputs and of the random group elements."""
     json: Path | None = None
-    """Where to write the summary as JSON."""
+    """The JSON file that the summary is written to."""
     overwrite: bool = False
-    """Replace files that are there."""
+    """Replace output files that exist."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Alignment(Common):
-    """What commands take that align."""
+    """The options of the commands that align networks."""
 
     out: Path
-    """Where to write the network: in the format, with the names and in the dtypes of the first one."""
+    """The file that the resulting network is written to. It gets the format, names and dtypes of the first network."""
     method: Literal["weights", "activations", "sinkhorn", "straight-through", "canonical", "none"] = "weights"
-    """How networks are aligned: by their weights, by what their neurons do on --data, by gradient steps on relaxed
-    elements, by the merged classifier's loss on --data, by their canonical forms, or not at all."""
+    """How networks are aligned. weights compares their weights; activations compares their activations on --data;
+    sinkhorn takes gradient steps on relaxed permutations; straight-through lowers the merged classifier's loss on
+    --data; canonical brings each network to its canonical form; none leaves them unaligned."""
     scale: bool = True
-    """Whether signs and positive scales may be used beside permutations."""
+    """Align with signs and positive scales as well as permutations."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Align(Alignment):
-    """Move one network next to another: the same function, with neurons permuted, flipped and rescaled."""
+    """Align one network to another: same function, with its neurons permuted, flipped and rescaled."""
 
     network: Positional[Path]
-    """The network to move."""
+    """The network to align."""
     target: Positional[Path]
-    """The network to move it next to."""
+    """The network to align it to."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,33 +60,36 @@ class Merge(Alignment):
     """Align networks and merge them into one."""
 
     networks: Positional[tuple[Path, ...]]
-    """Two networks or more."""
+    """The networks to merge, two or more."""
     frame: Literal["first", "mean"] = "first"
-    """What all are aligned to: the first network, or their evolving mean."""
+    """What the networks are aligned to. first is the first network; mean is the mean of all aligned networks, which
+    is found together with their alignment."""
     interpolate: Literal["lerp", "slerp"] = "lerp"
-    """Along a straight line, or along the great circle between two networks."""
+    """How two networks are interpolated. lerp is a straight line, slerp the great circle."""
     t: float | None = None
-    """Where between two networks, 0 at the first and 1 at the second; 0.5 without --weights."""
+    """The position between two networks, 0 at the first and 1 at the second. The default is 0.5."""
     weights: tuple[float, ...] | None = None
-    """The weight of each network; equal ones without."""
+    """The weight of each network in the merged one. The default is equal weights."""
     repair: bool = False
-    """Give the merged network's neurons the statistics of the originals on --data (REPAIR)."""
+    """Reset the statistics of the merged network's neurons to those of the original networks on --data (REPAIR)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check(Common):
-    """Say what networks are, and check that random elements of their group leave their function what it is."""
+    """Describe networks, and check that random elements of their symmetry group preserve their function."""
 
     networks: Positional[tuple[Path, ...]]
-    """One network or more."""
+    """The networks to check, one or more."""
 
 
-def check(options: Align | Merge | Check) -> None:
-    """Checks that options fit together.
+Command: TypeAlias = Align | Merge | Check
+
+
+def check(options: Command) -> None:
+    """Checks that the options fit together.
 
     Raises:
-      FileExistsError, FileNotFoundError: if the summary cannot be written.
-      ValueError: on options that exclude or miss each other.
+      ValueError: On options that exclude each other, or if one is missing that another needs.
     """
     if isinstance(options, Alignment):
         _check_alignment(options)
@@ -93,26 +97,24 @@ def check(options: Align | Merge | Check) -> None:
         _check_merge(options)
     if isinstance(options, Check) and not options.networks:
         raise ValueError("Got no network to check; expected one or more.")
-    if options.json is not None:
-        io.check_free(options.json, overwrite=options.overwrite)
 
 
-def shares(options: Merge) -> list[float]:
+def merge_weights(options: Merge) -> list[float]:
     """The weight of each network, with the sum 1.
 
     Raises:
-      ValueError: if --t or --weights are none for the networks.
+      ValueError: If --t or --weights do not fit the networks.
     """
     count = len(options.networks)
     if options.t is not None:
         if options.weights is not None or count != 2 or not 0 <= options.t <= 1:
             raise ValueError(
-                f"--t is {options.t} for {count} networks; expected a number from 0 to 1 for two of them, without "
+                f"--t is {options.t} for {count} networks; expected a number from 0 to 1 for two networks, without "
                 "--weights."
             )
         return [1 - options.t, options.t]
     weights = options.weights or (1.0,) * count
-    if len(weights) != count or not np.isfinite(weights).all() or min(weights) < 0 or sum(weights) == 0:
+    if len(weights) != count or not all(map(math.isfinite, weights)) or min(weights) < 0 or sum(weights) == 0:
         raise ValueError(f"--weights are {weights}; expected {count} numbers >= 0, one for each network, not all 0.")
     return [weight / sum(weights) for weight in weights]
 
@@ -138,4 +140,4 @@ def _check_merge(options: Merge) -> None:
         raise ValueError(f"--interpolate slerp is between two networks, got {len(options.networks)}. Use lerp.")
     if options.repair and options.data is None:
         raise ValueError("--repair needs examples: pass --data x.npz.")
-    shares(options)
+    merge_weights(options)

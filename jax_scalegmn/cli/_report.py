@@ -1,4 +1,4 @@
-"""What an alignment did to a network, in numbers: how it moved the neurons, and that the function stayed."""
+"""Summarizes an alignment in numbers: how it moved the neurons, and that it preserved the function."""
 
 from typing import Any
 
@@ -7,81 +7,85 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture, matching, network, stacks, symmetry
-from jax_scalegmn.architecture import Architecture, Conv
+from jax_scalegmn import matching, network, stacks, symmetry
+from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.matching import Matching
 from jax_scalegmn.symmetry import Element
 from jax_scalegmn.types import Key, Params
 
-# What rounding does to a function lies far below; a wrong description of an architecture changes it by its own size.
+# Rounding changes a function far less; a wrong description of an architecture changes it by its own size.
 TOLERANCE = 1e-2
 
 
 def row(
     arch: Architecture,
     params: Params,
-    moved: Params,
+    aligned: Params,
     target: Params,
-    found: Matching,
+    result: Matching,
     inputs: Array | None,
 ) -> dict[str, Any]:
     """The summary of one network's alignment, as JSON values.
 
     Args:
-      arch: of the networks.
-      params: the network before.
-      moved: and behind the element.
-      target: what it was moved next to.
-      found: by the matching; its similarity is not used, since methods may take another target.
-      inputs: examples on which the functions are compared; None for no comparison.
+      arch: The networks' architecture.
+      params: The network before its alignment.
+      aligned: The network after its alignment.
+      target: What it was aligned to.
+      result: The matching. Its similarity is not used, since methods may compare with another target.
+      inputs: Examples on which the functions are compared; None to compare nothing.
 
     Returns:
-      similarity_before and similarity_after to the target (`matching.similarity`), sweeps, converged, of every hidden
-      neuron layer the number of neurons, those that moved to another place, those that flipped their sign and the
-      smallest and largest size of their scales, and function_change as by `function_change`.
+      similarity_before and similarity_after: with the target, as in `matching.similarity`. sweeps and converged: as in
+      `Matching`. layers: as in `moves`. function_change: as in `function_change`.
 
     Raises:
-      ValueError: if the function has changed: the architecture is described wrongly.
+      ValueError: If the function changed, so the architecture is described wrongly.
     """
-    change = function_change(arch, params, moved, inputs)
+    change = function_change(arch, params, aligned, inputs)
     _check_preserved(arch, change)
     return {
         "similarity_before": float(_similarity(arch, params, target)),
-        "similarity_after": float(_similarity(arch, moved, target)),
-        "sweeps": int(found.sweeps),
-        "converged": bool(found.converged),
-        "layers": moves(arch, found.element),
+        "similarity_after": float(_similarity(arch, aligned, target)),
+        "sweeps": int(result.sweeps),
+        "converged": bool(result.converged),
+        "layers": moves(arch, result.element),
         "function_change": change,
     }
 
 
 def moves(arch: Architecture, element: Element) -> dict[str, dict[str, Any]]:
-    """What an element does to every hidden neuron layer, as in `row`."""
-    found = {}
-    for neurons in arch.hidden:
-        order, scale = np.asarray(element.permutation[neurons.name]), np.asarray(element.scale[neurons.name])
+    """What an element does to each hidden neuron layer.
+
+    Returns:
+      By neuron layer: the number of neurons, how many move to another position, how many change their sign, and the
+      smallest and largest absolute scale.
+    """
+    layers = {}
+    for layer in arch.hidden:
+        order, scale = np.asarray(element.permutation[layer.name]), np.asarray(element.scale[layer.name])
         sizes = np.abs(scale)
-        found[neurons.name] = {
-            "neurons": neurons.width,
-            "moved": int((order != np.arange(neurons.width)).sum()),
+        layers[layer.name] = {
+            "neurons": layer.width,
+            "moved": int((order != np.arange(layer.width)).sum()),
             "flipped": int((scale < 0).sum()),
             "scales": [float(sizes.min()), float(sizes.max())],
         }
-    return found
+    return layers
 
 
-def function_change(arch: Architecture, params: Params, moved: Params, inputs: Array | None) -> float | None:
+def function_change(arch: Architecture, params: Params, other: Params, inputs: Array | None) -> float | None:
     """The largest difference between two networks' outputs, relative to the largest output of the first.
 
     Returns:
-      The number; None without inputs.
+      max |f(other, x) - f(params, x)| / max |f(params, x)| over the inputs x; None without inputs.
 
     Raises:
-      ValueError: if an output is not finite.
+      ValueError: If an output is not finite.
     """
     if inputs is None:
         return None
-    before, after = (np.asarray(outputs(arch, one, inputs)) for one in (params, moved))
+    before, after = (np.asarray(outputs(arch, network, inputs)) for params in (params, other))
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise ValueError(f"The outputs of {arch.name!r} are not finite on these inputs; expected numbers. Scale them.")
     size = np.abs(before).max()
@@ -91,16 +95,15 @@ def function_change(arch: Architecture, params: Params, moved: Params, inputs: A
 def orbit_change(
     arch: Architecture, params: Params, key: Key, inputs: Array | None, *, samples: int = 8
 ) -> float | None:
-    """The largest `function_change` behind random elements of the group.
+    """The largest `function_change` under random elements of the group.
 
     Raises:
-      ValueError: if the function changes: the architecture is described wrongly.
+      ValueError: If the function changes, so the architecture is described wrongly.
     """
     copies = _orbit(arch, params, key, samples)
     members = [stacks.member(copies, index) for index in range(samples)]
     changes = [function_change(arch, params, member, inputs) for member in members]
-    known = [change for change in changes if change is not None]
-    change = max(known, default=None)
+    change = max((change for change in changes if change is not None), default=None)
     _check_preserved(arch, change)
     return change
 
@@ -114,22 +117,22 @@ def outputs(arch: Architecture, params: Params, inputs: Float[Array, "examples .
 def random_inputs(
     arch: Architecture, params: Params, key: Key, *, count: int = 16
 ) -> Float[Array, "examples ..."] | None:
-    """Uniform inputs in [-1, 1], for convolutional networks on square images of a size that they take.
+    """Uniform inputs in [-1, 1]; for convolutional networks, square images of a size that they accept.
 
     Returns:
-      The inputs; None where the architecture does not say how to compute the function, or takes no square images of up
-      to 64 or of 96, 128 or 224 pixels.
+      The inputs; None if the architecture has no layers to compute, or accepts no square images of 1 to 64, 96, 128 or
+      224 pixels a side.
     """
     if not arch.layers:
         return None
     channels = arch.neuron_layers[0].width
-    convolutional = any(isinstance(layer, Conv) for _, layer in architecture.walk(arch.layers))
+    convolutional = arch.input_rank == 3
     sides = (32, 28, 64, *range(1, 64), 96, 128, 224)
     for shape in [(side, side, channels) for side in sides] if convolutional else [(channels,)]:
         batch = jax.ShapeDtypeStruct((count, *shape), jnp.zeros(()).dtype)
         try:
             jax.eval_shape(outputs, arch, params, batch)
-        except (TypeError, ValueError):  # too small for a kernel, or another size in front of a dense layer
+        except (TypeError, ValueError):  # too small for a kernel, or another size before a dense layer
             continue
         return jax.random.uniform(key, batch.shape, minval=-1, maxval=1)
     return None

@@ -1,36 +1,37 @@
-"""Reads and writes files: networks, state dicts, images."""
+"""Reads and writes files: networks, PyTorch tensors, images. No file can run code, and nothing is downloaded.
+
+`read_network` and `write_network` know every format (PyTorch, safetensors, npz, Flax msgpack, Orbax). `read_arrays`
+and `as_network` are the two halves of `read_network`, for a file whose architecture is not known yet.
+"""
 
 from jax_scalegmn.io import images, tensors, torch_layout
-from jax_scalegmn.io._atomic import check_free, replacing
+from jax_scalegmn.io._atomic import atomic_path
 from jax_scalegmn.io._networks import (
-    ORBAX,
-    Contents,
-    Format,
+    ArrayFile,
+    FileFormat,
     NetworkFile,
-    check_output,
-    dense_chain,
-    interpret,
-    read_contents,
+    as_network,
+    check_writable,
+    infer_mlp,
+    read_arrays,
     read_network,
     write_network,
 )
 from jax_scalegmn.io.torch_layout import StateDict, from_torch, to_torch
 
 __all__ = [
-    "ORBAX",
-    "Contents",
-    "Format",
+    "ArrayFile",
+    "FileFormat",
     "NetworkFile",
     "StateDict",
-    "check_free",
-    "check_output",
-    "dense_chain",
+    "as_network",
+    "atomic_path",
+    "check_writable",
     "from_torch",
     "images",
-    "interpret",
-    "read_contents",
+    "infer_mlp",
+    "read_arrays",
     "read_network",
-    "replacing",
     "tensors",
     "to_torch",
     "torch_layout",

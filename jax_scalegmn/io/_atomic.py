@@ -1,4 +1,4 @@
-"""Files that are there in full or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import contextlib
 import os
@@ -8,30 +8,49 @@ from pathlib import Path
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Checks that a file or folder of that name may be written, before the work whose result it will hold.
+    """Checks that a file or folder of that name may be written.
 
     Raises:
-      FileExistsError: if there is one already and `overwrite` is not set.
-      FileNotFoundError: if there is no folder to put it into.
+      FileExistsError: If it exists and `overwrite` is not set.
+      FileNotFoundError: If the folder to put it into does not exist.
     """
     path = Path(path)
     if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: expected a name in a folder that exists; {path.parent} is none. Make it.")
+        raise FileNotFoundError(
+            f"{path}: expected a name in an existing folder; {path.parent} is not one. Make the folder first."
+        )
     if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(f"{path}: there is one already, which stays as it is. Pass overwrite to replace it.")
+        raise FileExistsError(f"{path}: it exists already and is not replaced. Pass overwrite to replace it.")
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """A name beside `path` to write a file or a folder to, which takes the place of `path` once all is on the disk.
+def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path to write a file or folder to, which replaces `path` once the block ends and all is on the disk.
 
-    Where the writing fails, `path` is what it was before. A folder is replaced in two renamings, a file in one: between
-    the two the old folder lies beside its place, in a hidden one.
+    If the block raises, `path` stays as it was. A file is replaced by one renaming. A folder takes two: between them
+    the old one is in a hidden folder next to `path`.
+
+    Args:
+      path: Where the file or folder will be.
+      overwrite: Replace a file or folder that exists.
+
+    Yields:
+      The path to write to, in a hidden folder next to `path`.
 
     Raises:
-      FileExistsError: if there is a file or folder already and `overwrite` is not set.
-      FileNotFoundError: if there is no folder to put it into.
-      ValueError: if a file would replace a folder, or a folder a file.
+      FileExistsError: If `path` exists and `overwrite` is not set.
+      FileNotFoundError: If the folder to put it into does not exist.
+      ValueError: If a file would replace a folder, or a folder a file.
+
+    >>> import pathlib, tempfile
+    >>> from jax_scalegmn import io
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "x.txt"
+    >>> with io.atomic_path(path) as scratch:
+    ...     _ = scratch.write_text("done")
+    ...     print(path.exists())
+    False
+    >>> path.read_text()
+    'done'
     """
     path = Path(path)
     check_free(path, overwrite=overwrite)
@@ -41,23 +60,32 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
         for file in (written, *written.rglob("*")):
             _sync(file)
         check_free(path, overwrite=overwrite)  # another program may have been faster
-        if os.path.lexists(path) and written.is_dir() is not path.is_dir():
-            kinds = [("file", "folder")[there.is_dir()] for there in (path, written)]
-            raise ValueError(f"{path}: expected to replace a {kinds[1]}, got a {kinds[0]} there. Choose another name.")
+        if os.path.lexists(path) and _kind(written) != _kind(path):
+            raise ValueError(
+                f"{path}: expected to replace a {_kind(written)}, got a {_kind(path)}. Choose another name."
+            )
         if path.is_dir():
-            old = Path(scratch) / "replaced"
-            os.replace(path, old)
-            try:
-                os.replace(written, path)
-            except OSError:
-                os.replace(old, path)
-                raise
+            _replace_folder(path, written, Path(scratch) / "replaced")
         else:
             os.replace(written, path)
         _sync(path.absolute().parent)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _kind(path: Path) -> str:
+    return "folder" if path.is_dir() else "file"
+
+
+def _replace_folder(path: Path, written: Path, old: Path) -> None:
+    """Moves the folder at `path` to `old` and `written` to `path`, and the old one back where that fails."""
+    os.replace(path, old)
+    try:
+        os.replace(written, path)
+    except OSError:
+        os.replace(old, path)
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,7 @@
 """CIFAR-10 as its authors publish it: the archives for Python and for binary readers, packed or unpacked.
 
-Both formats stand on https://www.cs.toronto.edu/~kriz/cifar.html (Krizhevsky 2009). The files for Python are pickles,
-which are read here without running what they name.
+Both formats are described at https://www.cs.toronto.edu/~kriz/cifar.html (Krizhevsky 2009). The files for Python are
+pickles, which are read here without running what they name.
 """
 
 import os
@@ -23,22 +23,22 @@ _PIXELS = 3 * 32 * 32
 
 
 def holds_cifar(path: Path) -> bool:
-    """Whether this is a tar archive, or a folder with files of CIFAR-10 or with the folder that its archive unpacks."""
+    """Whether this is a tar archive, or a folder with files of CIFAR-10, or one that its archive was unpacked in."""
     if path.is_file():
         return tarfile.is_tarfile(path)
     return any((folder / name).is_file() for folder in _folders(path) for name in _names())
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays x_train, y_train, x_test and y_test: uint8 [images, 3, 32, 32] in red, green and blue; int32 [images].
+    """Reads the arrays x_train and x_test, uint8 [images, 3 (red, green, blue), 32, 32], y_train and y_test, int32.
 
     Args:
       path: cifar-10-python.tar.gz or cifar-10-binary.tar.gz, or a folder with the files data_batch_1 to data_batch_5
         and test_batch (each with the ending .bin in the binary version) or with cifar-10-batches-py or -bin.
 
     Raises:
-      FileNotFoundError: if one of the six files is missing.
-      ValueError: if the archive or a file is damaged or foreign, or asks for code to be run.
+      FileNotFoundError: If one of the six files is missing.
+      ValueError: If the archive or a file is damaged or foreign, or asks for code to be run.
     """
     path = Path(path)
     files = _unpacked(path) if path.is_dir() else _packed(path)
@@ -47,8 +47,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     missing = [name for name in expected if name not in files]
     if missing:
         raise FileNotFoundError(
-            f"{path}: expected the files {expected} of CIFAR-10 there, got none named {missing}. Get the archive "
-            "again, or unpack all of it."
+            f"{path}: expected the files {expected} of CIFAR-10; missing are {missing}. Get the archive again, or "
+            "unpack all of it."
         )
     arrays = {}
     for part, names in _PARTS.items():
@@ -69,7 +69,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _unpacked(path: Path) -> dict[str, bytes]:
-    folder = next(one for one in _folders(path) if any((one / name).is_file() for name in _names()))
+    folder = next(folder for folder in _folders(path) if any((folder / name).is_file() for name in _names()))
     return {name: (folder / name).read_bytes() for name in _names() if (folder / name).is_file()}
 
 
@@ -105,9 +105,9 @@ def _batch(name: str, content: bytes, suffix: str) -> tuple[np.ndarray, np.ndarr
 
 
 def _from_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """One byte of label and 3,072 of pixels for every image."""
+    """Reads records of one byte of label and 3,072 bytes of pixels."""
     if len(content) % (1 + _PIXELS):
-        raise ValueError(f"its {len(content)} bytes are no multiple of {1 + _PIXELS}")
+        raise ValueError(f"its {len(content)} bytes are not a multiple of {1 + _PIXELS}")
     rows = np.frombuffer(content, np.uint8).reshape(-1, 1 + _PIXELS)
     return rows[:, 1:], rows[:, 0]
 
@@ -115,13 +115,13 @@ def _from_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 def _from_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     batch = _inert_pickle.load(content, _find, encoding="latin1")
     if not isinstance(batch, Mapping):
-        raise ValueError(f"it holds a {type(batch).__name__}, no dict")
+        raise ValueError(f"it holds a {type(batch).__name__}, not a dict")
     batch = {name.decode() if isinstance(name, bytes) else name: value for name, value in batch.items()}
     pixels, labels = batch.get("data"), batch.get("labels")
     if not isinstance(pixels, _Pickled) or not isinstance(labels, list):
         raise ValueError(f"it holds {sorted(map(str, batch))}, expected an array under 'data', a list under 'labels'")
     if not all(type(label) is int for label in labels):
-        raise ValueError("its labels are no integers")
+        raise ValueError("its labels are not integers")
     x = pixels.array()
     if x.shape != (len(labels), _PIXELS):
         raise ValueError(f"its data has shape {x.shape}, expected {(len(labels), _PIXELS)} for {len(labels)} labels")
@@ -143,7 +143,7 @@ class _Pickled:
         """The entries of an array of unsigned bytes."""
         _, shape, dtype, fortran, raw = self.state
         if getattr(dtype, "name", None) not in ("u1", "uint8"):
-            raise ValueError("its data is no array of unsigned bytes")
+            raise ValueError("its data is not an array of unsigned bytes")
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
         return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 

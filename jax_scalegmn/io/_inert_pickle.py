@@ -14,19 +14,18 @@ def load(
     persistent: Callable[[Any], Any] | None = None,
     encoding: str = "utf-8",
 ) -> Any:
-    """What a pickle describes, of built-in containers, numbers, texts and what `find` gives.
+    """Reads a pickle of built-in containers, numbers, texts and what `find` returns.
 
     Args:
-      pickled: the pickle.
-      find: (module, name) -> what stands for the object that the pickle names so; it raises for what is refused. A
-        pickle may change and call what it gets: give strings and functions made on the spot, never the library's own
-        objects.
-      persistent: reads the references to data outside of the pickle; None where there are none.
-      encoding: of the byte strings that Python 2 wrote.
+      pickled: The pickle.
+      find: (module, name) -> what to use for the object of that name; it raises to refuse one. A pickle may change and
+        call what it gets: return strings and functions made on the spot, never the library's own objects.
+      persistent: Reads the references to data outside of the pickle; None to refuse them.
+      encoding: The encoding of the byte strings that Python 2 wrote.
 
     Raises:
-      ValueError: if the pickle refers to more objects than it can hold, or `find` refuses.
-      Exception: whatever pickle raises on damaged files.
+      ValueError: If the pickle refers to more objects than it can hold, or `find` refuses one.
+      Exception: Whatever pickle raises on damaged files.
     """
     slots = [int(arg or 0) for code, arg, _ in pickletools.genops(pickled) if code.name in ("PUT", "LONG_BINPUT")]
     if max(slots, default=0) > len(pickled):  # the unpickler would reserve gigabytes for them

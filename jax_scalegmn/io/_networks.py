@@ -1,14 +1,11 @@
-"""Networks in files, read as params and written back as they came: PyTorch's and Flax's formats, and Orbax's.
-
-No file can run code: pickles are not executed (`torch_file`), msgpack and Orbax hold data alone.
-"""
+"""Networks in files, read as params and written back in the same format: PyTorch's and Flax's formats, and Orbax's."""
 
 import itertools
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,270 +15,366 @@ from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import _atomic, _trees, tensors, torch_layout
 from jax_scalegmn.types import Params
 
-TENSORS = (".safetensors", ".npz", ".pt", ".pth")
-ORBAX = "orbax"
 
-
-class Format(NamedTuple):
+class FileFormat(NamedTuple):
     """How a file stores arrays.
 
     Attributes:
-      kind: the ending of the file's name, or "orbax" for a folder.
-      wrapper: the key under which a .pt or .pth file holds its state_dict, if any.
+      kind: The ending of the file's name, like ".pt", or "orbax" for a folder.
+      wrapper: The key under which a .pt or .pth file holds its state_dict, if any.
+
+    >>> from jax_scalegmn import io
+    >>> io.FileFormat(".safetensors")
+    FileFormat(kind='.safetensors', wrapper=None)
     """
 
     kind: str
     wrapper: str | None = None
 
 
-class Contents(NamedTuple):
-    """What a file holds: tensors by name, or the nested mapping of a msgpack or Orbax file, in their own dtypes."""
+class ArrayFile(NamedTuple):
+    """A file as it is stored, before an architecture says what its arrays mean.
+
+    Attributes:
+      path: The file or folder.
+      format: The file's format.
+      arrays: Tensors by name, or the nested dicts of a msgpack or Orbax file; arrays in their own dtypes.
+
+    >>> import pathlib
+    >>> from jax_scalegmn import io
+    >>> io.ArrayFile(pathlib.Path("a.npz"), io.FileFormat(".npz"), {}).format.kind
+    '.npz'
+    """
 
     path: Path
-    format: Format
+    format: FileFormat
     arrays: dict[str, Any]
 
 
 class NetworkFile(NamedTuple):
-    """A network with the file that it comes from.
+    """A network and the file that it was read from.
 
     Attributes:
-      params: of the network, statistics of batch normalizations beside the weights; in float32 or wider.
-      format: of the file.
-      template: its arrays as in `Contents`.
+      params: The network's params in float32 or wider, with the statistics of batch normalizations next to the weights.
+      format: The file's format.
+      stored: The file's arrays, as in `ArrayFile.arrays`.
+
+    >>> from jax_scalegmn import io
+    >>> io.NetworkFile({}, io.FileFormat(".pt", "model"), {}).format.wrapper
+    'model'
     """
 
     params: dict[str, Any]
-    format: Format
-    template: dict[str, Any]
+    format: FileFormat
+    stored: dict[str, Any]
 
 
 def read_network(path: str | os.PathLike[str], arch: Architecture) -> NetworkFile:
-    """A network from a file, in whichever of the formats it is.
+    """Reads a network from a file in any of these formats:
 
-    - .safetensors, .npz, .pt, .pth: PyTorch's tensors by name, as `io.from_torch` reads them, or arrays by their
-      paths in Flax with "/" or "." between; the names tell which.
+    - .safetensors, .npz, .pt, .pth: PyTorch's tensors by name, as `from_torch` reads them, or Flax's arrays by their
+      paths with "/" or "." between the keys. The names tell which.
     - .msgpack: flax.serialization.to_bytes or msgpack_serialize, of params or variables.
     - a folder: a checkpoint of params or variables by orbax.checkpoint.StandardCheckpointer.
 
-    Paths are those of `arch.parameters`, all below "params" or none, with "batch_stats" as in Flax's variables. Half
-    precision is computed in float32. float64 stays what it is where JAX has it (`jax.enable_x64`), and becomes float32
-    elsewhere, as always in JAX.
+    Flax's paths are those of `arch.parameters`, with or without "params" before them, and statistics under
+    "batch_stats" as in Flax's variables. Half precision is converted to float32. float64 is kept if JAX has it enabled
+    (`jax.enable_x64`), and otherwise becomes float32.
+
+    Args:
+      path: The file or folder.
+      arch: The network's architecture.
+
+    Returns:
+      The network and the file's format, which `write_network` needs.
 
     Raises:
-      FileNotFoundError: if there is no such file or folder.
-      ValueError: if it is damaged, foreign or of another network, asks for code to be run, or has a NaN.
+      FileNotFoundError: If there is no such file or folder.
+      ImportError: On an Orbax checkpoint, if Orbax is not installed.
+      ValueError: If the file is damaged, foreign or of another network, asks for code to be run, or holds a NaN.
+
+    >>> import pathlib, tempfile
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 4, 1))
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.pt"
+    >>> sg.io.tensors.write(path, sg.io.to_torch(arch, sg.network.init(arch, jax.random.key(0))))
+    >>> file = sg.io.read_network(path, arch)
+    >>> file.params["Dense_0"]["kernel"].shape
+    (2, 4)
     """
-    return interpret(read_contents(path), arch)
+    return as_network(read_arrays(path), arch)
 
 
-def interpret(found: Contents, arch: Architecture) -> NetworkFile:
-    """The network whose arrays a file holds; `read` is this behind `contents`.
+def read_arrays(path: str | os.PathLike[str]) -> ArrayFile:
+    """Reads the arrays of a file as they are stored; the first half of `read_network`.
+
+    Args:
+      path: The file or folder, in a format of `read_network`.
 
     Raises:
-      ValueError: if the arrays are of another network, no floating-point numbers, or hold a NaN.
+      FileNotFoundError: If there is no such file or folder.
+      ImportError: On an Orbax checkpoint, if Orbax is not installed.
+      ValueError: If it is damaged or foreign, or asks for code to be run.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from jax_scalegmn import io
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.npz"
+    >>> np.savez(path, **{"Dense_0/kernel": np.ones((2, 1)), "Dense_0/bias": np.zeros(1)})
+    >>> list(io.read_arrays(path).arrays)
+    ['Dense_0/kernel', 'Dense_0/bias']
+    """
+    path = Path(path)
+    if path.is_dir():
+        return ArrayFile(path, FileFormat(_ORBAX), _trees.read(path))
+    if path.suffix == _trees.MSGPACK:
+        return ArrayFile(path, FileFormat(path.suffix), _trees.read(path))
+    if path.suffix not in tensors.SUFFIXES:
+        raise ValueError(
+            f"{path}: expected a file {', '.join((*tensors.SUFFIXES, _trees.MSGPACK))}, or the folder of an Orbax "
+            "checkpoint. Rename it."
+        )
+    arrays, wrapper = tensors.read_wrapped(path)
+    return ArrayFile(path, FileFormat(path.suffix, wrapper), arrays)
+
+
+def as_network(file: ArrayFile, arch: Architecture) -> NetworkFile:
+    """Reads a file's arrays as the params of a network; the second half of `read_network`.
+
+    Args:
+      file: What `read_arrays` returned.
+      arch: The network's architecture.
+
+    Raises:
+      ValueError: If the arrays are of another network, are not floating-point numbers, or hold a NaN.
+
+    >>> import pathlib
+    >>> import numpy as np
+    >>> import jax_scalegmn as sg
+    >>> arrays = {"0.weight": np.ones((1, 2), "float32"), "0.bias": np.zeros(1, "float32")}
+    >>> file = sg.io.ArrayFile(pathlib.Path("a.pt"), sg.io.FileFormat(".pt"), arrays)
+    >>> sg.io.as_network(file, sg.mlp((2, 1))).params["Dense_0"]["kernel"].shape
+    (2, 1)
     """
     try:
-        return NetworkFile(_params(arch, found.format, found.arrays), found.format, found.arrays)
+        return NetworkFile(_params(arch, file.format, file.arrays), file.format, file.arrays)
     except ValueError as error:
-        raise ValueError(f"{found.path}: {error}") from error
+        raise ValueError(f"{file.path}: {error}") from error
 
 
 def write_network(
     path: str | os.PathLike[str], arch: Architecture, params: Params, like: NetworkFile, *, overwrite: bool = False
 ) -> None:
-    """Writes a network as the file `like` was: its format, names, wrappers and dtypes, and its num_batches_tracked.
+    """Writes a network in the format, names and dtypes of a file that was read, num_batches_tracked included.
 
-    The file is there in full or not at all; a folder is only replaced where it is a checkpoint itself.
+    The file is written completely or not at all. A folder is only replaced if it is an Orbax checkpoint.
 
     Args:
-      path: ends like the file that `like` was read from; a folder for Orbax.
-      arch: of the network.
-      params: of the network.
-      like: what `read` gave.
-      overwrite: replace a file or checkpoint that is there.
+      path: Where to write. Its ending is that of the file that `like` was read from; a folder for Orbax.
+      arch: The network's architecture.
+      params: The network's params.
+      like: What `read_network` returned for a network of this architecture.
+      overwrite: Replace a file or checkpoint that exists.
 
     Raises:
-      FileExistsError: if there is one and `overwrite` is not set.
-      FileNotFoundError: if there is no folder to put it into.
-      ValueError: on another ending, params that do not fit the architecture or `like`, or a number that is too large
+      FileExistsError: If it exists and `overwrite` is not set.
+      FileNotFoundError: If the folder to put it into does not exist.
+      ImportError: On an Orbax checkpoint, if Orbax is not installed.
+      ValueError: On another ending, if the params do not fit the architecture or `like`, or if a number is too large
         for its dtype.
+
+    >>> import pathlib, tempfile
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 4, 1))
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> sg.io.tensors.write(folder / "a.pt", sg.io.to_torch(arch, sg.network.init(arch, jax.random.key(0))))
+    >>> file = sg.io.read_network(folder / "a.pt", arch)
+    >>> halved = jax.tree.map(lambda leaf: leaf / 2, file.params)
+    >>> sg.io.write_network(folder / "b.pt", arch, halved, file)
+    >>> list(sg.io.tensors.read(folder / "b.pt")) == list(file.stored)
+    True
     """
     path = Path(path)
-    check_output(path, like.format, overwrite=overwrite)
+    check_writable(path, like.format, overwrite=overwrite)
     content = _content(arch, params, like)
-    if like.format.kind in TENSORS:
+    if like.format.kind in tensors.SUFFIXES:
         tensors.write(path, content, wrapper=like.format.wrapper, overwrite=overwrite)
     else:
         _trees.write(path, content, overwrite=overwrite)
 
 
-def check_output(path: str | os.PathLike[str], format: Format, *, overwrite: bool = False) -> None:
-    """Checks that a network of that format may be written to `path`, before it is computed.
+def check_writable(path: str | os.PathLike[str], format: FileFormat | None = None, *, overwrite: bool = False) -> None:
+    """Checks that a file may be written to `path`, before the work whose result it will hold.
+
+    Args:
+      path: Where to write.
+      format: The format of a network, as `write_network` needs it; None for any other file.
+      overwrite: Replace a file or checkpoint that exists.
 
     Raises:
-      FileExistsError, FileNotFoundError, ValueError: as `write`.
+      FileExistsError: If it exists and `overwrite` is not set.
+      FileNotFoundError: If the folder to put it into does not exist.
+      ValueError: If the ending is not that of the format.
+
+    >>> from jax_scalegmn import io
+    >>> io.check_writable("a.npz", io.FileFormat(".pt"))
+    Traceback (most recent call last):
+    ...
+    ValueError: a.npz: expected a name that ends in .pt or .pth, ...
     """
     path = Path(path)
+    if format is None:
+        _atomic.check_free(path, overwrite=overwrite)
+        return
     kinds = (".pt", ".pth") if format.kind in (".pt", ".pth") else (format.kind,)
-    if format.kind == ORBAX:
-        if path.suffix in (*TENSORS, _trees.MSGPACK):
+    if format.kind == _ORBAX:
+        if path.suffix in (*tensors.SUFFIXES, _trees.MSGPACK):
             raise ValueError(f"{path}: expected the name of a folder, since the network is from an Orbax checkpoint.")
     elif path.suffix not in kinds:
         raise ValueError(
             f"{path}: expected a name that ends in {' or '.join(kinds)}, since the network is written in the format of "
             f"the first one; got {path.suffix!r}. Rename it."
         )
-    (_atomic if format.kind in TENSORS else _trees).check_free(path, overwrite=overwrite)
+    if format.kind in tensors.SUFFIXES:
+        _atomic.check_free(path, overwrite=overwrite)
+    else:
+        _trees.check_free(path, overwrite=overwrite)
 
 
-def read_contents(path: str | os.PathLike[str]) -> Contents:
-    """The format of a file and its arrays as they are stored, without an architecture that says what they mean.
+def infer_mlp(file: ArrayFile, activation: str) -> Architecture:
+    """Infers the multilayer perceptron of a file: its widths are the shapes of the dense kernels.
 
-    Raises:
-      FileNotFoundError: if there is no such file or folder.
-      ValueError: if it is damaged or foreign, or asks for code to be run.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return Contents(path, Format(ORBAX), _trees.read(path))
-    if path.suffix == _trees.MSGPACK:
-        return Contents(path, Format(path.suffix), _trees.read(path))
-    if path.suffix not in TENSORS:
-        raise ValueError(
-            f"{path}: expected a file {', '.join((*TENSORS, _trees.MSGPACK))}, or the folder of an Orbax "
-            "checkpoint. Rename it."
-        )
-    state_dict, wrapper = tensors.read_wrapped(path)
-    return Contents(path, Format(path.suffix, wrapper), state_dict)
-
-
-def dense_chain(found: Contents, activation: str) -> Architecture:
-    """The multilayer perceptron whose dense kernels a file holds: its widths follow from their shapes.
-
-    In PyTorch's names the order is that of the modules in the file; in Flax's the layers are Dense_0, Dense_1, ...
+    PyTorch's layers are taken in the order of the file, Flax's as Dense_0, Dense_1, ...
 
     Args:
-      found: in the file.
-      activation: of all hidden layers, which the tensors do not tell.
+      file: What `read_arrays` returned.
+      activation: The activation of all hidden layers, which no file stores.
 
     Raises:
-      ValueError: on an activation whose group is unknown; if the arrays are no chain of dense kernels in a known order.
+      ValueError: If the arrays are not a chain of dense kernels in a known order, or the activation's symmetry group
+        is unknown.
+
+    >>> import pathlib
+    >>> import numpy as np
+    >>> from jax_scalegmn import io
+    >>> arrays = {"0.weight": np.ones((4, 2)), "0.bias": np.ones(4), "1.weight": np.ones((1, 4)), "1.bias": np.ones(1)}
+    >>> io.infer_mlp(io.ArrayFile(pathlib.Path("a.pt"), io.FileFormat(".pt"), arrays), "relu").name
+    'mlp 2-4-1 relu'
     """
     if activation == "sine":
-        raise ValueError(f"{found.path}: the frequency of sines does not follow from the arrays. {_SAY}")
-    kernels = _dense_kernels(found)
-    links = [left[-1:] == right[:1] for left, right in itertools.pairwise(kernels)]
-    if not kernels or not all(links) or any(len(shape) != 2 for shape in kernels):
-        raise ValueError(f"{found.path}: kernels {kernels} [in, out] are no chain of dense layers. {_SAY}")
-    return architecture.mlp([kernels[0][0], *(width for _, width in kernels)], activation)
+        raise ValueError(f"{file.path}: the frequency of sines does not follow from the arrays. {_PASS_ARCHITECTURE}")
+    shapes = _dense_kernels(file)
+    links = [left[-1:] == right[:1] for left, right in itertools.pairwise(shapes)]
+    if not shapes or not all(links) or any(len(shape) != 2 for shape in shapes):
+        raise ValueError(
+            f"{file.path}: kernels {shapes} [in, out] are not a chain of dense layers. {_PASS_ARCHITECTURE}"
+        )
+    return architecture.mlp([shapes[0][0], *(width for _, width in shapes)], activation)
 
 
 # --- private: what the arrays mean ----------------------------------------------------------------------------------
 
-_SAY = "Say the architecture, by a builder or as JSON of Architecture.as_json."
+_ORBAX = "orbax"
+_PASS_ARCHITECTURE = "Pass the architecture, as a builder or as JSON of Architecture.as_json."
 _TORCH_KINDS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
-# Where weights and statistics stand: as they are, all below "params", and in Flax's variables.
-_PLACES = (((), ()), (("params",), ("params",)), (("params",), ("batch_stats",)))
+_Path: TypeAlias = tuple[str, ...]
+# Three layouts of weights and statistics: the paths as they are, all below "params", and Flax's variables.
+_PREFIXES: tuple[tuple[_Path, _Path], ...] = (
+    ((), ()),
+    (("params",), ("params",)),
+    (("params",), ("batch_stats",)),
+)
 
 
-def _params(arch: Architecture, format: Format, template: Mapping[str, Any]) -> dict[str, Any]:
-    leaves = _leaves(template)
-    keys = _keys(arch, format, template)
+def _params(arch: Architecture, format: FileFormat, stored: Mapping[str, Any]) -> dict[str, Any]:
+    keys = _keys(arch, format, stored)
     if keys is None:
-        params: dict[str, Any] = torch_layout.from_torch(arch, template)
+        params: dict[str, Any] = torch_layout.from_torch(arch, stored)
         return stacks.at_least_float32(params)
+    leaves = architecture.flatten(stored)
     if set(keys.values()) != leaves.keys():
-        missing = [_shown(key) for key in keys.values() if key not in leaves]
-        additional = [_shown(key) for key in leaves if key not in keys.values()]
+        missing = [architecture.describe(key) for key in keys.values() if key not in leaves]
+        additional = [architecture.describe(key) for key in leaves if key not in keys.values()]
         raise ValueError(
             f"{arch.name!r} expects {len(keys)} arrays; missing are {missing[:5]}, additional {additional[:5]}. It is "
             "another network, or the file holds more than one: save its params alone, or params and batch_stats."
         )
-    # By path, since several parameters may be blocks of one array.
-    params = {}
+    arrays = {}
     for path, key in keys.items():
         value = leaves[key]
         if not isinstance(value, np.ndarray) or not jnp.issubdtype(value.dtype, jnp.floating):
             got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-            raise ValueError(f"{_shown(key)} is {got}; expected an array of floating-point numbers. Convert it.")
-        node = params
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = stacks.at_least_float32(value)
-    architecture.unpack(arch, params)
+            name = architecture.describe(key)
+            raise ValueError(f"{name} is {got}; expected an array of floating-point numbers. Convert it.")
+        arrays[path] = stacks.at_least_float32(value)
+    params = architecture.unflatten(arrays)
+    architecture.check_params(arch, params)
     return params
 
 
-def _keys(
-    arch: Architecture, format: Format, template: Mapping[str, Any]
-) -> dict[tuple[str, ...], tuple[str, ...]] | None:
-    """Where each path's array stands in the file; None for PyTorch's names."""
-    paths = dict.fromkeys(parameter.path for parameter in arch.parameters)
-    places = []
-    for weights, statistics in _PLACES:
-        place = {path: (*(statistics if path[-1] in network.STATISTICS else weights), *path) for path in paths}
-        if format.kind not in TENSORS:
-            places.append(place)
+def _keys(arch: Architecture, format: FileFormat, stored: Mapping[str, Any]) -> dict[_Path, _Path] | None:
+    """The file's key for each path of the params; None for PyTorch's names."""
+    paths = arch.array_shapes.keys()
+    layouts = []
+    for weights, statistics in _PREFIXES:
+        keys = {path: (*(statistics if path[-1] in network.STATISTICS else weights), *path) for path in paths}
+        if format.kind not in tensors.SUFFIXES:
+            layouts.append(keys)
         else:
-            places += [{path: (mark.join(key),) for path, key in place.items()} for mark in "/."]
-    leaves = _leaves(template)
-    for place in places:
-        if set(place.values()) == leaves.keys():
-            return place
-    if format.kind in TENSORS and _is_torch(template):
+            layouts += [{path: (separator.join(key),) for path, key in keys.items()} for separator in "/."]
+    leaves = architecture.flatten(stored)
+    for keys in layouts:
+        if set(keys.values()) == leaves.keys():
+            return keys
+    if format.kind in tensors.SUFFIXES and _is_torch(stored):
         return None
-    return max(places, key=lambda place: len(leaves.keys() & set(place.values())))  # to say what is wrong
+    return max(layouts, key=lambda keys: len(leaves.keys() & set(keys.values())))  # the nearest, for the error
 
 
 def _content(arch: Architecture, params: Params, like: NetworkFile) -> dict[str, Any]:
-    """The params in the place of what the file held."""
-    architecture.unpack(arch, params)
-    keys = _keys(arch, like.format, like.template)
+    """The file's arrays, with those of the params in place of the stored ones."""
+    architecture.check_params(arch, params)
+    keys = _keys(arch, like.format, like.stored)
     if keys is None:
-        return dict(torch_layout.to_torch(arch, params, like.template))
-    if set(keys.values()) != _leaves(like.template).keys():
-        raise ValueError(f"like is of another network than {arch.name!r}. Pass what io.read_network gave for it.")
-    new = _leaves(params)
-    return _replaced(like.template, {key: new[path] for path, key in keys.items()}, ())
+        return dict(torch_layout.to_torch(arch, params, like.stored))
+    if set(keys.values()) != architecture.flatten(like.stored).keys():
+        raise ValueError(f"like is not a network of {arch.name!r}. Pass what io.read_network returned for one.")
+    new = architecture.flatten(params)
+    return _replaced(like.stored, {key: new[path] for path, key in keys.items()}, ())
 
 
-def _replaced(node: Any, values: Mapping[tuple[str, ...], Any], at: tuple[str, ...]) -> Any:
+def _replaced(node: Any, values: Mapping[_Path, Any], key: _Path) -> Any:
+    """Nested dicts like `node`, empty ones included, with new values in the order and dtypes of the old ones."""
     if isinstance(node, Mapping):
-        return {key: _replaced(inner, values, (*at, key)) for key, inner in node.items()}
-    value = np.asarray(values[at])
+        return {name: _replaced(inner, values, (*key, name)) for name, inner in node.items()}
+    value, name = np.asarray(values[key]), architecture.describe(key)
     if value.shape != node.shape:
-        raise ValueError(f"{_shown(at)} has shape {node.shape} in the file, the new one {value.shape}; expected one.")
-    return torch_layout.as_dtype(value, node.dtype, _shown(at))
+        raise ValueError(f"{name} has shape {node.shape} in the file, the new one {value.shape}; expected one shape.")
+    return torch_layout.as_dtype(value, node.dtype, name)
 
 
-def _leaves(tree: Any, at: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    if isinstance(tree, Mapping):
-        return {where: leaf for key, node in tree.items() for where, leaf in _leaves(node, (*at, key)).items()}
-    return {at: tree}
-
-
-def _shown(key: tuple[str, ...]) -> str:
-    return architecture.describe(key)
-
-
-def _dense_kernels(found: Contents) -> list[tuple[int, ...]]:
+def _dense_kernels(file: ArrayFile) -> list[tuple[int, ...]]:
     """The shapes [in, out] of the kernels Dense_0, Dense_1, ..., or of the weights of PyTorch's modules, in order."""
-    path, format, arrays = found
-    if format.kind in TENSORS and _is_torch(arrays):
+    path, format, arrays = file
+    if format.kind in tensors.SUFFIXES and _is_torch(arrays):
         weights = [name for name in arrays if name.rpartition(".")[-1] == "weight"]
         if format.kind == ".safetensors" and len({re.sub(r"\d+", "0", name) for name in weights}) > 1:
-            raise ValueError(f"{path}: the order of {weights} is not told by the format, which sorts them. {_SAY}")
+            raise ValueError(
+                f"{path}: the order of {weights} is unknown, since the format sorts them. {_PASS_ARCHITECTURE}"
+            )
         return [np.shape(arrays[name])[::-1] for name in weights]
-    leaves = {
-        key if format.kind not in TENSORS else tuple(re.split(r"[/.]", key[0])): leaf
-        for key, leaf in _leaves(arrays).items()
-    }
+    leaves = architecture.flatten(arrays)
+    if format.kind in tensors.SUFFIXES:
+        leaves = {tuple(re.split(r"[/.]", key[0])): leaf for key, leaf in leaves.items()}
     shapes = {key[-2:]: np.shape(leaf) for key, leaf in leaves.items() if key[:-2] in ((), ("params",))}
     count = sum(key[-1] == "kernel" for key in shapes)
     kernels = [shapes.get((f"Dense_{index}", "kernel"), ()) for index in range(count)]
     if not kernels or () in kernels:
-        raise ValueError(f"{path}: expected the kernels Dense_0, Dense_1, ...; got {list(leaves)[:10]}. {_SAY}")
+        raise ValueError(
+            f"{path}: expected the kernels Dense_0, Dense_1, ...; got {list(leaves)[:10]}. {_PASS_ARCHITECTURE}"
+        )
     return kernels
 
 

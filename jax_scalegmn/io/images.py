@@ -1,4 +1,4 @@
-"""Labeled gray images, from scikit-learn or from files that the user has: nothing is downloaded."""
+"""Labeled gray images, from scikit-learn or from files on the disk. Nothing is downloaded."""
 
 import gzip
 import math
@@ -30,8 +30,13 @@ class Images(NamedTuple):
     """Labeled gray images.
 
     Attributes:
-      images: float32 in [0, 1], [images, height, width].
-      labels: the class of each image, int32 [images].
+      images: The pixels in [0, 1], float32 [images, height, width].
+      labels: The class of each image, int32 [images].
+
+    >>> import numpy as np
+    >>> from jax_scalegmn.io import images
+    >>> images.Images(np.zeros((5, 8, 8), "float32"), np.arange(5, dtype="int32")).images.shape
+    (5, 8, 8)
     """
 
     images: Float[np.ndarray, "images height width"]
@@ -42,31 +47,52 @@ def digits() -> Images:
     """The 1797 handwritten digits of 8 x 8 pixels that scikit-learn ships (Alpaydin and Kaynak 1998, UCI).
 
     Raises:
-      ImportError: without scikit-learn.
+      ImportError: If scikit-learn is not installed.
+
+    >>> from jax_scalegmn.io import images
+    >>> images.digits().images.shape
+    (1797, 8, 8)
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError('images.digits needs scikit-learn: pip install "jax_scalegmn[experiments]".') from error
+        raise ImportError('images.digits needs scikit-learn: pip install "jax-scalegmn[experiments]"') from error
     pixels, labels = load_digits(return_X_y=True)
     return Images((pixels.reshape(-1, 8, 8) / 16).astype(np.float32), labels.astype(np.int32))
 
 
 def load(path: str | os.PathLike[str]) -> tuple[Images, Images]:
-    """The official train and test parts of a data set of gray images, each in its order; pixels 0..255 become [0, 1].
+    """Reads the official train and test parts of a data set as gray images, each part in its official order.
+
+    Pixels 0..255 are scaled to [0, 1]. The gray of a color image is the mean of its three channels (as in arXiv
+    2511.12601).
 
     Args:
-      path: an npz file with x_train and x_test, uint8 [images, height, width], and y_train and y_test, integers
-        [images]; or a folder with the four IDX files of MNIST or Fashion-MNIST (train-images-idx3-ubyte, ...; also
-        train-images.idx3-ubyte), plain or gzipped, the plain file where both are there; or CIFAR-10, as
-        `cifar_files.read` takes it, whose gray is the mean of the three channels (arXiv 2511.12601).
+      path: One of
+        - an npz file with x_train and x_test, uint8 [images, height, width], and y_train and y_test, integers [images];
+        - a folder with the four IDX files of MNIST or Fashion-MNIST (train-images-idx3-ubyte, ..., or
+          train-images.idx3-ubyte, ...), plain or gzipped; if both exist, the plain file is read;
+        - CIFAR-10: cifar-10-python.tar.gz, cifar-10-binary.tar.gz, or a folder with either unpacked.
+
+    Returns:
+      The train and the test images.
 
     Raises:
-      FileNotFoundError: if there is no such file, or the folder lacks one.
-      ValueError: if a file is truncated, foreign or of another shape or dtype.
+      FileNotFoundError: If there is no such file, or the folder lacks one.
+      ValueError: If a file is truncated, foreign or of another shape or dtype.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from jax_scalegmn.io import images
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "images.npz"
+    >>> x, y = np.full((3, 8, 8), 255, "uint8"), np.arange(3)
+    >>> np.savez(path, x_train=x, y_train=y, x_test=x[:1], y_test=y[:1])
+    >>> train, test = images.load(path)
+    >>> train.images.shape, test.images.shape, float(train.images.max())
+    ((3, 8, 8), (1, 8, 8), 1.0)
     """
     path = Path(path)
-    if (path.is_dir() or path.is_file()) and _cifar.holds_cifar(path):
+    if path.exists() and _cifar.holds_cifar(path):
         colors = _cifar.read(path)
         return _gray(colors, "train"), _gray(colors, "test")
     if path.is_dir():
@@ -86,7 +112,10 @@ def load(path: str | os.PathLike[str]) -> tuple[Images, Images]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path}: expected an npz file, got no zip archive. It is truncated or foreign: get it again.")
+        raise ValueError(
+            f"{path}: expected an npz file, which is a zip archive; this file is not one. It is truncated or foreign: "
+            "get it again."
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _ARRAYS if name in file.files}
@@ -97,7 +126,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         ) from error
     missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
-        raise ValueError(f"{path}: expected the arrays {list(_ARRAYS)}, got none named {missing}. Add or rename them.")
+        raise ValueError(f"{path}: expected the arrays {list(_ARRAYS)}, missing are {missing}. Add or rename them.")
     return arrays
 
 
@@ -106,11 +135,11 @@ def _find_idx(folder: Path, stem: str, axes: int) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"{folder}: expected one of {names} there, got none. Put all four IDX files into it.")
+    raise FileNotFoundError(f"{folder}: expected one of the files {names}. Put all four IDX files into the folder.")
 
 
 def _read_idx(path: Path, axes: int) -> np.ndarray:
-    """An IDX file of unsigned bytes: its magic number, its sizes (big-endian), its entries."""
+    """Reads an IDX file of unsigned bytes: its magic number, its sizes (big-endian), its entries."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -1,4 +1,9 @@
-"""Tensors in files: safetensors, npz, and PyTorch checkpoints, read and written without PyTorch or running a pickle."""
+"""Tensors by name in files: safetensors, npz, and PyTorch's checkpoints, without PyTorch and without running a pickle.
+
+Checkpoints are written by hand, in the few pickle opcodes of `torch.save`: PyTorch is a gigabyte that users of JAX do
+not have, and Python's own pickle module cannot name `torch._utils._rebuild_tensor_v2` without importing it. The tests
+compare the opcodes with those of a file of `torch.save`.
+"""
 
 import math
 import os
@@ -16,7 +21,9 @@ import safetensors.numpy
 
 from jax_scalegmn.io import _atomic, _inert_pickle
 
-__all__ = ["Wrapped", "read", "read_wrapped", "write"]
+__all__ = ["read", "write"]
+
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _STORAGES = {
@@ -33,36 +40,50 @@ _STORAGES = {
 }
 
 _TORCH = (".pt", ".pth")
-_NPZ_DTYPES = frozenset(_STORAGES.values()) - {np.dtype(jnp.bfloat16)}  # NumPy would read it as bytes without a meaning
+_NPZ_DTYPES = frozenset(_STORAGES.values()) - {np.dtype(jnp.bfloat16)}  # NumPy would read bfloat16 as opaque bytes
 
 
 class Wrapped(NamedTuple):
-    """The tensors of a file by name, and the key under which it holds them, if any."""
+    """A file's tensors by name, and the key of the dict that the file holds them under, if any."""
 
     tensors: dict[str, np.ndarray]
     wrapper: str | None
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors, .npz, .pt or .pth file by name; no code in the file is run, PyTorch is not needed.
+    """Reads the tensors of a .safetensors, .npz, .pt or .pth file by name, without PyTorch and without running code.
 
-    A .pt or .pth file holds a state_dict, or a dict with one under "state_dict", "model_state_dict" or "model". Names
-    come in the order of the file. A safetensors file keeps none, so there they come sorted, layer 2 before layer 10. A
-    number beside the tensors of a .pt or .pth file, like the label in published ones, comes as an array without axes.
+    A .pt or .pth file holds a state_dict, or a dict with one under "state_dict", "model_state_dict" or "model". A plain
+    number next to its tensors, like the label in some published files, becomes an array without axes.
+
+    Args:
+      path: The file; its ending says the format.
+
+    Returns:
+      The tensors by name, in the order of the file. A safetensors file keeps no order: its names are sorted, with
+      layer 2 before layer 10.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is truncated, foreign, holds anything but tensors, or asks for code to be run.
+      FileNotFoundError: If there is no such file.
+      ValueError: If the file is truncated, foreign, holds anything but tensors, or asks for code to be run.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from jax_scalegmn.io import tensors
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.npz"
+    >>> np.savez(path, weight=np.eye(2), bias=np.zeros(2))
+    >>> {name: value.shape for name, value in tensors.read(path).items()}
+    {'weight': (2, 2), 'bias': (2,)}
     """
     return read_wrapped(path).tensors
 
 
 def read_wrapped(path: str | os.PathLike[str]) -> Wrapped:
-    """As `read_state_dict`, with the key of the dict in which a .pt or .pth file holds its state_dict, if any."""
+    """As `read`, with the key of the dict in which a .pt or .pth file holds its state_dict, if any."""
     path = Path(path)
     _check_suffix(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no file there; expected the tensors of a network or model.")
+        raise FileNotFoundError(f"{path}: there is no such file; expected the tensors of a network.")
     try:
         return _READERS[path.suffix](path)
     except Exception as error:  # a damaged or hostile file can fail anywhere in zipfile, zlib, pickle or NumPy
@@ -80,25 +101,56 @@ def write(
     wrapper: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes tensors by name to a .safetensors, .npz, .pt or .pth file, as `read_state_dict` reads them.
+    """Writes tensors by name to a .safetensors, .npz, .pt or .pth file, from which `read` returns the same bits.
 
-    A .pt or .pth file is one of torch.save: an OrderedDict of contiguous tensors on the CPU, which torch.load reads,
-    with weights_only=True too. The same tensors give the same bytes. The file is there in full or not at all.
+    A .pt or .pth file is what torch.save writes: an OrderedDict of contiguous tensors on the CPU, which torch.load
+    reads, also with weights_only=True. The same tensors always give the same bytes. The file is written completely or
+    not at all.
 
     Args:
-      path: its ending says the format.
-      tensors: arrays of NumPy or JAX; a .pt or .pth file keeps their order.
-      wrapper: for .pt and .pth, a key under which the state_dict stands in a dict, like "state_dict".
-      overwrite: replace a file that is there.
+      path: The file; its ending says the format.
+      tensors: NumPy or JAX arrays by name. All formats but safetensors keep their order.
+      wrapper: For .pt and .pth, write a dict with the state_dict under this key, like "state_dict".
+      overwrite: Replace a file that exists.
 
     Raises:
-      FileExistsError: if the file is there and `overwrite` is not set.
-      FileNotFoundError: if there is no folder to put it into.
-      ValueError: on another ending, no tensors, a name that is no string, or a dtype for which the format has no place.
+      FileExistsError: If the file exists and `overwrite` is not set.
+      FileNotFoundError: If the folder to put it into does not exist.
+      ValueError: On another ending, no tensors, an empty name, or a dtype that the format cannot hold.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from jax_scalegmn.io import tensors
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.pt"
+    >>> tensors.write(path, {"weight": np.eye(2, dtype="float16")})
+    >>> tensors.read(path)["weight"].dtype
+    dtype('float16')
     """
     path = Path(path)
     _check_suffix(path)
     arrays = {name: np.asarray(value) for name, value in tensors.items()}
+    _check_arrays(path, arrays, wrapper)
+    # Contiguous, in the machine's own byte order; ascontiguousarray would add an axis to a scalar.
+    arrays = {name: np.array(value, value.dtype.newbyteorder("="), order="C") for name, value in arrays.items()}
+    with _atomic.atomic_path(path, overwrite=overwrite) as scratch:
+        if path.suffix in _TORCH:
+            _write_torch(scratch, arrays, wrapper)
+        elif path.suffix == ".npz":
+            _write_npz(scratch, arrays)
+        else:
+            safetensors.numpy.save_file(arrays, scratch, metadata={"format": "pt"})
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}; got {path.suffix!r}. Rename it.")
+
+
+def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray], wrapper: str | None) -> None:
+    """Checks that the format of `path` can hold these tensors, under that wrapper."""
     if not arrays or not all(arrays):
         raise ValueError(f"{path}: expected one tensor or more, by names; got the names {list(arrays)[:10]}.")
     if wrapper is not None and (path.suffix not in _TORCH or wrapper not in _WRAPPERS):
@@ -113,18 +165,9 @@ def write(
                 f"{path}: tensor {name!r} is {value.dtype}; a {path.suffix} file holds "
                 f"{', '.join(sorted(map(str, dtypes)))}. Convert it, or choose another format."
             )
-    # Contiguous, in the machine's own byte order; ascontiguousarray would give a scalar an axis.
-    arrays = {name: np.array(value, value.dtype.newbyteorder("="), order="C") for name, value in arrays.items()}
-    with _atomic.replacing(path, overwrite=overwrite) as written:
-        if path.suffix in _TORCH:
-            _write_torch(written, arrays, wrapper)
-        elif path.suffix == ".npz":
-            _write_npz(written, arrays)
-        else:
-            safetensors.numpy.save_file(arrays, written, metadata={"format": "pt"})
 
 
-# --- private ------------------------------------------------------------------------------------------------------
+# --- private: reading -----------------------------------------------------------------------------------------------
 
 
 class _Storage(NamedTuple):
@@ -145,14 +188,14 @@ class _View(NamedTuple):
 
 
 class _StateDict(dict[str, Any]):
-    """Stands for an OrderedDict, without the attributes that a pickle may want to set."""
+    """Replaces an OrderedDict; the attributes that a pickle may want to set are dropped."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 def _find(module: str, name: str) -> Any:
-    """What stands for the objects that a checkpoint's pickle names."""
+    """What to use for the objects that a checkpoint's pickle names."""
     match module, name:
         case "collections", "OrderedDict":
             return _StateDict
@@ -172,22 +215,17 @@ def _storage(pid: Any) -> _Storage:
     return _Storage(storage_type, key, length)
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in _READERS:
-        raise ValueError(f"{path}: expected a name that ends in {', '.join(_READERS)}; got {path.suffix!r}. Rename it.")
-
-
 def _read_torch(path: Path) -> Wrapped:
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             raise ValueError(
-                f"got no zip archive, but a file that begins with {file.read(8)!r}: truncated, foreign, or of a "
-                "PyTorch before 1.6"
+                f"got a file that begins with {file.read(8)!r}, not a zip archive: truncated, foreign, or of a PyTorch "
+                "before 1.6"
             )
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.rpartition("/")[-1] == "data.pkl"]
         if len(pickles) != 1:
-            raise ValueError(f"got a zip archive with {len(pickles)} files named data.pkl, not one: not of torch.save")
+            raise ValueError(f"got a zip archive with {len(pickles)} files data.pkl, expected one: not of torch.save")
         folder = pickles[0].removesuffix("data.pkl")
         content = _inert_pickle.load(archive.read(pickles[0]), _find, persistent=_storage)
         order = f"{folder}byteorder"
@@ -201,7 +239,7 @@ def _read_torch(path: Path) -> Wrapped:
 
 
 def _unwrapped(content: Any) -> tuple[str | None, Mapping[str, _View | int | float]]:
-    """The one flat dict of tensors, and perhaps numbers, that a checkpoint is or holds, and under which key."""
+    """The flat dict of tensors, and perhaps numbers, that a checkpoint is or holds, and the key that holds it."""
 
     def is_flat(node: Any) -> bool:
         if not isinstance(node, dict) or not any(isinstance(value, _View) for value in node.values()):
@@ -211,11 +249,11 @@ def _unwrapped(content: Any) -> tuple[str | None, Mapping[str, _View | int | flo
     if is_flat(content):
         return None, content
     if not isinstance(content, dict):
-        raise ValueError(f"got a {type(content).__name__}, no state_dict")
+        raise ValueError(f"got a {type(content).__name__}, not a state_dict")
     inner = [key for key in _WRAPPERS if is_flat(content.get(key))]
     if len(inner) != 1:
         raise ValueError(
-            f"got a dict with the keys {list(content)[:10]}, of which {inner} hold a flat dict of tensors, expected "
+            f"got a dict with the keys {list(content)[:10]}, of which {inner} hold a flat dict of tensors; expected "
             f"just one of {_WRAPPERS}"
         )
     return inner[0], content[inner[0]]
@@ -226,7 +264,7 @@ def _scalar(value: int | float) -> np.ndarray:
 
 
 def _array(archive: zipfile.ZipFile, folder: str, byteorder: str, name: str, view: _View) -> np.ndarray:
-    """The tensor's own copy of its entries, never read beyond its storage."""
+    """A copy of the tensor's entries; nothing is read beyond its storage."""
     storage, offset, size, stride = view
     dtype = _STORAGES[storage.type]
     raw = archive.read(f"{folder}data/{storage.key}")
@@ -259,7 +297,7 @@ def _fits(view: _View) -> bool:
 
 def _read_npz(path: Path) -> Wrapped:
     if not zipfile.is_zipfile(path):
-        raise ValueError("got no zip archive: truncated or foreign")
+        raise ValueError("got a file that is not a zip archive: truncated or foreign")
     with np.load(path, allow_pickle=False) as file:
         return Wrapped({name: np.asarray(file[name]) for name in file.files}, None)
 
@@ -282,7 +320,7 @@ _READERS: Mapping[str, Callable[[Path], Wrapped]] = {
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """As numpy.savez, which takes no tensor named "file" and puts the time into the file."""
+    """As numpy.savez, which cannot take a tensor named "file" and stores the time of writing."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, value in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
@@ -290,7 +328,7 @@ def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _write_torch(path: Path, arrays: Mapping[str, np.ndarray], wrapper: str | None) -> None:
-    """The records of torch.save (PyTorch 1.6 and newer), each tensor in a storage of its own."""
+    """Writes the records of torch.save (PyTorch 1.6 and newer), each tensor in its own storage."""
     state_dict = _pickled_dict({name: _pickled(str(key), value) for key, (name, value) in enumerate(arrays.items())})
     content = state_dict if wrapper is None else _pickled_dict({wrapper: state_dict})
     with zipfile.ZipFile(path, "w") as archive:
@@ -302,14 +340,15 @@ def _write_torch(path: Path, arrays: Mapping[str, np.ndarray], wrapper: str | No
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """A record that begins at a multiple of 64 bytes, as torch.load needs it where it maps files into memory."""
+    """Adds a record that begins at a multiple of 64 bytes, as torch.load needs it to map files into memory."""
     record = zipfile.ZipInfo(name)
     record.file_size = len(content)
-    header = 30 + len(name.encode()) + 4  # the local header, the name, and the head of the filling
-    header += 20 * (len(content) > zipfile.ZIP64_LIMIT)  # what zipfile adds for large records
+    header = 30 + len(name.encode()) + 4  # the local header, the name, and the head of the padding
+    if len(content) > zipfile.ZIP64_LIMIT:
+        header += 20  # what zipfile adds for large records
     assert archive.fp is not None
-    filling = -(archive.fp.tell() + header) % 64
-    record.extra = b"FB" + struct.pack("<H", filling) + bytes(filling)
+    padding = -(archive.fp.tell() + header) % 64
+    record.extra = b"FB" + struct.pack("<H", padding) + bytes(padding)
     archive.writestr(record, content)
 
 

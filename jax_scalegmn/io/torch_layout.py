@@ -1,4 +1,4 @@
-"""A network's params as PyTorch's tensors (`torch_file` reads and writes them), and back."""
+"""A network's params as PyTorch's tensors, and back. `tensors` reads and writes their files."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -11,76 +11,105 @@ from jax_scalegmn import architecture
 from jax_scalegmn.architecture import Architecture, BatchNorm, Conv, Dense, GroupNorm, LayerNorm, Parameter
 from jax_scalegmn.types import Params
 
-__all__ = ["StateDict", "as_array", "as_dtype", "as_tensor", "checked", "from_torch", "shape", "to_torch"]
+__all__ = ["StateDict", "array_of_tensor", "checked_tensor", "from_torch", "tensor_shape", "to_torch"]
 
 # Tensors by name, in PyTorch's layout and in the order of the modules.
 StateDict: TypeAlias = Mapping[str, np.ndarray]
 
 
 def from_torch(arch: Architecture, state_dict: StateDict) -> dict[str, dict[str, jax.Array]]:
-    """The params of a network whose modules stand in `state_dict` in the order of `arch.layers`.
+    """Converts a PyTorch state_dict to the params of a network.
 
-    Linear weights [out, in] and convolutional ones [out, in, kh, kw] become kernels [in, out] and [kh, kw, in, out].
-    Behind a Flatten the inputs are reordered, from PyTorch's channels slowest to channels fastest. A normalization's
-    weight becomes its scale, and running_mean and running_var its mean and var. The modules of a Residual stand in the
-    order branch, shortcut, as in torchvision; PyTorch's strided convolutions need padding=1 (`architecture.resnet`).
+    The modules of `state_dict` must have the order of `arch.layers`. Linear weights [out, in] and convolutional ones
+    [out, in, kh, kw] become kernels [in, out] and [kh, kw, in, out]. After a Flatten the inputs are reordered, from
+    PyTorch's channels slowest to channels fastest. A normalization's weight becomes its scale, and running_mean and
+    running_var its mean and var. The modules of a Residual are in the order branch, shortcut, as in torchvision;
+    PyTorch's strided convolutions need padding=1 (`architecture.resnet`).
 
     Args:
-      arch: of the network, with layers.
-      state_dict: the tensors of each linear, convolutional or normalizing module, and nothing else but BatchNorm's
-        num_batches_tracked, which is not read.
+      arch: The network's architecture, with layers.
+      state_dict: The tensors of each linear, convolutional or normalizing module, and no others, except BatchNorm's
+        num_batches_tracked, which is ignored.
+
+    Returns:
+      The params, for `network.apply`.
 
     Raises:
-      ValueError: on a missing, additional or misshapen tensor, or one that is not of finite floating-point numbers.
+      ValueError: On a missing, additional or misshapen tensor, or one that is not of finite floating-point numbers.
+
+    >>> import numpy as np
+    >>> import jax_scalegmn as sg
+    >>> tensors = {"0.weight": np.array([[1.0, 2.0]]), "0.bias": np.array([3.0])}
+    >>> params = sg.io.from_torch(sg.mlp((2, 1)), tensors)
+    >>> params["Dense_0"]["kernel"].tolist()
+    [[1.0], [2.0]]
     """
     values = []
     for parameter, key in zip(arch.parameters, _keys(arch, state_dict), strict=True):
-        value = checked(state_dict, key, shape(arch, parameter), arch.name)
-        values.append(jnp.asarray(as_array(arch, parameter, value)))
+        value = checked_tensor(state_dict, key, tensor_shape(arch, parameter), arch.name)
+        values.append(jnp.asarray(array_of_tensor(arch, parameter, value)))
     return architecture.pack(arch, values)
 
 
 def to_torch(arch: Architecture, params: Params, template: StateDict | None = None) -> dict[str, np.ndarray]:
-    """The state_dict of a network: the inverse of `from_torch`, bit for bit.
+    """Converts a network's params to a PyTorch state_dict; the inverse of `from_torch`, bit for bit.
 
     Args:
-      arch: of the network, with layers.
-      params: of one network.
-      template: a state_dict of the same modules, whose names, order and dtypes are taken over, and whose
-        num_batches_tracked are copied. Without one the names are those of the layers, like "Dense_0.weight", and the
-        dtypes those of `params`.
+      arch: The network's architecture, with layers.
+      params: The params of one network.
+      template: A state_dict of the same modules; the result has its names, order and dtypes, and a copy of its
+        num_batches_tracked. Without it the names are those of the layers, like "Dense_0.weight", and the dtypes those
+        of `params`.
 
     Returns:
       The tensors by name, in PyTorch's layout.
 
     Raises:
-      ValueError: if the params or the template do not fit the architecture, or a number is too large for its dtype.
+      ValueError: If the params or the template do not fit the architecture, or a number is too large for its dtype.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 4, 1))
+    >>> tensors = sg.io.to_torch(arch, sg.network.init(arch, jax.random.key(0)))
+    >>> {name: value.shape for name, value in tensors.items()}
+    {'Dense_0.weight': (4, 2), 'Dense_0.bias': (4,), 'Dense_1.weight': (1, 4), 'Dense_1.bias': (1,)}
     """
     kinds = _kinds(arch)
+    architecture.check_params(arch, params)
     arrays = [np.asarray(value) for value in architecture.unpack(arch, params)]
-    tensors = [as_tensor(arch, parameter, array) for parameter, array in zip(arch.parameters, arrays, strict=True)]
+    tensors = [_tensor_of_array(arch, p, array) for p, array in zip(arch.parameters, arrays, strict=True)]
     if template is None:
         names = [".".join((*parameter.path[:-1], kinds[parameter.path])) for parameter in arch.parameters]
         return dict(zip(names, tensors, strict=True))
     keys = _keys(arch, template)
     for key, parameter in zip(keys, arch.parameters, strict=True):
-        checked(template, key, shape(arch, parameter), arch.name)
+        checked_tensor(template, key, tensor_shape(arch, parameter), arch.name)
     own = {key: as_dtype(tensor, template[key].dtype, _named(key)) for key, tensor in zip(keys, tensors, strict=True)}
     return {key: own[key] if key in own else np.array(value) for key, value in template.items()}
 
 
-def checked(state_dict: StateDict, key: str, shape: Sequence[int], expecting: str) -> np.ndarray:
-    """The tensor of that name.
+def checked_tensor(state_dict: StateDict, key: str, shape: Sequence[int], network: str) -> np.ndarray:
+    """Returns one tensor of a state_dict, after a check of its shape and values.
+
+    Args:
+      state_dict: The tensors by name.
+      key: The tensor's name.
+      shape: The shape that the network expects, in PyTorch's layout.
+      network: The network's name, for the error.
 
     Raises:
-      ValueError: if it has another shape than `expecting`, the name of a network, expects, or is not of finite
-        floating-point numbers.
+      ValueError: If the tensor has another shape, or is not of finite floating-point numbers.
+
+    >>> import numpy as np
+    >>> from jax_scalegmn.io import torch_layout
+    >>> torch_layout.checked_tensor({"weight": np.eye(2)}, "weight", (2, 2), "a network").shape
+    (2, 2)
     """
     value = np.asarray(state_dict[key])
     if value.shape != tuple(shape):
         raise ValueError(
-            f"{_named(key)} has shape {value.shape}; {expecting!r} expects {tuple(shape)}, in PyTorch's layout. It is "
-            "of another architecture, or its modules stand in another order."
+            f"{_named(key)} has shape {value.shape}; {network!r} expects {tuple(shape)}, in PyTorch's layout. It is "
+            "of another architecture, or its modules are in another order."
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(f"{_named(key)} is {value.dtype}; expected floating-point numbers. Convert quantized weights.")
@@ -96,7 +125,7 @@ def as_dtype(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     """Finite numbers rounded to a dtype.
 
     Raises:
-      ValueError: if one of them is too large for it.
+      ValueError: If one of them is too large for it.
     """
     with np.errstate(over="ignore"):
         rounded = value.astype(dtype)
@@ -108,14 +137,42 @@ def as_dtype(value: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     return rounded
 
 
-def shape(arch: Architecture, parameter: Parameter) -> tuple[int, ...]:
-    """The shape of a parameter's tensor in PyTorch: [out], [out, in] or [out, in, kh, kw]."""
+def tensor_shape(arch: Architecture, parameter: Parameter) -> tuple[int, ...]:
+    """The shape of a parameter's tensor in PyTorch: [out], [out, in] or [out, in, kh, kw].
+
+    Args:
+      arch: The network's architecture.
+      parameter: One of `arch.parameters`.
+
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.cnn((1, 16), 10)
+    >>> arch.shape(arch.parameters[0]), sg.io.torch_layout.tensor_shape(arch, arch.parameters[0])
+    ((3, 3, 1, 16), (16, 1, 3, 3))
+    """
     ours = arch.shape(parameter)
     return (*ours[:-3:-1], *ours[:-2])
 
 
-def as_array(arch: Architecture, parameter: Parameter, value: np.ndarray) -> np.ndarray:
-    """A PyTorch tensor as the array of a parameter: its axes and, of flattened maps, its inputs in our order."""
+def array_of_tensor(arch: Architecture, parameter: Parameter, value: np.ndarray) -> np.ndarray:
+    """Converts one PyTorch tensor to the array of a parameter.
+
+    The axes are permuted. For a dense layer after a Flatten, the inputs are also reordered, from channels slowest to
+    channels fastest.
+
+    Args:
+      arch: The network's architecture.
+      parameter: One of `arch.parameters`.
+      value: Its tensor, with the shape `tensor_shape`.
+
+    Returns:
+      The array, with the shape `arch.shape(parameter)`.
+
+    >>> import numpy as np
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> sg.io.torch_layout.array_of_tensor(arch, arch.parameters[0], np.zeros((3, 2))).shape
+    (2, 3)
+    """
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0)
     if value.ndim == 2:
@@ -124,20 +181,20 @@ def as_array(arch: Architecture, parameter: Parameter, value: np.ndarray) -> np.
     return value
 
 
-def as_tensor(arch: Architecture, parameter: Parameter, value: np.ndarray) -> np.ndarray:
-    """The array of a parameter as PyTorch's tensor: the inverse of `as_array`."""
-    if value.ndim == 4:
-        return value.transpose(3, 2, 0, 1)
-    if value.ndim == 2:
-        channels_fastest = value.reshape(parameter.neuron_axes[0].repeat, -1, value.shape[-1])
-        return channels_fastest.transpose(2, 1, 0).reshape(shape(arch, parameter))
-    return value
-
-
 # --- private ------------------------------------------------------------------------------------------------------
 
 _WITH_PARAMS = Dense | Conv | BatchNorm | LayerNorm | GroupNorm
 _TORCH_KIND = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def _tensor_of_array(arch: Architecture, parameter: Parameter, value: np.ndarray) -> np.ndarray:
+    """The inverse of `array_of_tensor`."""
+    if value.ndim == 4:
+        return value.transpose(3, 2, 0, 1)
+    if value.ndim == 2:
+        channels_fastest = value.reshape(parameter.neuron_axes[0].repeat, -1, value.shape[-1])
+        return channels_fastest.transpose(2, 1, 0).reshape(tensor_shape(arch, parameter))
+    return value
 
 
 def _layers(arch: Architecture) -> list[tuple[str, ...]]:
@@ -151,16 +208,43 @@ def _kinds(arch: Architecture) -> dict[tuple[str, ...], str]:
     foreign = {parameter.path[-1] for parameter in arch.parameters} - _TORCH_KIND.keys()
     if not layers or foreign or set(layers) != {parameter.path[:-1] for parameter in arch.parameters}:
         raise ValueError(
-            f"{arch.name!r} does not say which layer each parameter is of (its layers are {_listed(layers)}). Write "
-            "the params yourself: kernels are transposed."
+            f"{arch.name!r} does not name the layer of each parameter (its layers are {_listed(layers)}). Convert the "
+            "params yourself: kernels are transposed."
         )
     return {parameter.path: _TORCH_KIND[parameter.path[-1]] for parameter in arch.parameters}
 
 
 def _keys(arch: Architecture, state_dict: StateDict) -> list[str]:
     """The name of every parameter's tensor, in the order of `arch.parameters`."""
-    of_path = _kinds(arch)
-    kinds = set(of_path.values())
+    kind_of_path = _kinds(arch)
+    modules = _modules(arch, state_dict, set(kind_of_path.values()))
+    expected = {(path[:-1], kind) for path, kind in kind_of_path.items()}
+    surplus = [
+        name for layer, (_, names) in modules.items() for kind, name in names.items() if (layer, kind) not in expected
+    ]
+    if surplus:
+        raise ValueError(
+            f"The state_dict has {surplus}, for which {arch.name!r} has no parameters. The modules are in another "
+            "order, or the biases of convolutions must be folded into the means of the normalizations after them."
+        )
+    keys = []
+    for parameter in arch.parameters:
+        module, names = modules[parameter.path[:-1]]
+        kind = kind_of_path[parameter.path]
+        if kind not in names:
+            raise ValueError(
+                f"{_named(f'{module}.{kind}'.lstrip('.'))} is missing; {arch.name!r} expects shape "
+                f"{tensor_shape(arch, parameter)} for {architecture.describe(parameter.path)}. A module without bias "
+                "needs a bias of zeros."
+            )
+        keys.append(names[kind])
+    return keys
+
+
+def _modules(
+    arch: Architecture, state_dict: StateDict, kinds: set[str]
+) -> dict[tuple[str, ...], tuple[str, dict[str, str]]]:
+    """For each layer, its module's name and the names of that module's tensors by kind, like "weight"."""
     modules: dict[str, dict[str, str]] = {}
     for key in state_dict:
         module, _, kind = key.rpartition(".")
@@ -168,7 +252,7 @@ def _keys(arch: Architecture, state_dict: StateDict) -> list[str]:
             continue
         if kind not in kinds:
             raise ValueError(
-                f"{_named(key)} is no {' or '.join(sorted(kinds, reverse=True))}, and {arch.name!r} expects no other. "
+                f"{_named(key)} is not a {' or '.join(sorted(kinds, reverse=True))}; {arch.name!r} expects no other. "
                 "Remove it."
             )
         modules.setdefault(module, {})[kind] = key
@@ -178,26 +262,7 @@ def _keys(arch: Architecture, state_dict: StateDict) -> list[str]:
             f"The state_dict has {len(modules)} modules {list(modules)}; {arch.name!r} expects {len(layers)}, one for "
             f"each of {_listed(layers)}. Remove modules of other networks, or use another Architecture."
         )
-    module_of = dict(zip(layers, modules.items(), strict=True))
-    expected = {(path[:-1], kind) for path, kind in of_path.items()}
-    surplus = [of[kind] for layer, (_, of) in module_of.items() for kind in of if (layer, kind) not in expected]
-    if surplus:
-        raise ValueError(
-            f"The state_dict has {surplus}, of which {arch.name!r} has no parameters. The modules stand in another "
-            "order, or the biases of convolutions must be folded into the means behind them."
-        )
-    keys = []
-    for parameter in arch.parameters:
-        module, found = module_of[parameter.path[:-1]]
-        kind = of_path[parameter.path]
-        if kind not in found:
-            raise ValueError(
-                f"{_named(f'{module}.{kind}'.lstrip('.'))} is missing; {arch.name!r} expects shape "
-                f"{shape(arch, parameter)} for {architecture.describe(parameter.path)}. A module without bias needs "
-                "one of zeros."
-            )
-        keys.append(found[kind])
-    return keys
+    return dict(zip(layers, modules.items(), strict=True))
 
 
 def _listed(layers: Sequence[tuple[str, ...]]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Many networks: fitted at once, stored in one file, or read from published data sets."""
+"""Many networks: trained at once, stored in one file, or read from published data sets."""
 
 from jax_scalegmn.zoo import classifier_zoo, classifiers, inr_folders, small_cnn_zoo
-from jax_scalegmn.zoo._populations import Zoo, concatenate, fit, fit_each, fit_images, load, save, scales
+from jax_scalegmn.zoo._populations import Zoo, concatenate, fit, fit_images, load, save, scales
 
 __all__ = [
     "Zoo",
@@ -9,7 +9,6 @@ __all__ = [
     "classifiers",
     "concatenate",
     "fit",
-    "fit_each",
     "fit_images",
     "inr_folders",
     "load",

@@ -1,7 +1,7 @@
-"""Zoos: thousands of networks trained at once in one compiled program, with where each comes from.
+"""Zoos: thousands of networks trained at once in one compiled program, with a record of where each comes from.
 
-`fit` trains any architecture on any data; `fit_images` fits INRs to images. A zoo is one safetensors file: arrays and
-JSON, nothing that could run code.
+`fit` trains any architecture on any data; `fit_images` fits INRs to images. A zoo is stored as one safetensors file:
+arrays and JSON, which cannot run code.
 """
 
 import dataclasses
@@ -22,22 +22,35 @@ import safetensors.numpy
 from jaxtyping import Array, Float
 
 from jax_scalegmn import architecture, io, network
-from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.architecture import Activation, Architecture
 from jax_scalegmn.types import Key, Params
 
-FORMAT = "jax_scalegmn.zoo/1"
+_FORMAT = "jax_scalegmn.zoo/1"
 
 
 @dataclasses.dataclass(frozen=True)
 class Zoo:
-    """Networks of one architecture.
+    """Many networks of one architecture.
+
+    A slice, an array of indices or a mask picks networks: `zoo[:100]` is a zoo, too.
 
     Attributes:
-      arch: their architecture.
-      params: their weights, every array with a leading axis [networks].
-      records: what is known of each network, arrays with a leading axis [networks]: loss, seed; of INRs also psnr in
-        dB, image_index and label.
-      settings: what they share: initialization, steps, learning_rate, w0.
+      arch: The networks' architecture.
+      params: The networks' weights, every array with a leading axis [networks].
+      records: What is known of each network, arrays with a leading axis [networks]: loss, seed, ...; of INRs also psnr
+        in dB, image_index and label.
+      settings: What all networks share: initialization, steps, learning_rate, ...
+
+    Raises:
+      ValueError: If the params do not fit the architecture, are not finite, or a record has another length.
+
+    >>> import jax, numpy as np
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 4, 1))
+    >>> params = jax.vmap(lambda key: sg.network.init(arch, key))(jax.random.split(jax.random.key(0), 5))
+    >>> zoo = sg.Zoo(arch, params, {"seed": np.arange(5)}, {})
+    >>> len(zoo), zoo[zoo.records["seed"] > 2].records["seed"].tolist()
+    (5, [3, 4])
     """
 
     arch: Architecture
@@ -58,7 +71,6 @@ class Zoo:
         return len(jax.tree.leaves(self.params)[0])
 
     def __getitem__(self, rows: np.ndarray | slice) -> "Zoo":
-        """The zoo of some of the networks, by a slice, indices or a mask."""
         params = jax.tree.map(lambda leaf: leaf[rows], self.params)
         return Zoo(self.arch, params, {name: values[rows] for name, values in self.records.items()}, self.settings)
 
@@ -72,30 +84,41 @@ def fit(
     tx: optax.GradientTransformation,
     num_steps: int,
     initialization: network.Initialization = network.standard,
-    chunk: int = 128,
+    networks_at_once: int = 128,
     progress: Callable[[int], None] | None = None,
 ) -> Zoo:
     """Trains one network for every row of `data`, all in one compiled program.
 
-    The program scans over chunks of networks and, inside, over steps; a chunk is one vmapped network. Every step is
-    one full-batch update on the network's own row.
+    Every step is one full-batch update on the network's own row of data.
 
     Args:
-      arch: of all networks.
+      arch: The architecture of all networks.
       loss_fn: (params of one network, its row of data) -> scalar loss.
-      data: a pytree whose arrays have a leading axis [networks].
-      keys: [networks] keys, each for one initialization.
-      tx: the optimizer.
-      num_steps: updates of every network.
-      initialization: `network.standard` or `network.near_zero`, or another of that form.
-      chunk: networks trained side by side: as many as the caches (CPU) or the memory (accelerator) hold.
-      progress: called with the number of networks that each finished chunk adds.
+      data: A pytree whose arrays have a leading axis [networks].
+      keys: Random keys [networks], each for one initialization.
+      tx: The optimizer.
+      num_steps: The number of updates of every network.
+      initialization: `network.standard`, `network.near_zero`, or a function with that signature.
+      networks_at_once: The networks that are trained as one vmapped network; the others follow in the same program.
+        Choose as many as the caches (CPU) or the memory (accelerator) hold.
+      progress: A function that is called with the number of networks that have become ready.
 
     Returns:
-      The zoo, with the record loss: after the last update.
+      The zoo, with the record loss: each network's loss after the last update.
 
     Raises:
-      ValueError: if data and keys disagree on the number of networks, or a network diverged.
+      ValueError: If data and keys disagree on the number of networks, or a network diverged.
+
+    >>> import jax, optax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((1, 4, 1), "tanh")
+    >>> def loss_fn(params, slope):
+    ...     return jnp.square(sg.network.apply(arch, params, jnp.ones(1)) - slope).mean()
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> zoo = sg.zoo.fit(arch, loss_fn, jnp.array([0.1, 0.2, 0.3]), keys, tx=optax.adam(0.1), num_steps=50)
+    >>> len(zoo), bool((zoo.records["loss"] < 0.01).all())
+    (3, True)
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; expected a number >= 1.")
@@ -111,7 +134,7 @@ def fit(
         (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=num_steps)
         return params, loss_fn(params, row)
 
-    params, losses = fit_each(fit_one, (data, keys), chunk=chunk, progress=progress)
+    params, losses = fit_each(fit_one, (data, keys), networks_at_once=networks_at_once, progress=progress)
     losses = np.asarray(losses)
     if not np.isfinite(losses).all():
         raise ValueError(
@@ -125,51 +148,52 @@ def fit_each(
     fit_one: Callable[..., Any],
     rows: tuple[Any, ...],
     *shared: Any,
-    chunk: int = 128,
+    networks_at_once: int = 128,
     progress: Callable[[int], None] | None = None,
 ) -> Any:
-    """Trains a network for every row in one compiled program: a scan over chunks of networks that are vmapped.
+    """Trains a network for every row in one compiled program: a scan over groups of networks that are vmapped.
 
     Args:
-      fit_one: (one row of each of `rows`, all of `shared`) -> what is known of its network.
-      rows: pytrees whose arrays have a leading axis [networks].
-      shared: pytrees that are the same for all networks, like images.
-      chunk, progress: as `fit`.
+      fit_one: (one row of each of `rows`, all of `shared`) -> the trained network and what is known of it.
+      rows: Pytrees whose arrays have a leading axis [networks].
+      shared: Pytrees that are the same for all networks, like images.
+      networks_at_once: As in `fit`.
+      progress: As in `fit`.
 
     Returns:
       What `fit_one` returns, every array with a leading axis [networks].
 
     Raises:
-      ValueError: if the rows disagree on the number of networks, or there are none, or chunk is below 1.
+      ValueError: If the rows disagree on the number of networks, or there are none, or networks_at_once is below 1.
     """
     counts = {len(leaf) for leaf in jax.tree.leaves(rows)}
     if len(counts) != 1 or counts == {0}:
         raise ValueError(f"The rows disagree on how many networks to fit, or there are none: {sorted(counts)}.")
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk}; expected a number >= 1.")
+    if networks_at_once < 1:
+        raise ValueError(f"networks_at_once is {networks_at_once}; expected a number >= 1.")
     count = counts.pop()
-    chunk = min(chunk, count)
-    # The last chunk is filled up with networks that are dropped again.
-    chunks = jnp.arange(-(-count // chunk) * chunk).reshape(-1, chunk)
+    size = min(networks_at_once, count)
+    # The last group is filled up with networks that are dropped again.
+    groups = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
-    def fit_chunk(given: tuple[Any, ...], index: Array) -> tuple[tuple[Any, ...], Any]:
+    def fit_group(given: tuple[Any, ...], index: Array) -> tuple[tuple[Any, ...], Any]:
         rows, shared = given
         result = jax.vmap(lambda *row: fit_one(*row, *shared))(*jax.tree.map(lambda leaf: leaf[index % count], rows))
         if progress is not None:
-            # The callback waits for a result of the chunk, so that it tells of work that is done.
-            last = jax.tree.leaves(result)[-1].reshape(chunk, -1)[0, 0]
+            # The callback waits for a result of the group, so that it reports work that is done.
+            last = jax.tree.leaves(result)[-1].reshape(size, -1)[0, 0]
             jax.debug.callback(lambda done, _: progress(int(done)), (index < count).sum(), last)
         return given, result
 
-    _, fitted = jax.jit(functools.partial(jax.lax.scan, fit_chunk))((rows, shared), chunks)
+    _, fitted = jax.jit(functools.partial(jax.lax.scan, fit_group))((rows, shared), groups)
     if progress is not None:
-        jax.effects_barrier()  # the last calls may still be on their way
+        jax.effects_barrier()  # wait for the last callbacks
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], fitted)
 
 
 def fit_images(
     arch: Architecture,
-    images: Float[np.ndarray, "images height width"],
+    images: Float[np.ndarray, "images height width *channels"],
     labels: np.ndarray,
     *,
     image_index: np.ndarray,
@@ -177,43 +201,55 @@ def fit_images(
     learning_rate: float = 1e-3,
     num_steps: int = 1000,
     initialization: network.Initialization = network.near_zero,
-    chunk: int = 128,
+    networks_at_once: int = 128,
     progress: Callable[[int], None] | None = None,
 ) -> Zoo:
-    """Fits an INR to every image named in `image_index`, with Adam, full batch.
+    """Fits an INR to every image named in `image_index`, with Adam on all pixels.
+
+    The loss is the mean squared error of the image that the INR draws (`network.render`); psnr = -10 log10(loss).
 
     Args:
-      arch: an INR, like `architecture.siren((2, 32, 32, 1))`.
-      images: in [0, 1].
-      labels: of the images, [images].
-      image_index: [networks], which image each network fits; an image named twice gets two independent fits.
-      seed: of all initializations; network i starts from key (seed, i).
-      learning_rate: of Adam.
-      num_steps, initialization, chunk, progress: as `fit`.
+      arch: An INR with one output per channel, like `sg.siren((2, 32, 32, 1))` for gray images.
+      images: Pixels in [0, 1]: [images, height, width] for one channel, or [images, height, width, channels].
+      labels: The images' labels, [images].
+      image_index: The image that each network fits, [networks]. An image named twice gets two independent fits.
+      seed: The seed of all initializations; network i starts from fold_in(key(seed), i).
+      learning_rate: The learning rate of Adam.
+      num_steps: The number of updates of every network.
+      initialization: As in `fit`.
+      networks_at_once: As in `fit`.
+      progress: As in `fit`.
 
     Returns:
-      The zoo, with records loss (mean squared error), psnr (dB, of images in [0, 1]), image_index, label and seed.
+      The zoo, with records loss (mean squared error), psnr (dB, for pixels in [0, 1]), image_index, label and seed.
+
+    Raises:
+      ValueError: If pixels are outside of [0, 1], image_index names an image that does not exist, the INR has not one
+        output per channel, or a network diverged.
+
+    >>> import numpy as np
+    >>> import jax_scalegmn as sg
+    >>> images = np.full((2, 4, 4, 3), 0.5)  # two gray color images
+    >>> arch = sg.siren((2, 4, 3))
+    >>> zoo = sg.zoo.fit_images(arch, images, np.array([7, 8]), image_index=np.array([0, 1, 1]), num_steps=3)
+    >>> len(zoo), zoo.records["label"].tolist()
+    (3, [7, 8, 8])
     """
-    size = images.shape[1:]
-    if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
-        raise ValueError(f"images lie in [{images.min()}, {images.max()}]; expected finite numbers in [0, 1].")
-    image_index = np.asarray(image_index)
-    if image_index.min() < 0 or image_index.max() >= len(images):
-        raise ValueError(f"image_index has entries outside of 0..{len(images) - 1}, the images given.")
+    images, image_index = np.asarray(images), np.asarray(image_index)
+    _check_images(arch, images, image_index)
 
     def loss_fn(params: Params, target: Array) -> Array:
-        return jnp.square(network.render(arch, params, size) - target).mean()
+        return jnp.square(network.render(arch, params, target.shape[:2]).reshape(target.shape) - target).mean()
 
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(np.arange(len(image_index)))
     fitted = fit(
         arch,
         loss_fn,
         jnp.asarray(images, jnp.float32)[image_index],
-        keys,
+        jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(np.arange(len(image_index))),
         tx=optax.adam(learning_rate),
         num_steps=num_steps,
         initialization=initialization,
-        chunk=chunk,
+        networks_at_once=networks_at_once,
         progress=progress,
     )
     records = fitted.records | {
@@ -222,87 +258,162 @@ def fit_images(
         "label": np.asarray(labels)[image_index],
         "seed": np.full(len(image_index), seed),
     }
-    w0 = arch.layers[0].activation.frequency  # type: ignore[union-attr]
-    return Zoo(arch, fitted.params, records, fitted.settings | {"learning_rate": learning_rate, "w0": w0})
+    settings = fitted.settings | {"learning_rate": learning_rate, "w0": _frequency(arch)}
+    return Zoo(arch, fitted.params, records, settings)
 
 
 def concatenate(zoos: Sequence[Zoo]) -> Zoo:
-    """One zoo of several with the same architecture, records and settings.
+    """Joins zoos with the same architecture, settings and record names into one.
+
+    Args:
+      zoos: The zoos, one or more.
 
     Raises:
-      ValueError: if there are none, or they differ.
+      ValueError: If there are none, or they differ.
+
+    >>> import jax, numpy as np
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 4, 1))
+    >>> params = jax.vmap(lambda key: sg.network.init(arch, key))(jax.random.split(jax.random.key(0), 5))
+    >>> zoo = sg.Zoo(arch, params, {"seed": np.arange(5)}, {})
+    >>> sg.zoo.concatenate([zoo[3:], zoo[:3]]).records["seed"].tolist()
+    [3, 4, 0, 1, 2]
     """
     if not zoos:
-        raise ValueError("There are no zoos to concatenate.")
+        raise ValueError("There are no zoos to concatenate; expected one or more.")
     first = zoos[0]
     for other in zoos[1:]:
         for field in ("arch", "settings"):
             if getattr(other, field) != getattr(first, field):
-                raise ValueError(f"The zoos differ in {field}: {getattr(first, field)} and {getattr(other, field)}.")
+                raise ValueError(
+                    f"The zoos differ in {field}: {getattr(first, field)} and {getattr(other, field)}. Concatenate "
+                    "parts of one zoo."
+                )
         if other.records.keys() != first.records.keys():
-            raise ValueError(f"The zoos differ in their records: {sorted(first.records)} and {sorted(other.records)}.")
+            raise ValueError(
+                f"The zoos differ in their records: {sorted(first.records)} and {sorted(other.records)}. Drop those "
+                "that one of them lacks."
+            )
     records = {name: np.concatenate([zoo.records[name] for zoo in zoos]) for name in first.records}
     params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[zoo.params for zoo in zoos])
     return Zoo(first.arch, params, records, first.settings)
 
 
 def scales(zoo: Zoo) -> tuple[float, ...]:
-    """The root mean square of each parameter's entries over the zoo, in the order of `arch.parameters`.
+    """The root mean square of each parameter's entries over all networks, for `Encoder(scales=...)`.
 
-    One positive number a parameter is the same for every neuron: dividing by it keeps every symmetry. A parameter
-    that is zero throughout gets 1.
+    scale_p = sqrt(mean over networks and entries of p^2)
+
+    One positive number per parameter is the same for all neurons, so dividing by it keeps every symmetry.
+
+    Args:
+      zoo: The networks.
+
+    Returns:
+      One number for each of `zoo.arch.parameters`, in their order; 1 for a parameter that is zero throughout.
+
+    >>> import jax, numpy as np
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 1))
+    >>> params = {"Dense_0": {"kernel": 2 * np.ones((5, 2, 1)), "bias": np.zeros((5, 1))}}
+    >>> sg.zoo.scales(sg.Zoo(arch, params, {}, {}))
+    (2.0, 1.0)
     """
-
-    return tuple(math.sqrt(float(jnp.square(value).mean())) or 1.0 for value in _unpack_stack(zoo))
+    values = jax.vmap(functools.partial(architecture.unpack, zoo.arch))(zoo.params)
+    return tuple(math.sqrt(float(jnp.square(value).mean())) or 1.0 for value in values)
 
 
 def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
-    """Writes a zoo as one safetensors file, atomically."""
+    """Writes a zoo as one safetensors file, completely or not at all. It replaces a file that exists.
+
+    Args:
+      zoo: The networks.
+      path: The file; its folder is made if it does not exist.
+
+    >>> import pathlib, tempfile
+    >>> import jax, numpy as np
+    >>> import jax_scalegmn as sg
+    >>> params = {"Dense_0": {"kernel": np.ones((5, 2, 1)), "bias": np.zeros((5, 1))}}
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "zoo.safetensors"
+    >>> sg.zoo.save(sg.Zoo(sg.mlp((2, 1)), params, {"seed": np.arange(5)}, {}), path)
+    >>> len(sg.zoo.load(path))
+    5
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"records/{name}": np.ascontiguousarray(values) for name, values in zoo.records.items()}
-    for path, value in architecture.flatten(zoo.params).items():
-        arrays["params/" + "/".join(path)] = np.ascontiguousarray(value)
-    header = {"format": FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}
-    with io.atomic_path(path, overwrite=True) as written:
-        safetensors.numpy.save_file(arrays, written, metadata=header)
+    for keys, value in architecture.flatten(zoo.params).items():
+        arrays["params/" + "/".join(keys)] = np.ascontiguousarray(value)
+    header = {"format": _FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}
+    with io.atomic_path(path, overwrite=True) as scratch:
+        safetensors.numpy.save_file(arrays, scratch, metadata=header)
 
 
 def load(path: str | os.PathLike[str]) -> Zoo:
     """Reads a zoo that `save` wrote.
 
+    Args:
+      path: The file.
+
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is truncated, foreign, or its networks do not fit its architecture.
+      FileNotFoundError: If there is no such file.
+      ValueError: If the file is truncated, foreign, or its networks do not fit its architecture.
+
+    >>> from jax_scalegmn import zoo
+    >>> zoo.load("nowhere.safetensors")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: nowhere.safetensors: there is no such zoo. Fit one with zoo.fit_images, save it with zoo.save.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no zoo there. Fit one with zoo.fit_images and write it with zoo.save.")
+        raise FileNotFoundError(f"{path}: there is no such zoo. Fit one with zoo.fit_images, save it with zoo.save.")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}). It is truncated or foreign.") from error
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path}: format is {header.get('format')!r}, expected {FORMAT!r}. It is not a zoo file.")
+        raise ValueError(
+            f"{path}: this is not a readable safetensors file ({error}). It is truncated or foreign: write it again."
+        ) from error
+    if header.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path}: format is {header.get('format')!r}, expected {_FORMAT!r}. Pass a file that zoo.save wrote."
+        )
     leaves, records = {}, {}
     for name, value in arrays.items():
-        kind, *path = name.split("/")
+        kind, *keys = name.split("/")
         if kind == "records":
-            records["/".join(path)] = value
+            records["/".join(keys)] = value
         else:
-            leaves[tuple(path)] = jnp.asarray(value)
-    params = architecture.unflatten(leaves)
+            leaves[tuple(keys)] = jnp.asarray(value)
     try:
         arch = architecture.from_json(json.loads(header["arch"]))
-        return Zoo(arch, params, records, json.loads(header["settings"]))
-    except ValueError as error:  # of JSON, too
+        return Zoo(arch, architecture.unflatten(leaves), records, json.loads(header["settings"]))
+    except ValueError as error:  # JSON's errors are ValueErrors, too
         raise ValueError(f"{path}: {error}") from error
 
 
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _unpack_stack(zoo: Zoo) -> list[Array]:
-    return jax.vmap(functools.partial(architecture.unpack, zoo.arch))(zoo.params)
+def _check_images(arch: Architecture, images: np.ndarray, image_index: np.ndarray) -> None:
+    if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+        raise ValueError(
+            f"Pixels are from {images.min()} to {images.max()}; expected finite numbers in [0, 1]. Divide 0..255 by "
+            "255."
+        )
+    channels, outputs = images.shape[3:] or (1,), arch.neuron_layers[-1].width
+    if images.ndim not in (3, 4) or channels != (outputs,):
+        raise ValueError(
+            f"images have shape {images.shape}; {arch.name!r} has {outputs} outputs and expects [images, height, "
+            f"width{f', {outputs}' if outputs > 1 else ''}]. Give the INR one output per channel."
+        )
+    if image_index.min() < 0 or image_index.max() >= len(images):
+        raise ValueError(f"image_index has entries outside of 0..{len(images) - 1}, the images given.")
+
+
+def _frequency(arch: Architecture) -> float:
+    """A SIREN's w0: the factor before the first activation, 1 where there is none."""
+    activation = getattr(arch.layers[0], "activation", None)
+    return activation.frequency if isinstance(activation, Activation) else 1.0

@@ -1,4 +1,4 @@
-"""Classifiers: several networks trained on minibatches side by side, and scored."""
+"""Classifiers: several networks trained at once on minibatches, and their scores."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -14,15 +14,19 @@ from jax_scalegmn import architecture, network, stacks
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.types import Key, Params
 
-__all__ = ["Scores", "check_labels", "fit", "score"]
+__all__ = ["Scores", "check_labels", "cross_entropy", "fit", "score"]
 
 
 class Scores(NamedTuple):
-    """How good a classifier is on data.
+    """How good a classifier is on a set of examples.
 
     Attributes:
-      loss: the mean cross-entropy, in nats.
-      accuracy: the share of examples whose largest output is their label's, in [0, 1].
+      loss: The mean cross-entropy, in nats.
+      accuracy: The share of examples whose largest output is that of their label, in [0, 1].
+
+    >>> from jax_scalegmn.zoo import classifiers
+    >>> classifiers.Scores(loss=0.1, accuracy=0.97).accuracy
+    0.97
     """
 
     loss: Float[Array, "*networks"]
@@ -38,31 +42,44 @@ def fit(
     tx: optax.GradientTransformation,
     num_epochs: int,
     batch_size: int = 128,
-    side_by_side: int | None = None,
+    networks_at_once: int | None = None,
 ) -> Iterator[tuple[dict[str, Any], Float[Array, " networks"]]]:
-    """Trains one classifier for every key, on the cross-entropy of minibatches; yields behind every epoch.
+    """Trains one classifier for every key on the cross-entropy of minibatches, and yields after every epoch.
 
     Every network has its own initialization and its own order of the examples; a last incomplete batch is left out.
-    Batch normalizations compute with the batch's statistics and keep running ones (`network.train_apply`). A step is
-    one compiled program, called from a Python loop: inside compiled loops XLA's CPU gradients of convolutions are ten
-    times slower.
+    Batch normalizations use the batch's statistics and keep running ones (`network.train_apply`). A step is one
+    compiled program, called from a Python loop: inside compiled loops XLA's CPU gradients of convolutions are ten times
+    slower.
 
     Args:
-      arch: of all networks.
-      x: inputs of the networks.
-      y: labels, 0 to outputs - 1.
-      keys: [networks].
-      tx: the optimizer, of weights alone: no weight decay shrinks a statistic.
-      num_epochs: passes over the data.
-      batch_size: examples of one step.
-      side_by_side: networks computed as one vmapped network, the others in turn; None for all. On CPU 1 is best for
-        convolutions, whose gradients XLA computes slowly for a batch of kernels.
+      arch: The architecture of all networks.
+      x: Inputs of the networks, [examples, ...].
+      y: Labels [examples], from 0 to outputs - 1.
+      keys: Random keys [networks].
+      tx: The optimizer. It gets the weights alone, so that no weight decay shrinks a statistic.
+      num_epochs: The number of passes over the data.
+      batch_size: The examples of one step.
+      networks_at_once: The networks that are computed as one vmapped network; the others follow. None for all. On a CPU
+        1 is best for convolutions, whose gradients XLA computes slowly for a batch of kernels.
 
     Yields:
-      (params of all networks, every array with a leading axis [networks]; each network's mean loss over the epoch).
+      The params of all networks, every array with a leading axis [networks], and each network's mean loss over the
+      epoch [networks].
 
     Raises:
-      ValueError: if examples and labels disagree in number, do not fill one batch, or a label is not of an output.
+      ValueError: If examples and labels disagree in number or do not fill one batch, or if a label is not that of an
+        output.
+
+    >>> import jax, optax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> x, y = jnp.linspace(-1, 1, 20).reshape(10, 2), jnp.arange(10) % 2
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> epochs = sg.zoo.classifiers.fit(sg.mlp((2, 4, 2)), x, y, keys, tx=optax.adam(0.01), num_epochs=2, batch_size=5)
+    >>> for params, losses in epochs:
+    ...     print(params["Dense_0"]["kernel"].shape, losses.shape)
+    (3, 2, 4) (3,)
+    (3, 2, 4) (3,)
     """
     if len(x) != len(y) or not 1 <= batch_size <= len(x):
         raise ValueError(
@@ -70,11 +87,11 @@ def fit(
             "examples, and at least one batch of them."
         )
     check_labels(arch, y)
-    side_by_side = side_by_side or len(keys)
-    groups = [slice(first, first + side_by_side) for first in range(0, len(keys), side_by_side)]
+    networks_at_once = networks_at_once or len(keys)
+    groups = [slice(first, first + networks_at_once) for first in range(0, len(keys), networks_at_once)]
     update = functools.partial(_step, arch, tx)
-    # A group of one goes without the batch axis that would stand on every kernel.
-    step = jax.jit(jax.vmap(update, (0, None, None, 0)) if side_by_side > 1 else _of_one(update), donate_argnums=0)
+    # A group of one is computed without the batch axis that vmap would add to every kernel.
+    step = jax.jit(jax.vmap(update, (0, None, None, 0)) if networks_at_once > 1 else _of_one(update), donate_argnums=0)
     begin = jax.jit(jax.vmap(functools.partial(_begin, arch, tx)))
     states = [begin(keys[group]) for group in groups]
     for epoch in range(num_epochs):
@@ -87,9 +104,9 @@ def fit(
                 states[index], loss = step(states[index], x, y, batches[group, number])
                 losses.append(loss)
             means.append(jnp.stack(losses).mean(0))
-        stacks = [jax.vmap(functools.partial(_join, arch))(weights, kept) for weights, kept, _ in states]
-        # Copied, since the next epoch takes the buffers.
-        yield jax.tree.map(lambda *parts: jnp.copy(jnp.concatenate(parts)), *stacks), jnp.concatenate(means)
+        params = [jax.vmap(functools.partial(_join, arch))(weights, statistics) for weights, statistics, _ in states]
+        # Copied, since the next epoch's first step donates these buffers.
+        yield jax.tree.map(lambda *parts: jnp.copy(jnp.concatenate(parts)), *params), jnp.concatenate(means)
 
 
 def score(
@@ -100,39 +117,115 @@ def score(
     *,
     batch_size: int = 1000,
 ) -> Scores:
-    """Loss and accuracy of one network, computed `batch_size` examples at a time; `jax.vmap` or `lax.map` for more.
+    """Computes the loss and accuracy of one network; `jax.vmap` or `jax.lax.map` for more.
+
+    Args:
+      arch: The network's architecture.
+      params: The network's params.
+      x: Inputs [examples, ...].
+      y: Labels [examples].
+      batch_size: The examples that are computed at once. It changes nothing but memory and speed.
+
+    Returns:
+      The mean loss, in nats, and the accuracy, in [0, 1].
 
     Raises:
-      ValueError: if the network does not fit the architecture, or a label is not of an output.
+      ValueError: If the network does not fit the architecture, or a label is not that of an output.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 2))
+    >>> params = {"Dense_0": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}}
+    >>> float(sg.zoo.classifiers.score(arch, params, jnp.eye(2), jnp.array([0, 1])).accuracy)
+    1.0
     """
     check_labels(arch, y)
+    losses, hits = losses_and_hits(arch, params, x, y, batch_size=batch_size)
+    return Scores(losses.mean(), hits.mean())
 
-    def one(row: tuple[Array, Array]) -> tuple[Array, Array]:
-        logits = network.apply(arch, params, row[0])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, row[1]), logits.argmax() == row[1]
 
-    losses, right = jax.lax.map(one, (x, y), batch_size=min(batch_size, len(x)))
-    return Scores(losses.mean(), right.mean())
+def cross_entropy(
+    arch: Architecture,
+    params: Params,
+    x: Float[Array, "examples ..."],
+    y: Int[Array, " _labels"],
+    *,
+    convolve: network.Convolve = network.convolve,
+) -> Float[Array, ""]:
+    """The mean cross-entropy of one network on a batch, in nats: a loss to train or to match classifiers with.
+
+    -mean_i log softmax(f(x_i))[y_i]
+
+    Args:
+      arch: The network's architecture.
+      params: The network's params.
+      x: Inputs [examples, ...].
+      y: Labels [examples].
+      convolve: How convolutions are computed, as in `network.apply`.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 2))
+    >>> params = {"Dense_0": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
+    >>> round(float(sg.zoo.classifiers.cross_entropy(arch, params, jnp.eye(2), jnp.array([0, 1]))), 3)
+    0.693
+    """
+    logits = jax.vmap(functools.partial(network.apply, arch, params, convolve=convolve))(x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
 def check_labels(arch: Architecture, y: Int[Array, " labels"]) -> None:
-    """Checks that every label is that of an output, wherever the values are at hand, outside jit and vmap.
+    """Checks that every label is that of an output; inside `jax.jit` and `jax.vmap` labels are not known and pass.
+
+    Args:
+      arch: The classifier's architecture.
+      y: The labels.
 
     Raises:
-      ValueError: if one is not.
+      ValueError: If a label is not that of an output.
+
+    >>> import numpy as np
+    >>> import jax_scalegmn as sg
+    >>> sg.zoo.classifiers.check_labels(sg.mlp((2, 10)), np.array([3, 10]))
+    Traceback (most recent call last):
+    ...
+    ValueError: Labels are from 3 to 10; 'mlp 2-10 relu' has outputs 0 to 9. ...
     """
-    outputs = arch.neuron_layers[-1].width
+    num_outputs = arch.neuron_layers[-1].width
     if not stacks.is_concrete(y):
         return
     low, high = np.asarray(y).min(), np.asarray(y).max()
-    if low < 0 or high >= outputs:
-        raise ValueError(f"Labels lie in [{low}, {high}]; {arch.name!r} has outputs 0 to {outputs - 1}.")
+    if low < 0 or high >= num_outputs:
+        raise ValueError(
+            f"Labels are from {low} to {high}; {arch.name!r} has outputs 0 to {num_outputs - 1}. Number the classes "
+            "from 0, or widen the last layer."
+        )
+
+
+def losses_and_hits(
+    arch: Architecture,
+    params: Params,
+    x: Float[Array, "examples ..."],
+    y: Int[Array, " _labels"],
+    *,
+    batch_size: int,
+    convolve: network.Convolve = network.convolve,
+) -> tuple[Float[Array, " examples"], Array]:
+    """Each example's cross-entropy, in nats, and whether its largest output is that of its label."""
+
+    def one(example: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits = network.apply(arch, params, example[0], convolve=convolve)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, example[1]), logits.argmax() == example[1]
+
+    losses, hits = jax.lax.map(one, (x, y), batch_size=min(batch_size, len(x)))
+    return losses, hits
 
 
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-# Weights, statistics of normalizations, state of the optimizer.
+# The weights, the statistics of normalizations, and the optimizer's state.
 _State: TypeAlias = tuple[list[Array], list[Array], Any]
 
 
@@ -158,7 +251,7 @@ def _step(
 
 
 def _of_one(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step of one network as one of a stack of one."""
+    """The step of one network, for a stack of one network."""
 
     def stacked(state: _State, x: Array, y: Array, rows: Array) -> Any:
         out = step(jax.tree.map(lambda leaf: leaf[0], state), x, y, rows[0])
@@ -168,13 +261,19 @@ def _of_one(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _split(arch: Architecture, params: Params) -> tuple[list[Array], list[Array]]:
-    """What training changes, and the statistics that normalizations keep, in the order of the parameters."""
-    pairs = list(zip(arch.parameters, architecture.unpack(arch, params), strict=True))
-    stored = [parameter.path[-1] in network.STATISTICS for parameter, _ in pairs]
-    weights = [value for (_, value), is_stored in zip(pairs, stored, strict=True) if not is_stored]
-    return weights, [value for (_, value), is_stored in zip(pairs, stored, strict=True) if is_stored]
+    """The weights, which training changes, and the statistics of normalizations, in the order of the parameters."""
+    weights, statistics = [], []
+    for parameter, value in zip(arch.parameters, architecture.unpack(arch, params), strict=True):
+        (statistics if _is_statistic(parameter) else weights).append(value)
+    return weights, statistics
 
 
 def _join(arch: Architecture, weights: list[Array], statistics: list[Array]) -> dict[str, Any]:
-    sources = iter(weights), iter(statistics)
-    return architecture.pack(arch, [next(sources[p.path[-1] in network.STATISTICS]) for p in arch.parameters])
+    """The inverse of `_split`."""
+    next_weight, next_statistic = iter(weights), iter(statistics)
+    values = [next(next_statistic if _is_statistic(parameter) else next_weight) for parameter in arch.parameters]
+    return architecture.pack(arch, values)
+
+
+def _is_statistic(parameter: architecture.Parameter) -> bool:
+    return parameter.path[-1] in network.STATISTICS

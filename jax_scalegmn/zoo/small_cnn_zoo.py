@@ -1,4 +1,4 @@
-"""The Small CNN Zoo, one matrix with two tables (Unterthiner et al. 2020, arXiv 2002.11448), read and written.
+"""The Small CNN Zoo (Unterthiner et al. 2020, arXiv 2002.11448), read and written: one matrix and two tables.
 
 Nothing is downloaded, and no file can run code.
 """
@@ -29,7 +29,7 @@ __all__ = ["load", "save"]
 _FILES = {"weights": "weights.npy", "metrics": "metrics.csv.gz", "layout": "layout.csv"}
 _LAYOUT = ("varname", "start_idx", "end_idx", "size", "shape")
 _ACTIVATION = "config.activation"
-_CHUNK = 4096  # rows held at once while a file is gone through
+_ROWS_AT_ONCE = 4096  # rows held in memory while a file is read
 
 
 def load(
@@ -41,34 +41,47 @@ def load(
     index_file: str | os.PathLike[str] | None = None,
     finite_only: bool = False,
 ) -> _populations.Zoo:
-    """The networks of one activation in the Small CNN Zoo (Unterthiner et al. 2020, arXiv 2002.11448).
+    """Reads the networks of one activation from the Small CNN Zoo (Unterthiner et al. 2020, arXiv 2002.11448).
 
-    A convolution of the zoo has strides 2 and no padding, global mean pooling leads to the dense head; channels,
-    kernels and outputs follow from layout.csv, published (1, 16, 16, 16) to 10. Parts are those of arXiv 2302.14040
-    and 2406.10685: the rows in the order of the index file, of these the ones of `step`; the second half is for
-    testing, the first is shuffled by random.Random(0) and divided 80 to 20 into training and validation; only then
-    the other activations are left out. The published index files begin with a line 0, which is a header: it counts
-    in this division, as published, and its network is not read twice.
+    The zoo's convolutions have strides 2 and no padding, and global mean pooling leads to the dense head; channels,
+    kernel sizes and outputs follow from layout.csv, (1, 16, 16, 16) to 10 as published.
+
+    Parts are those of arXiv 2302.14040 and 2406.10685. Take the rows in the order of the index file, of these the ones
+    of `step`. The second half is for testing; the first half is shuffled by random.Random(0) and divided 80 to 20 into
+    training and validation. The other activations are left out last. The published index files begin with a line 0,
+    which is a header: it counts in this division, as published, and its network is not read twice.
 
     Args:
-      files: the folder with weights.npy [rows, numbers of a network], metrics.csv.gz (one line a row, with the column
+      files: The folder with weights.npy [rows, numbers of a network], metrics.csv.gz (one line per row, with the column
         config.activation) and layout.csv; or the paths of "weights", "metrics" and "layout".
-      activation: of the networks, like "relu" or "tanh".
+      activation: The networks' activation, like "relu" or "tanh".
       part: "train", "validation" or "test"; None for all.
-      step: the epoch after which the networks were saved, by the column step; None for all, so that the parts hold one
+      step: The epoch after which the networks were saved (the column step); None for all, so that the parts contain one
         network at different epochs.
-      index_file: the rows in another order, one number a line, like the published cifar10_split.csv.
-      finite_only: leave out networks with a NaN or an infinity; parts are divided before that.
+      index_file: The order of the rows, one number per line, like the published cifar10_split.csv; None for that of the
+        file.
+      finite_only: Leave out networks with a NaN or an infinity. Parts are divided before that.
 
     Returns:
-      The zoo, its records the columns of numbers and of truth values (int64, float64, bool; empty cells are NaN), its
-      settings source, part, activation, step and left_out, the number of networks that `finite_only` left out. Only
-      their rows of weights.npy are read.
+      The zoo. Its records are the columns of numbers and of truth values (int64, float64, bool; empty cells are NaN),
+      its settings source, part, activation, step and left_out, the number of networks that `finite_only` left out. Only
+      the rows of these networks are read from weights.npy.
 
     Raises:
-      FileNotFoundError: if a file is missing.
-      ValueError: if a file is damaged or foreign, holds Python objects, or does not fit the others; if no network has
-        that step and activation, or one has a NaN and `finite_only` is not set.
+      FileNotFoundError: If a file is missing.
+      ValueError: If a file is damaged or foreign, holds Python objects, or does not fit the others; if no network has
+        that step and activation; or if one has a NaN and `finite_only` is not set.
+
+    >>> import pathlib, tempfile
+    >>> import jax, numpy as np
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.cnn((1, 2, 3), 2)
+    >>> params = jax.vmap(lambda key: sg.network.init(arch, key))(jax.random.split(jax.random.key(0), 4))
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> cnns = sg.Zoo(arch, params, {"step": np.array([40, 86, 40, 86])}, {})
+    >>> sg.zoo.small_cnn_zoo.save(folder, cnns)
+    >>> len(sg.zoo.small_cnn_zoo.load(folder, activation="relu", step=86))
+    2
     """
     if part not in (None, "train", "validation", "test"):
         raise ValueError(f"part is {part!r}; expected 'train', 'validation', 'test' or None.")
@@ -76,45 +89,18 @@ def load(
     weights = _open_weights(paths["weights"])
     arch, slots = _read_layout(paths["layout"], weights.shape[1], activation)
     activations, metrics = _read_metrics(paths["metrics"], required=[] if step is None else ["step"])
-    if len(activations) != len(weights):
-        raise ValueError(
-            f"{paths['metrics']} has {len(activations)} rows, {paths['weights']} {len(weights)}: row "
-            f"{min(len(activations), len(weights))} is missing in one of them. They are of different zoos, or one is "
-            "truncated: get both again."
-        )
-    rows = np.arange(len(weights)) if index_file is None else _read_index(Path(index_file), len(weights))
-    heading = len(rows) > len(weights)  # rows[0] stands for a header
-    places = np.arange(len(rows))
-    if step is not None:
-        places = places[metrics["step"][rows] == step]
-        if not len(places):
-            present = sorted(set(metrics["step"].tolist()))
-            raise ValueError(
-                f"{paths['metrics']}: no row has step {step}; steps are {present}. Pass one of them, or None."
-            )
-    present = sorted(set(activations[rows[places]].tolist()))
-    if activation not in present:
-        raise ValueError(
-            f"{paths['metrics']}: no row has the activation {activation!r}; there are {present}. Pass one."
-        )
-    if part is not None:
-        places = places[_published_part(len(places), part)]
-    if heading:
-        places = places[places > 0]
-    rows = rows[places]
-    rows = rows[activations[rows] == activation]
-    matrix, finite = _read_rows(weights, rows)
-    if not finite.all() and not finite_only:
-        raise ValueError(
-            f"{paths['weights']}: {int((~finite).sum())} of {len(rows)} networks have a NaN or an infinity, the first "
-            f"in row {int(rows[~finite].min())}. Their training diverged: pass finite_only=True to leave them out."
-        )
+    _check_counts(paths, len(weights), len(activations))
+    order = np.arange(len(weights)) if index_file is None else _read_index(Path(index_file), len(weights))
+    steps = None if step is None else metrics["step"]
+    rows = _select(paths["metrics"], order, activations, steps, activation=activation, part=part, step=step)
+    matrix, finite = _read_rows(paths["weights"], weights, rows, finite_only=finite_only)
     if not finite.any():
         raise ValueError(
             f"{paths['weights']}: none of {len(rows)} networks with activation {activation!r}, step {step} and part "
             f"{part!r} is left; expected one or more. Choose another part, or a larger zoo."
         )
-    matrix, rows = (matrix, rows) if finite.all() else (matrix[finite], rows[finite])
+    if not finite.all():
+        matrix, rows = matrix[finite], rows[finite]
     values = [jnp.asarray(matrix[:, slot.start : slot.end].reshape(-1, *slot.shape)) for slot in slots]
     settings = {
         "source": str(paths["weights"].parent),
@@ -130,50 +116,45 @@ def load(
 def save(folder: str | os.PathLike[str], cnns: _populations.Zoo, *, overwrite: bool = False) -> None:
     """Writes a zoo of CNNs as the three files of the Small CNN Zoo, from which `load` reads the same bits.
 
-    The records become columns, the settings are not written. A zoo without the record step is read with step=None.
-    A write that fails leaves what was there, or no weights.npy, and so no zoo that could be read.
+    The records become columns; the settings are not written. Load a zoo without the record step with step=None. If a
+    write fails, either the old files are left, or no weights.npy, so that half of two zoos is never taken for one.
 
     Args:
-      folder: where weights.npy, metrics.csv.gz and layout.csv are written.
-      cnns: networks of an `architecture.cnn` with strides 2, no padding and global mean pooling.
-      overwrite: replace such files that are there.
+      folder: The folder for weights.npy, metrics.csv.gz and layout.csv; it is made if it does not exist.
+      cnns: Networks of an `architecture.cnn` with strides 2, no padding and global mean pooling.
+      overwrite: Replace these files if they exist.
 
     Raises:
-      FileExistsError: if there is one of the files and `overwrite` is not set.
-      ValueError: if the format has no place for the architecture, a record or the precision.
+      FileExistsError: If one of the files exists and `overwrite` is not set.
+      ValueError: If the format cannot hold the architecture, a record or the precision.
+
+    >>> import pathlib, tempfile
+    >>> import jax, numpy as np
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.cnn((1, 2, 3), 2)
+    >>> params = jax.vmap(lambda key: sg.network.init(arch, key))(jax.random.split(jax.random.key(0), 4))
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> sg.zoo.small_cnn_zoo.save(folder, sg.Zoo(arch, params, {"test_accuracy": np.ones(4)}, {}))
+    >>> sorted(path.name for path in folder.iterdir())
+    ['layout.csv', 'metrics.csv.gz', 'weights.npy']
     """
     folder = Path(folder)
-    activation = _cnn_activation(cnns.arch)
-    columns = _columns(cnns, activation)
-    layers = list(dict.fromkeys(parameter.path[0] for parameter in cnns.arch.parameters))
-    flat, lines, start = [], [], 0
-    for layer in layers:
-        for kind in ("bias", "kernel"):
-            value = np.asarray(cnns.params[layer][kind])
-            size = math.prod(value.shape[1:])
-            lines.append([f"{_tf_name(layer)}/{kind}:0", start, start + size, size, str(value.shape[1:])])
-            flat.append(value.reshape(len(value), -1))
-            start += size
-    dtypes = sorted({str(value.dtype) for value in flat})
-    if len(dtypes) != 1 or dtypes[0] not in ("float16", "float32", "float64"):
-        raise ValueError(
-            f"zoo.params are {', '.join(dtypes)}; expected float16, float32 or float64 throughout, since a matrix of "
-            "weights.npy has one precision. Convert them."
-        )
+    columns = _columns(cnns, _cnn_activation(cnns.arch))
+    matrix, layout = _matrix(cnns)
     present = [name for name in _FILES.values() if (folder / name).exists()]
     if present and not overwrite:
-        raise FileExistsError(f"{folder}: expected none of a zoo's files, got {present}. Pass overwrite=True.")
+        raise FileExistsError(f"{folder}: the files {present} of a zoo exist already. Pass overwrite=True.")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         written = {kind: Path(scratch) / name for kind, name in _FILES.items()}
-        np.save(written["weights"], np.concatenate(flat, axis=1), allow_pickle=False)
+        np.save(written["weights"], matrix, allow_pickle=False)
         with written["layout"].open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([_LAYOUT, *lines])
+            csv.writer(file, lineterminator="\n").writerows([_LAYOUT, *layout])
         with gzip.open(written["metrics"], "wt", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(columns)
             table.writerows(zip(*columns.values(), strict=True))
-        # Until the new weights are there no old ones are: half of two zoos is never taken for one.
+        # The old weights go first and the new ones come last: in between there is no zoo to read.
         (folder / _FILES["weights"]).unlink(missing_ok=True)
         for kind in ("layout", "metrics", "weights"):
             os.replace(written[kind], folder / _FILES[kind])
@@ -183,7 +164,7 @@ def save(folder: str | os.PathLike[str], cnns: _populations.Zoo, *, overwrite: b
 
 
 class _Slot(NamedTuple):
-    """Where a parameter stands in a row of the matrix."""
+    """The columns of the matrix that hold a parameter, and the parameter's shape."""
 
     start: int
     end: int
@@ -199,12 +180,20 @@ def _paths(files: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]])
         paths = {kind: Path(files) / name for kind, name in _FILES.items()}
     for kind, path in paths.items():
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no file there; expected the {kind} of a zoo. Unpack the archive into it.")
+            raise FileNotFoundError(f"{path}: there is no such file; expected the {kind} of a zoo. Unpack them all.")
     return paths
 
 
+def _check_counts(paths: Mapping[str, Path], networks: int, lines: int) -> None:
+    if lines != networks:
+        raise ValueError(
+            f"{paths['metrics']} has {lines} rows, {paths['weights']} {networks}: row {min(lines, networks)} is "
+            "missing in one of them. They are of different zoos, or one is truncated: get both again."
+        )
+
+
 def _open_weights(path: Path) -> np.ndarray:
-    """The matrix, of which nothing is read yet."""
+    """The matrix as a memory map: rows are read when they are used."""
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged or hostile file can fail anywhere in NumPy
@@ -220,9 +209,9 @@ def _open_weights(path: Path) -> np.ndarray:
 
 def _table(path: Path, required: Sequence[str]) -> Iterator[list[str]]:
     """The header of a CSV file, plain or gzipped, and its rows, all as long as the header."""
-    opened = gzip.open if path.suffix == ".gz" else open
+    gzipped = path.suffix == ".gz"
     try:
-        with opened(path, "rt", encoding="utf-8", newline="") as file:
+        with (gzip.open if gzipped else open)(path, "rt", encoding="utf-8", newline="") as file:
             table = csv.reader(file)
             header = next(table, [])
             missing = [name for name in required if name not in header]
@@ -243,8 +232,8 @@ def _table(path: Path, required: Sequence[str]) -> Iterator[list[str]]:
                     yield row
     except (EOFError, UnicodeDecodeError, csv.Error, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
-            f"{path}: expected a CSV file{' in gzip' * (path.suffix == '.gz')}, got one that cannot be read ({error}). "
-            "It is truncated or foreign: get it again."
+            f"{path}: expected a {'gzipped ' if gzipped else ''}CSV file, got one that cannot be read ({error}). It is "
+            "truncated or foreign: get it again."
         ) from error
 
 
@@ -255,7 +244,7 @@ def _read_metrics(path: Path, required: Sequence[str]) -> tuple[np.ndarray, dict
     activations: list[str] = []
     # A column without a name is the row number that pandas writes.
     chunks: dict[str, list[np.ndarray]] = {name: [] for name in header if name not in ("", _ACTIVATION)}
-    while rows := list(itertools.islice(table, _CHUNK)):
+    while rows := list(itertools.islice(table, _ROWS_AT_ONCE)):
         for name, cells in zip(header, zip(*rows, strict=True), strict=True):
             if name == _ACTIVATION:
                 activations += cells
@@ -265,12 +254,12 @@ def _read_metrics(path: Path, required: Sequence[str]) -> tuple[np.ndarray, dict
                     chunks[name].append(numbers)
                 elif name in required:
                     raise ValueError(
-                        f"{path}: expected numbers in column {name!r}, got also others. Get the file again."
+                        f"{path}: expected numbers in column {name!r}, got also other cells. Get the file again."
                     )
                 else:
                     del chunks[name]
     if not activations:
-        raise ValueError(f"{path}: expected a row for every network, got the header alone. Get the file again.")
+        raise ValueError(f"{path}: expected a row for every network, got only the header. Get the file again.")
     return np.array(activations), {name: np.concatenate(arrays) for name, arrays in chunks.items()}
 
 
@@ -290,7 +279,9 @@ def _numbers(cells: Sequence[str]) -> np.ndarray | None:
 def _read_index(path: Path, count: int) -> np.ndarray:
     """The order of the rows, [count], or [count + 1] where the first line is a header 0."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no file there; expected the numbers of all rows, one a line.")
+        raise FileNotFoundError(
+            f"{path}: there is no such file; expected the numbers of all rows, one per line. Get the split again."
+        )
     lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     numbers = [(number, line) for number, line in enumerate(lines, 1) if line]
     if numbers and not re.fullmatch(r"-?\d+", numbers[0][1]):
@@ -306,15 +297,56 @@ def _read_index(path: Path, count: int) -> np.ndarray:
     if len(rows) - heading != count:
         raise ValueError(
             f"{path} has {len(rows)} rows, the zoo {count}: line {min(len(rows), count) + 1} is missing or too many. "
-            "It is of another zoo: take the one of this data set."
+            "It belongs to another zoo: take the one of this data set."
         )
     times = np.bincount(rows[heading:], minlength=count)
     if times.max() > 1:
         raise ValueError(
-            f"{path}: row {int(times.argmax())} stands there {int(times.max())} times, row {int(times.argmin())} not "
-            "at all; expected each row once. The file is damaged."
+            f"{path}: row {int(times.argmax())} is listed {int(times.max())} times, row {int(times.argmin())} not at "
+            "all; expected each row once. The file is damaged."
         )
     return rows
+
+
+def _select(
+    metrics_path: Path,
+    order: np.ndarray,
+    activations: np.ndarray,
+    steps: np.ndarray | None,
+    *,
+    activation: str,
+    part: str | None,
+    step: int | None,
+) -> np.ndarray:
+    """The rows of one step, part and activation, in that order of division.
+
+    Args:
+      metrics_path: For errors.
+      order: All rows in the order of the index file, perhaps after a header 0.
+      activations: Every row's activation.
+      steps: Every row's step; None to select none.
+      activation: As in `load`.
+      part: As in `load`.
+      step: As in `load`.
+    """
+    has_header = len(order) > len(activations)
+    places = np.arange(len(order))
+    if steps is not None:
+        places = places[steps[order] == step]
+        if not len(places):
+            present = sorted(set(steps.tolist()))
+            raise ValueError(f"{metrics_path}: no row has step {step}; steps are {present}. Pass one of them, or None.")
+    present = sorted(set(activations[order[places]].tolist()))
+    if activation not in present:
+        raise ValueError(
+            f"{metrics_path}: no row has the activation {activation!r}; there are {present}. Pass one of them."
+        )
+    if part is not None:
+        places = places[_published_part(len(places), part)]
+    if has_header:
+        places = places[places > 0]
+    rows = order[places]
+    return rows[activations[rows] == activation]
 
 
 def _published_part(count: int, part: str) -> np.ndarray:
@@ -327,36 +359,43 @@ def _published_part(count: int, part: str) -> np.ndarray:
     return np.array(first_half[:end] if part == "train" else first_half[end:], np.int64)
 
 
-def _read_rows(weights: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Some rows of the matrix in JAX's precision, and which are finite."""
+def _read_rows(
+    path: Path, weights: np.ndarray, rows: np.ndarray, *, finite_only: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some rows of the matrix in JAX's precision, and which of them are finite."""
     matrix = np.empty((len(rows), weights.shape[1]), jax.dtypes.canonicalize_dtype(weights.dtype.newbyteorder("=")))
     finite = np.empty(len(rows), bool)
-    ascending = np.argsort(rows)  # the order of the file, which is read front to back
-    for start in range(0, len(rows), _CHUNK):
-        chunk = ascending[start : start + _CHUNK]
-        with np.errstate(over="ignore"):  # too large for JAX's precision is infinite, and refused as that
+    ascending = np.argsort(rows)  # the order of the file, so that it is read front to back
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        chunk = ascending[start : start + _ROWS_AT_ONCE]
+        with np.errstate(over="ignore"):  # a number too large for JAX's precision becomes infinite and is refused
             matrix[chunk] = weights[rows[chunk]]
         finite[chunk] = np.isfinite(matrix[chunk]).all(axis=1)
+    if not finite.all() and not finite_only:
+        raise ValueError(
+            f"{path}: {int((~finite).sum())} of {len(rows)} networks have a NaN or an infinity, the first in row "
+            f"{int(rows[~finite].min())}. Their training diverged: pass finite_only=True to leave them out."
+        )
     return matrix, finite
 
 
 def _read_layout(path: Path, width: int, activation: str) -> tuple[Architecture, list[_Slot]]:
-    """The architecture, and where its parameters stand, in their order."""
+    """The architecture, and the slots of its parameters in their order."""
     table = _table(path, _LAYOUT)
     header = next(table)
     slots: dict[tuple[str, int, str], _Slot] = {}
     for row in table:
         cells = dict(zip(header, row, strict=True))
         name = cells["varname"]
-        found = re.fullmatch(r"(?:.*/)?(conv2d|dense)(?:_(\d{1,9}))?/(kernel|bias)(?::\d+)?", name)
-        if not found:
+        match = re.fullmatch(r"(?:.*/)?(conv2d|dense)(?:_(\d{1,9}))?/(kernel|bias)(?::\d+)?", name)
+        if not match:
             raise ValueError(
-                f"{path}: variable {name!r} is none of a CNN; expected names like 'sequential/conv2d_1/kernel:0' and "
-                "'sequential/dense/bias:0'. Other layers are not read."
+                f"{path}: variable {name!r} is not one of a CNN; expected names like 'sequential/conv2d_1/kernel:0' "
+                "and 'sequential/dense/bias:0'. Other layers are not read."
             )
-        key = found[1], int(found[2] or 0), found[3]
+        key = match[1], int(match[2] or 0), match[3]
         if key in slots:
-            raise ValueError(f"{path}: variable {name!r} stands there twice; expected every one once.")
+            raise ValueError(f"{path}: variable {name!r} is listed twice; expected every one once.")
         slots[key] = _slot(path, cells)
     end = 0
     for slot in sorted(slots.values()):
@@ -395,7 +434,7 @@ def _slot(path: Path, cells: Mapping[str, str]) -> _Slot:
 def _cnn_of(
     path: Path, slots: Mapping[tuple[str, int, str], _Slot], activation: str
 ) -> tuple[Architecture, list[_Slot]]:
-    """The CNN whose variables have these shapes; convolutions stand in the order of their numbers."""
+    """The CNN whose variables have these shapes; convolutions are in the order of their numbers."""
     numbers = {kind: sorted({number for name, number, _ in slots if name == kind}) for kind in ("conv2d", "dense")}
     layers = [("conv2d", number) for number in numbers["conv2d"]] + [("dense", number) for number in numbers["dense"]]
     wanted = [(*layer, kind) for layer in layers for kind in ("kernel", "bias")]
@@ -429,35 +468,54 @@ def _cnn_of(
 
 
 def _cnn_activation(arch: Architecture) -> str:
-    """The activation of a CNN that the format can hold."""
+    """The activation of a CNN that the format can hold; an error for any other architecture."""
     convolutions = [layer for layer in arch.layers if isinstance(layer, Conv) and layer.activation]
     widths = [neurons.width for neurons in arch.neuron_layers]
     sizes = [size for p in arch.parameters if isinstance(size := p.axes[0], int)]
     if convolutions and len(sizes) == len(widths) - 2:
         name = convolutions[0].activation.name  # type: ignore[union-attr]
-        held = architecture.cnn(widths[:-1], widths[-1], activation=name, kernel_size=sizes)
-        if (held.parameters, held.layers) == (arch.parameters, arch.layers):
+        stored = architecture.cnn(widths[:-1], widths[-1], activation=name, kernel_size=sizes)
+        if (stored.parameters, stored.layers) == (arch.parameters, arch.layers):
             return name
     raise ValueError(
-        f"{arch.name!r} has no place in a Small CNN Zoo; expected an architecture.cnn with one activation, square "
+        f"{arch.name!r} cannot be stored in a Small CNN Zoo; expected an architecture.cnn with one activation, square "
         "kernels, strides 2, no padding and global mean pooling. Use zoo.save."
     )
 
 
 def _columns(cnns: _populations.Zoo, activation: str) -> dict[str, list[Any]]:
-    """The table of a zoo; every cell is written so that it reads as the same number."""
+    """The columns of metrics.csv; every cell is written so that it reads as the same number."""
     columns: dict[str, list[Any]] = {_ACTIVATION: [activation] * len(cnns)}
     for name, values in cnns.records.items():
         values = np.asarray(values)
-        # What int64 and float64, as which numbers are read, hold exactly.
+        # Numbers are read as int64 and float64, which must hold them exactly.
         exact = np.can_cast(values.dtype, np.int64) or (values.dtype.kind == "f" and values.dtype.itemsize <= 8)
         if values.ndim != 1 or not exact or name in ("", _ACTIVATION):
             raise ValueError(
-                f"zoo.records[{name!r}] is {values.dtype} {values.shape}; expected one number a network, under a name "
-                f"other than '' and {_ACTIVATION!r}. Leave it out, or use zoo.save."
+                f"zoo.records[{name!r}] is {values.dtype} {values.shape}; expected one number per network, under a "
+                f"name other than '' and {_ACTIVATION!r}. Leave it out, or use zoo.save."
             )
         columns[name] = values.tolist()
     return columns
+
+
+def _matrix(cnns: _populations.Zoo) -> tuple[np.ndarray, list[list[Any]]]:
+    """The networks as rows of numbers, and the lines of layout.csv."""
+    flat, lines, start = [], [], 0
+    for layer in dict.fromkeys(parameter.path[0] for parameter in cnns.arch.parameters):
+        for kind in ("bias", "kernel"):
+            value = np.asarray(cnns.params[layer][kind])
+            size = math.prod(value.shape[1:])
+            lines.append([f"{_tf_name(layer)}/{kind}:0", start, start + size, size, str(value.shape[1:])])
+            flat.append(value.reshape(len(value), -1))
+            start += size
+    dtypes = sorted({str(value.dtype) for value in flat})
+    if len(dtypes) != 1 or dtypes[0] not in ("float16", "float32", "float64"):
+        raise ValueError(
+            f"zoo.params are {', '.join(dtypes)}; expected float16, float32 or float64 throughout, since a matrix of "
+            "weights.npy has one precision. Convert them."
+        )
+    return np.concatenate(flat, axis=1), lines
 
 
 def _tf_name(layer: str) -> str:

@@ -1,0 +1,283 @@
+"""What the commands do once their options are parsed: read, align or check, write, print.
+
+This is the one module of the library that prints results.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_scalegmn import architecture, io, matching, merge, network, stacks, symmetry
+from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.cli import _options, _report
+from jax_scalegmn.cli._options import Align, Alignment, Check, Command, Common, Merge
+from jax_scalegmn.io import ArrayFile, NetworkFile, tensors
+from jax_scalegmn.matching import Matching
+from jax_scalegmn.types import Interpolate, Params
+from jax_scalegmn.zoo import classifiers
+
+_act = jax.jit(symmetry.act)
+_NUM_COMPARED = 256  # examples on which functions are compared
+_BATCH_SIZE = 1024  # examples computed at once in REPAIR: more may not fit into memory
+_STEPS, _STEP_SIZE = 100, 128  # updates of straight-through matching, and the examples of each
+
+
+class LabeledExamples(NamedTuple):
+    """The arrays of --data: inputs of the network [N, ...] and, if the file has them, labels [N]."""
+
+    x: jax.Array
+    y: Any
+
+
+def run(options: Command) -> dict[str, Any]:
+    """Runs one command: reads, computes, writes, prints, and returns the summary that --json writes.
+
+    Raises:
+      OSError, ValueError: On bad input, and if an output file exists.
+      ImportError: If a format or method needs a package that is not installed.
+    """
+    _options.check(options)
+    if options.json is not None:
+        io.check_writable(options.json, overwrite=options.overwrite)
+    paths = (options.network, options.target) if isinstance(options, Align) else options.networks
+    stored = [io.read_arrays(path) for path in paths]
+    if not isinstance(options, Check):
+        io.check_writable(options.out, stored[0].format, overwrite=options.overwrite)
+    with _precision(stored):
+        arch = _architecture(options, stored[0])
+        files = [io.as_network(file, arch) for file in stored]
+        data = None if options.data is None else _examples(options.data, arch, files[0].params)
+        key = jax.random.key(options.seed)
+        inputs = data.x[:_NUM_COMPARED] if data else _report.random_inputs(arch, files[0].params, key)
+        print(f"architecture  {arch.name}, {arch.num_parameters} numbers")
+        summary: dict[str, Any] = {"architecture": arch.name, "neuron_layers": _neuron_layers(arch)}
+        match options:
+            case Align():
+                summary |= _align(options, arch, files, data, inputs)
+            case Merge():
+                summary |= _merge(options, arch, files, data, inputs)
+            case Check():
+                summary |= _check(options, arch, files, inputs)
+    if options.json is not None:
+        with io.atomic_path(options.json, overwrite=options.overwrite) as scratch:
+            scratch.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+# --- private: the commands ------------------------------------------------------------------------------------------
+
+
+def _align(
+    options: Align,
+    arch: Architecture,
+    files: list[NetworkFile],
+    data: LabeledExamples | None,
+    inputs: jax.Array | None,
+) -> dict[str, Any]:
+    params, target = (file.params for file in files)
+    result = _match(options, arch, params, target, data)
+    aligned = _act(arch, result.element, params)
+    row = {"path": str(options.network), "target": str(options.target)}
+    row |= _report.row(arch, params, aligned, target, result, inputs)
+    _print_row(row)
+    io.write_network(options.out, arch, aligned, files[0], overwrite=options.overwrite)
+    print(f"written       {options.out}")
+    return {"method": options.method, "scale": options.scale, "networks": [row], "out": str(options.out)}
+
+
+def _merge(
+    options: Merge,
+    arch: Architecture,
+    files: list[NetworkFile],
+    data: LabeledExamples | None,
+    inputs: jax.Array | None,
+) -> dict[str, Any]:
+    originals = [file.params for file in files]
+    target, results = _align_to_one_frame(options, arch, originals, data)
+    aligned = [_act(arch, result.element, params) for result, params in zip(results, originals, strict=True)]
+    target_name = "the mean of all" if options.frame == "mean" else str(options.networks[0])
+    rows = []
+    for path, params, moved, result in zip(options.networks, originals, aligned, results, strict=True):
+        row = {"path": str(path), "target": target_name}
+        row |= _report.row(arch, params, moved, target, result, inputs)
+        rows.append(row)
+        if target is not params:
+            _print_row(row)
+    weights = _options.merge_weights(options)
+    merged = _merged(options, arch, aligned, weights, data)
+    difference = _report.function_change(arch, originals[0], merged, inputs)
+    if difference is not None:
+        print(f"merged        differs from {options.networks[0]} by {difference:.2g} of its largest output")
+    io.write_network(options.out, arch, merged, files[0], overwrite=options.overwrite)
+    print(f"written       {options.out}")
+    settings = {name: getattr(options, name) for name in ("method", "scale", "frame", "interpolate", "repair")}
+    return {
+        **settings,
+        "weights": weights,
+        "networks": rows,
+        "difference_from_first": difference,
+        "out": str(options.out),
+    }
+
+
+def _check(options: Check, arch: Architecture, files: list[NetworkFile], inputs: jax.Array | None) -> dict[str, Any]:
+    for layer in _neuron_layers(arch):
+        print(f"  {layer['name']:<12}{layer['neurons']} neurons, {layer['group']}")
+    rows = []
+    for path, file in zip(options.networks, files, strict=True):
+        change = _report.orbit_change(arch, file.params, jax.random.key(options.seed), inputs)
+        kind = "an Orbax checkpoint" if file.format.kind == "orbax" else file.format.kind
+        dtypes = sorted({str(np.asarray(leaf).dtype) for leaf in jax.tree.leaves(file.stored)})
+        rows.append({"path": str(path), "format": file.format.kind, "dtypes": dtypes, "function_change": change})
+        print(f"{path}  {kind}, {', '.join(dtypes)}")
+        print(f"  function    {_change_in_words(change)}")
+    return {"networks": rows}
+
+
+# --- private: matching and merging ----------------------------------------------------------------------------------
+
+
+def _align_to_one_frame(
+    options: Merge, arch: Architecture, originals: list[Params], data: LabeledExamples | None
+) -> tuple[Params, list[Matching]]:
+    """What all networks are aligned to, and the matching of each."""
+    if options.frame == "mean":
+        frame = matching.align_all(arch, stacks.stack(*originals), scale=options.scale)
+        elements = [stacks.member(frame.elements, index) for index in range(len(originals))]
+        results = [
+            Matching(element, similarity, frame.rounds, frame.converged)
+            for element, similarity in zip(elements, frame.similarity, strict=True)
+        ]
+        return frame.mean, results
+    first = originals[0]
+    unmoved = matching.unmatched(arch, first, first)
+    return first, [unmoved, *(_match(options, arch, params, first, data) for params in originals[1:])]
+
+
+def _match(
+    options: Alignment, arch: Architecture, params: Params, target: Params, data: LabeledExamples | None
+) -> Matching:
+    match options.method:
+        case "weights":
+            return matching.weight_matching(arch, params, target, scale=options.scale)
+        case "activations":
+            assert data is not None  # _options.check refuses it
+            return matching.activation_matching(arch, params, target, data.x, scale=options.scale)
+        case "sinkhorn":
+            return matching.sinkhorn_matching(arch, params, target)
+        case "straight-through":
+            assert data is not None  # _options.check refuses it
+            return _straight_through(options, arch, params, target, data)
+        case "canonical":
+            return matching.canonical_matching(arch, params, target)
+        case "none":
+            return matching.unmatched(arch, params, target)
+
+
+def _straight_through(
+    options: Alignment, arch: Architecture, params: Params, target: Params, data: LabeledExamples
+) -> Matching:
+    expected, got = data.x.shape[:1], "none" if data.y is None else f"{data.y.dtype} {data.y.shape}"
+    if data.y is None or data.y.shape != expected or data.y.dtype.kind not in "iu":
+        raise ValueError(f"{options.data}: --method straight-through needs labels, integers y {expected}; got {got}.")
+    labels = jnp.asarray(data.y)
+    classifiers.check_labels(arch, labels)
+
+    def loss_fn(params: Params, batch: LabeledExamples) -> jax.Array:
+        return classifiers.cross_entropy(arch, params, batch.x, batch.y)
+
+    rows = jax.random.randint(jax.random.key(options.seed), (_STEPS, _STEP_SIZE), 0, len(data.x))
+    batches = LabeledExamples(data.x[rows], labels[rows])
+    return matching.straight_through_matching(arch, params, target, loss_fn, batches)
+
+
+def _merged(
+    options: Merge, arch: Architecture, aligned: list[Params], weights: list[float], data: LabeledExamples | None
+) -> Params:
+    """The one network that aligned networks are merged into."""
+    stack = stacks.stack(*aligned)
+    if len(aligned) == 2:
+        interpolate: Interpolate = {"lerp": merge.lerp, "slerp": merge.slerp}[options.interpolate]
+        merged = interpolate(*aligned, weights[1])
+    else:
+        merged = merge.average(stack, jnp.asarray(weights))
+    if options.repair:
+        assert data is not None  # _options.check refuses it
+        batch_size = None if len(data.x) <= _BATCH_SIZE else _BATCH_SIZE
+        merged = merge.repair(arch, merged, stack, data.x, weights=jnp.asarray(weights), batch_size=batch_size)
+    return merged
+
+
+# --- private: the input ---------------------------------------------------------------------------------------------
+
+
+def _precision(stored: list[ArrayFile]) -> contextlib.AbstractContextManager[Any]:
+    """Enables float64 if an array of the files has it, and only then, since programs in float64 are slower."""
+    dtypes = {np.asarray(leaf).dtype for file in stored for leaf in jax.tree.leaves(file.arrays)}
+    return jax.enable_x64(True) if np.dtype(np.float64) in dtypes else contextlib.nullcontext()
+
+
+def _architecture(options: Common, first: ArrayFile) -> Architecture:
+    if options.arch == "auto":
+        if options.activation is None:
+            raise ValueError(
+                "The widths of a chain of dense layers follow from the file, its activation does not: pass "
+                f"--activation relu, or the architecture, like --arch {architecture.EXAMPLES['mlp']} or "
+                f"{architecture.EXAMPLES['siren']}."
+            )
+        return io.infer_mlp(first, options.activation)
+    if not options.arch.endswith(".json"):
+        return architecture.parse(options.arch, activation=options.activation)
+    if options.activation is not None:
+        raise ValueError(f"{options.arch} already holds the activations. Leave --activation out.")
+    try:
+        return architecture.from_json(json.loads(Path(options.arch).read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"{options.arch}: {error}") from error
+
+
+def _examples(path: Path, arch: Architecture, params: Params) -> LabeledExamples:
+    """The examples of a file, checked against the network."""
+    arrays = tensors.read(path)
+    if path.suffix != ".npz" or "x" not in arrays or arrays["x"].dtype.kind not in "fiub":
+        dtypes = {name: str(value.dtype) for name, value in arrays.items()}
+        raise ValueError(f"{path}: expected an .npz file with numbers x [N, ...]; it holds {dtypes}.")
+    x = jnp.asarray(arrays["x"], float)
+    try:
+        network.check_examples(arch, x)
+        _report.outputs(arch, params, x[:1])
+    except (TypeError, ValueError) as error:  # TypeError: a dense layer after images of another size
+        raise ValueError(f"{path}: x {x.shape} does not fit {arch.name!r}: {error}") from error
+    return LabeledExamples(x, arrays.get("y"))
+
+
+# --- private: the output --------------------------------------------------------------------------------------------
+
+
+def _neuron_layers(arch: Architecture) -> list[dict[str, Any]]:
+    return [{"name": n.name, "neurons": n.width, "group": n.scaling.value} for n in arch.neuron_layers]
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    state = "converged" if row["converged"] else "not converged"
+    similarity = f"{row['similarity_before']:.4f} -> {row['similarity_after']:.4f}"
+    print(f"{row['path']} -> {row['target']}")
+    print(f"  similarity  {similarity}; sweeps: {row['sweeps']}, {state}")
+    for name, layer in row["layers"].items():
+        low, high = layer["scales"]
+        print(
+            f"  {name:<12}{layer['neurons']} neurons: {layer['moved']} moved, {layer['flipped']} flipped, scales "
+            f"{low:.3g} to {high:.3g}"
+        )
+    print(f"  function    {_change_in_words(row['function_change'])}")
+
+
+def _change_in_words(change: float | None) -> str:
+    if change is None:
+        return "not compared: pass --data, since the architecture has no layers or its input size is unknown"
+    return f"preserved: changed by at most {change:.2g} of its largest output"
