@@ -75,10 +75,8 @@ default_role = "py:obj"
 
 # References inside the project must resolve; nothing is fetched from other projects' sites.
 nitpicky = True
-suppress_warnings = [
-    "myst-nb.lexer",  # a notebook names its language when it runs; --no-notebooks shows it plain
-    "toc.not_readable",
-]
+# A notebook names its language when it runs; --no-notebooks shows it plain.
+suppress_warnings = ["myst-nb.lexer"]
 nitpick_ignore_regex = [
     ("py:.*", r"(?s)(?!jax_scalegmn\b).*"),
     ("py:class", r"jax_scalegmn\.network\._forward\.State"),  # a type variable
