@@ -116,15 +116,27 @@ def chain(hidden, activation):
     ("members", "readout", "options"),
     [
         (chain([(5, 4), (3, 9)], "relu"), Readout.FULL_GRAPH, {"bidirectional": True}),
-        (chain([(5, 4), (3, 9)], "relu"), Readout.LAST_LAYER, {"bidirectional": True, "normalized": False}),
-        (chain([(5, 4), (3, 9)], "tanh"), Readout.FULL_GRAPH, {"normalized": False, "encoding_features": True}),
-        (chain([(5, 4), (3, 9)], ("tanh", "relu")), Readout.FULL_GRAPH, {}),
-        (chain([(5, 4), (3, 9)], "gelu"), Readout.DEEP_SET, {"bidirectional": True}),
+        pytest.param(
+            chain([(5, 4), (3, 9)], "relu"),
+            Readout.LAST_LAYER,
+            {"bidirectional": True, "normalized": False},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            chain([(5, 4), (3, 9)], "tanh"),
+            Readout.FULL_GRAPH,
+            {"normalized": False, "encoding_features": True},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(chain([(5, 4), (3, 9)], ("tanh", "relu")), Readout.FULL_GRAPH, {}, marks=pytest.mark.slow),
+        pytest.param(
+            chain([(5, 4), (3, 9)], "gelu"), Readout.DEEP_SET, {"bidirectional": True}, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda value: value[0].name if isinstance(value, tuple) else None,
 )
 def test_padding_changes_nothing(members, readout, options):
-    """Where bucket and member have one depth, the same variables give the same embedding, padded or not."""
+    """Where bucket and member have one depth, the same variables compute the same embedding, padded or not."""
     with support.precision("float64"):
         bucket, arch = Bucket(members, multiple=8), members[0]
         padding, own = encoder_of(bucket, readout, **options), encoder_of(arch, readout, **options)

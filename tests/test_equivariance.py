@@ -1,7 +1,7 @@
-"""What a network's group does to it, every model follows: group by direction by head by architecture by options.
+"""Models follow the group of the network that they read: architecture by direction by head by options.
 
 A case is compiled once for a batch of networks with variables of their own, and every claim is checked on it: features
-behind every layer and edited networks move with the network, embeddings stay, the plain edge-by-edge implementation
+after every layer and edited networks move with the network, embeddings stay, the plain edge-by-edge implementation
 computes the same, no parameter is idle.
 """
 
@@ -76,7 +76,7 @@ def case(name, direction, head, **options):
 
 ABSOLUTE = {"canonical": Canonical.ABSOLUTE}
 NO_ENCODING = {"node_encoding": False, "edge_encoding": False}
-# Every two values of different columns stand together in some case, where they can.
+# Every two values of different columns occur together in some case, where they can. FAST ones run without -m slow.
 CASES = [
     case("siren", "forward", "full_graph"),
     case("siren", "both", "last_layer", io=IO.SEPARATE, edge_encoding=False, **ABSOLUTE),
@@ -102,23 +102,33 @@ CASES = [
     case("siren, restricted", "both", "deep_set", normalized=False),
     case("relu cnn, restricted", "both", "editor", **NO_ENCODING),
 ]
-IN_BOTH_PRECISIONS = {
-    *(one for one in CASES if one.name.startswith("re") and one.head == "full_graph"),
-    CASES[0],
+FAST = {
+    case("siren", "forward", "full_graph"),
+    case("tanh cnn", "both", "full_graph", io=IO.SEPARATE, **NO_ENCODING),
+    case("relu mlp", "both", "full_graph"),
+    case("relu cnn", "forward", "editor", io=IO.SHARED, message_layers=2),
+    case("mixed mlp", "both", "last_layer", normalized=False, encoding_features=True),
+    case("residual relu", "both", "editor"),
+    case("gelu mlp", "forward", "full_graph"),
+    case("siren, restricted", "both", "deep_set", normalized=False),
 }
+IN_BOTH_PRECISIONS = {case("siren", "forward", "full_graph"), case("relu mlp", "both", "full_graph")}
 
 
 def all_cases():
-    """The whole product of architecture, direction, head and rule, the other options drawn for each."""
+    """The whole product of architecture, direction and head; the rule runs through, the other options are drawn."""
     draw = random.Random(0)
-    for name, direction, head, io in itertools.product(ARCHITECTURES, ("forward", "both"), HEADS, IO):
-        plain = not graph.topology(ARCHITECTURES[name]).is_under(*graph.SCALED)
-        if (plain and io is not IO.GATE) or (head == "deep_set" and not plain):
+    rules = tuple(IO)
+    for (i, name), (j, direction), (k, head) in itertools.product(
+        *(list(enumerate(values)) for values in (ARCHITECTURES, ("forward", "both"), HEADS))
+    ):
+        plain = not graph.topology(ARCHITECTURES[name]).has_scales
+        if head == "deep_set" and not plain:
             continue
         options = {name: draw.random() < 0.5 for name in ("node_encoding", "edge_encoding", "skip", "normalized")}
         if not plain:
             options |= {
-                "io": io,
+                "io": rules[(i + j + k) % len(rules)],
                 "canonical": draw.choice([Canonical.SYMMETRIZED, Canonical.ABSOLUTE]),
                 "message_layers": draw.choice([1, 2]),
                 "update_layers": draw.choice([1, 2]),
@@ -131,20 +141,29 @@ SLOW = pytest.mark.slow
 EVERY_CASE = list(dict.fromkeys([*CASES, *all_cases()]))
 
 
+def test_every_rule_occurs_with_every_architecture_direction_and_head():
+    scaled = [one for one in EVERY_CASE if graph.topology(one.arch).has_scales]
+    for column in ("name", "bidirectional", "head"):
+        pairs = {(getattr(one, column), one.model.gmn.io) for one in scaled}
+        assert pairs == set(itertools.product({getattr(one, column) for one in scaled}, IO))
+
+
 def marked(cases):
-    return [pytest.param(one, marks=() if one in CASES else SLOW) for one in cases]
+    return [pytest.param(one, marks=() if one in FAST else SLOW) for one in cases]
 
 
 every_case = pytest.mark.parametrize("case", marked(EVERY_CASE), ids=str)
 every_encoder = pytest.mark.parametrize("case", marked(one for one in EVERY_CASE if one.head != "editor"), ids=str)
+# In float32 those of CASES alone.
 every_case_and_dtype = pytest.mark.parametrize(
     ("case", "dtype"),
     [
         pytest.param(
-            one, dtype, marks=() if one in IN_BOTH_PRECISIONS or (one in CASES and dtype == "float64") else SLOW
+            one, dtype, marks=() if one in IN_BOTH_PRECISIONS or (one in FAST and dtype == "float64") else SLOW
         )
         for one in EVERY_CASE
         for dtype in TOLERANCE
+        if one in CASES or dtype == "float64"
     ],
     ids=str,
 )
@@ -168,7 +187,7 @@ def compiled_reader(case, dtype):
             return model.apply(variables, params, method="delta"), []
         z, kept = model.apply(variables, params, capture_intermediates=is_kept, mutable=["intermediates"])
         kept = kept["intermediates"]["gmn"]
-        behind = [kept[f"layer_{index}"]["__call__"][0] for index in range(model.gmn.num_layers)]
+        layers = [kept[f"layer_{index}"]["__call__"][0] for index in range(model.gmn.num_layers)]
         whole = in_blocks(graph.topology(arch), kept["__call__"][0])
         values = [
             (
@@ -176,7 +195,7 @@ def compiled_reader(case, dtype):
                 [_layers.value(e) for e in state.edges],
                 [_layers.value(e) for e in state.backward if case.bidirectional],
             )
-            for state in behind
+            for state in layers
         ]
         return z, [*values, (*whole, [])]
 
@@ -251,7 +270,7 @@ def worst_deviation(case, read, params, variables, group, dtype, elements=None):
 
 @every_case_and_dtype
 def test_outcomes_and_features_follow_the_group(case, dtype):
-    """Embeddings are invariant; features behind every layer, forward and backward, and edits are equivariant."""
+    """Embeddings are invariant; features after every layer, forward and backward, and edits are equivariant."""
     with support.precision(dtype):
         read, params, variables = reader(case, dtype)
         assert worst_deviation(case, read, params, variables, support.GROUPS["PD"], dtype) < TOLERANCE[dtype]
@@ -262,7 +281,7 @@ def test_outcomes_and_features_follow_the_group(case, dtype):
 
 @pytest.mark.parametrize("name", support.HAND_WRITTEN)
 def test_hand_written_descriptions_are_right(name):
-    """Their function is the same behind every element, and not if one vector's power is wrong."""
+    """Their function is the same after every element, and not if one vector's power is wrong."""
     arch, apply = support.HAND_WRITTEN[name]
     params, x = support.random_params(arch), jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), "float32")
     assert testing.assert_function_preserved(arch, apply, params, x, samples=3) < 1e-5
@@ -317,9 +336,9 @@ def assert_breaks(case, broken, whole):
     ("damage", "broken", "whole"),
     [
         (constant_in_message, "D", "P"),
-        (uneven_map, "D", "P"),
+        pytest.param(uneven_map, "D", "P", marks=SLOW),
         (type_per_hidden_neuron, "P", "D"),
-        (last_types_in_wrong_order, "P", "D"),
+        pytest.param(last_types_in_wrong_order, "P", "D", marks=SLOW),
     ],
 )
 def test_a_wrong_model_fails_the_same_check(damage, broken, whole, monkeypatch):
@@ -332,8 +351,8 @@ def test_a_wrong_model_fails_the_same_check(damage, broken, whole, monkeypatch):
     "case",
     [
         case("tanh mlp", "forward", "full_graph", num_layers=1, canonical=Canonical.ABLATED),
-        case("relu mlp", "forward", "full_graph", num_layers=1, canonical=Canonical.ABLATED),
-        case("relu mlp", "both", "full_graph", num_layers=1, parity=True),
+        pytest.param(case("relu mlp", "forward", "full_graph", num_layers=1, canonical=Canonical.ABLATED), marks=SLOW),
+        pytest.param(case("relu mlp", "both", "full_graph", num_layers=1, parity=True), marks=SLOW),
     ],
     ids=str,
 )
@@ -358,7 +377,9 @@ def test_encoders_equal_their_plain_form(case):
         assert support.deviation(z, jax.jit(plain(case))(variables, params)) < 1e-12
 
 
-@pytest.mark.parametrize("case", [case("siren", "forward", "full_graph", num_layers=1), CASES[6]], ids=str)
+@pytest.mark.parametrize(
+    "case", [case("siren", "forward", "full_graph", num_layers=1), pytest.param(CASES[6], marks=SLOW)], ids=str
+)
 def test_gradients_equal_those_of_the_plain_form(case):
     """In the variables and in the params."""
     with support.precision("float64"):
@@ -383,8 +404,20 @@ def wide_elements(arch, dtype):
     return elements._replace(scale={name: scale.astype(dtype) for name, scale in scales.items()})
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("case", RESCALED, ids=str)
+def marked_in_both(cases):
+    """(case, dtype), those that other fast tests have compiled unmarked."""
+    return pytest.mark.parametrize(
+        ("case", "dtype"),
+        [
+            pytest.param(one, dtype, marks=() if one in IN_BOTH_PRECISIONS else SLOW)
+            for one in cases
+            for dtype in TOLERANCE
+        ],
+        ids=str,
+    )
+
+
+@marked_in_both(RESCALED)
 def test_embeddings_survive_rescalings_of_twelve_orders_of_magnitude(case, dtype):
     with support.precision(dtype):
         read, params, variables = reader(case, dtype)
@@ -430,8 +463,7 @@ def degenerate(arch, dtype):
     }
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("case", [*RESCALED, CASES[0]], ids=str)
+@marked_in_both([*RESCALED, CASES[0]])
 def test_degenerate_networks_are_read_and_invariant(case, dtype):
     """Zeros, dead units and extreme weights; padded kernels are zeros too."""
     with support.precision(dtype):
@@ -447,7 +479,10 @@ def test_degenerate_networks_are_read_and_invariant(case, dtype):
 
 @pytest.mark.parametrize(
     "case",
-    [case("relu cnn", "both", "full_graph"), case("residual relu", "both", "full_graph", num_layers=1)],
+    [
+        pytest.param(case("relu cnn", "both", "full_graph"), marks=SLOW),
+        case("residual relu", "both", "full_graph", num_layers=1),
+    ],
     ids=str,
 )
 def test_degenerate_networks_have_finite_gradients(case):

@@ -1,4 +1,4 @@
-"""Imported models give the published numbers: every case of tests/golden and of the folder JAX_SCALEGMN_GOLDEN."""
+"""Imported models compute the published numbers: every case of tests/golden and of the folder JAX_SCALEGMN_GOLDEN."""
 
 import functools
 import json
@@ -74,8 +74,8 @@ def images(name: str, dtype: str) -> jax.Array:
 
 def loss_of(name: str, model: models.Autoencoder, dtype: str) -> Any:
     if "in/images" in golden(name):
-        return losses.distillation_loss(model, images(name, dtype))
-    return losses.autoencoder_loss(model, size=(28, 28))
+        return losses.distillation(model, images(name, dtype))
+    return losses.inr_reconstruction(model, size=(28, 28))
 
 
 def mean_loss(loss_fn: Any) -> Any:

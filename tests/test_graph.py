@@ -40,17 +40,17 @@ def test_counts_of_the_published_networks(arch, nodes, edges, node_types, edge_t
     assert len(np.unique(np.concatenate([np.unique(block.types) for block in topo.blocks]))) == edge_types
 
 
-def test_edges_stand_by_layer_pair_sender_receiver(arch, params):
-    """In the blocks' slices, each reshaping to [senders, receivers]."""
+def test_edges_are_ordered_by_layer_pair_sender_receiver(arch, params):
+    """In the blocks' slices, each of which reshapes to [senders, receivers]."""
     built, topo = graph.from_params(arch, params), graph.topology(arch)
     expected, start = [], 0
     for block, first, second in zip(topo.blocks, arch.neuron_layers[:-1], arch.neuron_layers[1:], strict=True):
-        behind = start + first.width
-        expected += [(start + i, behind + j) for i in range(first.width) for j in range(second.width)]
+        stop = start + first.width
+        expected += [(start + i, stop + j) for i in range(first.width) for j in range(second.width)]
         assert (block.sender, block.receiver, block.shape) == (first.name, second.name, (first.width, second.width))
         assert block.edges == slice(len(expected) - first.width * second.width, len(expected))
-        assert topo.nodes[second.name] == slice(behind, behind + second.width)
-        start = behind
+        assert topo.nodes[second.name] == slice(stop, stop + second.width)
+        start = stop
     np.testing.assert_array_equal(np.stack([built.senders, built.receivers], 1), expected)
 
 
@@ -74,8 +74,8 @@ def test_types_are_per_input_per_hidden_layer_and_per_output():
     assert types == [[[0] * 3, [1] * 3], [[2] * 4] * 3, [[3, 4]] * 4]
 
 
-def test_convolutions_have_input_features_0_and_centred_kernels():
-    """A small kernel is zero-padded symmetrically (the odd zero behind); a dense scalar stands in slot 0."""
+def test_convolutions_have_input_features_0_and_centered_kernels():
+    """A small kernel is zero-padded symmetrically (the odd zero at the end); a dense scalar is stored in slot 0."""
     arch = sg.cnn((1, 1, 1, 1), 1, kernel_size=(4, 3, 2))
     params = support.random_params(arch)
     built = graph.from_params(arch, params)
@@ -100,7 +100,7 @@ def test_a_flattened_map_is_one_edge_a_channel():
 
 
 def test_is_a_valid_jraph_graph(arch, params):
-    """jraph batches two of them and gives them back."""
+    """jraph batches two of them and takes them apart again."""
     first = graph.from_params(arch, params)
     second = graph.from_params(arch, support.random_params(arch, seed=1))
     both = jraph.batch([first, second])

@@ -1,4 +1,4 @@
-"""Networks and models from PyTorch compute what they did there; imported models give the published numbers."""
+"""Networks and models from PyTorch compute what they did there; imported models have the published options."""
 
 import re
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_a_flattening_cnn_computes_what_it_did_in_pytorch():
     assert abs(apply(params, images) - expected).max() > 1e-2, "the order of the flattened map makes no difference"
 
 
-def test_the_weight_may_stand_behind_its_bias():
+def test_the_weight_may_follow_its_bias():
     state_dict = tensors.read(FIXTURES / "siren.pt")
     by_name = io.from_torch(SMALL, dict(sorted(state_dict.items())))
     assert jax.tree.all(jax.tree.map(np.array_equal, by_name, io.from_torch(SMALL, state_dict)))

@@ -1,19 +1,10 @@
 """Networks that read networks: graphs, ScaleGMN, its heads, and baselines."""
 
 from jax_scalegmn.models import baselines, graph, published, reference
-from jax_scalegmn.models._heads import (
-    Autoencoder,
-    Decoder,
-    Editor,
-    Encoder,
-    Readout,
-    abstract_variables,
-    as_json,
-    autoencoder,
-    from_json,
-)
+from jax_scalegmn.models._descriptions import abstract_variables, as_json, from_json, match_size, num_parameters
+from jax_scalegmn.models._heads import Autoencoder, Decoder, Editor, Encoder, Readout, autoencoder
 from jax_scalegmn.models._layers import IO, Canonical
-from jax_scalegmn.models._scalegmn import ScaleGMN
+from jax_scalegmn.models._scalegmn import Output, ScaleGMN
 
 __all__ = [
     "IO",
@@ -22,6 +13,7 @@ __all__ = [
     "Decoder",
     "Editor",
     "Encoder",
+    "Output",
     "Readout",
     "ScaleGMN",
     "abstract_variables",
@@ -30,6 +22,8 @@ __all__ = [
     "baselines",
     "from_json",
     "graph",
+    "match_size",
+    "num_parameters",
     "published",
     "reference",
 ]

@@ -1,19 +1,18 @@
-"""Networks that read networks: the ScaleGMN, and on it an invariant encoder, an editor and an autoencoder.
+"""Heads on a ScaleGMN: an invariant encoder, an editor, and an autoencoder with its decoder.
 
 Every model is written for one network; `jax.vmap` makes it one for many:
 
     model = autoencoder(arch, features=32)
     variables = model.init(key, params)
-    decoded = jax.vmap(lambda p: model.apply(variables, p))(stack)
+    decoded = jax.vmap(lambda params: model.apply(variables, params))(stack)
 
 The symmetry that a model follows is that of its architecture. With `architecture.restrict(arch,
 Scaling.PERMUTATION)` it is the permutation-only metanetwork of the literature.
 """
 
-import dataclasses
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,35 +25,52 @@ from jaxtyping import Array, Float
 from jax_scalegmn import architecture
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.models import graph
-from jax_scalegmn.models._layers import IO, MLP, PUBLISHED_NORM_EPSILON, Canonical, Groups, ScaleInvariant
-from jax_scalegmn.models._message_passing import by_rule, join, rules
+from jax_scalegmn.models._layers import MLP, PUBLISHED_NORM_EPSILON, Groups, ScaleInvariant
+from jax_scalegmn.models._message_passing import Nodes, by_rule, join, rules
 from jax_scalegmn.models._scalegmn import Output, ScaleGMN
-from jax_scalegmn.models.graph import Bucket, Readable
+from jax_scalegmn.models.graph import Bucket, Mask, Readable, Topology
 from jax_scalegmn.types import Params
 
 
 class Readout(enum.Enum):
-    """How an encoder comes from node features to one vector (arXiv 2406.10685, section 5)."""
+    """How an encoder turns node features into one vector (arXiv 2406.10685, section 5).
+
+    >>> import jax_scalegmn as sg
+    >>> gmn = sg.ScaleGMN(sg.siren((2, 8, 8, 1)), features=16)
+    >>> sg.Encoder(gmn, readout=sg.models.Readout.LAST_LAYER).readout.value
+    'last_layer'
+    """
 
     FULL_GRAPH = "full_graph"
     """mlp([sum over hidden neurons of ScaleInv(h), h of every input and output neuron])."""
     LAST_LAYER = "last_layer"
-    """mlp of the outputs' features; if bidirectional, of linear maps of the outputs' and of the inputs'."""
+    """mlp of the output neurons' features; if bidirectional, of linear maps of theirs and of the inputs'."""
     DEEP_SET = "deep_set"
     """mlp(sum over all neurons of mlp(h)): for networks with permutations only."""
 
 
 class Encoder(nn.Module):
-    """An invariant embedding of a network: every member of an orbit has the same one (arXiv 2511.12601, section 3).
+    """An invariant embedding of a network: all members of an orbit have the same one (arXiv 2511.12601, section 3).
+
+        z = mlp([sum over hidden neurons of ScaleInv(h), h of every input and output neuron])
 
     With `latent` classes it is a classifier, with `latent=1` a regressor.
 
     Attributes:
-      gmn: reads the network.
-      latent: entries of the embedding; None for the features of `gmn`.
-      readout: from node features to the embedding.
-      scales: the usual size of every parameter's entries, in the order of `arch.parameters` (`zoo.scales`), divided
-        out before the graph is built; a positive number each, so no symmetry is lost. None: weights as they come.
+      gmn: The model that reads the network.
+      latent: The number of entries of the embedding; None for the features of `gmn`.
+      readout: How node features become the embedding.
+      scales: The usual size of every parameter's entries, in the order of `arch.parameters` (`zoo.scales`), divided
+        out before the graph is built; all are positive, so no symmetry is lost. None: weights unchanged.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> model = sg.Encoder(sg.ScaleGMN(arch, features=4, num_layers=1), latent=3)
+    >>> params = sg.architecture.abstract_params(arch)
+    >>> z, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), params)
+    >>> z.shape
+    (3,)
     """
 
     gmn: ScaleGMN
@@ -64,11 +80,11 @@ class Encoder(nn.Module):
 
     @property
     def arch(self) -> Readable:
-        """What it reads."""
+        """The architecture, or the bucket of several, whose networks it reads."""
         return self.gmn.arch
 
     def __call__(self, params: Params, *, train: bool = False) -> Float[Array, " latent"]:
-        """The embedding of one network of `arch`."""
+        """The embedding of one network of `arch`; training with dropout needs `rngs={"dropout": key}`."""
         arch = _one_architecture(self.arch, "Encoder reads params of one architecture: call method='read' on a graph")
         return self._read(graph.from_params(arch, _divided(arch, params, self.scales)), train=train)
 
@@ -76,7 +92,7 @@ class Encoder(nn.Module):
         """The embedding of one network's graph, of `graph.from_params` with the encoder's bucket if it has one.
 
         Raises:
-          ValueError: if the encoder has scales, which are for params: divide them out before the graph is built.
+          ValueError: If the encoder has scales, which are for params: divide them out before the graph is built.
         """
         if self.scales is not None:
             raise ValueError("An Encoder with scales reads params, not graphs: call it, or make it with scales=None.")
@@ -85,48 +101,56 @@ class Encoder(nn.Module):
     @nn.compact
     def _read(self, graph_in: jraph.GraphsTuple, *, train: bool) -> Float[Array, " latent"]:
         gmn, topo = self.gmn, graph.topology(self.arch)
-        hidden, latent = gmn.hidden or gmn.features, self.latent or gmn.features
-        ends = self.readout is Readout.LAST_LAYER
-        read = gmn(graph_in, train=train, output=Output.ENDS if ends else Output.FEATURES)
-        nodes = {name: read.nodes[where] for name, where in topo.nodes.items()}
-        if ends:
-            joint = jnp.concatenate([nodes[name] for name in nodes if name in topo.outputs]).reshape(-1)
-            if gmn.bidirectional:
-                inputs = jnp.concatenate([nodes[name] for name in nodes if name in topo.inputs]).reshape(-1)
-                parts = (("outputs", joint), ("inputs", inputs))
-                joint = jnp.concatenate(
-                    [nn.Dense(gmn.features, dtype=gmn.dtype, name=name)(part) for name, part in parts]
-                )
-        elif self.readout is Readout.DEEP_SET:
-            if topo.is_under(*graph.SCALED):
-                raise ValueError(
-                    f"The DEEP_SET readout is for permutations only; {self.arch.name!r} has scale symmetries. Use "
-                    "FULL_GRAPH, or restrict the architecture to Scaling.PERMUTATION."
-                )
-            local = MLP(gmn.features, hidden, gmn.features, dtype=gmn.dtype, name="local")(read.nodes)
-            joint = self._sum(local, None if read.globals is None else read.globals.nodes)
-        else:
-            invariant = ScaleInvariant(
-                gmn.features,
-                hidden,
-                gmn.features,
-                gmn.canonical,
-                PUBLISHED_NORM_EPSILON if gmn.parity else 0.0,
-                dtype=gmn.dtype,
-                name="invariant",
+        output = Output.ENDS if self.readout is Readout.LAST_LAYER else Output.FEATURES
+        features = gmn(graph_in, train=train, output=output)
+        nodes = {name: features.nodes[where] for name, where in topo.nodes.items()}
+        mask: Mask | None = graph_in.globals
+        match self.readout:
+            case Readout.LAST_LAYER:
+                joint = self._ends(topo, nodes)
+            case Readout.DEEP_SET:
+                joint = self._deep_set(topo, features.nodes, mask)
+            case Readout.FULL_GRAPH:
+                joint = self._full_graph(topo, nodes, mask)
+        latent = self.latent or gmn.features
+        return MLP(joint.shape[0], gmn.hidden or gmn.features, latent, dtype=gmn.dtype, name="mlp")(joint)
+
+    def _ends(self, topo: Topology, nodes: Nodes) -> Array:
+        """The features of the output neurons; if bidirectional, linear maps of theirs and of the input neurons'."""
+        outputs = _flat(nodes, topo.outputs)
+        if not self.gmn.bidirectional:
+            return outputs
+        parts = {"outputs": outputs, "inputs": _flat(nodes, topo.inputs)}
+        maps = {name: nn.Dense(self.gmn.features, dtype=self.gmn.dtype, name=name) for name in parts}
+        return jnp.concatenate([maps[name](part) for name, part in parts.items()])
+
+    def _deep_set(self, topo: Topology, nodes: Array, mask: Mask | None) -> Array:
+        """The sum over all neurons of an mlp of their features."""
+        if topo.has_scales:
+            raise ValueError(
+                f"The DEEP_SET readout is for permutations only; {self.arch.name!r} has scale symmetries. Use "
+                "FULL_GRAPH, or restrict the architecture to Scaling.PERMUTATION."
             )
-            found = {name: rule for name, rule in rules(topo, read.globals).items() if isinstance(rule, Groups)}
-            groups = by_rule(found, tuple(found))
-            inner = jnp.concatenate([invariant(join(nodes, names), found[names[0]]) for names in groups])
-            present = None
-            if read.globals is not None:
-                present = jnp.concatenate([read.globals.nodes[topo.nodes[name]] for names in groups for name in names])
-            outer = jnp.concatenate([nodes[name] for name in nodes if name in topo.io]).reshape(-1)
-            joint = jnp.concatenate([self._sum(inner, present), outer])
-        return MLP(joint.shape[0], hidden, latent, dtype=gmn.dtype, name="mlp")(joint)
+        features, hidden = self.gmn.features, self.gmn.hidden or self.gmn.features
+        local = MLP(features, hidden, features, dtype=self.gmn.dtype, name="local")(nodes)
+        return self._sum(local, None if mask is None else mask.nodes)
+
+    def _full_graph(self, topo: Topology, nodes: Nodes, mask: Mask | None) -> Array:
+        """The sum over hidden neurons of ScaleInv(h), followed by the features of the input and output neurons."""
+        gmn = self.gmn
+        sizes = gmn.features, gmn.hidden or gmn.features, gmn.features
+        epsilon = PUBLISHED_NORM_EPSILON if gmn.parity else 0.0
+        invariant = ScaleInvariant(*sizes, gmn.canonical, epsilon, dtype=gmn.dtype, name="invariant")
+        hidden = {name: rule for name, rule in rules(topo, mask).items() if isinstance(rule, Groups)}
+        alike = by_rule(hidden, tuple(hidden))
+        inner = jnp.concatenate([invariant(join(nodes, names), hidden[names[0]]) for names in alike])
+        present = None
+        if mask is not None:
+            present = jnp.concatenate([mask.nodes[topo.nodes[name]] for names in alike for name in names])
+        return jnp.concatenate([self._sum(inner, present), _flat(nodes, topo.io)])
 
     def _sum(self, rows: Array, present: Array | None) -> Array:
-        """The sum over the nodes that are there, over the root of their number where the model is normalized."""
+        """The sum over the nodes that exist, over the root of their number where the model is normalized."""
         total = rows.sum(0) if present is None else jnp.where(present[:, None], rows, 0).sum(0)
         if not self.gmn.normalized:
             return total
@@ -137,10 +161,21 @@ class Encoder(nn.Module):
 class Editor(nn.Module):
     """An equivariant map from networks to networks: params + learned scale * delta (arXiv 2406.10685, section 5).
 
+    A network that is permuted, flipped or rescaled has its edited network permuted, flipped or rescaled alike.
+
     Attributes:
-      gmn: reads the network and writes the delta.
-      out_scale: of the delta at initialization, one learned factor a parameter; published: 0.01.
-      scales: as `Encoder.scales`; the delta is multiplied by them.
+      gmn: The model that reads the network and computes the delta.
+      out_scale: The factor of the delta at initialization, one learned factor a parameter; published: 0.01.
+      scales: As `Encoder.scales`; the delta is multiplied by them.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 4, 1))
+    >>> model = sg.Editor(sg.ScaleGMN(arch, features=4, num_layers=1))
+    >>> params = sg.architecture.abstract_params(arch)
+    >>> edited, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), params)
+    >>> edited["Dense_0"]["kernel"].shape
+    (2, 4)
     """
 
     gmn: ScaleGMN
@@ -149,7 +184,7 @@ class Editor(nn.Module):
 
     @property
     def arch(self) -> Readable:
-        """What it reads and writes."""
+        """The architecture of the networks that it reads and writes."""
         return self.gmn.arch
 
     def __call__(self, params: Params, *, train: bool = False) -> dict[str, Any]:
@@ -159,7 +194,7 @@ class Editor(nn.Module):
 
     @nn.compact
     def delta(self, params: Params, *, train: bool = False) -> dict[str, Any]:
-        """What is added to the network."""
+        """The change that is added to the network."""
         arch = _one_architecture(self.arch, "Editor writes params of one architecture")
         divided = _divided(arch, params, self.scales)
         written = self.gmn(graph.from_params(arch, divided), train=train, output=Output.PARAMETERS)
@@ -173,20 +208,30 @@ class Editor(nn.Module):
             _checked_scales(arch, self.scales),
             strict=True,
         ):
-            # The delta follows a rescaling; a vector that goes against it needs one that does too.
+            # The delta follows a rescaling; a vector that goes against it needs a delta that goes against it, too.
             against = len(parameter.neuron_axes) == 1 and parameter.neuron_axes[0].power < 0
             values.append((jnp.square(own) * delta if against else delta) * factor * scale)
         return architecture.pack(arch, values)
 
 
 class Decoder(nn.Module):
-    """An mlp from an embedding to the params of a network: silu, no normalization (arXiv 2511.12601, section 3).
+    """An mlp from an embedding to the params of a network (arXiv 2511.12601, section 3).
+
+    Its activation is silu, and it has no normalization.
 
     Attributes:
-      arch: of the networks that it writes.
-      hidden: widths of the hidden layers.
-      scales: multiplied onto every parameter, as `Encoder.scales`. With them, the last bias starts as a random
-        network of that size, since a network of zeros is a saddle point of the loss. None: plain.
+      arch: The architecture of the networks that it writes.
+      hidden: The widths of the hidden layers.
+      scales: Multiplied onto every parameter, as `Encoder.scales`. With them, the last bias starts as a random
+        network of that size, since a network of zeros is a saddle point of the loss. None: not multiplied.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> model = sg.Decoder(sg.siren((2, 4, 1)), hidden=(8,))
+    >>> params, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.ones(3))
+    >>> params["Dense_0"]["kernel"].shape
+    (2, 4)
     """
 
     arch: Architecture
@@ -195,6 +240,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Float[Array, " latent"]) -> dict[str, Any]:
+        """The params that an embedding decodes to."""
         for index, width in enumerate(self.hidden):
             z = nn.silu(nn.Dense(width, name=f"dense_{index}")(z))
         bias_init = nn.initializers.zeros if self.scales is None else nn.initializers.normal(1.0)
@@ -213,14 +259,30 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder: maps every member of an orbit to one canonical network (arXiv 2511.12601)."""
+    """Encoder and decoder: maps all members of an orbit to one canonical network (arXiv 2511.12601).
+
+        decoded = decoder(encoder(params))
+
+    Attributes:
+      encoder: From a network to its embedding.
+      decoder: From an embedding to a network.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> model = sg.autoencoder(arch, features=4, num_layers=1)
+    >>> params = sg.architecture.abstract_params(arch)
+    >>> decoded, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), params)
+    >>> decoded["Dense_1"]["kernel"].shape
+    (4, 1)
+    """
 
     encoder: Encoder
     decoder: Decoder
 
     @property
     def arch(self) -> Architecture:
-        """Of the networks that it reads and writes."""
+        """The architecture of the networks that it reads and writes."""
         return self.decoder.arch
 
     def __call__(self, params: Params, *, train: bool = False) -> dict[str, Any]:
@@ -246,15 +308,23 @@ def autoencoder(
     scales: tuple[float, ...] | None = None,
     **options: Any,
 ) -> Autoencoder:
-    """The autoencoder of one architecture, with the published decoder of widths (2 d, 4 d) unless they are given.
+    """The autoencoder of one architecture, as published (arXiv 2511.12601) unless options say otherwise.
 
     Args:
-      arch: of the networks.
-      features: d, of the ScaleGMN.
-      latent, readout: as `Encoder`.
-      decoder_hidden: as `Decoder.hidden`.
-      scales: of encoder and decoder.
-      options: further attributes of `ScaleGMN`.
+      arch: The networks' architecture.
+      features: d, the number of features of the ScaleGMN.
+      latent, readout: As `Encoder`.
+      decoder_hidden: As `Decoder.hidden`; None for the published widths (2 d, 4 d).
+      scales: As `Encoder.scales`, for encoder and decoder.
+      options: Further attributes of `ScaleGMN`.
+
+    Returns:
+      The linen module; `init` and `apply` take one network's params.
+
+    >>> import jax_scalegmn as sg
+    >>> model = sg.autoencoder(sg.siren((2, 32, 32, 1)), features=64, num_layers=3)
+    >>> model.decoder.hidden, model.encoder.gmn.num_layers
+    ((128, 256), 3)
     """
     hidden = (2 * features, 4 * features) if decoder_hidden is None else tuple(decoder_hidden)
     return Autoencoder(
@@ -262,77 +332,12 @@ def autoencoder(
     )
 
 
-def abstract_variables(model: nn.Module) -> Any:
-    """The shapes of a model's variables, from its own description; nothing is computed.
-
-    Raises:
-      ValueError: for a Decoder alone, whose input is not part of its description.
-    """
-    arch: Readable = model.arch
-    if isinstance(model, Decoder):
-        raise ValueError("A Decoder alone does not know its input; describe the Autoencoder.")
-    member = arch.members[0] if isinstance(arch, Bucket) else arch
-    params = architecture.pack(
-        member, [jax.ShapeDtypeStruct(member.shape(parameter), jnp.float32) for parameter in member.parameters]
-    )
-    bucket = arch if isinstance(arch, Bucket) else None
-    if not (isinstance(model, ScaleGMN) or bucket):
-        return jax.eval_shape(model.init, jax.random.key(0), params)
-
-    def init(params: Params) -> Any:
-        built = graph.from_params(member, params, bucket=bucket)
-        return model.init(jax.random.key(0), built, method=None if isinstance(model, ScaleGMN) else "read")
-
-    return jax.eval_shape(init, params)
-
-
-def as_json(model: nn.Module) -> dict[str, Any]:
-    """A model's configuration as plain JSON values, for checkpoints; `from_json` reads it."""
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
-    return {"type": type(model).__name__, **{name: _to_json(field) for name, field in fields.items()}}
-
-
-def from_json(description: Mapping[str, Any]) -> nn.Module:
-    """The model that `as_json` described.
-
-    Raises:
-      ValueError: if the description is not one of a model of this module.
-    """
-    kinds = {kind.__name__: kind for kind in (ScaleGMN, Encoder, Editor, Decoder, Autoencoder)}
-    enums = {"canonical": Canonical, "io": IO, "readout": Readout}
-    fields: dict[str, Any] = {}
-    try:
-        for name, given in description.items():
-            if name == "arch" and "members" in given:
-                members = tuple(architecture.from_json(member) for member in given["members"])
-                fields[name] = Bucket(members, given["multiple"])
-            elif name == "arch":
-                fields[name] = architecture.from_json(given)
-            elif isinstance(given, Mapping):
-                fields[name] = from_json(given)
-            elif name in enums:
-                fields[name] = enums[name](given)
-            else:
-                fields[name] = tuple(given) if isinstance(given, list) else given
-        return kinds[fields.pop("type")](**fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"This is no description of a model ({error!r}): expected the JSON of models.as_json for one of "
-            f"{sorted(kinds)}, got {str(description)[:200]!r}. The checkpoint is foreign or of another version."
-        ) from error
-
-
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _to_json(field: Any) -> Any:
-    if isinstance(field, nn.Module):
-        return as_json(field)
-    if isinstance(field, Bucket):
-        return {"members": [member.as_json() for member in field.members], "multiple": field.multiple}
-    if isinstance(field, Architecture):
-        return field.as_json()
-    return field.value if isinstance(field, enum.Enum) else field
+def _flat(nodes: Nodes, names: frozenset[str]) -> Array:
+    """The features of some neuron layers as one vector."""
+    return jnp.concatenate([h for name, h in nodes.items() if name in names]).reshape(-1)
 
 
 def _one_architecture(arch: Readable, what: str) -> Architecture:

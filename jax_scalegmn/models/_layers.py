@@ -23,7 +23,13 @@ PUBLISHED_NORM_EPSILON = 1e-10  # added to every norm in the published code, whi
 
 
 class Canonical(enum.Enum):
-    """How a feature x loses the group element that it carries."""
+    """The canonical map c(x): how a feature x loses the group element that it carries.
+
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 8, 8, 1))
+    >>> sg.ScaleGMN(arch, features=16, canonical=sg.models.Canonical.ABSOLUTE).canonical.value
+    'absolute'
+    """
 
     SYMMETRIZED = "symmetrized"
     """Signs by rho(x) + rho(-x), positive scales by x / |x| (arXiv 2406.10685, section 5 and appendix)."""
@@ -34,7 +40,12 @@ class Canonical(enum.Enum):
 
 
 class IO(enum.Enum):
-    """The rule for inputs and outputs, on which no group acts."""
+    """The rule for input and output neurons, on which no group acts.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.ScaleGMN(sg.cnn((1, 8, 8), 10), features=16, io=sg.models.IO.SHARED).io.value
+    'shared'
+    """
 
     GATE = "gate"
     """(x @ gamma) * mlp(x): a free gate (published for INRs)."""
@@ -44,21 +55,21 @@ class IO(enum.Enum):
     """One mlp(x) for inputs, another for outputs (published for tanh CNNs and editing)."""
 
 
-class End(enum.Enum):
-    """Which end of the network a neuron layer without a group is."""
+class FixedLayer(enum.Enum):
+    """Whether a neuron layer on which no group acts is an input or an output of the network."""
 
     INPUT = "input"
     OUTPUT = "output"
 
 
 class Groups(NamedTuple):
-    """Which group acts on a hidden neuron layer: one, or of several that whose `present` is true."""
+    """Which group acts on a hidden neuron layer: the only one, or that of several whose `present` is true."""
 
     scalings: tuple[Scaling, ...]
     present: tuple[Bool[Array, ""], ...] = ()
 
 
-Rule: TypeAlias = End | Groups
+Rule: TypeAlias = FixedLayer | Groups
 
 
 class Factored(NamedTuple):
@@ -101,7 +112,7 @@ def project(x: Features, kernel: Float[Array, "features out"]) -> Float[Array, "
 
 
 def scale_edges(edges: Edges, kernel: Float[Array, "features out"], nodes: Float[Array, "n out"], axis: int) -> Edges:
-    """(edges @ kernel) * nodes, the nodes standing along that axis; factored edges stay factored if that is cheaper."""
+    """(edges @ kernel) * nodes, the nodes along that axis; factored edges stay factored if that is cheaper."""
     if not isinstance(edges, Factored):
         return (edges @ kernel) * jnp.expand_dims(nodes, 1 - axis)
     basis = (edges.basis @ kernel) * jnp.expand_dims(nodes, (1 - axis, 2))
@@ -125,7 +136,7 @@ def inverse_norm(x: Float[Array, "*batch features"], epsilon: float = 0.0) -> Fl
     return jnp.where(nonzero, 1 / norm / largest, 0)
 
 
-# Computed again for the gradient: that is cheaper than to keep what lies between, in memory and in time.
+# Computed again for the gradient: that takes less memory and less time than to keep the values in between.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _norm_silu(centered: Array, scale: Array, bias: Array) -> Array:
     """silu of the layer normalization of rows that have mean 0 already, in float32 or better."""
@@ -151,8 +162,8 @@ class MLP(nn.Module):
     and the bias once, instead of out of every row.
 
     Attributes:
-      inputs: features that it reads, those that `extra` adds included.
-      dtype: of the products; None for that of the parameters.
+      inputs: The number of features that it reads, those that `extra` adds included.
+      dtype: The dtype of the products; None for that of the parameters.
     """
 
     inputs: int
@@ -187,7 +198,7 @@ class MLP(nn.Module):
         return _norm_silu(u + self.centered_bias, *self.norm)
 
     def activate_even(self, u: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
-        """What u and -u give together: the even part, with one product."""
+        """activate(u) + activate(-u), which is even in u, from one product."""
         return self.activate(u) + self.activate(-u)
 
     def lower(self, a: Float[Array, "*batch hidden"]) -> Float[Array, "*batch outputs"]:
@@ -195,7 +206,7 @@ class MLP(nn.Module):
 
 
 class Kernel(nn.Module):
-    """A linear map without bias, which is there only where it is used."""
+    """The kernel of a linear map without bias; it becomes a parameter only where it is used."""
 
     shape: tuple[int, int]
     dtype: str | None = None
@@ -247,7 +258,7 @@ class CanonicalMap(nn.Module):
 
 
 class ScaleInvariant(nn.Module):
-    """ScaleInv(x) = phi([c(x), extra]) (arXiv 2406.10685, equation 8), of invariant further features `extra`."""
+    """ScaleInv(x) = phi([c(x), extra]) with further invariant features `extra` (arXiv 2406.10685, equation 8)."""
 
     inputs: int
     hidden: int
@@ -271,7 +282,7 @@ class ScaleInvariant(nn.Module):
 
 
 class ScaleEquivariant(nn.Module):
-    """ScaleEq(x) = (x @ gamma) * ScaleInv(x) (arXiv 2406.10685, equation 7): it follows signs and positive scales.
+    """ScaleEq(x) = (x @ gamma) * ScaleInv(x): follows signs and positive scales (arXiv 2406.10685, equation 7).
 
     Inputs and outputs carry no group element, so that any map may act there: the `io` rule.
     """
@@ -297,7 +308,7 @@ class ScaleEquivariant(nn.Module):
     def __call__(self, x: Features, rule: Rule, extra: Array | None = None) -> Array:
         if isinstance(rule, Groups):
             return project(x, self.gamma()) * self.gate(x, rule, extra)
-        separate = self.io is IO.SEPARATE and rule is End.INPUT
+        separate = self.io is IO.SEPARATE and rule is FixedLayer.INPUT
         free = (self.end_input if separate else self.end_output)(x, extra)
         return project(x, self.gamma()) * free if self.io is IO.GATE else free
 

@@ -17,50 +17,77 @@ from jaxtyping import Array
 from jax_scalegmn.architecture import Scaling
 from jax_scalegmn.models import graph
 from jax_scalegmn.models._layers import IO, PUBLISHED_NORM_EPSILON, Canonical, Edges, Factored, Groups, cast, value
-from jax_scalegmn.models._message_passing import Context, MessagePassing, Nodes, PlainMessagePassing, State, rules
-from jax_scalegmn.models.graph import Bucket, Presence, Readable, Topology
+from jax_scalegmn.models._message_passing import (
+    Context,
+    GraphFeatures,
+    MessagePassing,
+    Nodes,
+    Options,
+    PlainMessagePassing,
+    rules,
+)
+from jax_scalegmn.models.graph import Bucket, EdgeBlock, Mask, Readable, Topology
 
 lecun, normal = nn.initializers.lecun_normal(), nn.initializers.normal(1.0)
 
 
 class Output(enum.Enum):
-    """What the last layer of a ScaleGMN computes."""
+    """What the last layer of a ScaleGMN computes.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.ScaleGMN(sg.mlp((2, 3, 1)), 8, output=sg.models.Output.PARAMETERS).output.value
+    'parameters'
+    """
 
     FEATURES = "features"
     """New node features; edge features stay those of the layer before, which no invariant model reads."""
     ENDS = "ends"
     """New features of output neurons, and of input neurons if bidirectional; hidden ones stay."""
     PARAMETERS = "parameters"
-    """For every neuron and weight numbers in the form of `graph.from_params`, for `graph.to_params`."""
+    """Numbers for every neuron and weight, in the form of `graph.from_params`, for `graph.to_params`."""
 
 
 class ScaleGMN(nn.Module):
-    """A scale equivariant graph metanetwork (arXiv 2406.10685).
+    """A scale equivariant graph metanetwork: node and edge features of a network's graph that follow its symmetry.
 
-    What permutes, flips or rescales hidden neurons of the network that it reads does the same to the node and edge
-    features. Each neuron layer has the group that the architecture says. Where all hidden layers are PERMUTATION, every
-    map is a plain mlp (arXiv 2406.10685, equations 2 to 4), and `canonical`, `io`, `encoding_features`,
-    `message_layers` and `update_layers` must keep their defaults.
+    A permutation, sign flip or rescaling of the network's hidden neurons does the same to the features. Every layer
+    computes messages, their sums, and new nodes and edges (Kalogeropoulos et al. 2024, arXiv 2406.10685, section 5):
+
+        m_ij = ScaleEq([h_j @ W_v] * [e_ij @ W_e])      h_i' = ScaleEq([h_i, sum_j m_ij]) + h_i @ W_skip
+        e_ij' = (e_ij @ W) * phi([c(h_i), c(h_j)])      ScaleEq(x) = (x @ Gamma) * phi(c(x))
+
+    Each neuron layer has the group that the architecture states. Where all hidden layers are PERMUTATION, every map is
+    a plain mlp (equations 2 to 4), and `canonical`, `io`, `encoding_features`, `message_layers` and `update_layers`
+    must keep their defaults.
 
     Attributes:
-      arch: of the networks that it reads, or a bucket of several architectures, whose graphs come padded.
-      features: d, entries of a node or edge feature.
-      num_layers: message passing layers.
-      hidden: width of the hidden layer of every mlp inside; None for `features`.
-      bidirectional: whether messages also run from receivers to senders, with parameters of their own.
-      canonical: how features lose their sign or scale.
-      io: the rule for inputs and outputs.
-      node_encoding, edge_encoding: whether neurons and weights learn a vector for their type (`graph.Topology`).
-      encoding_features: whether messages and updates read the node encodings as further invariant features.
-      skip: whether h @ W_skip is added in every node update.
-      message_layers, update_layers: equivariant maps in sequence in a message and in a node update.
-      dropout: rate on the node features behind every layer during training.
-      normalized: whether sums over neurons are divided by the square root of their number; False as published.
+      arch: The architecture of the networks that it reads, or a bucket of several, whose graphs are padded.
+      features: d, the number of entries of a node or edge feature.
+      num_layers: The number of message passing layers.
+      hidden: The width of the hidden layer of every mlp inside; None for `features`.
+      bidirectional: Whether messages also run from receivers to senders, with parameters of their own.
+      canonical: How features lose their sign or scale.
+      io: The rule for inputs and outputs.
+      node_encoding, edge_encoding: Whether neurons and weights learn a vector for their type (`graph.Topology`).
+      encoding_features: Whether messages and updates also read the node encodings, as invariant features.
+      skip: Whether h @ W_skip is added in every node update.
+      message_layers, update_layers: The number of equivariant maps in sequence in a message and in a node update.
+      dropout: The rate on the node features after every layer during training.
+      normalized: Whether sums over neurons are divided by the square root of their number; False as published.
       parity: True repeats what the published code does to positive scales against its own claim, for imported weights:
         1e-10 added to norms, and backward messages that carry the weight itself, so that a bidirectional model is not
         equivariant.
-      dtype: of features and products, like "bfloat16"; canonical maps and the statistics of layer normalizations stay
-        in float32. None: that of the parameters.
+      dtype: The dtype of features and products, like "bfloat16"; canonical maps and the statistics of layer
+        normalizations stay in float32. None: that of the parameters.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> built = sg.models.graph.from_params(arch, sg.network.init(arch, jax.random.key(0)))
+    >>> model = sg.ScaleGMN(arch, features=8, num_layers=1)
+    >>> features, variables = jax.eval_shape(model.init_with_output, jax.random.key(1), built)
+    >>> features.nodes.shape, features.edges.shape
+    ((7, 8), (12, 8))
     """
 
     arch: Readable
@@ -85,82 +112,103 @@ class ScaleGMN(nn.Module):
     def __call__(
         self, graph_in: jraph.GraphsTuple, *, train: bool = False, output: Output = Output.FEATURES
     ) -> jraph.GraphsTuple:
-        """Node features [nodes, d] and edge features [edges, d] of a graph of `graph.from_params`.
+        """Reads one graph: encode, process, decode.
 
-        Training with dropout needs `rngs={"dropout": key}`.
+        Args:
+          graph_in: The graph of one network, as `graph.from_params` returns it.
+          train: Whether dropout acts, which needs `rngs={"dropout": key}`.
+          output: What the last layer computes.
+
+        Returns:
+          The graph with node features [nodes, d] and edge features [edges, d].
 
         Raises:
-          ValueError: if the graph is of another architecture, or an option does not go with the architecture.
+          ValueError: If the graph is of another architecture, or an option does not go with the architecture.
         """
+        _check_options(self)
+        _check_graph(self.arch, graph_in)
+        context, features = self._encode(graph_in)
+        features = self._process(context, features, output, train=train)
+        return self._decode(context, features, output, graph_in)
+
+    def _encode(self, graph_in: jraph.GraphsTuple) -> tuple[Context, GraphFeatures]:
+        """Weights and biases as features, and what the layers know of the graph."""
         topo = graph.topology(self.arch)
-        _check_options(self, topo)
-        _check_graph(self.arch, topo, graph_in)
-        plain = not topo.is_under(*graph.SCALED)
-        dropout = nn.Dropout(self.dropout, deterministic=not train)
         encoding = None
         if self.node_encoding:
             encoding = self._weight("node_encoding", (topo.num_node_types, self.features), normal)[topo.node_types]
-        nodes = self._nodes(topo, graph_in, encoding, plain)
-        raw, edges = self._edges(topo, graph_in, plain)
-        context = _context(topo, graph_in.globals, encoding if self.encoding_features else None)
-        state = State(context.mask(nodes), list(edges), self._backward_edges(topo, graph_in, edges))
-        wanted = {
-            Output.FEATURES: frozenset(topo.nodes),
-            Output.ENDS: topo.outputs | (topo.inputs if self.bidirectional else frozenset()),
-            Output.PARAMETERS: topo.biased,
-        }[output]
+        nodes = self._encode_nodes(topo, graph_in, encoding)
+        unlifted, edges = self._encode_edges(topo, graph_in)
+        context = _context(topo, graph_in.globals, encoding if self.encoding_features else None, unlifted)
+        return context, GraphFeatures(context.mask(nodes), list(edges), self._backward_edges(topo, graph_in, edges))
+
+    def _process(self, context: Context, features: GraphFeatures, output: Output, *, train: bool) -> GraphFeatures:
+        """Layer after layer; dropout after each, except where the last one writes parameters."""
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
         for index in range(self.num_layers):
             last = index + 1 == self.num_layers
-            writes = last and output is Output.PARAMETERS
-            edge_outputs = topo.edge_features if writes else 0 if last else self.features
-            options: dict[str, Any] = {
-                "features": self.features,
-                "hidden": self.hidden or self.features,
-                "outputs": self.features,
-                "edge_outputs": edge_outputs,
-                "updated": tuple(name for name in topo.nodes if name in wanted or not last),
-                "bidirectional": self.bidirectional,
-                "skip": self.skip and not writes,
-                "normalized": self.normalized,
-                "dtype": self.dtype,
-                "name": f"layer_{index}",
-            }
-            if plain:
-                options |= {"outputs": topo.node_features} if writes else {}
-                state = PlainMessagePassing(**options)(context, state)
-            else:
-                if writes:
-                    along, against, free = topo.columns
-                    options |= {"outputs": along + against, "invariants": free}
-                state = MessagePassing(
-                    canonical=self.canonical,
-                    io=self.io,
-                    message_layers=self.message_layers,
-                    update_layers=self.update_layers,
-                    epsilon=PUBLISHED_NORM_EPSILON if self.parity else 0.0,
-                    extra=self.features if self.encoding_features else 0,
-                    update_backward=self.bidirectional and not last,
-                    **options,
-                )(context, state, [r or e for r, e in zip(raw, state.edges, strict=True)] if writes else None)
-            if not writes:
-                state = state._replace(nodes={name: dropout(h) for name, h in state.nodes.items()})
+            features = self._layer(context.topology, index, output)(context, features)
+            if not (last and output is Output.PARAMETERS):
+                features = features._replace(nodes={name: dropout(h) for name, h in features.nodes.items()})
+        return features
+
+    def _decode(
+        self, context: Context, features: GraphFeatures, output: Output, graph_in: jraph.GraphsTuple
+    ) -> jraph.GraphsTuple:
+        """The features as one graph."""
+        topo, nodes = context.topology, features.nodes
         if output is Output.PARAMETERS:  # neurons without parameters of their own get zeros
-            state = state._replace(
-                nodes={
-                    name: h if name in wanted else jnp.zeros((len(h), topo.node_features), h.dtype)
-                    for name, h in state.nodes.items()
-                }
-            )
+            nodes = {
+                name: h if name in topo.biased else jnp.zeros((len(h), topo.node_features), h.dtype)
+                for name, h in nodes.items()
+            }
         return graph_in._replace(
-            nodes=jnp.concatenate(list(state.nodes.values())),
-            edges=jnp.concatenate([e.reshape(math.prod(e.shape[:2]), -1) for e in map(value, state.edges)]),
+            nodes=jnp.concatenate(list(nodes.values())),
+            edges=jnp.concatenate([e.reshape(math.prod(e.shape[:2]), -1) for e in map(value, features.edges)]),
+        )
+
+    def _layer(self, topo: Topology, index: int, output: Output) -> MessagePassing | PlainMessagePassing:
+        """The layer with that index; the last one computes no more than the output needs."""
+        last = index + 1 == self.num_layers
+        writes = last and output is Output.PARAMETERS
+        common: dict[str, Any] = {
+            "options": self._options(),
+            "edge_outputs": topo.edge_features if writes else 0 if last else self.features,
+            "updated": _updated(topo, output, bidirectional=self.bidirectional) if last else tuple(topo.nodes),
+            "skip": self.skip and not writes,
+            "name": f"layer_{index}",
+        }
+        if not topo.has_scales:
+            return PlainMessagePassing(outputs=topo.node_features if writes else self.features, **common)
+        along, against, free = topo.columns if writes else (self.features, 0, 0)
+        return MessagePassing(
+            outputs=along + against,
+            invariants=free,
+            writes=writes,
+            update_backward=self.bidirectional and not last,
+            **common,
+        )
+
+    def _options(self) -> Options:
+        return Options(
+            features=self.features,
+            hidden=self.hidden or self.features,
+            bidirectional=self.bidirectional,
+            normalized=self.normalized,
+            canonical=self.canonical,
+            io=self.io,
+            message_layers=self.message_layers,
+            update_layers=self.update_layers,
+            epsilon=PUBLISHED_NORM_EPSILON if self.parity else 0.0,
+            extra=self.features if self.encoding_features else 0,
+            dtype=self.dtype,
         )
 
     def _weight(self, name: str, shape: tuple[int, ...], init: Any = lecun) -> Array:
         return cast(self.param(name, init, shape), self.dtype)
 
-    def _nodes(self, topo: Topology, graph_in: jraph.GraphsTuple, encoding: Array | None, plain: bool) -> Nodes:
-        """The first node features: products with what is invariant, and sums where no scale acts."""
+    def _encode_nodes(self, topo: Topology, graph_in: jraph.GraphsTuple, encoding: Array | None) -> Nodes:
+        """The first node features: products with invariant vectors, and sums with them where no scale acts."""
         h = cast(_vectors(topo, graph_in.nodes), self.dtype) @ self._weight(
             "node_kernel", (topo.columns.along + topo.columns.against, self.features)
         )
@@ -172,40 +220,45 @@ class ScaleGMN(nn.Module):
         if invariant is None:
             return {name: h[where] for name, where in topo.nodes.items()}
         return {
-            name: h[where] + invariant[where] if plain or name in topo.io else h[where] * invariant[where]
+            name: h[where] * invariant[where]
+            if topo.has_scales and name not in topo.io
+            else h[where] + invariant[where]
             for name, where in topo.nodes.items()
         }
 
-    def _edges(
-        self, topo: Topology, graph_in: jraph.GraphsTuple, plain: bool
-    ) -> tuple[list[Factored | None], list[Factored]]:
-        """The first edge features, behind those that a lift changed, as they were without it."""
+    def _encode_edges(self, topo: Topology, graph_in: jraph.GraphsTuple) -> tuple[dict[int, Edges], list[Factored]]:
+        """(unlifted, edges): the first edge features, and those of lifted blocks, by index, before the lift.
+
+        The kernel before a batch normalization does not follow a rescaling of its receiver. Its features are
+        multiplied by a linear map of the receiver's vectors, which do.
+        """
         kernel = self._weight("edge_kernel", (topo.edge_features, self.features))
         encoding = None
         if self.edge_encoding:
             encoding = self._weight("edge_encoding", (topo.num_edge_types, self.features), normal)
-        raw: list[Factored | None] = []
+        unlifted: dict[int, Edges] = {}
         edges: list[Factored] = []
         for index, block in enumerate(topo.blocks):
             weights = cast(graph_in.edges[block.edges].reshape(*block.shape, -1), self.dtype)
             basis = kernel[None, None]
-            if encoding is not None and plain:  # weights @ kernel + encoding, the encoding as one more weight of 1
+            if encoding is not None and not topo.has_scales:
+                # weights @ kernel + encoding, the encoding as the basis of one more weight, which is 1
                 weights = jnp.concatenate([weights, jnp.ones_like(weights[..., :1])], -1)
                 basis = jnp.broadcast_to(basis, (*block.types.shape, *kernel.shape))
                 basis = jnp.concatenate([basis, encoding[block.types][..., None, :]], -2)
             elif encoding is not None:
                 basis = basis * encoding[block.types][..., None, :]
-            raw.append(Factored(weights, basis) if block.lifted else None)
-            if block.lifted:  # what follows the receiver's rescaling lifts a kernel that does not
+            if block.lifted:
+                unlifted[index] = Factored(weights, basis)
                 vectors = cast(_vectors(topo, graph_in.nodes)[topo.nodes[block.receiver]], self.dtype)
                 lift = vectors @ self._weight(f"lift_kernel_{index}", (vectors.shape[-1], self.features))
                 basis = basis * lift[None, :, None]
             edges.append(Factored(weights, basis))
-        return raw, edges
+        return unlifted, edges
 
     def _backward_edges(self, topo: Topology, graph_in: jraph.GraphsTuple, edges: list[Factored]) -> list[Edges]:
-        """The edges as backward messages read them: against the receiver, along the sender."""
-        if not self.bidirectional or self.parity or not topo.is_under(Scaling.POSITIVE):
+        """The edges as backward messages read them: they follow the sender and go against the receiver."""
+        if not self.bidirectional or self.parity or not topo.has(Scaling.POSITIVE):
             return list(edges)
         factors = _degree_reversals(topo, graph_in)
         return [
@@ -216,26 +269,37 @@ class ScaleGMN(nn.Module):
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _context(topo: Topology, presence: Presence | None, extra: Array | None) -> Context:
-    """What the layers share."""
-    found = rules(topo, presence)
-    fixed = Groups((next((scaling for scaling in graph.SCALED if topo.is_under(scaling)), Scaling.PERMUTATION),))
+def _updated(topo: Topology, output: Output, *, bidirectional: bool) -> tuple[str, ...]:
+    """The neuron layers whose features the last layer updates."""
+    needed = {
+        Output.FEATURES: frozenset(topo.nodes),
+        Output.ENDS: topo.outputs | (topo.inputs if bidirectional else frozenset()),
+        Output.PARAMETERS: topo.biased,
+    }[output]
+    return tuple(name for name in topo.nodes if name in needed)
+
+
+def _context(topo: Topology, mask: Mask | None, extra: Array | None, unlifted: dict[int, Edges]) -> Context:
+    by_layer = rules(topo, mask)
+    present_nodes, present_edges = None, None
+    if mask is not None:
+        present_nodes = {name: mask.nodes[where, None] for name, where in topo.nodes.items()}
+        present_edges = [mask.edges[block.edges].reshape(*block.shape, 1) for block in topo.blocks]
     return Context(
         topology=topo,
-        rules=found,
-        groups={name: rule if isinstance(rule, Groups) else fixed for name, rule in found.items()},
+        rules=by_layer,
+        groups={
+            name: rule if isinstance(rule, Groups) else Groups((topo.io_scaling,)) for name, rule in by_layer.items()
+        },
         extra=None if extra is None else {name: extra[where] for name, where in topo.nodes.items()},
-        present_nodes=None
-        if presence is None
-        else {name: presence.nodes[where, None] for name, where in topo.nodes.items()},
-        present_edges=None
-        if presence is None
-        else [presence.edges[block.edges].reshape(*block.shape, 1) for block in topo.blocks],
+        unlifted=unlifted,
+        present_nodes=present_nodes,
+        present_edges=present_edges,
     )
 
 
 def _vectors(topo: Topology, nodes: Array) -> Array:
-    """The node features that follow a rescaling of their neuron, those that go against it turned around."""
+    """The node features that follow a rescaling of their neuron, and the reciprocals of those that go against it."""
     along, against, _ = topo.columns
     return jnp.concatenate([nodes[:, :along], _reciprocal(nodes[:, along : along + against])], -1)
 
@@ -246,15 +310,15 @@ def _reciprocal(x: Array) -> Array:
 
 
 def _degree_reversals(topo: Topology, graph_in: jraph.GraphsTuple) -> list[Array]:
-    """For every block the factors [senders, receivers, 1] that turn w, of degree q_receiver / q_sender, around.
+    """For every block the factors [senders, receivers, 1] that reverse the degree of w, q_receiver / q_sender.
 
     s_i = b_i^2 + mean over incoming j of w_ij^2 s_j, with s = 1 at inputs and outputs, has degree q_i^2 and is smooth
-    in the weights, so w s_sender / s_receiver has degree q_sender / q_receiver and no singularity but where all that
-    comes into a neuron is 0, or below 5e-15 in float32; there it is 0. (1 / w has the same degree, and explodes at
-    every small weight.)
+    in the weights. So w s_sender / s_receiver has degree q_sender / q_receiver, and its only singularity is a neuron
+    whose incoming weights and bias are all 0, or below 5e-15 in float32; there it is 0. (1 / w has the same degree,
+    and explodes at every small weight.)
     """
-    presence: Presence | None = graph_in.globals
     wide = jnp.promote_types(graph_in.nodes.dtype, jnp.float32)
+    mask: Mask | None = graph_in.globals
     edges, vectors = graph_in.edges.astype(wide), _vectors(topo, graph_in.nodes.astype(wide))
     order = {name: index for index, name in enumerate(topo.nodes)}
     square: dict[str, Array] = {}
@@ -266,35 +330,42 @@ def _degree_reversals(topo: Topology, graph_in: jraph.GraphsTuple) -> list[Array
         for block in topo.blocks:
             if block.receiver == name and order[block.sender] < order[name] and not block.lifted:
                 w = jnp.square(edges[block.edges]).sum(-1).reshape(block.shape)
-                count: int | Array = block.shape[0]
-                if presence is not None:
-                    count = jnp.maximum(presence.nodes[topo.nodes[block.sender]].sum(), 1)
-                square[name] += square[block.sender] @ w / count
-    factors = []
-    smallest = float(jnp.finfo(wide).tiny) ** 0.75  # below it 1 / s comes near to overflow: as good as silent
-    for block in topo.blocks:
-        senders, receivers = square[block.sender][:, None, None], square[block.receiver][None, :, None]
-        silent = receivers < smallest
-        receivers = jnp.where(silent, 1, receivers)
-        size = jax.lax.stop_gradient(receivers)  # the gradient, -1 / s^2, is taken in two steps and does not overflow
-        ratio = jnp.where(silent, 0, senders / size / (receivers / size))
-        positive = _is_positive(topo, presence, block.sender) | _is_positive(topo, presence, block.receiver)
-        factors.append(jnp.where(positive, ratio, 1))
-    return factors
+                square[name] += square[block.sender] @ w / _num_present(topo, mask, block.sender)
+    return [_degree_reversal(topo, mask, block, square) for block in topo.blocks]
 
 
-def _is_positive(topo: Topology, presence: Presence | None, name: str) -> Any:
-    """Whether positive scales act on a neuron layer; of a padded graph known when the program runs."""
+def _num_present(topo: Topology, mask: Mask | None, name: str) -> int | Array:
+    """The number of neurons of a layer that exist, at least 1."""
+    where = topo.nodes[name]
+    return where.stop - where.start if mask is None else jnp.maximum(mask.nodes[where].sum(), 1)
+
+
+def _degree_reversal(topo: Topology, mask: Mask | None, block: EdgeBlock, square: dict[str, Array]) -> Array:
+    """s_sender / s_receiver where positive scales act on either end of the block, else 1."""
+    senders, receivers = square[block.sender][:, None, None], square[block.receiver][None, :, None]
+    silent = receivers < float(jnp.finfo(receivers.dtype).tiny) ** 0.75  # below it 1 / s comes near to overflow
+    receivers = jnp.where(silent, 1, receivers)
+    size = jax.lax.stop_gradient(receivers)  # the gradient, -1 / s^2, is taken in two steps and does not overflow
+    ratio = jnp.where(silent, 0, senders / size / (receivers / size))
+    positive = _is_positive(topo, mask, block.sender) | _is_positive(topo, mask, block.receiver)
+    return jnp.where(positive, ratio, 1)
+
+
+def _is_positive(topo: Topology, mask: Mask | None, name: str) -> Any:
+    """Whether positive scales act on a neuron layer; for a padded graph known only when the program runs."""
     possible = topo.scalings.get(name, ())
-    if presence is None or Scaling.POSITIVE not in possible:
+    if mask is None or Scaling.POSITIVE not in possible:
         return Scaling.POSITIVE in possible
-    return presence.scalings[name][Scaling.POSITIVE.value]
+    return mask.scalings[name][Scaling.POSITIVE.value]
 
 
-def _check_options(model: ScaleGMN, topo: Topology) -> None:
-    name = model.arch.name
+def _check_options(model: ScaleGMN) -> None:
+    topo, name = graph.topology(model.arch), model.arch.name
     if not topo.scalings:
-        raise ValueError(f"{name!r} has hidden layers none: there is no symmetry that a ScaleGMN could follow.")
+        raise ValueError(
+            f"{name!r} has no hidden neuron layers; expected at least one, whose symmetry a ScaleGMN follows. Read its "
+            "weights as a vector."
+        )
     if model.encoding_features and not model.node_encoding:
         raise ValueError("encoding_features=True passes node encodings on, but node_encoding is False. Set it too.")
     if min(model.num_layers, model.message_layers, model.update_layers) < 1:
@@ -302,9 +373,9 @@ def _check_options(model: ScaleGMN, topo: Topology) -> None:
             f"num_layers, message_layers and update_layers are {model.num_layers}, {model.message_layers} and "
             f"{model.update_layers}; expected numbers >= 1."
         )
-    if model.parity and not topo.is_under(Scaling.POSITIVE):
-        raise ValueError(f"parity=True is about positive scales, and {name!r} has none: it would be ignored. Leave it.")
-    if not topo.is_under(*graph.SCALED):
+    if model.parity and not topo.has(Scaling.POSITIVE):
+        raise ValueError(f"parity=True is about positive scales, but {name!r} has no such group, so that it would be ignored. Use parity=False.")
+    if not topo.has_scales:
         names = ("canonical", "io", "encoding_features", "message_layers", "update_layers")
         fields = {f.name: f.default for f in dataclasses.fields(model)}
         changed = [field for field in names if getattr(model, field) != fields[field]]
@@ -315,9 +386,9 @@ def _check_options(model: ScaleGMN, topo: Topology) -> None:
             )
 
 
-def _check_graph(arch: Readable, topo: Topology, graph_in: jraph.GraphsTuple) -> None:
-    got = (jnp.shape(graph_in.nodes), jnp.shape(graph_in.edges), isinstance(graph_in.globals, Presence))
-    bucket = isinstance(arch, Bucket)
+def _check_graph(arch: Readable, graph_in: jraph.GraphsTuple) -> None:
+    topo, bucket = graph.topology(arch), isinstance(arch, Bucket)
+    got = (jnp.shape(graph_in.nodes), jnp.shape(graph_in.edges), isinstance(graph_in.globals, Mask))
     expected = ((topo.num_nodes, topo.node_features), (topo.num_edges, topo.edge_features), bucket)
     if got != expected:
         raise ValueError(

@@ -1,9 +1,7 @@
-"""What a ScaleGMN is compared with: encoders of a network's outputs or of its weights' statistics, of equal size."""
+"""Encoders to compare a ScaleGMN with: of a network's outputs, and of its weights' statistics."""
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.models._layers import MLP
 from jax_scalegmn.types import Params
 
-__all__ = ["QueryEncoder", "StatisticsEncoder", "match_size", "num_parameters", "standardization", "statistics"]
+__all__ = ["QueryEncoder", "StatisticsEncoder", "standardization", "statistics"]
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the statistics
 
@@ -23,19 +21,30 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the statistics
 class QueryEncoder(nn.Module):
     """An embedding of a network's function: its outputs at learned inputs, read by mlps.
 
-    Invariant under every symmetry of the function by construction; it knows no more than the queries ask for. Called as
-    `models.Encoder` is. The literature calls it probing (Herrmann et al. 2024, arXiv 2403.11998; Kahana et al. 2024,
-    arXiv 2410.10811).
+        z = mlp([f(x_1), ..., f(x_n)]), the x_i learned
+
+    It is invariant under every symmetry of the function by construction, and knows no more than the queries ask for.
+    Called as `models.Encoder` is. The literature calls it probing (Herrmann et al. 2024, arXiv 2403.11998; Kahana et
+    al. 2024, arXiv 2410.10811).
 
     Attributes:
-      arch: of the networks that it reads; it must say how to compute them.
-      num_queries: inputs that every network is applied to.
-      input_shape: of one input, as `network.apply` takes it: (in,), or (height, width, channels). The learned inputs
-        start uniform in [-1, 1].
-      hidden: width of the hidden layer of every mlp, and of what lies between them.
-      latent: entries of the embedding.
-      num_layers: mlps in sequence, silu between them.
-      dropout: rate on the hidden layer of every mlp during training.
+      arch: The architecture of the networks that it reads; it must say how to compute them.
+      num_queries: The number of inputs that every network is applied to.
+      input_shape: The shape of one input, as `network.apply` takes it: (in,), or (height, width, channels). The
+        learned inputs start uniform in [-1, 1].
+      hidden: The width of the hidden layer of every mlp, and of the vectors between them.
+      latent: The number of entries of the embedding.
+      num_layers: The number of mlps in sequence, silu between them.
+      dropout: The rate on the hidden layer of every mlp during training.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> model = sg.models.baselines.QueryEncoder(arch, num_queries=5, input_shape=(2,), hidden=8, latent=3)
+    >>> params = sg.architecture.abstract_params(arch)
+    >>> z, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), params)
+    >>> z.shape, variables["params"]["queries"].shape
+    ((3,), (5, 2))
     """
 
     arch: Architecture
@@ -51,7 +60,7 @@ class QueryEncoder(nn.Module):
         """The embedding of one network of `arch`; training with dropout needs `rngs={"dropout": key}`.
 
         Raises:
-          ValueError: if the architecture does not say how to compute its function, or the attributes do not fit it.
+          ValueError: If the architecture does not say how to compute its function, or the attributes do not fit it.
         """
         _check(self)
         shape = (self.num_queries, *self.input_shape)
@@ -61,20 +70,29 @@ class QueryEncoder(nn.Module):
 
 
 class StatisticsEncoder(nn.Module):
-    """An embedding of a network's weights by their `statistics`, read by mlps.
+    """An embedding of a network's weights by their `statistics`, read by mlps (Unterthiner et al. 2020,
+    arXiv 2002.11448).
 
-    Invariant under permutations, since every neuron's weights count alike; rescalings and flipped signs change it. It
-    computes no function, so that the architecture need not say how. Called as `models.Encoder` is. (Unterthiner et al.
-    2020, arXiv 2002.11448.)
+    It is invariant under permutations, since every neuron's weights count alike; rescalings and flipped signs change
+    it. It computes no function, so that the architecture need not say how. Called as `models.Encoder` is.
 
     Attributes:
-      arch: of the networks that it reads.
-      hidden: width of the hidden layer of every mlp, and of what lies between them.
-      latent: entries of the embedding.
-      num_layers: mlps in sequence, silu between them.
-      dropout: rate on the hidden layer of every mlp during training.
-      standard: the usual (mean, standard deviation) of every statistic, by which it is standardized: `standardization`.
-        None: statistics as they come.
+      arch: The architecture of the networks that it reads.
+      hidden: The width of the hidden layer of every mlp, and of the vectors between them.
+      latent: The number of entries of the embedding.
+      num_layers: The number of mlps in sequence, silu between them.
+      dropout: The rate on the hidden layer of every mlp during training.
+      standard: The usual (mean, standard deviation) of every statistic, by which it is standardized:
+        `standardization`. None: statistics unchanged.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> model = sg.models.baselines.StatisticsEncoder(arch, hidden=8, latent=3)
+    >>> params = sg.architecture.abstract_params(arch)
+    >>> z, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), params)
+    >>> z.shape
+    (3,)
     """
 
     arch: Architecture
@@ -89,7 +107,7 @@ class StatisticsEncoder(nn.Module):
         """The embedding of one network of `arch`; training with dropout needs `rngs={"dropout": key}`.
 
         Raises:
-          ValueError: if the params are of another architecture, or the attributes do not fit it.
+          ValueError: If the params are of another architecture, or the attributes do not fit it.
         """
         _check_sizes(self, "hidden", "latent", "num_layers")
         _check_standard(self)
@@ -101,21 +119,34 @@ class StatisticsEncoder(nn.Module):
 
 
 def statistics(arch: Architecture, params: Params) -> Float[Array, " statistics"]:
-    """Mean, variance and quantiles 0, 25, 50, 75 and 100 % of every array's entries, one array behind another.
+    """Mean, variance and quantiles 0, 25, 50, 75 and 100 % of the entries of every array, array after array.
 
     (Unterthiner et al. 2020, arXiv 2002.11448.)
 
     Args:
-      arch: of the network; the arrays come in the order of `arch.array_shapes`.
-      params: of one network.
+      arch: The network's architecture; its arrays are taken in the order of `arch.array_shapes`.
+      params: One network's params.
+
+    Returns:
+      [7 * arrays], in the units of the weights, the variances in their square.
 
     Raises:
-      ValueError: if the params are of another architecture.
+      ValueError: If the params are of another architecture.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((1, 5, 1))
+    >>> first = {"kernel": jnp.arange(5.0)[None], "bias": jnp.zeros(5)}
+    >>> params = sg.network.init(arch, jax.random.key(0)) | {"Dense_0": first}
+    >>> sg.models.baselines.statistics(arch, params)[:7].tolist()
+    [2.0, 2.0, 0.0, 1.0, 2.0, 3.0, 4.0]
     """
     architecture.unpack(arch, params)
+    leaves = architecture.flatten(params)
     parts = []
     for path in arch.array_shapes:
-        value: Any = functools.reduce(lambda node, key: node[key], path, params)
+        value = jnp.asarray(leaves[path])
         parts += [jnp.stack([value.mean(), value.var()]), jnp.quantile(value, jnp.asarray(QUANTILES, value.dtype))]
     return jnp.concatenate(parts)
 
@@ -126,55 +157,28 @@ def standardization(arch: Architecture, stack: Params) -> tuple[tuple[float, flo
     A statistic that is the same for all of them gets the deviation 1.
 
     Args:
-      arch: of the networks.
-      stack: params whose arrays have a leading axis [networks].
+      arch: The networks' architecture.
+      stack: The networks, every array with a leading axis [networks].
+
+    Returns:
+      One pair of Python numbers for each of `statistics`, so that a model can hold them.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> stack = jax.vmap(lambda key: sg.network.init(arch, key))(jax.random.split(jax.random.key(0), 3))
+    >>> len(sg.models.baselines.standardization(arch, stack))  # 7 statistics of 4 arrays
+    28
     """
     x = jax.jit(jax.vmap(functools.partial(statistics, arch)))(stack)
     return tuple((float(mean), float(std) or 1.0) for mean, std in zip(x.mean(0), x.std(0), strict=True))
-
-
-def num_parameters(model: nn.Module, example: Any) -> int:
-    """How many numbers a model of networks like `example` learns; nothing is computed."""
-    variables = jax.eval_shape(model.init, jax.random.key(0), example)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
-
-
-def match_size(make: Callable[[int], nn.Module], example: Any, target: int) -> int:
-    """The width at which a model's number of parameters comes closest to the target; nothing is computed.
-
-    Args:
-      make: width -> model; a wider one has more parameters.
-      example: one network, or its shapes, that the models can read.
-      target: the number of parameters.
-
-    Returns:
-      The width, at least 1; the smaller of two that come equally close.
-
-    Raises:
-      ValueError: if the target is no positive number, or is out of reach since a wider model has no more parameters.
-    """
-    if target < 1:
-        raise ValueError(f"target is {target}; expected a number of parameters >= 1.")
-    count = functools.cache(lambda width: num_parameters(make(width), example))
-    low, high = 1, 2
-    while count(high) < target:
-        if count(high) <= count(low):
-            raise ValueError(
-                f"The model has {count(low)} parameters at width {low} and {count(high)} at width {high}, so that no "
-                f"width leads to {target}. Let make(width) use its width."
-            )
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) < target else (low, middle)
-    return low if target - count(low) <= count(high) - target else high
 
 
 # --- private ------------------------------------------------------------------------------------------------------
 
 
 def _read(model: QueryEncoder | StatisticsEncoder, x: Array, train: bool) -> Array:
-    """The embedding of what an encoder has seen of a network, by its mlps."""
+    """The embedding of the numbers that an encoder has taken from a network, by its mlps."""
     dropout = nn.Dropout(model.dropout, deterministic=not train)
     for index in range(model.num_layers):
         last = index + 1 == model.num_layers
@@ -214,10 +218,9 @@ def _check(model: QueryEncoder) -> None:
     _check_sizes(model, "num_queries", "hidden", "latent", "num_layers")
     if min(model.input_shape, default=1) < 1:
         raise ValueError(f"input_shape is {model.input_shape}; expected numbers >= 1.")
-    shapes = [jax.ShapeDtypeStruct(arch.shape(parameter), jnp.float32) for parameter in arch.parameters]
     query = jax.ShapeDtypeStruct(model.input_shape, jnp.float32)
     try:
-        jax.eval_shape(functools.partial(network.apply, arch), architecture.pack(arch, shapes), query)
+        jax.eval_shape(functools.partial(network.apply, arch), architecture.abstract_params(arch), query)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"input_shape is {model.input_shape}, which is no input of {name!r} ({error}). Give the shape of one "

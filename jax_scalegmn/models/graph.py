@@ -1,11 +1,11 @@
 """Networks as graphs: one node a neuron, one directed edge a weight (Kofinas et al. 2024, arXiv 2403.12143).
 
-The topology follows from the architecture alone and is NumPy, so it is a constant of the compiled program. Edges
-stand by block (one for each parameter with two neuron axes, an array or a part of one), then by sender, then by
-receiver: a block's edges reshape to [senders, receivers, features] without a gather.
+The topology follows from the architecture alone and is NumPy, so it is a constant of the compiled program. Edges are
+ordered by block (one block for each parameter with two neuron axes, which is an array or a part of one), then by
+sender, then by receiver: the edges of a block reshape to [senders, receivers, features] without a gather.
 
-A `Bucket` holds several architectures. Their graphs are padded to one topology, and what is there of it travels with
-each graph, so that one compiled program reads them all.
+A `Bucket` holds several architectures. Their graphs are padded to one topology, and every graph carries a mask of what
+exists in it, so that one compiled program reads them all.
 """
 
 import dataclasses
@@ -13,24 +13,24 @@ import functools
 import graphlib
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_scalegmn import architecture
-from jax_scalegmn.architecture import Architecture, Parameter, Scaling
+from jax_scalegmn.architecture import Architecture, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.types import Params
 
 __all__ = [
-    "SCALED",
-    "Block",
     "Bucket",
     "Columns",
-    "Presence",
+    "EdgeBlock",
+    "Mask",
     "Readable",
     "Topology",
     "from_params",
@@ -38,20 +38,26 @@ __all__ = [
     "topology",
 ]
 
-SCALED = (Scaling.SIGN, Scaling.POSITIVE)
-
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """Architectures whose networks stand in one batch: neuron layers of one name share their place in the graph.
+    """Several architectures whose networks share a batch: their graphs are padded to one size.
+
+    Neuron layers of one name have the same place in the padded graph.
 
     Attributes:
-      members: the architectures; they may differ in depth, widths, kernels and groups.
-      multiple: hidden widths are rounded up to a multiple of it, so that few buckets serve many architectures.
+      members: The architectures; they may differ in depth, widths, kernels and groups.
+      multiple: Hidden widths are rounded up to a multiple of it, so that few buckets serve many architectures.
 
     Raises:
-      ValueError: without members, or if they disagree on which layers are inputs and outputs, or on their order.
+      ValueError: Without members, or if they disagree on which layers are inputs and outputs, or on their order.
+
+    >>> import jax_scalegmn as sg
+    >>> from jax_scalegmn.models import graph
+    >>> bucket = graph.Bucket((sg.mlp((2, 3, 1)), sg.mlp((2, 5, 5, 1), "tanh")), multiple=4)
+    >>> graph.topology(bucket).num_nodes  # 2 inputs, 8 and 8 hidden neurons, 1 output
+    19
     """
 
     members: tuple[Architecture, ...]
@@ -62,8 +68,8 @@ class Bucket:
             raise ValueError(
                 f"A bucket needs members and a multiple >= 1; got {len(self.members)} members and {self.multiple}."
             )
-        for name in _ordered_layers(self.members):
-            scalings = {n.scaling for member in self.members for n in member.neuron_layers if n.name == name}
+        for name in _ordered_names(self.members):
+            scalings = {layer.scaling for layer in _layers_named(self.members, name)}
             if Scaling.FIXED in scalings and len(scalings) > 1:
                 raise ValueError(
                     f"Neuron layer {name!r} is an input or output of one member and hidden in another: "
@@ -72,6 +78,7 @@ class Bucket:
 
     @property
     def name(self) -> str:
+        """What error messages call it."""
         return f"bucket of {', '.join(member.name for member in self.members)}"
 
 
@@ -79,13 +86,22 @@ class Bucket:
 Readable: TypeAlias = Architecture | Bucket
 
 
-class Presence(NamedTuple):
-    """What of a bucket's topology one member has: `globals` of its graph.
+class Mask(NamedTuple):
+    """What of a bucket's topology one network has; the `globals` of its padded graph.
 
     Attributes:
       nodes: [nodes], whether the neuron exists.
       edges: [edges], whether the weight exists.
-      scalings: for every hidden neuron layer, which group acts on it; keys: names of layers, values of `Scaling`.
+      scalings: For every hidden neuron layer, which group acts on it; keys: names of layers, values of `Scaling`.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> from jax_scalegmn.models import graph
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> padded = graph.from_params(arch, params, bucket=graph.Bucket((arch,), multiple=4))
+    >>> padded.globals.nodes.astype(int).tolist()
+    [1, 1, 1, 1, 1, 0, 1]
     """
 
     nodes: Bool[Array, " nodes"]
@@ -93,51 +109,80 @@ class Presence(NamedTuple):
     scalings: dict[str, dict[str, Bool[Array, ""]]]
 
 
-class Block(NamedTuple):
+class EdgeBlock(NamedTuple):
     """All edges of one kernel: a complete bipartite graph between two neuron layers.
 
-    `lifted`: the kernel does not follow a rescaling of the receiver, as in front of a batch normalization.
+    Attributes:
+      sender, receiver: The names of the neuron layers.
+      shape: (senders, receivers).
+      edges: The block's place among all edges.
+      types: The edges' types, broadcastable to [senders, receivers].
+      lifted: Whether the kernel does not follow a rescaling of the receiver, as before a batch normalization.
+
+    >>> import jax_scalegmn as sg
+    >>> first, _ = sg.models.graph.topology(sg.mlp((2, 3, 1))).blocks
+    >>> first.sender, first.receiver, first.shape, first.edges
+    ('input', 'hidden_0', (2, 3), slice(0, 6, None))
     """
 
     sender: str
     receiver: str
-    shape: tuple[int, int]  # (senders, receivers)
+    shape: tuple[int, int]
     edges: slice
-    types: np.ndarray  # edge types, broadcastable to [senders, receivers]
+    types: np.ndarray
     lifted: bool
 
 
 class Columns(NamedTuple):
-    """How many node features follow a rescaling of their neuron, go against it, and are free of it; in that order."""
+    """How many node features follow a rescaling of their neuron, go against it, and are free of it; in that order.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.models.graph.topology(sg.mlp((2, 3, 1))).columns  # one bias, which follows
+    Columns(along=1, against=0, free=0)
+    """
 
     along: int
     against: int
     free: int
 
 
+# The powers of a rescaling with which the vectors of a neuron layer go, in the order of `Columns`.
+_POWERS = (1, -1, 0)
+# The groups under which features carry a sign or a size.
+_SCALED = architecture.SCALED
+
+
 class Topology(NamedTuple):
-    """What does not depend on the weights.
+    """What of a graph does not depend on the weights.
 
     Attributes:
-      nodes: where each neuron layer's nodes stand, in topological order.
-      blocks: the edges, kernel by kernel, in the order of `arch.parameters`.
-      scalings: of each hidden neuron layer, the groups that may act on it: one, but for a bucket of several.
-      inputs, outputs: the neuron layers on which no group acts; outputs are fed by some kernel.
-      biased: the neuron layers that have parameters of their own, like a bias.
-      node_types: [nodes]: every input and every output neuron its own, each hidden layer one.
-      num_edge_types: first blocks have one a sender, last blocks one a receiver, hidden blocks one.
-      columns: of a node feature.
-      edge_features: entries of an edge feature.
-      kernel_size: the largest spatial kernel, axis by axis; empty without convolutions.
+      nodes: The place of each neuron layer's nodes, in topological order.
+      blocks: The edges, kernel by kernel, in the order of `arch.parameters`.
+      senders, receivers: [edges], the nodes that every edge joins.
+      scalings: For each hidden neuron layer, the groups that may act on it: one, except for a bucket of several.
+      inputs, outputs: The neuron layers on which no group acts; outputs are fed by some kernel.
+      biased: The neuron layers that have parameters of their own, like a bias.
+      node_types: [nodes]: one for every input and every output neuron, one for each hidden layer.
+      num_edge_types: First blocks have one type a sender, last blocks one a receiver, hidden blocks one.
+      columns: The groups of columns of a node feature.
+      edge_features: The number of entries of an edge feature.
+      kernel_size: The largest spatial kernel, axis by axis; empty without convolutions.
+
+    >>> import jax_scalegmn as sg
+    >>> topo = sg.models.graph.topology(sg.siren((2, 3, 1)))
+    >>> topo.num_nodes, topo.num_edges, topo.node_types.tolist()
+    (6, 9, [0, 1, 2, 2, 2, 3])
     """
 
     nodes: dict[str, slice]
-    blocks: tuple[Block, ...]
+    blocks: tuple[EdgeBlock, ...]
+    senders: Int[np.ndarray, " edges"]
+    receivers: Int[np.ndarray, " edges"]
     scalings: dict[str, tuple[Scaling, ...]]
     inputs: frozenset[str]
     outputs: frozenset[str]
     biased: frozenset[str]
-    node_types: np.ndarray
+    node_types: Int[np.ndarray, " nodes"]
     num_edge_types: int
     columns: Columns
     edge_features: int
@@ -150,146 +195,173 @@ class Topology(NamedTuple):
 
     @property
     def num_nodes(self) -> int:
+        """The number of neurons."""
         return len(self.node_types)
 
     @property
     def num_edges(self) -> int:
-        return self.blocks[-1].edges.stop
+        """The number of weights; a kernel's spatial positions share an edge."""
+        return len(self.senders)
 
     @property
     def num_node_types(self) -> int:
+        """The number of node types."""
         return int(self.node_types.max()) + 1
 
     @property
     def node_features(self) -> int:
-        """Entries of a node feature."""
+        """The number of entries of a node feature."""
         return sum(self.columns)
 
-    def is_under(self, *scalings: Scaling) -> bool:
-        """Whether one of these groups may act on some hidden layer."""
-        return any(scaling in scalings for possible in self.scalings.values() for scaling in possible)
+    def has(self, scaling: Scaling) -> bool:
+        """Whether this group may act on some hidden layer."""
+        return any(scaling in possible for possible in self.scalings.values())
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether signs or positive scales may act on some hidden layer, and not permutations alone."""
+        return any(self.has(scaling) for scaling in _SCALED)
+
+    @property
+    def io_scaling(self) -> Scaling:
+        """The group by whose canonical map edge updates read inputs and outputs, on which no group acts.
+
+        Signs take precedence over positive scales where a network has both; without either it is PERMUTATION.
+        """
+        in_order = (scaling for scaling in (Scaling.SIGN, Scaling.POSITIVE) if self.has(scaling))
+        return next(in_order, Scaling.PERMUTATION)
 
 
 @functools.lru_cache(maxsize=256)
 def topology(arch: Readable) -> Topology:
     """The graph of an architecture, or of a bucket of them, without its weights.
 
+    Types are as in Kofinas et al. (2024, arXiv 2403.12143): one node type for each input and output neuron and for each
+    hidden layer, one edge type for each input, each output and each hidden kernel.
+
+    Args:
+      arch: The architecture or the bucket.
+
+    Returns:
+      The topology, computed once for each `arch`.
+
     Raises:
-      ValueError: if a kernel reads a rescaled layer without undoing it (power 0), which no equivariant graph has, or
+      ValueError: If a kernel reads a rescaled layer without undoing it (power 0), which no equivariant graph has, or
         if a parameter belongs to no neuron layer.
+
+    >>> import jax_scalegmn as sg
+    >>> topo = sg.models.graph.topology(sg.siren((2, 32, 32, 1)))
+    >>> topo.num_nodes, topo.num_edges
+    (67, 1120)
     """
-    members = arch.members if isinstance(arch, Bucket) else (arch,)
-    multiple = arch.multiple if isinstance(arch, Bucket) else 1
-    scalings: dict[str, tuple[Scaling, ...]] = {}
-    nodes, start = {}, 0
-    for name in _ordered_layers(members):
-        found = [neurons for member in members for neurons in member.neuron_layers if neurons.name == name]
-        width = max(neurons.width for neurons in found)
-        if found[0].scaling is not Scaling.FIXED:
-            width = -(-width // multiple) * multiple
-            scalings[name] = tuple(s for s in Scaling if s in {neurons.scaling for neurons in found})
-        nodes[name] = slice(start, start + width)
-        start += width
-    keys = dict.fromkeys(key for member in members for key in _kernels(member).values())
+    members, multiple = (arch.members, arch.multiple) if isinstance(arch, Bucket) else ((arch,), 1)
+    nodes, scalings = _node_places(members, multiple)
+    fixed = frozenset(nodes) - frozenset(scalings)
+    keys = _block_keys(members)
+    blocks = _edge_blocks(keys, nodes, fixed)
+    senders, receivers = _endpoints(blocks, nodes)
     fed = {key.receiver for key in keys}
-    sending = {key.sender for key in keys}
-    io = frozenset(nodes) - frozenset(scalings)
-    node_types: list[int] = []
-    for name, where in nodes.items():
-        first, width = node_types[-1] + 1 if node_types else 0, where.stop - where.start
-        node_types += list(range(first, first + width)) if name in io else [first] * width
-    blocks, first_edge, first_type = [], 0, 0
-    for key in keys:
-        senders, receivers = (nodes[name].stop - nodes[name].start for name in (key.sender, key.receiver))
-        by_sender, by_receiver = key.sender in io, key.receiver in io and key.receiver not in sending
-        shape = (senders if by_sender else 1, receivers if by_receiver else 1)
-        types = first_type + np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
-        edges = slice(first_edge, first_edge + senders * receivers)
-        blocks.append(Block(key.sender, key.receiver, (senders, receivers), edges, types, key.lifted))
-        first_edge, first_type = edges.stop, first_type + types.size
-    kernels = [parameter for member in members for parameter in _kernels(member)]
-    kernel_size = _largest([_spatial(parameter) for parameter in kernels])
-    repeats = [axis.repeat for parameter in kernels for axis in parameter.neuron_axes]
-    counts = [
-        [sum(_num_columns(parameter) for parameter in part) for part in _columns(member, n.name)]
-        for member in members
-        for n in member.neuron_layers
-    ]
-    along, against, free = (max(count) for count in zip(*counts, strict=True))
+    kernels = [kernel for member in members for kernel in _kernels(member)]
+    kernel_size = _largest([_spatial(kernel) for kernel in kernels])
+    repeats = [axis.repeat for kernel in kernels for axis in kernel.neuron_axes]
     return Topology(
         nodes=nodes,
-        blocks=tuple(blocks),
+        blocks=blocks,
+        senders=senders,
+        receivers=receivers,
         scalings=scalings,
-        inputs=io - fed,
-        outputs=io & fed,
-        biased=frozenset(n.name for member in members for n in member.neuron_layers if any(_columns(member, n.name))),
-        node_types=np.asarray(node_types, np.int32),
-        num_edge_types=first_type,
-        columns=Columns(max(1, along), against, free),
+        inputs=fixed - fed,
+        outputs=fixed & fed,
+        biased=frozenset(n.name for member in members for n in member.neuron_layers if any(_vectors(member, n.name))),
+        node_types=_node_types(nodes, fixed),
+        num_edge_types=sum(block.types.size for block in blocks),
+        columns=_most_columns(members),
         edge_features=max(math.prod(kernel_size), *repeats),
         kernel_size=kernel_size,
     )
 
 
 def from_params(arch: Architecture, params: Params, *, bucket: Bucket | None = None) -> jraph.GraphsTuple:
-    """The graph of one network.
+    """The graph of one network, as a `jraph.GraphsTuple`.
 
-    Node features [nodes, k] are the biases and any further vectors of the neuron layer, those that follow a rescaling
-    first, in `Topology.columns`; input nodes carry 1, or 0 in convolutional networks, as published. Edge features
-    [edges, k] are the weights; kernels are flattened and zero-padded symmetrically to the largest one, and a scalar
-    stands in slot 0.
+    Node features [nodes, k] are the biases and any further vectors of the neuron layer, in `Topology.columns`; input
+    nodes carry 1, or 0 in convolutional networks, as published (arXiv 2406.10685). Edge features [edges, k] are the
+    weights: kernels are flattened and zero-padded symmetrically to the largest one, and a scalar is stored in slot 0.
 
     Args:
-      arch: of the network.
-      params: the network.
-      bucket: one that has `arch` as a member: the graph is padded with zeros to the bucket's topology, and a
-        `Presence` stands in its `globals`.
+      arch: The network's architecture.
+      params: The network.
+      bucket: A bucket that has `arch` as a member: the graph is padded with zeros to the bucket's topology, and its
+        `globals` are a `Mask` of what exists.
+
+    Returns:
+      The graph, whose topology is NumPy and so a constant under `jax.jit`.
 
     Raises:
-      ValueError: if params do not fit the architecture, or it is no member of the bucket.
+      ValueError: If params do not fit the architecture, or it is no member of the bucket.
+
+    Any model on jraph's graphs reads it. Here one step of message passing along weights computes the network's own
+    weighted sums, [inputs 1, 2] @ kernel:
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jraph
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> params |= {"Dense_0": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.zeros(3)}}
+    >>> built = sg.models.graph.from_params(arch, params)
+    >>> built.nodes.shape, built.edges.shape
+    ((6, 1), (9, 1))
+    >>> built.senders.tolist(), built.receivers.tolist()
+    ([0, 0, 0, 1, 1, 1, 2, 3, 4], [2, 3, 4, 2, 3, 4, 5, 5, 5])
+    >>> values = jnp.asarray([1.0, 2.0, 0.0, 0.0, 0.0, 0.0])[:, None]
+    >>> sums = jraph.segment_sum(values[built.senders] * built.edges, built.receivers, num_segments=6)
+    >>> sums[2:5, 0].tolist()
+    [6.0, 9.0, 12.0]
     """
     if bucket is not None and arch not in bucket.members:
         raise ValueError(f"{arch.name!r} is no member of the {bucket.name}. Make the Bucket with it.")
     topo = topology(bucket or arch)
     values = dict(zip(arch.parameters, architecture.unpack(arch, params), strict=True))
     dtype = jnp.result_type(*values.values())
-    convolutional = any(_spatial(parameter) for parameter in _kernels(arch))
-    nodes = jnp.zeros((topo.num_nodes, topo.node_features), dtype)
-    for neurons in arch.neuron_layers:
-        start = topo.nodes[neurons.name].start
-        where = slice(start, start + neurons.width)
-        columns = _places(arch, topo, neurons.name)
-        for parameter, place in columns.items():
-            shape, order = _split_shape(arch, parameter)
-            vectors = jnp.transpose(jnp.reshape(values[parameter], shape), order).reshape(neurons.width, -1)
-            nodes = nodes.at[where, place].set(vectors)
-        if not columns and not convolutional:
-            nodes = nodes.at[where, 0].set(1)
-    edges = jnp.concatenate(
-        [
-            jnp.zeros((math.prod(block.shape), topo.edge_features), dtype)
-            if parameter is None
-            else _to_edges(arch, topo, block, parameter, values[parameter])
-            for block, parameter in _blocks(arch, topo, bucket)
-        ]
-    )
-    senders, receivers = _endpoints(bucket or arch)
+    edges = [
+        jnp.zeros((math.prod(block.shape), topo.edge_features), dtype)
+        if parameter is None
+        else _to_edges(arch, topo, block, parameter, values[parameter])
+        for block, parameter in _blocks(arch, topo, bucket)
+    ]
     return jraph.GraphsTuple(
-        nodes=nodes,
-        edges=edges,
-        senders=senders,
-        receivers=receivers,
-        globals=None if bucket is None else _presence(arch, bucket),
+        nodes=_to_nodes(arch, topo, values, dtype),
+        edges=jnp.concatenate(edges),
+        senders=topo.senders,
+        receivers=topo.receivers,
+        globals=None if bucket is None else _mask(arch, bucket),
         n_node=np.asarray([topo.num_nodes], np.int32),
-        n_edge=np.asarray([len(senders)], np.int32),
+        n_edge=np.asarray([topo.num_edges], np.int32),
     )
 
 
 def to_params(arch: Architecture, graph: jraph.GraphsTuple) -> dict[str, Any]:
-    """The params of a graph: `to_params(arch, from_params(arch, params))` is `params`, bit for bit.
+    """The params of a graph; the inverse of `from_params`, bit for bit.
+
+    Args:
+      arch: The architecture.
+      graph: One network's graph, not padded.
+
+    Returns:
+      The params, as nested dicts.
 
     Raises:
-      ValueError: if the graph is not one of this architecture.
+      ValueError: If the graph is not one of this architecture.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> again = sg.models.graph.to_params(arch, sg.models.graph.from_params(arch, params))
+    >>> bool((again["Dense_0"]["kernel"] == params["Dense_0"]["kernel"]).all())
+    True
     """
     topo = topology(arch)
     shapes = {
@@ -300,23 +372,21 @@ def to_params(arch: Architecture, graph: jraph.GraphsTuple) -> dict[str, Any]:
         if got != expected:
             raise ValueError(f"graph.{field} has shape {got}; {arch.name!r} expects {expected}: one network's graph.")
     kernels = {parameter: graph.edges[block.edges] for block, parameter in _blocks(arch, topo, None)}
-    values: list[Any] = []
-    for parameter in arch.parameters:
-        if len(parameter.neuron_axes) == 2:
-            values.append(_from_edges(arch, topo, parameter, kernels[parameter]))
-        else:
-            name = parameter.neuron_axes[0].neurons
-            shape, order = _split_shape(arch, parameter)
-            vectors = graph.nodes[topo.nodes[name], _places(arch, topo, name)[parameter]]
-            value = vectors.reshape([shape[i] for i in order]).transpose(np.argsort(order))
-            values.append(value.reshape(arch.shape(parameter)))
-    return architecture.pack(arch, values)
+    return architecture.pack(
+        arch,
+        [
+            _from_edges(arch, topo, parameter, kernels[parameter])
+            if len(parameter.neuron_axes) == 2
+            else _from_nodes(arch, topo, parameter, graph.nodes)
+            for parameter in arch.parameters
+        ],
+    )
 
 
-# --- private: where everything stands -----------------------------------------------------------------------------
+# --- private: the parts of a topology -----------------------------------------------------------------------------
 
 
-class _Kernel(NamedTuple):
+class _BlockKey(NamedTuple):
     """Which block of a topology a kernel is: `number` counts those between the same layers."""
 
     sender: str
@@ -325,11 +395,11 @@ class _Kernel(NamedTuple):
     number: int
 
 
-def _ordered_layers(members: tuple[Architecture, ...]) -> tuple[str, ...]:
+def _ordered_names(members: Sequence[Architecture]) -> tuple[str, ...]:
     """The names of all neuron layers in an order that is each member's own."""
     sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
     for member in members:
-        names = [neurons.name for neurons in member.neuron_layers]
+        names = [layer.name for layer in member.neuron_layers]
         for index, name in enumerate(names):
             sorter.add(name, *names[:index])
     try:
@@ -340,40 +410,100 @@ def _ordered_layers(members: tuple[Architecture, ...]) -> tuple[str, ...]:
         ) from error
 
 
+def _layers_named(members: Iterable[Architecture], name: str) -> list[NeuronLayer]:
+    """The neuron layers of that name, at most one of each member."""
+    return [layer for member in members for layer in member.neuron_layers if layer.name == name]
+
+
+def _node_places(
+    members: Sequence[Architecture], multiple: int
+) -> tuple[dict[str, slice], dict[str, tuple[Scaling, ...]]]:
+    """The place of every neuron layer's nodes, and the groups that may act on each hidden one."""
+    nodes: dict[str, slice] = {}
+    scalings: dict[str, tuple[Scaling, ...]] = {}
+    start = 0
+    for name in _ordered_names(members):
+        layers = _layers_named(members, name)
+        width = max(layer.width for layer in layers)
+        if layers[0].scaling is not Scaling.FIXED:
+            width = math.ceil(width / multiple) * multiple
+            scalings[name] = tuple(s for s in Scaling if s in {layer.scaling for layer in layers})
+        nodes[name] = slice(start, start + width)
+        start += width
+    return nodes, scalings
+
+
+def _node_types(nodes: dict[str, slice], fixed: frozenset[str]) -> np.ndarray:
+    """[nodes], a type for every input and output neuron, and one for each hidden layer."""
+    types: list[int] = []
+    for name, place in nodes.items():
+        first, width = types[-1] + 1 if types else 0, place.stop - place.start
+        types += list(range(first, first + width)) if name in fixed else [first] * width
+    return np.asarray(types, np.int32)
+
+
+def _edge_blocks(keys: Sequence[_BlockKey], nodes: dict[str, slice], fixed: frozenset[str]) -> tuple[EdgeBlock, ...]:
+    """The blocks in order: a type for every input that sends, for every final output that receives, else one."""
+    sending = {key.sender for key in keys}
+    blocks: list[EdgeBlock] = []
+    first_edge, first_type = 0, 0
+    for key in keys:
+        senders, receivers = (nodes[name].stop - nodes[name].start for name in (key.sender, key.receiver))
+        is_last = key.receiver in fixed and key.receiver not in sending
+        shape = (senders if key.sender in fixed else 1, receivers if is_last else 1)
+        types = first_type + np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+        edges = slice(first_edge, first_edge + senders * receivers)
+        blocks.append(EdgeBlock(key.sender, key.receiver, (senders, receivers), edges, types, key.lifted))
+        first_edge, first_type = edges.stop, first_type + types.size
+    return tuple(blocks)
+
+
+def _endpoints(blocks: Sequence[EdgeBlock], nodes: dict[str, slice]) -> tuple[np.ndarray, np.ndarray]:
+    """Senders and receivers of all edges, [edges] each."""
+    senders, receivers = [], []
+    for block in blocks:
+        rows, columns = np.indices(block.shape, np.int32)
+        senders.append(rows.reshape(-1) + nodes[block.sender].start)
+        receivers.append(columns.reshape(-1) + nodes[block.receiver].start)
+    return np.concatenate(senders), np.concatenate(receivers)
+
+
 @functools.lru_cache(maxsize=256)
-def _kernels(arch: Architecture) -> dict[Parameter, _Kernel]:
+def _kernels(arch: Architecture) -> dict[Parameter, _BlockKey]:
     """The block of every kernel."""
-    found: dict[Parameter, _Kernel] = {}
+    keys: dict[Parameter, _BlockKey] = {}
     for parameter in arch.parameters:
         if not parameter.neuron_axes:
             raise ValueError(
-                f"{arch.name!r}: {parameter} has no neuron axis, so that its numbers stand at no node and no edge. "
+                f"{arch.name!r}: {parameter} has no neuron axis, so that its numbers belong to no node and no edge. "
                 "Leave it out of what is read: close the network's function over it."
             )
         if len(parameter.neuron_axes) == 1:
             continue
         reads, feeds = parameter.neuron_axes
-        if reads.power == 0 and arch.neuron_layer(reads.neurons).scaling in SCALED:
+        scaling = arch.neuron_layer(reads.neurons).scaling
+        if reads.power == 0 and scaling in _SCALED:
             raise ValueError(
-                f"{arch.name!r}: {parameter} reads {reads.neurons!r} with power 0, but a "
-                f"{arch.neuron_layer(reads.neurons).scaling.value} group acts there. Give the axis power -1, or the layer "
-                "Scaling.PERMUTATION."
+                f"{arch.name!r}: {parameter} reads {reads.neurons!r} with power 0, but a {scaling.value} group acts "
+                "there. Give the axis power -1, or the layer Scaling.PERMUTATION."
             )
-        lifted = feeds.power == 0 and arch.neuron_layer(feeds.neurons).scaling in SCALED
-        key = _Kernel(reads.neurons, feeds.neurons, lifted, 0)
-        found[parameter] = key._replace(number=sum(other._replace(number=0) == key for other in found.values()))
-    return found
+        lifted = feeds.power == 0 and arch.neuron_layer(feeds.neurons).scaling in _SCALED
+        key = _BlockKey(reads.neurons, feeds.neurons, lifted, 0)
+        keys[parameter] = key._replace(number=sum(other._replace(number=0) == key for other in keys.values()))
+    return keys
 
 
-def _columns(arch: Architecture, neurons: str) -> tuple[list[Parameter], list[Parameter], list[Parameter]]:
-    """The vectors of one neuron layer: along a rescaling, against it, free of it."""
-    scaled = arch.neuron_layer(neurons).scaling in SCALED
-    parts: tuple[list[Parameter], list[Parameter], list[Parameter]] = ([], [], [])
-    for parameter in arch.parameters:
-        if [axis.neurons for axis in parameter.neuron_axes] == [neurons]:
-            power = parameter.neuron_axes[0].power if scaled else 1
-            parts[{1: 0, -1: 1, 0: 2}[power]].append(parameter)
-    return parts
+def _block_keys(members: Iterable[Architecture]) -> tuple[_BlockKey, ...]:
+    """All blocks of the members, each once."""
+    return tuple(dict.fromkeys(key for member in members for key in _kernels(member).values()))
+
+
+def _vectors(arch: Architecture, name: str) -> tuple[list[Parameter], ...]:
+    """The vectors of one neuron layer, by the power with which they follow a rescaling, in the order of `Columns`."""
+    scaled = arch.neuron_layer(name).scaling in _SCALED
+    vectors = [p for p in arch.parameters if [axis.neurons for axis in p.neuron_axes] == [name]]
+    powers = [parameter.neuron_axes[0].power if scaled else 1 for parameter in vectors]
+    return tuple([p for p, power in zip(vectors, powers, strict=True) if power == wanted] for wanted in _POWERS)
 
 
 def _num_columns(parameter: Parameter) -> int:
@@ -381,56 +511,83 @@ def _num_columns(parameter: Parameter) -> int:
     return math.prod(_spatial(parameter)) * parameter.neuron_axes[0].repeat
 
 
-def _places(arch: Architecture, topo: Topology, neurons: str) -> dict[Parameter, slice]:
-    """The columns of the node features in which each vector of a neuron layer stands."""
+def _most_columns(members: Iterable[Architecture]) -> Columns:
+    """The largest number of columns of any neuron layer, at least one that follows a rescaling."""
+    counts = [
+        [sum(_num_columns(parameter) for parameter in vectors) for vectors in _vectors(member, layer.name)]
+        for member in members
+        for layer in member.neuron_layers
+    ]
+    along, against, free = (max(count) for count in zip(*counts, strict=True))
+    return Columns(max(1, along), against, free)
+
+
+# --- private: one architecture in a topology ----------------------------------------------------------------------
+
+
+def _places(arch: Architecture, topo: Topology, name: str) -> dict[Parameter, slice]:
+    """The columns of the node features in which each vector of a neuron layer is stored."""
     places: dict[Parameter, slice] = {}
     starts = (0, topo.columns.along, topo.columns.along + topo.columns.against)
-    for start, part in zip(starts, _columns(arch, neurons), strict=True):
-        for parameter in part:
+    for start, vectors in zip(starts, _vectors(arch, name), strict=True):
+        for parameter in vectors:
             places[parameter] = slice(start, start + _num_columns(parameter))
             start = places[parameter].stop
     return places
 
 
-def _blocks(arch: Architecture, topo: Topology, bucket: Bucket | None) -> list[tuple[Block, Parameter | None]]:
-    """The blocks of a topology with the parameter of `arch` that stands in each."""
-    members = bucket.members if bucket else (arch,)
-    keys = dict.fromkeys(key for member in members for key in _kernels(member).values())
+def _blocks(arch: Architecture, topo: Topology, bucket: Bucket | None) -> list[tuple[EdgeBlock, Parameter | None]]:
+    """The blocks of a topology, each with the parameter of `arch` that it holds."""
+    keys = _block_keys(bucket.members if bucket else (arch,))
     parameters = {key: parameter for parameter, key in _kernels(arch).items()}
     return [(block, parameters.get(key)) for block, key in zip(topo.blocks, keys, strict=True)]
 
 
-def _presence(arch: Architecture, bucket: Bucket) -> Presence:
+def _mask(arch: Architecture, bucket: Bucket) -> Mask:
     topo = topology(bucket)
     nodes = np.zeros(topo.num_nodes, bool)
-    for neurons in arch.neuron_layers:
-        start = topo.nodes[neurons.name].start
-        nodes[start : start + neurons.width] = True
-    edges = np.concatenate(
-        [
-            np.full(block.shape, parameter is not None).reshape(-1)
-            & np.outer(nodes[topo.nodes[block.sender]], nodes[topo.nodes[block.receiver]]).reshape(-1)
-            for block, parameter in _blocks(arch, topo, bucket)
-        ]
+    for layer in arch.neuron_layers:
+        start = topo.nodes[layer.name].start
+        nodes[start : start + layer.width] = True
+    in_arch = np.concatenate(
+        [np.full(math.prod(block.shape), parameter is not None) for block, parameter in _blocks(arch, topo, bucket)]
     )
-    own = {neurons.name: neurons.scaling for neurons in arch.hidden}
+    edges = in_arch & nodes[topo.senders] & nodes[topo.receivers]
+    own = {layer.name: layer.scaling for layer in arch.hidden}
     scalings = {
         name: {scaling.value: jnp.asarray(own.get(name) is scaling) for scaling in possible}
         for name, possible in topo.scalings.items()
     }
-    return Presence(jnp.asarray(nodes), jnp.asarray(edges), scalings)
+    return Mask(jnp.asarray(nodes), jnp.asarray(edges), scalings)
 
 
-@functools.lru_cache(maxsize=256)
-def _endpoints(arch: Readable) -> tuple[np.ndarray, np.ndarray]:
-    """Senders and receivers of all edges, [edges] each."""
-    topo = topology(arch)
-    senders, receivers = [], []
-    for block in topo.blocks:
-        rows, columns = np.indices(block.shape, np.int32)
-        senders.append(rows.reshape(-1) + topo.nodes[block.sender].start)
-        receivers.append(columns.reshape(-1) + topo.nodes[block.receiver].start)
-    return np.concatenate(senders), np.concatenate(receivers)
+# --- private: vectors as node features ----------------------------------------------------------------------------
+
+
+def _to_nodes(
+    arch: Architecture, topo: Topology, values: dict[Parameter, Any], dtype: Any
+) -> Float[Array, "nodes features"]:
+    convolutional = any(_spatial(parameter) for parameter in _kernels(arch))
+    nodes = jnp.zeros((topo.num_nodes, topo.node_features), dtype)
+    for layer in arch.neuron_layers:
+        start = topo.nodes[layer.name].start
+        rows = slice(start, start + layer.width)
+        columns = _places(arch, topo, layer.name)
+        for parameter, place in columns.items():
+            shape, order = _split_shape(arch, parameter)
+            vectors = jnp.transpose(jnp.reshape(values[parameter], shape), order).reshape(layer.width, -1)
+            nodes = nodes.at[rows, place].set(vectors)
+        if not columns and not convolutional:
+            nodes = nodes.at[rows, 0].set(1)
+    return nodes
+
+
+def _from_nodes(arch: Architecture, topo: Topology, parameter: Parameter, nodes: Array) -> Array:
+    name = parameter.neuron_axes[0].neurons
+    shape, order = _split_shape(arch, parameter)
+    vectors = nodes[topo.nodes[name], _places(arch, topo, name)[parameter]]
+    value = vectors.reshape([shape[i] for i in order]).transpose(np.argsort(order))
+    return value.reshape(arch.shape(parameter))
 
 
 # --- private: kernels as edge features ----------------------------------------------------------------------------
@@ -458,19 +615,19 @@ def _split_shape(arch: Architecture, parameter: Parameter) -> tuple[list[int], l
 
 
 def _margins(topo: Topology, parameter: Parameter) -> list[tuple[int, int]]:
-    """Zeros before and behind a kernel along its spatial axes, symmetric up to one."""
+    """Zeros before and after a kernel along its spatial axes, symmetric up to one."""
     pairs = zip(topo.kernel_size, _map_size(topo, parameter), strict=True)
     return [((large - small) // 2, large - small - (large - small) // 2) for large, small in pairs]
 
 
 def _map_size(topo: Topology, parameter: Parameter) -> tuple[int, ...]:
-    """A kernel's spatial size, with ones behind it where others have more spatial axes."""
+    """A kernel's spatial size, followed by ones where others have more spatial axes."""
     size = _spatial(parameter)
     return (*size, *(1 for _ in topo.kernel_size[len(size) :]))
 
 
 def _to_edges(
-    arch: Architecture, topo: Topology, block: Block, parameter: Parameter, value: Array
+    arch: Architecture, topo: Topology, block: EdgeBlock, parameter: Parameter, value: Array
 ) -> Float[Array, "edges features"]:
     shape, order = _split_shape(arch, parameter)
     value = jnp.transpose(jnp.reshape(value, shape), order)

@@ -1,4 +1,8 @@
-"""From PyTorch and back: networks (`torch_layout`), and the published models as ours."""
+"""The published ScaleGMN models, trained in PyTorch, as ours with their variables.
+
+The import is exact: embeddings, edits, decoded networks, losses and optimizer steps are those of the published code.
+What the tensors do not tell is an argument.
+"""
 
 import functools
 import math
@@ -11,19 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from jax_scalegmn.architecture import Architecture, Conv, Parameter, Scaling
-from jax_scalegmn.io import StateDict, from_torch, to_torch, torch_layout
-from jax_scalegmn.models import _heads
+from jax_scalegmn.architecture import Architecture, Parameter, Scaling
+from jax_scalegmn.io import StateDict, torch_layout
+from jax_scalegmn.models import _descriptions, _heads
 from jax_scalegmn.models._layers import IO, Canonical
 
-__all__ = [
-    "StateDict",
-    "autoencoder",
-    "editor",
-    "encoder",
-    "from_torch",
-    "to_torch",
-]
+__all__ = ["autoencoder", "editor", "encoder"]
 
 
 def encoder(
@@ -39,17 +36,31 @@ def encoder(
     Sizes and options follow from the tensors, the groups from `arch`. Tensors that the published code builds and never
     uses, like `readout.phi`, are left out.
 
+        state_dict = sg.io.tensors.read("scalegmn.pt")
+        model, variables = sg.models.published.encoder(arch, state_dict)
+        z = model.apply(variables, params)
+
     Args:
-      arch: of the networks that the model reads. For the permutation-only model, `architecture.restrict(arch,
-        Scaling.PERMUTATION)`.
-      state_dict: of the published model, in PyTorch's layout; or its gradients, since the import is linear.
-      ablated: whether it was trained with ablate_symmetry, which the tensors do not tell.
-      dropout: rate in training, which the tensors do not tell; published: 0.2.
-      parity: whether the model repeats the published defects (`models.ScaleGMN`). A bidirectional model of positive
+      arch: The architecture of the networks that the model reads. For the permutation-only model,
+        `architecture.restrict(arch, Scaling.PERMUTATION)`.
+      state_dict: The published model's tensors, in PyTorch's layout; or their gradients, since the import is linear.
+      ablated: Whether it was trained with ablate_symmetry, which the tensors do not tell.
+      dropout: The rate in training, which the tensors do not tell; published: 0.2.
+      parity: Whether the model repeats the published defects (`models.ScaleGMN`). A bidirectional model of positive
         scales has no other form.
 
+    Returns:
+      (model, variables), for `model.apply(variables, params)`.
+
     Raises:
-      ValueError: on a missing, additional or misshapen tensor, one with a NaN, or networks that the model cannot read.
+      ValueError: On a missing, additional or misshapen tensor, one with a NaN, or networks that the model cannot read.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.models.published.encoder(sg.siren((2, 32, 32, 1)), {"net.weight": [0.0]})
+    Traceback (most recent call last):
+    ...
+    ValueError: The state_dict is not of the published model: 'construct_graph.proj_bias.weight' is missing among 1
+    tensors ['net.weight'].
     """
     model = _encoder(arch, state_dict, "", ablated=ablated, dropout=dropout, parity=parity)
     return model, _variables(
@@ -62,7 +73,21 @@ def editor(
 ) -> tuple[_heads.Editor, dict[str, Any]]:
     """The published equivariant ScaleGMN (arXiv 2406.10685, section 5: editing) as our model and its variables.
 
-    Args and errors as `encoder_from_published`.
+    Args:
+      arch, state_dict, dropout, parity: As `encoder`.
+
+    Returns:
+      (model, variables), for `model.apply(variables, params)`.
+
+    Raises:
+      ValueError: As `encoder`.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.models.published.editor(sg.siren((2, 32, 32, 1)), {})
+    Traceback (most recent call last):
+    ...
+    ValueError: The state_dict is not of the published model: 'construct_graph.proj_bias.weight' is missing among 0
+    tensors [].
     """
     model = _heads.Editor(_gmn(arch, state_dict, "", ablated=False, dropout=dropout, parity=parity))
     return model, _variables(
@@ -80,11 +105,24 @@ def autoencoder(
 ) -> tuple[_heads.Autoencoder, dict[str, Any]]:
     """The published ScaleGMN autoencoder (arXiv 2511.12601) as our model and its variables.
 
-    As `encoder_from_published`, with the decoder; its outputs are reordered from the published order, that of
-    PyTorch's state_dict for INRs and that of the Small CNN Zoo's layout for CNNs, to that of `arch.parameters`.
+    The decoder's outputs are reordered from the published order, which is that of PyTorch's state_dict for INRs and
+    that of the Small CNN Zoo for CNNs, to that of `arch.parameters`.
+
+    Args:
+      arch, state_dict, ablated, dropout, parity: As `encoder`.
+
+    Returns:
+      (model, variables), for `model.apply(variables, params)`.
 
     Raises:
-      ValueError: as `encoder_from_published`.
+      ValueError: As `encoder`.
+
+    >>> import jax_scalegmn as sg
+    >>> sg.models.published.autoencoder(sg.siren((2, 32, 32, 1)), {})
+    Traceback (most recent call last):
+    ...
+    ValueError: The state_dict is not of the published model: 'encoder.construct_graph.proj_bias.weight' is missing
+    among 0 tensors [].
     """
     encoder = _encoder(arch, state_dict, "encoder.", ablated=ablated, dropout=dropout, parity=parity)
     depth = _count(state_dict, r"decoder\.net\.fc\.(\d+)\.")
@@ -110,19 +148,21 @@ def autoencoder(
 
 
 def _output_order(arch: Architecture) -> np.ndarray:
-    """Where each entry of our flat network stands in the published one.
+    """The index of each entry of our flat network in the published flat network.
 
-    INRs: in PyTorch's order and layout. CNNs: layer by layer with the bias in front, in our layout.
+    INRs: in PyTorch's order and layout. CNNs: layer by layer with the bias first, in our layout.
     """
-    convolutional = any(isinstance(layer, Conv) for layer in arch.layers)
+    convolutional = arch.input_rank == 3
     layers = list(dict.fromkeys(parameter.path[0] for parameter in arch.parameters))
     first = "bias" if convolutional else "kernel"
     in_order = sorted(arch.parameters, key=lambda p: (layers.index(p.path[0]), p.path[-1] != first))
     order, start = {}, 0
     for parameter in in_order:
-        shape = arch.shape(parameter) if convolutional else torch_layout.shape(arch, parameter)
+        shape = arch.shape(parameter) if convolutional else torch_layout.tensor_shape(arch, parameter)
         index = start + np.arange(math.prod(shape)).reshape(shape)
-        order[parameter] = (index if convolutional else torch_layout.as_array(arch, parameter, index)).reshape(-1)
+        if not convolutional:
+            index = torch_layout.array_of_tensor(arch, parameter, index)
+        order[parameter] = index.reshape(-1)
         start += index.size
     return np.concatenate([order[parameter] for parameter in arch.parameters])
 
@@ -158,7 +198,7 @@ def _encoder(
             latent = np.size(_present(state_dict, f"{prefix}gnn.readout.{mlp}.fc.1.bias"))
             return _heads.Encoder(gmn, latent, readout)
     raise ValueError(
-        f"{_FOREIGN}: it has no tensors {prefix}gnn.readout.*. An equivariant model needs editor_from_published."
+        f"{_FOREIGN}: it has no tensors {prefix}gnn.readout.*. An equivariant model needs published.editor."
     )
 
 
@@ -170,24 +210,9 @@ def _gmn(
 ) -> _heads.ScaleGMN:
     """The model whose sizes and options the tensors show."""
     layer = f"{prefix}gnn.fw_layers.0.message_fn"
-    groups = {neurons.scaling for neurons in arch.hidden}
     plain = f"{layer}.rho.fc.0.weight" in state_dict
-    if plain and groups != {Scaling.PERMUTATION}:
-        raise ValueError(
-            f"The state_dict is of a permutation-only model; {arch.name!r} has the groups "
-            f"{sorted(group.value for group in groups)}. Pass architecture.restrict(arch, Scaling.PERMUTATION)."
-        )
-    if not plain and len(groups) != 1:
-        raise ValueError(
-            f"{arch.name!r} has hidden layers of the groups {sorted(group.value for group in groups)}; the published "
-            "models read networks of one."
-        )
     bidirectional = any(key.startswith(f"{prefix}gnn.bw_layers.") for key in state_dict)
-    if bidirectional and Scaling.POSITIVE in groups and not parity:
-        raise ValueError(
-            "The published bidirectional model of positive scales is not equivariant: no equivariant model has these "
-            "weights. Import it with parity=True to repeat it, or train one anew."
-        )
+    _check_groups(arch, plain=plain, bidirectional=bidirectional, parity=parity)
     features = np.size(_present(state_dict, f"{prefix}construct_graph.proj_bias.weight"))
     options: dict[str, Any] = {
         "num_layers": _count(state_dict, re.escape(prefix) + r"gnn\.fw_layers\.(\d+)\."),
@@ -200,24 +225,51 @@ def _gmn(
         "parity": parity,
     }
     if plain:
-        hidden = np.size(_present(state_dict, f"{layer}.rho.fc.0.bias"))
-        return _heads.ScaleGMN(arch, features, hidden=hidden, **options)
-    gate = f"{layer}.eq_layers.0.g"
+        options |= {"hidden": np.size(_present(state_dict, f"{layer}.rho.fc.0.bias"))}
+    else:
+        update = "update_node_feats_fn.0" if bidirectional else "fw_layers.0.update_node_feats_fn"
+        options |= _map_options(arch, state_dict, layer, f"{prefix}gnn.{update}", features, ablated=ablated)
+    return _heads.ScaleGMN(arch, features, **options)
+
+
+def _map_options(
+    arch: Architecture, state_dict: StateDict, message: str, update: str, features: int, *, ablated: bool
+) -> dict[str, Any]:
+    """The options of equivariant maps that the tensors of a message and of a node update show."""
+    gate = f"{message}.eq_layers.0.g"
     phi = _present(state_dict, f"{gate}.g1.phi.fc.0.weight")
-    update = f"{prefix}gnn.update_node_feats_fn.0" if bidirectional else f"{prefix}gnn.fw_layers.0.update_node_feats_fn"
-    separate, shared = (f"{layer}.eq_layers_{end}.0.rho.fc.0.weight" in state_dict for end in ("last", "in"))
-    symmetrized = Scaling.SIGN not in groups or f"{gate}.g1.rho.fc.0.weight" in state_dict
-    return _heads.ScaleGMN(
-        arch,
-        features,
-        hidden=len(phi),
-        canonical=Canonical.ABLATED if ablated else Canonical.SYMMETRIZED if symmetrized else Canonical.ABSOLUTE,
-        io=IO.SEPARATE if separate else IO.SHARED if shared else IO.GATE,
-        encoding_features=phi.shape[-1] == 2 * features,
-        message_layers=_count(state_dict, re.escape(layer) + r"\.eq_layers\.(\d+)\."),
-        update_layers=_count(state_dict, re.escape(update) + r"\.eq_layers\.(\d+)\."),
-        **options,
-    )
+    separate, shared = (f"{message}.eq_layers_{end}.0.rho.fc.0.weight" in state_dict for end in ("last", "in"))
+    signs = any(layer.scaling is Scaling.SIGN for layer in arch.hidden)
+    symmetrized = not signs or f"{gate}.g1.rho.fc.0.weight" in state_dict
+    return {
+        "hidden": len(phi),
+        "canonical": Canonical.ABLATED if ablated else Canonical.SYMMETRIZED if symmetrized else Canonical.ABSOLUTE,
+        "io": IO.SEPARATE if separate else IO.SHARED if shared else IO.GATE,
+        "encoding_features": phi.shape[-1] == 2 * features,
+        "message_layers": _count(state_dict, re.escape(message) + r"\.eq_layers\.(\d+)\."),
+        "update_layers": _count(state_dict, re.escape(update) + r"\.eq_layers\.(\d+)\."),
+    }
+
+
+def _check_groups(arch: Architecture, *, plain: bool, bidirectional: bool, parity: bool) -> None:
+    """Whether a model with these options can read networks with the architecture's groups."""
+    groups = {layer.scaling for layer in arch.hidden}
+    named = sorted(group.value for group in groups)
+    if plain and groups != {Scaling.PERMUTATION}:
+        raise ValueError(
+            f"The state_dict is of a permutation-only model; {arch.name!r} has the groups {named}. Pass "
+            "architecture.restrict(arch, Scaling.PERMUTATION)."
+        )
+    if not plain and len(groups) != 1:
+        raise ValueError(
+            f"{arch.name!r} has hidden layers of the groups {named}; the published models read networks of one group. "
+            "Train a model anew."
+        )
+    if bidirectional and Scaling.POSITIVE in groups and not parity:
+        raise ValueError(
+            "The published bidirectional model of positive scales is not equivariant: no equivariant model has these "
+            "weights. Import it with parity=True to repeat it, or train one anew."
+        )
 
 
 def _encoder_key(model: _heads.Encoder, path: str) -> str:
@@ -234,7 +286,7 @@ def _encoder_key(model: _heads.Encoder, path: str) -> str:
 
 
 def _gmn_key(model: _heads.ScaleGMN, path: str) -> str:
-    """As `_encoder_key`, for the paths below gmn, and for the scales of an editor."""
+    """As `_encoder_key`, for the paths below gmn and for the scales of an editor."""
     _, first, *rest = path.split("/")
     if first in _FEATURES:
         return _FEATURES[first]
@@ -292,7 +344,8 @@ def _unused(model: _heads.ScaleGMN, *, ends: bool, prefix: str = "") -> str:
 
 def _count(state_dict: StateDict, pattern: str) -> int:
     """How many modules there are, by the highest number in their names; at least one, to be found missing."""
-    return max((int(found[1]) + 1 for key in state_dict if (found := re.match(pattern, key))), default=1)
+    matches = [re.match(pattern, key) for key in state_dict]
+    return max((int(match[1]) + 1 for match in matches if match), default=1)
 
 
 def _present(state_dict: StateDict, key: str) -> np.ndarray:
@@ -316,7 +369,7 @@ def _variables(
             f"{arch.name!r} has {outputs} outputs; expected 1. With more, the published edge encodings "
             "depend on the order of the hidden neurons, so that no invariant model has these weights. Train one anew."
         )
-    expected = _heads.abstract_variables(model)
+    expected = _descriptions.abstract_variables(model)
     shapes: dict[str, Any] = dict(traverse_util.flatten_dict(jax.tree.map(np.shape, expected["params"]), sep="/"))
     scales = shapes.pop("out_scales", None)
     keys = {path: key_of(path) for path in shapes}
@@ -325,11 +378,11 @@ def _variables(
     params = {}
     for path, key in keys.items():
         flip = key.endswith(".weight")  # Linear.weight is [out, in]; of a vector the transpose is itself
-        value = torch_layout.checked(state_dict, key, shapes[path][::-1] if flip else shapes[path], arch.name)
+        value = torch_layout.checked_tensor(state_dict, key, shapes[path][::-1] if flip else shapes[path], arch.name)
         params[path] = jnp.asarray(value.T if flip else value)
     if scales is not None:
         params["out_scales"] = jnp.stack(
-            [jnp.asarray(torch_layout.checked(state_dict, key, (), arch.name)) for key in own.values()]
+            [jnp.asarray(torch_layout.checked_tensor(state_dict, key, (), arch.name)) for key in own.values()]
         )
     return {"params": traverse_util.unflatten_dict(params, sep="/")}
 

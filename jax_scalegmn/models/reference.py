@@ -1,10 +1,28 @@
-"""The same encoder once more, edge by edge: gathers, `segment_sum`, and every map applied straight from the equations.
+"""The encoder edge by edge: the equations in their readable form, and the oracle of the tests.
 
-This is how graph networks are usually written, and nothing here is rewritten for speed: flat nodes [N, d] and edges
-[E, d], rho(x) + rho(-x) as two mlps, every rule evaluated everywhere and chosen by a mask. It reads the variables of
-`models.Encoder`, so that both compute one function by two routes, and shares no layer with it.
+This is how graph networks are usually written: flat nodes [N, d] and edges [E, d], gathers and `segment_sum`, every map
+applied straight from its equation, every rule evaluated everywhere and chosen by a mask. Nothing is rewritten for
+speed. It reads the variables of `models.Encoder` and shares no layer with it, so that both compute one function by two
+routes. The model, for an edge from sender j to receiver i with weight w_ij and for a neuron i with vectors x_i
+(Kalogeropoulos et al. 2024, arXiv 2406.10685, section 5 and appendix; types and encodings p as in Kofinas et al. 2024,
+arXiv 2403.12143):
 
-Equations: arXiv 2406.10685, section 5 and appendix; types and positional encodings as in arXiv 2403.12143.
+    first features      h_i = (x_i U_node) * p_type(i)      e_ij = (w_ij U_edge) * p_type(ij)          `_start`
+                        (a sum with p at inputs and outputs, on which no group acts)
+    message             m_ij = ScaleEq([h_j W_v] * [e_ij W_e])                                         `_messages`
+    node update         h_i' = ScaleEq([h_i, sum_j m_ij]) + h_i W_skip                                 `_new_nodes`
+    edge update         e_ij' = (e_ij W) * phi([c(h_j), c(h_i)])                                       `_edge_update`
+    readout             z = mlp([sum over hidden i of phi(c(h_i)), h of inputs and outputs])           `encode`
+
+    ScaleEq(x) = (x Gamma) * phi(c(x))                                                                 `_equivariant`
+    c(x) = rho(x) + rho(-x)  where signs act                                                           `_canonical`
+         = x / |x|           where positive scales act
+         = x                 where no scale acts
+
+    mlp, phi, rho: linear, layer normalization, silu, linear                                           `_mlp`
+
+A backward edge carries w_ij s_j / s_i, which follows its receiver j (`_degree_reversals`). Where all layers have
+permutations only, mlps take the place of messages and updates: of [e_ij, h_j], [h_i, sum_j m_ij] and [e_ij, h_j, h_i].
 """
 
 from collections.abc import Mapping
@@ -30,19 +48,31 @@ def encode(model: Encoder, variables: Any, built: jraph.GraphsTuple) -> Array:
     """The embedding of one network's graph: `model.apply(variables, built, method="read")`, without dropout.
 
     Args:
-      model: the encoder; its scales have to be divided out before the graph is built.
-      variables: of the encoder.
-      built: of `graph.from_params`, padded if the encoder is for a bucket.
+      model: The encoder; its scales have to be divided out before the graph is built.
+      variables: The encoder's variables.
+      built: The graph of `graph.from_params`, padded if the encoder is for a bucket.
+
+    Returns:
+      The embedding [latent].
 
     Raises:
-      ValueError: if the encoder has scales.
+      ValueError: If the encoder has scales.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> built = sg.models.graph.from_params(arch, sg.network.init(arch, jax.random.key(0)))
+    >>> model = sg.Encoder(sg.ScaleGMN(arch, features=4, num_layers=1), latent=3)
+    >>> variables = sg.models.abstract_variables(model)
+    >>> jax.eval_shape(lambda variables: sg.models.reference.encode(model, variables, built), variables).shape
+    (3,)
     """
     if model.scales is not None:
         raise ValueError("Graphs are read as they are: divide the scales out before the graph is built, use None here.")
     gmn, topo, params = model.gmn, graph.topology(model.arch), variables["params"]
     if gmn.dtype is not None:
         params = jax.tree.map(lambda leaf: leaf.astype(gmn.dtype), params)
-    net = _network(gmn, topo, built)
+    net = _network(topo, built)
     ends = model.readout is Readout.LAST_LAYER
     h = _features(gmn, params["gmn"], topo, net, built, ends=ends)
     inputs, outputs = (h[net.ends[end]].reshape(-1) for end in ("inputs", "outputs"))
@@ -65,8 +95,14 @@ def encode(model: Encoder, variables: Any, built: jraph.GraphsTuple) -> Array:
 class _Network(NamedTuple):
     """Masks and counts of all nodes [N] and edges [E].
 
-    `groups`: of each group, the nodes on which it acts; inputs and outputs count to the first group with scales.
-    `senders_in_block`, `receivers_in_block`: of each edge, how many nodes its kernel joins on that side.
+    Attributes:
+      io, inputs: The nodes that are inputs or outputs, and the inputs alone.
+      ends: The indices of the inputs and of the outputs.
+      layer: The index of every node's neuron layer.
+      present, present_edges: What of a padded graph exists.
+      groups: For each group, the nodes on which it acts.
+      lifted: The edges whose kernel does not follow its receiver (`graph.EdgeBlock.lifted`).
+      senders_in_block, receivers_in_block: For each edge, how many nodes its kernel joins on that side.
     """
 
     senders: Array
@@ -83,23 +119,15 @@ class _Network(NamedTuple):
     receivers_in_block: Array
 
 
-def _network(gmn: ScaleGMN, topo: Topology, built: jraph.GraphsTuple) -> _Network:
+def _network(topo: Topology, built: jraph.GraphsTuple) -> _Network:
     layer = np.zeros(topo.num_nodes, int)
-    of = {name: np.zeros(topo.num_nodes, bool) for name in topo.nodes}
-    for index, (name, where) in enumerate(topo.nodes.items()):
-        layer[where], of[name][where] = index, True
-    none = np.zeros(topo.num_nodes, bool)
-    inputs, outputs = (sum((of[name] for name in names), none) for names in (topo.inputs, topo.outputs))
-    presence: graph.Presence | None = built.globals
-    fixed = next((s for s in graph.SCALED if topo.is_under(s)), Scaling.PERMUTATION)
-    groups: dict[Scaling, Any] = dict.fromkeys(Scaling, none) | {fixed: inputs | outputs}
-    for name, possible in topo.scalings.items():
-        for scaling in possible:
-            acts = True if presence is None else presence.scalings[name][scaling.value]
-            groups[scaling] = groups[scaling] | (of[name] & acts)
+    for index, where in enumerate(topo.nodes.values()):
+        layer[where] = index
+    mask: graph.Mask | None = built.globals
+    inputs, outputs = (_nodes_of(topo, names) for names in (topo.inputs, topo.outputs))
     block = np.concatenate([np.full(b.edges.stop - b.edges.start, i) for i, b in enumerate(topo.blocks)])
-    nodes = np.ones(topo.num_nodes, bool) if presence is None else presence.nodes
-    edges = np.ones(topo.num_edges, bool) if presence is None else presence.edges
+    nodes = np.ones(topo.num_nodes, bool) if mask is None else mask.nodes
+    edges = np.ones(topo.num_edges, bool) if mask is None else mask.edges
 
     def in_block(other_end: Array) -> Array:
         place = block * topo.num_nodes + other_end
@@ -115,11 +143,30 @@ def _network(gmn: ScaleGMN, topo: Topology, built: jraph.GraphsTuple) -> _Networ
         layer,
         nodes,
         edges,
-        groups,
+        _groups(topo, mask),
         np.asarray([b.lifted for b in topo.blocks])[block],
         in_block(built.receivers),
         in_block(built.senders),
     )
+
+
+def _nodes_of(topo: Topology, names: frozenset[str]) -> np.ndarray:
+    """A mask of the nodes of some neuron layers."""
+    nodes = np.zeros(topo.num_nodes, bool)
+    for name in names:
+        nodes[topo.nodes[name]] = True
+    return nodes
+
+
+def _groups(topo: Topology, mask: graph.Mask | None) -> dict[Scaling, Any]:
+    """Masks of the nodes on which each group acts; for canonical maps one of them covers inputs and outputs, too."""
+    groups: dict[Scaling, Any] = dict.fromkeys(Scaling, np.zeros(topo.num_nodes, bool))
+    groups[topo.io_scaling] = _nodes_of(topo, topo.io)
+    for name, possible in topo.scalings.items():
+        for scaling in possible:
+            acts = True if mask is None else mask.scalings[name][scaling.value]
+            groups[scaling] = groups[scaling] | (_nodes_of(topo, frozenset({name})) & acts)
+    return groups
 
 
 # --- private: message passing ---------------------------------------------------------------------------------------
@@ -128,48 +175,19 @@ def _network(gmn: ScaleGMN, topo: Topology, built: jraph.GraphsTuple) -> _Networ
 def _features(
     gmn: ScaleGMN, p: Mapping[str, Any], topo: Topology, net: _Network, built: jraph.GraphsTuple, *, ends: bool
 ) -> Array:
-    """Node features behind the last layer; where only the ends are read, hidden ones stay those of the layer before."""
-    plain = not topo.is_under(*graph.SCALED)
-    h, e, encoding = _start(gmn, p, topo, net, built, plain)
+    """Node features after the last layer; where only the ends are read, hidden ones stay those of the layer before."""
+    h, e, encoding = _start(gmn, p, topo, net, built)
     back = e
-    if gmn.bidirectional and not gmn.parity and topo.is_under(Scaling.POSITIVE):
+    if gmn.bidirectional and not gmn.parity and topo.has(Scaling.POSITIVE):
         back = e * _degree_reversals(topo, net, built)[:, None].astype(e.dtype)
     for index in range(gmn.num_layers):
         layer, last = p[f"layer_{index}"], index + 1 == gmn.num_layers
-        forward = (net.senders, net.receivers, net.senders_in_block, "")
-        backward = (net.receivers, net.senders, net.receivers_in_block, "backward_")
-        sums = []
-        for edges, (senders, receivers, count, prefix) in ((e, forward), (back, backward))[: 1 + gmn.bidirectional]:
-            if plain:
-                m = _mlp(layer[f"{prefix}message"], jnp.concatenate([edges, h[senders]], -1))
-            else:
-                m = (h[senders] @ layer[f"{prefix}sender_kernel"]) * (edges @ layer[f"{prefix}edge_kernel"])
-                read_at = senders if gmn.bidirectional else receivers
-                extra = encoding[read_at] if gmn.encoding_features else None
-                m = _equivariants(gmn, layer[f"{prefix}message"], m, _at(net, receivers), extra)
-            if gmn.normalized:
-                m = m / jnp.sqrt(count)[:, None].astype(m.dtype)
-            m = jnp.where(net.present_edges[:, None], m, 0)
-            sums.append(jraph.segment_sum(m, receivers, topo.num_nodes))
-        joined = jnp.concatenate([h, *sums], -1)
-        if plain:
-            new = _mlp(layer["update"], joined)
-        else:
-            everywhere = _at(net, np.arange(topo.num_nodes))
-            new = _equivariants(gmn, layer["update"], joined, everywhere, encoding if gmn.encoding_features else None)
-        if gmn.skip:
-            new = new + h @ layer["skip_kernel"]
+        sums = [_messages(gmn, layer, topo, net, h, e, encoding, forward=True)]
+        if gmn.bidirectional:
+            sums.append(_messages(gmn, layer, topo, net, h, back, encoding, forward=False))
+        new = _new_nodes(gmn, layer, topo, net, h, sums, encoding)
         if not last:
-            parts = (h[net.senders], h[net.receivers])
-            if plain:
-                e = _mlp(layer["edge_update"], jnp.concatenate([e, *parts], -1))
-            else:
-                e = _edge_update(gmn, layer["edge_update"], e, h, net.groups, net.senders, net.receivers)
-                # Signs and permutations: backward messages read the first edges in every layer, as published.
-                if "backward_edge_update" in layer:
-                    back = _edge_update(
-                        gmn, layer["backward_edge_update"], back, h, net.groups, net.receivers, net.senders
-                    )
+            e, back = _new_edges(gmn, layer, topo, net, h, e, back)
         if last and ends:
             updated = net.io if gmn.bidirectional else net.io & ~net.inputs
             new = jnp.where(updated[:, None], new, h)
@@ -177,8 +195,69 @@ def _features(
     return h
 
 
+def _messages(
+    gmn: ScaleGMN,
+    layer: Mapping[str, Any],
+    topo: Topology,
+    net: _Network,
+    h: Array,
+    e: Array,
+    encoding: Array | None,
+    *,
+    forward: bool,
+) -> Array:
+    """sum_j m_ij at every node i, from senders to receivers or, backward, from receivers to senders."""
+    senders, receivers, count = net.senders, net.receivers, net.senders_in_block
+    if not forward:
+        senders, receivers, count = net.receivers, net.senders, net.receivers_in_block
+    prefix = "" if forward else "backward_"
+    if topo.has_scales:
+        m = (h[senders] @ layer[f"{prefix}sender_kernel"]) * (e @ layer[f"{prefix}edge_kernel"])
+        read_at = senders if gmn.bidirectional else receivers
+        extra = encoding[read_at] if gmn.encoding_features and encoding is not None else None
+        m = _equivariants(gmn, layer[f"{prefix}message"], m, _at(net, receivers), extra)
+    else:
+        m = _mlp(layer[f"{prefix}message"], jnp.concatenate([e, h[senders]], -1))
+    if gmn.normalized:
+        m = m / jnp.sqrt(count)[:, None].astype(m.dtype)
+    m = jnp.where(net.present_edges[:, None], m, 0)
+    return jraph.segment_sum(m, receivers, topo.num_nodes)
+
+
+def _new_nodes(
+    gmn: ScaleGMN,
+    layer: Mapping[str, Any],
+    topo: Topology,
+    net: _Network,
+    h: Array,
+    sums: list[Array],
+    encoding: Array | None,
+) -> Array:
+    """h' = ScaleEq([h, sums]) + h W_skip."""
+    joined = jnp.concatenate([h, *sums], -1)
+    if topo.has_scales:
+        everywhere = _at(net, np.arange(topo.num_nodes))
+        new = _equivariants(gmn, layer["update"], joined, everywhere, encoding if gmn.encoding_features else None)
+    else:
+        new = _mlp(layer["update"], joined)
+    return new + h @ layer["skip_kernel"] if gmn.skip else new
+
+
+def _new_edges(
+    gmn: ScaleGMN, layer: Mapping[str, Any], topo: Topology, net: _Network, h: Array, e: Array, back: Array
+) -> tuple[Array, Array]:
+    """e' of the forward and of the backward edges."""
+    if not topo.has_scales:
+        return _mlp(layer["edge_update"], jnp.concatenate([e, h[net.senders], h[net.receivers]], -1)), back
+    e = _edge_update(gmn, layer["edge_update"], e, h, net.groups, net.senders, net.receivers)
+    # Signs and permutations: backward messages read the first edges in every layer, as published.
+    if "backward_edge_update" in layer:
+        back = _edge_update(gmn, layer["backward_edge_update"], back, h, net.groups, net.receivers, net.senders)
+    return e, back
+
+
 def _start(
-    gmn: ScaleGMN, p: Mapping[str, Any], topo: Topology, net: _Network, built: jraph.GraphsTuple, plain: bool
+    gmn: ScaleGMN, p: Mapping[str, Any], topo: Topology, net: _Network, built: jraph.GraphsTuple
 ) -> tuple[Array, Array, Array | None]:
     """The first features of nodes and edges, and the positional encoding of every node."""
     dtype = p["node_kernel"].dtype if gmn.dtype is None else gmn.dtype
@@ -191,11 +270,11 @@ def _start(
     if free.shape[-1]:
         invariant = free.astype(dtype) @ p["free_kernel"] + (1 if encoding is None else encoding)
     if invariant is not None:
-        h = jnp.where(plain | net.io[:, None], h + invariant, h * invariant)
+        h = jnp.where(net.io[:, None] | (not topo.has_scales), h + invariant, h * invariant)
     e = built.edges.astype(dtype) @ p["edge_kernel"]
     if gmn.edge_encoding:
         types = np.concatenate([np.broadcast_to(b.types, b.shape).reshape(-1) for b in topo.blocks])
-        e = e + p["edge_encoding"][types] if plain else e * p["edge_encoding"][types]
+        e = e * p["edge_encoding"][types] if topo.has_scales else e + p["edge_encoding"][types]
     for index, block in enumerate(topo.blocks):
         if block.lifted:
             of_block = np.isin(np.arange(topo.num_edges), np.arange(topo.num_edges)[block.edges])
@@ -205,9 +284,9 @@ def _start(
 
 
 def _degree_reversals(topo: Topology, net: _Network, built: jraph.GraphsTuple) -> Array:
-    """What turns the degree of every weight around under positive scales: s_sender / s_receiver, one an edge.
+    """The factor s_sender / s_receiver of every edge, which reverses the degree of its weight under positive scales.
 
-    s = 1 at inputs and outputs, elsewhere s_i = b_i^2 + mean over incoming j of w_ij^2 s_j, layer behind layer.
+    s = 1 at inputs and outputs, elsewhere s_i = b_i^2 + mean over incoming j of w_ij^2 s_j, layer after layer.
     """
     along, against, _ = topo.columns
     nodes, edges = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (built.nodes, built.edges))
@@ -242,7 +321,7 @@ def _edge_update(
 
 
 class _Rules(NamedTuple):
-    """Of every row: whether it belongs to an input or output, to an input, and which group acts on it."""
+    """For every row: whether it belongs to an input or output, to an input, and which group acts on it."""
 
     io: Array | np.ndarray
     inputs: Array | np.ndarray
@@ -292,7 +371,7 @@ def _equivariants(gmn: ScaleGMN, p: Mapping[str, Any], x: Array, rules: _Rules, 
 
 
 def _equivariant(gmn: ScaleGMN, p: Mapping[str, Any], x: Array, rules: _Rules, extra: Array | None) -> Array:
-    """A rule without parameters is one that no row of this map has."""
+    """(x gamma) * phi(c(x)), or the rule for inputs and outputs; a rule without parameters applies to no row."""
     linear = x @ p["gamma"]["kernel"] if "gamma" in p else None
     read = x if extra is None else jnp.concatenate([x, extra], -1)
     out: Any = 0
