@@ -1,7 +1,9 @@
-"""What is restored is what was saved, or an error that says why not."""
+"""What is restored is what was saved, or an error says why not."""
 
 import itertools
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -52,12 +54,33 @@ def test_the_best_and_the_last_come_back_bit_for_bit(run):
     assert sorted(path.name for path in run.directory.iterdir()) == ["2", "4"]
 
 
+def test_a_step_is_saved_once(run):
+    with pytest.raises(ValueError, match=r"run/4: the folder has a checkpoint of step 4; expected a new step"):
+        run.save(state_of(4), loss=0.0)
+    assert run.restore_last(state_of(0)).history == [{"loss": 2.5}]
+
+
+@pytest.mark.parametrize("use", [lambda folder: checkpoint.Checkpoints(folder, CONFIG), checkpoint.load])
+def test_without_orbax_an_error_names_the_extra(use, tmp_path, monkeypatch):
+    for name in ("orbax", "orbax.checkpoint", "orbax.checkpoint.checkpoint_managers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        ImportError, match=r'Checkpoints need orbax-checkpoint: pip install "jax-scalegmn\[checkpoint\]"'
+    ):
+        use(tmp_path)
+
+
+def test_models_and_training_are_imported_without_orbax():
+    code = "import sys, jax_scalegmn.training, jax_scalegmn.models; assert 'orbax' not in sys.modules, 'imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_shapes_are_enough_to_restore(run):
     shapes = jax.eval_shape(lambda: state_of(0))
     support.assert_identical(run.restore_last(shapes).state, state_of(4))
 
 
-def test_load_gives_the_model_and_its_best_variables(run):
+def test_load_returns_the_model_and_its_best_variables(run):
     model, variables = checkpoint.load(run.directory)
     assert model == MODEL
     support.assert_identical(variables, state_of(2).variables)

@@ -9,6 +9,7 @@ import pytest
 import support
 from flax import linen as nn
 
+import jax_scalegmn as sg
 from jax_scalegmn import models, network
 from jax_scalegmn.models import graph
 from jax_scalegmn.training import losses
@@ -31,20 +32,32 @@ def noisy(arch):
     return Noisy(whole.encoder, whole.decoder)
 
 
-def test_autoencoder_loss_is_the_distance_of_images_and_of_the_orbit():
+def test_inr_reconstruction_is_the_distance_of_images_and_of_the_orbit():
     """With dropout from the key; the orbit distance of scaled weights is the scale squared."""
     model, params = noisy(SIREN), support.random_params(SIREN)
-    loss, metrics = jax.jit(losses.autoencoder_loss(model, size=(3, 2), orbit_weight=0.5))({}, params, KEY)
+    loss, metrics = jax.jit(losses.inr_reconstruction(model, size=(3, 2), orbit_weight=0.5))({}, params, KEY)
     decoded = model.apply({}, params, train=True, rngs={"dropout": KEY})
     images = [network.render(SIREN, one, (3, 2)) for one in (decoded, params)]
     scale = float(decoded["Dense_0"]["bias"][0] / params["Dense_0"]["bias"][0])
     assert metrics["reconstruction"] == pytest.approx(float(np.square(np.subtract(*images)).mean()), rel=1e-4)
     assert metrics["orbit_distance"] == pytest.approx((scale - 1) ** 2, rel=1e-4)
     assert loss == pytest.approx(float(metrics["reconstruction"] + 0.5 * metrics["orbit_distance"]), rel=1e-5)
-    plain = jax.jit(losses.autoencoder_loss(model, size=(3, 2)))
+    plain = jax.jit(losses.inr_reconstruction(model, size=(3, 2)))
     assert plain({}, params, KEY)[0] == pytest.approx(float(metrics["reconstruction"]), rel=1e-5)
     assert set(plain({}, params, KEY)[1]) == {"reconstruction"}
     assert plain({}, params, jax.random.key(1))[0] != plain({}, params, KEY)[0]
+
+
+def test_inr_reconstruction_of_images_with_channels_is_the_mean_over_pixels_and_channels():
+    arch = sg.siren((2, 4, 3))
+    params = support.random_params(arch)
+    model = Half(*(getattr(models.autoencoder(arch, 3), part) for part in ("encoder", "decoder")))
+    loss, _ = losses.inr_reconstruction(model, size=(3, 2))({}, params, KEY)
+    x = network.coordinates(3, 2)
+    halved = jax.tree.map(lambda leaf: leaf / 2, params)
+    images = [np.asarray(support.outputs(arch, shown, jnp.asarray(x))) for shown in (params, halved)]
+    assert images[0].shape == (6, 3)
+    assert float(loss) == pytest.approx(float(np.square(images[0] - images[1]).mean()), rel=1e-4)
 
 
 def softmax(logits):
@@ -55,16 +68,16 @@ def softmax(logits):
 @pytest.mark.parametrize(("temperature", "at_once"), [(0.6, 250), (2.0, 3)])
 def test_distillation_loss_is_the_scaled_divergence_of_the_logits(temperature, at_once, monkeypatch):
     """T^2 KL(teacher || student), the mean over inputs, in one batch or several; 0 for the network itself."""
-    monkeypatch.setattr(losses, "AT_ONCE", at_once)
+    monkeypatch.setattr(losses, "_IMAGES_AT_ONCE", at_once)
     with support.precision("float64"):
         model, x = noisy(RELU), support.example(RELU, dtype="float64")
         params = support.random_params(RELU, dtype="float64")
-        loss, metrics = losses.distillation_loss(model, x, temperature=temperature)({}, params, KEY)
+        loss, metrics = losses.distillation(model, x, temperature=temperature)({}, params, KEY)
         decoded = model.apply({}, params, train=True, rngs={"dropout": KEY})
         teacher, student = (softmax(support.outputs(RELU, one, x) / temperature) for one in (params, decoded))
-        still = losses.distillation_loss(model, x, temperature=temperature, train=False)({}, params, KEY)[0]
+        still = losses.distillation(model, x, temperature=temperature, train=False)({}, params, KEY)[0]
         logits = losses.teacher_logits(RELU, jax.tree.map(lambda leaf: leaf[None], params), x)[0]
-        cached = losses.distillation_loss(model, x, temperature=temperature)({}, (params, logits), KEY)[0]
+        cached = losses.distillation(model, x, temperature=temperature)({}, (params, logits), KEY)[0]
     assert float(cached) == pytest.approx(float(loss), rel=1e-12)
     assert float(metrics["agreement"]) == (teacher.argmax(-1) == student.argmax(-1)).mean()
     expected = temperature**2 * (teacher * np.log(teacher / student)).sum(-1).mean()
@@ -78,16 +91,16 @@ def test_distillation_on_a_few_images_a_step_has_the_same_mean():
     model, x, params = noisy(RELU), support.example(RELU), support.random_params(RELU)
     keys = jax.random.split(KEY, 400)
     logits = losses.teacher_logits(RELU, jax.tree.map(lambda leaf: leaf[None], params), x)[0]
-    some = jax.jit(losses.distillation_loss(Half(model.encoder, model.decoder), x, images_per_step=2))
+    some = jax.jit(losses.distillation(Half(model.encoder, model.decoder), x, images_per_step=2))
     values = jax.vmap(lambda key: some({}, params, key)[0])(keys)
     known = jax.vmap(lambda key: some({}, (params, logits), key)[0])(keys)
-    whole = losses.distillation_loss(Half(model.encoder, model.decoder), x)({}, params, KEY)[0]
+    whole = losses.distillation(Half(model.encoder, model.decoder), x)({}, params, KEY)[0]
     np.testing.assert_allclose(values, known, rtol=1e-4, atol=1e-7)
     assert values.std() > 0
     assert values.mean() == pytest.approx(float(whole), abs=4 * float(values.std()) / 20)
     for count in (0, len(x) + 1):
         with pytest.raises(ValueError, match=f"images_per_step is {count}; expected 1 to {len(x)}"):
-            losses.distillation_loss(model, x, images_per_step=count)
+            losses.distillation(model, x, images_per_step=count)
 
 
 class Half(models.Autoencoder):
@@ -116,7 +129,7 @@ class Reads(nn.Module):
 
 def test_classification_loss_is_the_cross_entropy_of_the_label():
     params, variables = support.random_params(RELU), {"params": {"inverse": jnp.asarray(2.0)}}
-    loss_fn = losses.classification_loss(Reads(4), train=False)
+    loss_fn = losses.classification(Reads(4), train=False)
     logits = 2 * params["Dense_0"]["bias"][:4]
     expected = -np.log(softmax(logits))
     for label in range(4):
@@ -128,14 +141,12 @@ def test_classification_loss_is_the_cross_entropy_of_the_label():
 def test_regression_loss_is_the_squared_error():
     params, variables = support.random_params(RELU), {"params": {"inverse": jnp.asarray(2.0)}}
     gap = float(2 * params["Dense_0"]["bias"][0] - 0.7)
-    loss, metrics = losses.regression_loss(Reads(1), train=False)(variables, (params, jnp.asarray(0.7)), KEY)
+    loss, metrics = losses.regression(Reads(1), train=False)(variables, (params, jnp.asarray(0.7)), KEY)
     assert loss == pytest.approx(gap**2, rel=1e-5)
     assert metrics == {"absolute_error": pytest.approx(abs(gap), rel=1e-5)}
 
 
-@pytest.mark.parametrize(
-    ("make", "count", "target"), [(losses.classification_loss, 4, 2), (losses.regression_loss, 1, 0.7)]
-)
+@pytest.mark.parametrize(("make", "count", "target"), [(losses.classification, 4, 2), (losses.regression, 1, 0.7)])
 def test_losses_of_models_read_graphs_too_and_drop_out_by_the_key(make, count, target):
     params, variables = support.random_params(RELU), {"params": {"inverse": jnp.asarray(2.0)}}
     compute = functools.partial(make(Reads(count)), variables)
@@ -151,7 +162,7 @@ def test_an_encoder_is_a_classifier():
     model = models.Encoder(models.ScaleGMN(RELU, 4, num_layers=1), latent=3)
     stack = support.random_params(RELU, models=(2,))
     variables = support.random_variables(model, support.rows(stack, 0))
-    loss_fn, labels = losses.classification_loss(model), jnp.asarray([0, 2])
+    loss_fn, labels = losses.classification(model), jnp.asarray([0, 2])
 
     @jax.jit
     def mean_losses(variables):

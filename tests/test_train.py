@@ -1,7 +1,9 @@
 """Training is a pure function of its state, on one device or several."""
 
+import gc
 import math
 import re
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +48,7 @@ def history(state=None, num_epochs=4, over=None):
     return epochs[-1][0] if epochs else state, [jax.device_get(metrics) for _, metrics in epochs]
 
 
-def test_micro_batches_give_what_the_full_batch_gives():
+def test_micro_batches_return_what_the_full_batch_returns():
     batch = support.rows(DATA, slice(12))
     expected = jax.jit(training.make_step(loss_fn, TX))(start(), batch)
     assert set(expected[1]) == {"bias", "loss", "grad_norm"}
@@ -125,7 +127,7 @@ def test_optimizer_clips_the_global_norm_and_decays_weights():
     np.testing.assert_allclose(run((0.0, 0.0), weight_decay=0.1), [-0.5 * 0.1 * 2, -0.5 * 0.1 * 3], rtol=1e-5)
 
 
-def test_training_goes_on_bit_for_bit_from_the_middle():
+def test_training_continues_bit_for_bit_from_the_middle():
     """Order, noise and optimizer follow from the state alone."""
     whole, metrics = history()
     middle, first = history(num_epochs=2)
@@ -150,7 +152,33 @@ def test_an_epoch_uses_every_network_once_in_an_order_of_its_own():
     assert not np.array_equal(seen[1], seen[2])
 
 
-def test_eight_devices_give_the_losses_of_one():
+def test_a_fit_keeps_its_program_as_long_as_its_step_and_not_what_the_loss_reads():
+    """The second fit traces nothing; without the step, the images of its loss are freed."""
+
+    class Images:
+        mean = 0.5
+
+    images, traces = Images(), []
+
+    def loss(variables, row, key, images=images):
+        traces.append(row)
+        return jnp.square(variables["bias"] - images.mean).sum() + 0 * row["x"].sum(), {}
+
+    step = training.make_step(loss, TX)
+    for _ in range(2):
+        list(training.fit(step, start(), DATA, batch_size=8, num_epochs=1))
+    once = len(traces)
+    list(training.fit(step, start(), DATA, batch_size=8, num_epochs=2))
+    assert len(traces) == once > 0
+    alive = weakref.ref(images)
+    assert alive() is images
+    del step, loss, images
+    traces.clear()
+    gc.collect()
+    assert alive() is None
+
+
+def test_eight_devices_compute_the_losses_of_one():
     _, alone = history()
     _, shared = history(over=mesh())
     assert support.deviation(shared, alone) < 1e-5
@@ -170,12 +198,12 @@ def test_a_step_over_devices_communicates_once(micro_batch):
     assert collectives(step, start(), support.rows(DATA, slice(16))) == ["all-reduce"]
 
 
-@pytest.mark.parametrize("orbit_weight", [0.0, 0.3])
+@pytest.mark.parametrize("orbit_weight", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_an_autoencoder_step_over_devices_communicates_once(orbit_weight):
     """Graphs are built inside the step from static topology, and every device matches by itself: no gather, no vote."""
     model = models.autoencoder(SIREN, 3, num_layers=1)
     variables = support.random_variables(model, support.random_params(SIREN))
-    step = training.make_step(losses.autoencoder_loss(model, size=(2, 2), orbit_weight=orbit_weight), TX, mesh=mesh())
+    step = training.make_step(losses.inr_reconstruction(model, size=(2, 2), orbit_weight=orbit_weight), TX, mesh=mesh())
     state = training.State(variables, TX.init(variables), jax.random.key(0), jnp.asarray(0))
     assert collectives(step, state, support.random_params(SIREN, models=(16,))) == ["all-reduce"]
 
@@ -235,8 +263,8 @@ def test_a_model_of_positive_scales_learns_a_function_of_rescaled_networks_with_
     model = models.Encoder(models.ScaleGMN(arch, 16, num_layers=3, bidirectional=bidirectional), latent=1)
     tx = training.make_optimizer(learning_rate=3e-3, warmup_steps=20)
     state = training.init(model, tx, support.rows(moved, 0), jax.random.key(0))
-    step = training.make_step(losses.regression_loss(model), tx)
+    step = training.make_step(losses.regression(model), tx)
     *_, (state, metrics) = training.fit(step, state, seen, batch_size=64, num_epochs=20)
     assert np.isfinite(metrics["loss"])
-    evaluate = training.make_evaluation(losses.regression_loss(model, train=False))
+    evaluate = training.make_evaluation(losses.regression(model, train=False))
     assert evaluate(state.variables, unseen)["loss"] < 0.1

@@ -1,11 +1,11 @@
 """Training: a step for any loss of one network, epochs as one compiled scan, early stopping.
 
-step = make_step(losses.autoencoder_loss(model, size=(8, 8)), tx)
+step = make_step(losses.inr_reconstruction(model, size=(8, 8)), tx)
 for state, metrics in fit(step, state, data, batch_size=64, num_epochs=10): ...
 """
 
-import functools
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,13 +19,22 @@ from jax_scalegmn.types import Key, LossFn, Metrics
 
 
 class State(NamedTuple):
-    """All that training goes on from: with the same data, the next step follows from it bit for bit.
+    """All that training continues from: with the same data, it determines the next step bit for bit.
 
     Attributes:
-      variables: of the model.
-      opt_state: of the optimizer.
-      key: never changes; order and dropout of a step follow from it and the number of the step.
-      step: updates made so far.
+      variables: The model's variables.
+      opt_state: The optimizer's state.
+      key: Never changes; the order and the dropout of a step follow from it and from the number of the step.
+      step: The number of updates made so far.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> tx = sg.training.make_optimizer()
+    >>> variables = {"w": jnp.zeros(3)}
+    >>> state = sg.training.State(variables, tx.init(variables), jax.random.key(0), jnp.asarray(0))
+    >>> int(state.step)
+    0
     """
 
     variables: Any
@@ -34,6 +43,7 @@ class State(NamedTuple):
     step: Array
 
 
+# (state, batch) -> (the next state, metrics)
 Step: TypeAlias = Callable[[State, Any], tuple[State, Metrics]]
 
 
@@ -45,14 +55,24 @@ def make_optimizer(
     weight_decay: float = 0.01,
     clip_norm: float = 10.0,
 ) -> optax.GradientTransformation:
-    """AdamW behind a clipped global norm, with a linear warm-up (published: 1e-3, 1000 steps, 0.01, 10).
+    """AdamW after clipping of the global norm, with a linear warm-up (published: 1e-3, 1000 steps, 0.01, 10).
 
     Args:
-      learning_rate: after the warm-up; step t has learning_rate * min(1, (t + 1) / warmup_steps).
-      warmup_steps: 0 for none.
-      decay_steps: a cosine to 0 that ends at this step; None for a constant rate, as published.
-      weight_decay: decoupled, on all parameters.
-      clip_norm: of the gradient of all parameters together.
+      learning_rate: The rate after the warm-up; step t has learning_rate * min(1, (t + 1) / warmup_steps).
+      warmup_steps: The number of steps of the warm-up; 0 for no warm-up.
+      decay_steps: The step at which a cosine decay to 0 ends; None for a constant rate, as published.
+      weight_decay: Decoupled, on all parameters.
+      clip_norm: The largest norm of the gradient of all parameters together.
+
+    Returns:
+      The optax transformation.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> tx = sg.training.make_optimizer(learning_rate=0.1, warmup_steps=0, weight_decay=0.0)
+    >>> updates, _ = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)), jnp.zeros(2))
+    >>> updates.round(3).tolist() == jnp.full(2, -0.1).round(3).tolist()
+    True
     """
     after: optax.Schedule = optax.constant_schedule(learning_rate)
     if decay_steps is not None:
@@ -65,7 +85,26 @@ def make_optimizer(
 
 
 def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *, method: str | None = None) -> State:
-    """The state before the first step, for a model that reads networks like `example`, by `method` if it is given."""
+    """The state before the first step.
+
+    Args:
+      model: A linen module.
+      tx: The optimizer.
+      example: One network or graph that the model reads.
+      key: Draws the variables, and later the order and the dropout of every step.
+      method: The name of the method that reads the example; None for `__call__`.
+
+    Returns:
+      The state at step 0.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> from flax import linen as nn
+    >>> state = sg.training.init(nn.Dense(2), sg.training.make_optimizer(), jnp.ones(3), jax.random.key(0))
+    >>> int(state.step), state.variables["params"]["kernel"].shape
+    (0, (3, 2))
+    """
     init_key, key = jax.random.split(key)
     variables = jax.jit(lambda key, example: model.init(key, example, method=method))(init_key, example)
     return State(variables, tx.init(variables), key, jnp.asarray(0))
@@ -74,59 +113,39 @@ def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *
 def make_step(
     loss_fn: LossFn, tx: optax.GradientTransformation, *, micro_batch: int | None = None, mesh: Mesh | None = None
 ) -> Step:
-    """One update on the mean loss over a batch.
+    """One update of an optimizer on the mean loss over a batch.
 
     Args:
-      loss_fn: written for one network; it gets a key of its own.
-      tx: the optimizer.
-      micro_batch: networks that a device differentiates at a time, for less memory and fuller caches with the same
-        result; must divide its share of the batch. None: all at once.
-      mesh: a mesh with an axis "data", over whose devices every batch is shared out; one all-reduce a step. State and
-        data must stand on all of them: `replicate`. None: one device.
+      loss_fn: Written for one network; it gets a key of its own.
+      tx: The optimizer.
+      micro_batch: The number of networks that a device differentiates at a time, for less memory and fuller caches
+        with the same result; must divide its share of the batch. None: all at once.
+      mesh: A mesh with an axis "data", over whose devices every batch is shared out; one all-reduce a step. State and
+        data must be stored on all of them: `replicate`. None: one device.
 
     Returns:
       (state, batch) -> (state, metrics): the means of the loss's metrics, with loss and grad_norm. It raises
       ValueError where the batch cannot be shared out.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import jax_scalegmn as sg
+    >>> def loss_fn(variables, row, key):
+    ...     return (variables["w"] - row) ** 2, {}
+    >>> tx = optax.sgd(0.25)
+    >>> variables = {"w": jnp.zeros(())}
+    >>> state = sg.training.State(variables, tx.init(variables), jax.random.key(0), jnp.asarray(0))
+    >>> state, metrics = sg.training.make_step(loss_fn, tx)(state, jnp.asarray([1.0, 3.0]))
+    >>> float(metrics["loss"]), float(state.variables["w"])
+    (5.0, 1.0)
     """
-
-    def mean_loss(variables: Any, rows: Any, keys: Key) -> tuple[Array, Metrics]:
-        if len(keys) == 1:  # without the batch axis the compiler makes up to twice as fast a program
-            loss, metrics = loss_fn(variables, *jax.tree.map(lambda leaf: leaf[0], (rows, keys)))
-            return loss, metrics | {"loss": loss}
-        losses, metrics = jax.vmap(loss_fn, (None, 0, 0))(variables, rows, keys)
-        return losses.mean(), {name: value.mean() for name, value in metrics.items()} | {"loss": losses.mean()}
-
-    def gradient(variables: Any, rows: Any, keys: Key) -> tuple[Any, Metrics]:
-        size = len(keys)
-        if micro_batch is None or micro_batch >= size:
-            return jax.grad(mean_loss, has_aux=True)(variables, rows, keys)
-        if size % micro_batch:
-            raise ValueError(f"micro_batch is {micro_batch}; expected a divisor of the {size} networks of a device.")
-        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, micro_batch, *leaf.shape[1:]), (rows, keys))
-
-        def add(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, jax.grad(mean_loss, has_aux=True)(variables, *part)), None
-
-        first = jax.tree.map(lambda leaf: leaf[0], parts)
-        shapes = jax.eval_shape(jax.grad(mean_loss, has_aux=True), variables, *first)
-        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), parts)
-        return jax.tree.map(lambda leaf: leaf * (micro_batch / size), total)
-
-    def shared_gradient(variables: Any, rows: Any, keys: Key) -> tuple[Any, Metrics]:
-        return jax.lax.pmean(gradient(variables, rows, keys), "data")
+    gradient = _make_gradient(loss_fn, micro_batch)
 
     def step(state: State, batch: Any) -> tuple[State, Metrics]:
         size = len(jax.tree.leaves(batch)[0])
         keys = jax.random.split(jax.random.fold_in(_purpose(state.key, "loss"), state.step), size)
-        compute = gradient
-        if mesh is not None:
-            if size % mesh.shape["data"]:
-                raise ValueError(f"The batch has {size} networks; {mesh.shape['data']} devices do not divide it.")
-            # By hand, so that loops inside the loss end on each device by themselves.
-            specs = (PartitionSpec(), PartitionSpec("data"), PartitionSpec("data"))
-            compute = jax.shard_map(
-                shared_gradient, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
-            )
+        compute = gradient if mesh is None else _over_devices(gradient, mesh, size)
         grad, metrics = compute(state.variables, batch, keys)
         updates, opt_state = tx.update(grad, state.opt_state, state.variables)
         variables = optax.apply_updates(state.variables, updates)
@@ -137,14 +156,40 @@ def make_step(
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A pytree, like state or data, on every device of a mesh."""
+    """A pytree, like state or data, on every device of a mesh.
+
+    Args:
+      tree: A pytree of arrays.
+      mesh: The devices.
+
+    Returns:
+      The pytree, each array stored whole on every device.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> sg.training.replicate(jnp.arange(3), mesh).tolist()
+    [0, 1, 2]
+    """
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def make_evaluation(loss_fn: LossFn, *, batch_size: int = 64) -> Callable[[Any, Any], Metrics]:
-    """(variables, data) -> the means of the loss and its metrics over all networks of `data`, compiled.
+    """A compiled function for the means of a loss and its metrics over many networks.
 
-    `batch_size` networks are computed at a time. Give it a loss without randomness: every network gets the same key.
+    Args:
+      loss_fn: Written for one network, without randomness: every network gets the same key.
+      batch_size: The number of networks that are computed at a time.
+
+    Returns:
+      (variables, data) -> the means of the loss's metrics, with loss; data has a leading axis [networks].
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> evaluate = sg.training.make_evaluation(lambda variables, row, key: ((variables - row) ** 2, {}))
+    >>> float(evaluate(jnp.asarray(1.0), jnp.asarray([1.0, 3.0]))["loss"])
+    2.0
     """
 
     def evaluate(variables: Any, data: Any) -> Metrics:
@@ -157,20 +202,37 @@ def make_evaluation(loss_fn: LossFn, *, batch_size: int = 64) -> Callable[[Any, 
 
 
 def fit(step: Step, state: State, data: Any, *, batch_size: int, num_epochs: int) -> Iterator[tuple[State, Metrics]]:
-    """Yields the state and the mean metrics behind every epoch; an epoch is one compiled scan, the data on the device.
+    """Yields the state and the mean metrics after every epoch; an epoch is one compiled scan, the data on the device.
 
     Every epoch draws its own order from the state's key; networks that fill no batch wait for another epoch. A state
-    from the middle of training goes on where it stood.
+    from the middle of training continues where it was. The program of an epoch is kept as long as `step` is: another
+    `fit` with the very same step, like one of another seed, compiles nothing.
 
     Args:
-      step: of `make_step`.
-      state: where to begin. Its buffers, and those of a yielded state, are gone once the next epoch runs.
-      data: a pytree whose arrays have a leading axis [networks].
-      batch_size: networks a step.
-      num_epochs: in all, those before `state` included.
+      step: The step of `make_step`.
+      state: Where to begin. Its buffers, and those of a yielded state, are deleted once the next epoch runs.
+      data: A pytree whose arrays have a leading axis [networks].
+      batch_size: The number of networks in a step.
+      num_epochs: The number of epochs in all, those before `state` included.
+
+    Yields:
+      (state, metrics) after every epoch.
 
     Raises:
-      ValueError: if the data hold less than a batch.
+      ValueError: If the data hold less than a batch.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> import jax_scalegmn as sg
+    >>> def loss_fn(variables, row, key):
+    ...     return (variables - row) ** 2, {}
+    >>> tx = optax.sgd(0.25)
+    >>> state = sg.training.State(jnp.zeros(()), tx.init(jnp.zeros(())), jax.random.key(0), jnp.asarray(0))
+    >>> step = sg.training.make_step(loss_fn, tx)
+    >>> epochs = sg.training.fit(step, state, jnp.asarray([2.0, 2.0]), batch_size=2, num_epochs=3)
+    >>> [float(metrics["loss"]) for _, metrics in epochs]
+    [4.0, 1.0, 0.25]
     """
     count = len(jax.tree.leaves(data)[0])
     steps = count // batch_size
@@ -187,9 +249,16 @@ class Monitor(NamedTuple):
     """Early stopping on an exponentially smoothed validation loss.
 
     Attributes:
-      smoothed: the smoothed loss, infinite before the first.
-      best: its lowest value so far.
-      since_best: validations since then.
+      smoothed: The smoothed loss, infinite before the first validation.
+      best: Its lowest value so far.
+      since_best: The number of validations since then.
+
+    >>> import jax_scalegmn as sg
+    >>> monitor = sg.training.Monitor()
+    >>> for loss in (4.0, 2.0, 5.0):
+    ...     monitor = monitor.update(loss)
+    >>> monitor
+    Monitor(smoothed=4.0, best=3.0, since_best=1)
     """
 
     smoothed: float = math.inf
@@ -197,10 +266,17 @@ class Monitor(NamedTuple):
     since_best: int = 0
 
     def update(self, loss: float, *, smoothing: float = 0.5) -> "Monitor":
-        """The monitor behind one more validation.
+        """The monitor after one more validation.
+
+        Args:
+          loss: The validation loss.
+          smoothing: The weight of the smoothed loss so far, from 0 to 1.
+
+        Returns:
+          The new monitor; it is an immutable value.
 
         Raises:
-          FloatingPointError: if the loss is NaN or infinite.
+          FloatingPointError: If the loss is NaN or infinite.
         """
         if not math.isfinite(loss):
             raise FloatingPointError(f"The validation loss is {loss}: training diverged. Lower the learning rate.")
@@ -213,12 +289,73 @@ class Monitor(NamedTuple):
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled_epoch(step: Step, count: int, batch_size: int) -> Callable[[State, Any], tuple[State, Metrics]]:
-    """The epoch of `fit`, kept: another fit with the very same step, like one of another seed, compiles nothing."""
+# (variables, rows, keys) -> (gradient, metrics)
+_Gradient: TypeAlias = Callable[[Any, Any, Key], tuple[Any, Metrics]]
+
+
+def _make_gradient(loss_fn: LossFn, micro_batch: int | None) -> _Gradient:
+    """The gradient of the mean loss over a device's networks, and the mean metrics."""
+
+    def mean_loss(variables: Any, rows: Any, keys: Key) -> tuple[Array, Metrics]:
+        if len(keys) == 1:  # without the batch axis the compiler makes up to twice as fast a program
+            loss, metrics = loss_fn(variables, *jax.tree.map(lambda leaf: leaf[0], (rows, keys)))
+            return loss, metrics | {"loss": loss}
+        losses, metrics = jax.vmap(loss_fn, (None, 0, 0))(variables, rows, keys)
+        return losses.mean(), {name: value.mean() for name, value in metrics.items()} | {"loss": losses.mean()}
+
+    differentiate = jax.grad(mean_loss, has_aux=True)
+
+    def gradient(variables: Any, rows: Any, keys: Key) -> tuple[Any, Metrics]:
+        size = len(keys)
+        if micro_batch is None or micro_batch >= size:
+            return differentiate(variables, rows, keys)
+        if size % micro_batch:
+            raise ValueError(f"micro_batch is {micro_batch}; expected a divisor of the {size} networks of a device.")
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, micro_batch, *leaf.shape[1:]), (rows, keys))
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, differentiate(variables, *part)), None
+
+        first = jax.tree.map(lambda leaf: leaf[0], parts)
+        shapes = jax.eval_shape(differentiate, variables, *first)
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), parts)
+        return jax.tree.map(lambda leaf: leaf * (micro_batch / size), total)
+
+    return gradient
+
+
+def _over_devices(gradient: _Gradient, mesh: Mesh, size: int) -> _Gradient:
+    """The gradient of a batch that is shared out over the axis "data" of a mesh."""
+    if size % mesh.shape["data"]:
+        raise ValueError(f"The batch has {size} networks; {mesh.shape['data']} devices do not divide it.")
+
+    def mean_over_devices(variables: Any, rows: Any, keys: Key) -> tuple[Any, Metrics]:
+        return jax.lax.pmean(gradient(variables, rows, keys), "data")
+
+    # By hand, so that loops inside the loss end on each device by themselves.
+    specs = (PartitionSpec(), PartitionSpec("data"), PartitionSpec("data"))
+    return jax.shard_map(mean_over_devices, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+
+
+# The programs of `fit`: step -> (networks, batch size) -> epoch. Neither keeps its step alive, and with it all that
+# the loss closes over, like images.
+_EPOCHS: weakref.WeakKeyDictionary[Step, dict[tuple[int, int], Step]] = weakref.WeakKeyDictionary()
+
+
+def _compiled_epoch(step: Step, count: int, batch_size: int) -> Step:
+    """(state, data) -> (state, mean metrics), compiled once for each step and size of data and batches."""
+    programs = _EPOCHS.setdefault(step, {})
+    if (count, batch_size) not in programs:
+        programs[count, batch_size] = _make_epoch(weakref.ref(step), count, batch_size)
+    return programs[count, batch_size]
+
+
+def _make_epoch(step_ref: Callable[[], Step | None], count: int, batch_size: int) -> Step:
     steps = count // batch_size
 
     def epoch(state: State, data: Any) -> tuple[State, Metrics]:
+        step = step_ref()
+        assert step is not None  # `fit` holds it while it runs
         order_key = jax.random.fold_in(_purpose(state.key, "order"), state.step // steps)
         order = jax.random.permutation(order_key, count)[: steps * batch_size].reshape(steps, batch_size)
 
@@ -232,5 +369,5 @@ def _compiled_epoch(step: Step, count: int, batch_size: int) -> Callable[[State,
 
 
 def _purpose(key: Key, name: str) -> Key:
-    """Independent keys for the different uses of one."""
+    """Independent keys for the different uses of a key."""
     return jax.random.fold_in(key, {"order": 0, "loss": 1}[name])
