@@ -1,11 +1,12 @@
-"""What the experiments share that train an autoencoder: its options, and the training with its checkpoints."""
+"""What the experiments that train an autoencoder share: its options, and the training with its checkpoints."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments import progress, runs
 from jax_scalegmn import models, training, zoo
@@ -15,14 +16,52 @@ from jax_scalegmn.zoo import Zoo
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The autoencoder."""
+class ScaleGMNConfig:
+    """The options of a ScaleGMN but the width of its hidden layers."""
 
     features: int = 32
+    """The number of entries of a node or edge feature."""
     num_layers: int = 3
+    """The number of message passing layers."""
     dropout: float = 0.0
+    """The rate on the node features after every layer during training."""
     normalized: bool = True
-    """Variance-preserving sums and weights divided by their usual size; False as published."""
+    """Whether sums preserve the variance and weights are divided by their usual size; False as published."""
+    bidirectional: bool = False
+    """Whether messages also run from receivers to senders, with parameters of their own."""
+    canonical: models.Canonical = models.Canonical.SYMMETRIZED
+    """How features lose their sign or scale."""
+    io: models.IO = models.IO.GATE
+    """The rule for inputs and outputs."""
+    node_encoding: bool = True
+    """Whether neurons learn a vector for their type."""
+    edge_encoding: bool = True
+    """Whether weights learn a vector for their type."""
+    encoding_features: bool = False
+    """Whether messages and updates also read the node encodings."""
+    skip: bool = True
+    """Whether a linear map of the old node features is added in every node update."""
+    message_layers: int = 1
+    """The number of equivariant maps in sequence in a message."""
+    update_layers: int = 1
+    """The number of equivariant maps in sequence in a node update."""
+    parity: bool = False
+    """Whether positive scales are treated as in the published code, which is not quite equivariant."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The dtype of features and products; None for that of the parameters."""
+
+    def options(self) -> dict[str, Any]:
+        """The attributes of a ScaleGMN, by name."""
+        names = {field.name for field in dataclasses.fields(models.ScaleGMN)}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(ScaleGMNConfig):
+    """The autoencoder."""
+
+    hidden: int | None = None
+    """The width of the hidden layer of every mlp inside; None for the number of features."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,22 +69,28 @@ class TrainConfig(runs.TrainConfig):
     """The training of the autoencoder."""
 
     patience: int = 50
-    """Epochs without a lower smoothed validation loss until training stops."""
+    """The number of epochs without a lower smoothed validation loss after which training stops."""
     data_parallel: bool = False
-    """Whether every batch is shared out over all devices."""
+    """Whether every batch is divided over all devices."""
 
 
-def make_model(config: ModelConfig, networks: Zoo, **options: Any) -> models.Autoencoder:
-    """The autoencoder of the networks of a zoo; `options` are further attributes of the ScaleGMN."""
-    return models.autoencoder(
-        networks.arch,
-        config.features,
-        num_layers=config.num_layers,
-        dropout=config.dropout,
-        normalized=config.normalized,
-        scales=zoo.scales(networks) if config.normalized else None,
-        **options,
-    )
+class Trained(NamedTuple):
+    """An autoencoder, its best variables on the selection split, and the numbers of every epoch."""
+
+    model: models.Autoencoder
+    variables: Any
+    history: list[dict[str, float]]
+
+    @property
+    def parameters(self) -> int:
+        """The number of learned numbers."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.variables))
+
+
+def make_model(config: ModelConfig, networks: Zoo) -> models.Autoencoder:
+    """Makes the autoencoder of the networks of a zoo."""
+    scales = zoo.scales(networks) if config.normalized else None
+    return models.autoencoder(networks.arch, scales=scales, **config.options())
 
 
 def fit(
@@ -58,45 +103,27 @@ def fit(
     *,
     name: str = "",
     note: Callable[[dict[str, float]], str],
-) -> dict[str, Any]:
-    """Trains the autoencoder, or goes on with it: the best variables on the selection split, and the history.
+) -> Trained:
+    """Trains the autoencoder, or continues with it.
 
     Args:
-      config: of the run, in whose folder the checkpoints stand.
-      settings: of the training.
-      model: the autoencoder.
-      losses: of "train" and of "selection", as `losses` makes them.
-      rows: what these losses read, for each a pytree whose arrays have a leading axis [networks].
-      interruption: stops the training behind an epoch.
-      name: of the checkpoints' folder, where a run has several.
-      note: the metrics behind an epoch -> what the progress bar tells of them.
+      config: The run's options; its folder receives the checkpoints.
+      settings: The training's options.
+      model: The autoencoder.
+      losses: The losses of "train" and of "selection", as `training.losses` makes them.
+      rows: What these losses read, for each a pytree whose arrays have a leading axis [networks].
+      interruption: Stops the training after an epoch.
+      name: The checkpoints' folder, where a run has several.
+      note: The metrics after an epoch -> what the progress bar tells of them.
     """
-    data = rows["train"]
-    networks = len(jax.tree.leaves(data)[0])
-    trained = networks // settings.batch_size * settings.batch_size
-    tx = settings.make_optimizer(networks)
-    example = jax.tree.map(lambda leaf: leaf[0], data)
-    state = training.init(model, tx, example[0] if isinstance(example, tuple) else example, jax.random.key(config.seed))
-    like = jax.eval_shape(lambda: state)
-    saved = checkpoint.Checkpoints(
-        config.out / "checkpoints" / name,
-        {"model": models.as_json(model), "train": runs.plain(settings), "seed": config.seed},
-    )
+    state, like = _first_state(config, settings, model, rows["train"])
+    saved = _checkpoints(config, settings, model, name)
     monitor, history = training.Monitor(), []
     if not saved.is_empty:
         state, monitor, history = saved.restore_last(like)
-    mesh = None
-    if settings.data_parallel:
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        state, data = training.replicate((state, data), mesh)
-    validate = training.make_evaluation(losses["selection"], batch_size=settings.micro_batch or settings.batch_size)
-    epochs = training.fit(
-        training.make_step(losses["train"], tx, micro_batch=settings.micro_batch, mesh=mesh),
-        state,
-        data,
-        batch_size=settings.batch_size,
-        num_epochs=settings.epochs,
-    )
+    epochs = _epochs(settings, losses["train"], state, rows["train"])
+    validate = _validation(settings, losses["selection"], rows["selection"])
+    trained = _networks(rows["train"]) // settings.batch_size * settings.batch_size
     with progress.bar(f"Autoencoder {name}".strip(), settings.epochs, "epochs") as advance:
         advance(len(history))
         while monitor.since_best < settings.patience:
@@ -115,7 +142,50 @@ def fit(
             )
             saved.save(state, loss=float(selection["loss"]), monitor=monitor, history=history)
             advance(1, f"{note(history[-1])}, {trained / seconds:.0f} networks/s")
-            interruption.stop_if_requested(f"a checkpoint behind epoch {len(history)} of {settings.epochs}")
+            interruption.stop_if_requested(f"a checkpoint after epoch {len(history)} of {settings.epochs}")
     best = saved.restore_best(like).state
     saved.close()
-    return {"model": model, "variables": best.variables, "history": history}
+    return Trained(model, best.variables, history)
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _networks(data: Any) -> int:
+    return len(jax.tree.leaves(data)[0])
+
+
+def _first_state(
+    config: runs.RunConfig, settings: TrainConfig, model: models.Autoencoder, data: Any
+) -> tuple[training.State, Any]:
+    """The state before the first step, and its shapes."""
+    example = jax.tree.map(lambda leaf: np.asarray(leaf)[0], data)
+    params = example[0] if isinstance(example, tuple) else example
+    tx = settings.make_optimizer(_networks(data))
+    state = training.init(model, tx, params, jax.random.key(config.seed))
+    return state, jax.eval_shape(lambda: state)
+
+
+def _checkpoints(
+    config: runs.RunConfig, settings: TrainConfig, model: models.Autoencoder, name: str
+) -> checkpoint.Checkpoints:
+    described = {"model": models.as_json(model), "train": runs.plain(settings), "seed": config.seed}
+    return checkpoint.Checkpoints(config.out / "checkpoints" / name, described)
+
+
+def _epochs(settings: TrainConfig, loss: LossFn, state: training.State, data: Any) -> Any:
+    """The epochs of `training.fit`, on one device or on all."""
+    mesh = None
+    if settings.data_parallel:
+        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        state, data = training.replicate((state, data), mesh)
+    tx = settings.make_optimizer(_networks(data))
+    step = training.make_step(loss, tx, micro_batch=settings.micro_batch, mesh=mesh)
+    return training.fit(step, state, data, batch_size=settings.batch_size, num_epochs=settings.epochs)
+
+
+def _validation(settings: TrainConfig, loss: LossFn, data: Any) -> Any:
+    """The mean losses over the selection networks; batches divide their number, or a remainder would compile too."""
+    most, count = settings.micro_batch or settings.batch_size, _networks(data)
+    size = max(size for size in range(1, min(most, count) + 1) if count % size == 0)
+    return training.make_evaluation(loss, batch_size=size if 2 * size > most else most)

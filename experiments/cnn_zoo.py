@@ -11,39 +11,48 @@ import numpy as np
 import jax_scalegmn as sg
 from experiments import progress, runs
 from jax_scalegmn import zoo
-from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.architecture import Architecture, Conv, walk
 from jax_scalegmn.io import images
-from jax_scalegmn.zoo import Zoo, classifier_zoo, small_cnn_zoo
+from jax_scalegmn.zoo import Zoo, classifier_zoo, classifiers, small_cnn_zoo
 
 
 @dataclasses.dataclass(frozen=True)
 class ZooConfig(runs.ImageConfig):
-    """The CNNs, of each activation as many: 3 x 3 convolutions of strides 2, global mean pooling, a dense layer."""
+    """The CNNs of every activation: 3 x 3 convolutions of strides 2, global mean pooling, a dense layer."""
 
     selection_images: int = 200
+    """The number of images on which networks and the best epoch are selected."""
     enlarge: int = 2
-    """Every pixel becomes so many along both sides."""
+    """The number of pixels, along both sides, that every pixel becomes."""
+    standardized: bool = True
+    """Whether images are moved and scaled to mean 0 and variance 1; False leaves them in [0, 1]."""
     channels: tuple[int, ...] = (1, 16, 16, 16)
-    """Of the images and of every convolution."""
+    """The channels of the images and of every convolution."""
     networks: int = 160
+    """The number of networks of each activation."""
     steps: int = 600
-    """Updates of every network."""
+    """The number of updates of every network."""
     checkpoints: int = 4
-    """Moments of the training at which every network is kept, equally far apart; the last is its end."""
+    """The number of equidistant moments of the training at which every network is kept; the last is its end."""
     batch_size: int = 64
+    """The number of images in a batch."""
     learning_rate: tuple[float, float] = (5e-4, 2e-2)
-    """Bounds of what is sampled for each network, as are the next five."""
+    """The bounds of the learning rate that is sampled for each network."""
     weight_decay: tuple[float, float] = (1e-8, 1e-2)
+    """The bounds of the weight decay that is sampled for each network."""
     dropout: tuple[float, float] = (0.0, 0.5)
+    """The bounds of the dropout rate that is sampled for each network."""
     init_scale: tuple[float, float] = (0.3, 2.0)
+    """The bounds of the factor on the first weights that is sampled for each network."""
     train_fractions: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
+    """The shares of the training images, of which one is sampled for each network."""
     part: int = 256
-    """Networks trained by one call and saved together: what an interruption can lose."""
+    """The number of networks trained by one call and saved together: what an interruption can lose."""
     chunk: int | None = None
-    """Networks trained side by side inside a call; None for what suits the device."""
+    """The number of networks trained as one vmapped network; None for what suits the device."""
 
 
-# Of CIFAR-10 in gray, the published networks.
+# The published networks, for CIFAR-10 in gray.
 CIFAR = ZooConfig(
     train_images=20_000,
     selection_images=2000,
@@ -61,6 +70,7 @@ class Config(runs.RunConfig):
 
     zoo: ZooConfig = ZooConfig()
     activations: tuple[str, ...] = ("relu", "tanh")
+    """The activations of the CNNs, each with a zoo of its own."""
 
 
 class Data(NamedTuple):
@@ -77,19 +87,21 @@ SPLITS = {"train": 0.6, "selection": 0.15, "scoring": 0.25}
 def load_data(config: Config) -> dict[str, Data]:
     """Disjoint images for training, selection and scoring; mean 0 and variance 1 over those for training."""
     given = runs.load_images(config, config.zoo)
-    mean, std = given["train"].images.mean(), given["train"].images.std()
+    mean, std = 0.0, 1.0
+    if config.zoo.standardized:
+        mean, std = given["train"].images.mean(), given["train"].images.std()
 
-    def as_input(one: images.Images) -> Data:
-        x = ((one.images - mean) / std).astype(np.float32)
+    def as_input(part: images.Images) -> Data:
+        x = ((part.images - mean) / std).astype(np.float32)
         x = x.repeat(config.zoo.enlarge, 1).repeat(config.zoo.enlarge, 2)
-        return Data(jnp.asarray(x[..., None]), jnp.asarray(one.labels))
+        return Data(jnp.asarray(x[..., None]), jnp.asarray(part.labels))
 
-    return {split: as_input(one) for split, one in given.items()}
+    return {split: as_input(part) for split, part in given.items()}
 
 
 def architecture_of(config: Config, activation: str, data: dict[str, Data]) -> Architecture:
     """The architecture of the CNNs with one activation."""
-    classes = 1 + max(int(one.y.max()) for one in data.values())
+    classes = 1 + max(int(np.asarray(part.y).max()) for part in data.values())
     return sg.cnn(config.zoo.channels, classes, activation=activation)
 
 
@@ -98,8 +110,8 @@ def fit_zoo(
 ) -> Zoo:
     """All CNNs of one activation at all checkpoints, trained in parts; parts that a former run saved are read instead.
 
-    Every checkpoint is scored on its training images, on those for selection and on those for scoring. In the end the
-    zoo stands in the folder in the layout of the Small CNN Zoo, too.
+    Every checkpoint is scored on its training images, on those for selection and on those for scoring. The
+    folder receives the zoo in the layout of the Small CNN Zoo, too.
     """
     settings = config.zoo
     arch = architecture_of(config, activation, data)
@@ -120,17 +132,17 @@ def fit_zoo(
             path = folder / f"{activation}-{number:04d}.safetensors"
             count = min(settings.part, settings.networks - first)
             if path.exists():
-                parts.append(_read(path, arch, count, checkpoints))
+                parts.append(_read_part(path, arch, count, checkpoints))
                 advance(count, "read")
                 continue
             part = classifier_zoo.fit(
                 arch,
                 data["train"],
-                classifier_zoo.Recipes(*(values[first : first + count] for values in recipes)),
+                classifier_zoo.Hyperparameters(*(values[first : first + count] for values in recipes)),
                 checkpoints=tuple(map(int, checkpoints)),
                 batch_size=settings.batch_size,
                 evaluations={split: data[split] for split in ("selection", "scoring")},
-                chunk=settings.chunk,
+                networks_at_once=settings.chunk,
                 progress=advance,
             )
             part.records["model"] = part.records["model"] + first
@@ -143,6 +155,36 @@ def fit_zoo(
     if not exchange.exists():
         small_cnn_zoo.save(exchange, whole)
     return whole
+
+
+def read(path: Path, activation: str, data: dict[str, Data], step: int | None) -> Zoo:
+    """The CNNs of one activation in a zoo that somebody else made, scored on our images.
+
+    Args:
+      path: A folder in the layout of the Small CNN Zoo, as `zoo.small_cnn_zoo.load` reads it; a file of `zoo.save`;
+        or the folder "zoo" of a former run.
+      activation: The activation of the CNNs.
+      data: The images for training, selection and scoring.
+      step: The step whose networks are read; None for all.
+
+    Raises:
+      ValueError: If the path is none of these, or its networks do not fit the activation, the images or the step.
+    """
+    whole = _without_step(path, _networks(path, activation), step)
+    _check_fit(path, whole, activation, data)
+    records = {"step": whole.records.get("step", np.zeros(len(whole), int))}
+    records["model"] = whole.records.get("model", np.arange(len(whole)))
+    steps = np.unique(records["step"])
+    if "model" not in whole.records and len(steps) > 1:
+        raise ValueError(
+            f"{path}: networks at steps {steps.tolist()[:20]} without a column 'model' that tells which are one "
+            "network; expected one step, lest a network is trained on and scored. Name a step by --zoo-step."
+        )
+    for name, part in data.items():
+        scores = _score_all(whole, part)
+        records |= {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
+    settings = {"source": str(path), "activation": activation, "left_out": whole.settings.get("left_out", 0)}
+    return Zoo(whole.arch, whole.params, records, settings)
 
 
 def split(cnns: Zoo, seed: int) -> dict[str, Zoo]:
@@ -169,7 +211,56 @@ def describe(cnns: Zoo) -> dict[str, Any]:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, arch: Architecture, count: int, checkpoints: np.ndarray) -> Zoo:
+def _networks(path: Path, activation: str) -> Zoo:
+    if path.is_file():
+        return zoo.load(path)
+    if (path / "weights.npy").is_file():
+        return small_cnn_zoo.load(path, activation=activation, step=None, finite_only=True)
+    files = sorted(path.glob(f"{activation}-*.safetensors"))
+    if not files:
+        got = f"the entries {sorted(file.name for file in path.iterdir())[:5]}" if path.is_dir() else "nothing"
+        raise ValueError(
+            f"{path}: expected a folder with weights.npy, metrics.csv.gz and layout.csv, a file of zoo.save, or the "
+            f"folder 'zoo' of a former run with {activation} CNNs; got {got}. Name one of them by --zoo, and the "
+            "activations that it has by --activations."
+        )
+    parts = [zoo.load(file) for file in files]
+    left_out = {"left_out": sum(part.settings.get("left_out", 0) for part in parts)}
+    return zoo.concatenate([dataclasses.replace(part, settings=part.settings | left_out) for part in parts])
+
+
+def _without_step(path: Path, whole: Zoo, step: int | None) -> Zoo:
+    if step is None:
+        return whole
+    steps = whole.records.get("step", np.zeros(0, int))
+    if step not in steps:
+        raise ValueError(
+            f"{path}: no network has step {step}; steps are {np.unique(steps).tolist()}. Name one by --zoo-step."
+        )
+    return whole[steps == step]
+
+
+def _check_fit(path: Path, whole: Zoo, activation: str, data: dict[str, Data]) -> None:
+    """That the networks are CNNs of this activation for images like ours."""
+    layers = [layer for _, layer in walk(whole.arch.layers) if isinstance(layer, Conv)]
+    names = sorted({layer.activation.name for layer in layers if layer.activation is not None})
+    channels, outputs = whole.arch.neuron_layers[0].width, whole.arch.neuron_layers[-1].width
+    classes = 1 + max(int(np.asarray(part.y).max()) for part in data.values())
+    if names != [activation] or channels != 1 or outputs < classes:
+        raise ValueError(
+            f"{path}: its networks {whole.arch.name!r} map {channels} channels to {outputs} classes with the "
+            f"activations {names}; expected CNNs of 1 channel, {classes} classes or more and {activation}. Name the "
+            "images that they were trained on by --data, and their activation by --activations."
+        )
+
+
+def _score_all(whole: Zoo, part: Data) -> classifiers.Scores:
+    """The scores of every network on these images, one network after the other."""
+    score = jax.jit(lambda stack: jax.lax.map(lambda params: classifiers.score(whole.arch, params, *part), stack))
+    return classifiers.Scores(*(np.asarray(value) for value in score(whole.params)))
+
+
+def _read_part(path: Path, arch: Architecture, count: int, checkpoints: np.ndarray) -> Zoo:
     """A part that a former run saved, if it is what this run would have trained there."""
     part = zoo.load(path)
     networks = len(np.unique(part.records["model"])) + part.settings["left_out"]

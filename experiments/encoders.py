@@ -17,15 +17,12 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.box
-import rich.table
 from flax import linen as nn
-from matplotlib.figure import Figure
 
-from experiments import progress, runs
+from experiments import autoencoders, progress, report, runs
+from experiments.tables import Table
 from jax_scalegmn import architecture, models, symmetry, training
-from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.models import baselines
+from jax_scalegmn.architecture import Architecture, Scaling
 from jax_scalegmn.types import Key, LossFn
 from jax_scalegmn.zoo import Zoo
 
@@ -35,7 +32,7 @@ class TrainConfig(runs.TrainConfig):
     """The training, the same for all encoders: chosen for the scale-equivariant one, not for each of the others."""
 
     augment: bool = False
-    """Whether every network of every batch is moved by a random element of its full group."""
+    """Whether every network of every batch is moved by a random element of its whole group."""
 
 
 class Config(Protocol):
@@ -72,14 +69,14 @@ class Task(NamedTuple):
     """What encoders learn of networks, and how they are scored.
 
     Attributes:
-      loss: (model, train=) -> the loss of one row, like `losses.classification_loss`.
-      target: of every network of a zoo, [networks].
-      read: from what a model gives, [copies, latent], to its predictions [copies].
-      selection: numbers of an epoch on the selection networks and their sign, 1 where more is better; the first that
+      loss: (model, train=) -> the loss of one row, like `losses.classification`.
+      target: A zoo -> the target of every network, [networks].
+      read: What a model outputs, [copies, latent] -> its predictions [copies].
+      selection: Numbers of an epoch on the selection networks and their sign, 1 where more is better; the first that
         differ tell which of two epochs is better.
-      note: of an epoch's numbers, for a person, in the form of `str.format`.
+      note: An epoch's numbers for a person, as a template of `str.format`.
       score: (predictions [networks], those of moved copies [networks, copies], the zoo) -> the measures.
-      measures: what they are called.
+      measures: The names of the measures.
     """
 
     loss: Callable[..., LossFn]
@@ -95,7 +92,7 @@ def check(config: Config) -> None:
     """Checks the numbers of a run.
 
     Raises:
-      ValueError: if one is below 1.
+      ValueError: If one is below 1.
     """
     numbers = {"seeds": config.seeds, "copies": config.copies, "train.epochs": config.train.epochs}
     if min(numbers.values()) < 1:
@@ -106,13 +103,17 @@ def check(config: Config) -> None:
 
 
 def gmn(
-    arch: Architecture, latent: int, scales: tuple[float, ...], num_layers: int, dropout: float, **options: Any
+    arch: Architecture, latent: int, scales: tuple[float, ...], settings: autoencoders.ScaleGMNConfig, **options: Any
 ) -> Make:
-    """Makes encoders by a ScaleGMN with the symmetry of `arch`."""
+    """Makes encoders by a ScaleGMN with the symmetry of `arch`; `options` come before those of the settings."""
+    chosen = settings.options() | options
+    chosen.pop("features")
+    if all(layer.scaling is Scaling.PERMUTATION for layer in arch.neuron_layers):
+        for name in ("canonical", "io", "encoding_features", "message_layers", "update_layers"):
+            chosen.pop(name)  # of no meaning without signs and scales
 
     def make(features: int, hidden: int) -> nn.Module:
-        read = models.ScaleGMN(arch, features, num_layers, hidden=hidden, dropout=dropout, **options)
-        return models.Encoder(read, latent, scales=scales)
+        return models.Encoder(models.ScaleGMN(arch, features, hidden=hidden, **chosen), latent, scales=scales)
 
     return make
 
@@ -120,21 +121,21 @@ def gmn(
 def match(
     make: Mapping[str, Make], labels: Mapping[str, str], arch: Architecture, size: int, tolerance: float
 ) -> dict[str, Encoder]:
-    """Encoders with as many parameters as the first, which has `size` features and as wide hidden layers.
+    """Encoders with as many parameters as the first, which has `size` features and hidden layers of that width.
 
     Args:
-      make: of every encoder.
-      labels: what people call them.
-      arch: of the networks that they read.
-      size: of the first encoder.
-      tolerance: the largest relative difference in the number of parameters.
+      make: How to make every encoder.
+      labels: What people call them.
+      arch: The architecture of the networks that they read.
+      size: The features of the first encoder.
+      tolerance: The largest relative difference in the number of parameters.
 
     Raises:
-      ValueError: if no width of an encoder comes within the tolerance.
+      ValueError: If no width of an encoder comes within the tolerance.
     """
     example = architecture.abstract_params(arch)
     first = next(iter(make))
-    target = baselines.num_parameters(make[first](size, size), example)
+    target = models.num_parameters(make[first](size, size), example)
     found = {}
     for name, one in make.items():
         encoder = _nearest(labels[name], one, example, size, target, tolerance)
@@ -151,21 +152,21 @@ def match(
 def _nearest(label: str, make: Make, example: Any, size: int, target: int, tolerance: float) -> Encoder:
     """The size itself where it has as many parameters as the target.
 
-    Otherwise features and hidden width alike as near as they come, and then the hidden width alone.
+    Otherwise the features and the hidden width together as near as possible, and then the hidden width alone.
     """
 
     def encoder(features: int, hidden: int) -> Encoder:
         model = make(features, hidden)
         own = features if isinstance(model, models.Encoder) else None
-        return Encoder(label, model, own, hidden, baselines.num_parameters(model, example))
+        return Encoder(label, model, own, hidden, models.num_parameters(model, example))
 
     same = encoder(size, size)
     if same.parameters == target:
         return same
-    width = baselines.match_size(lambda width: make(width, width), example, target)
+    width = models.match_size(lambda width: make(width, width), example, target)
     found = []
     for features in [width, *({width - 1, width + 1} - {0})]:
-        hidden = baselines.match_size(functools.partial(make, features), example, target)
+        hidden = models.match_size(functools.partial(make, features), example, target)
         found.append(encoder(features, hidden))
         if abs(found[-1].parameters / target - 1) <= tolerance:
             return found[-1]
@@ -190,7 +191,7 @@ def train_pairs(
     total = len(encoders) * config.seeds
     with progress.bar(description, total * config.train.epochs, "epochs") as advance:
 
-        def behind_epoch(pair: str, note: str) -> None:
+        def after_epoch(pair: str, note: str) -> None:
             advance(1, f"{pair}: {note}")
             finished = len(list(folder.glob("*.json")))
             interruption.stop_if_requested(f"{finished} of {total} pairs of encoder and seed")
@@ -204,7 +205,7 @@ def train_pairs(
                     advance(config.train.epochs, "read")
                 else:
                     program = program or _program(config, task, encoder, zoos)
-                    shown = functools.partial(behind_epoch, f"{encoder.label}, seed {seed}")
+                    shown = functools.partial(after_epoch, f"{encoder.label}, seed {seed}")
                     pair = _train_pair(config, task, program, seed, zoos, shown)
                     runs.write_json(path, pair)
                 pairs[name].append(pair)
@@ -261,7 +262,7 @@ def _train_pair(
     program: Program,
     seed: int,
     zoos: Mapping[str, Zoo],
-    behind_epoch: Callable[[str], None],
+    after_epoch: Callable[[str], None],
 ) -> dict[str, Any]:
     """Trains with one seed and scores the epoch that is best on the selection networks."""
     start = time.perf_counter()
@@ -284,14 +285,14 @@ def _train_pair(
         numbers |= {f"selection_{name}": float(value) for name, value in selection.items()}
         if not math.isfinite(numbers["selection_loss"]):
             raise FloatingPointError(
-                f"The selection loss is {numbers['selection_loss']} behind epoch {len(history) + 1} of seed {seed}: "
+                f"The selection loss is {numbers['selection_loss']} after epoch {len(history) + 1} of seed {seed}: "
                 "training diverged. Lower train.learning_rate."
             )
         history.append({**numbers, "seconds": seconds})
         reached = tuple(sign * numbers[name] for name, sign in task.selection.items())
         if reached > best:  # copied, since the next epoch takes the buffers
             best, best_epoch, variables = reached, len(history), jax.tree.map(jnp.copy, state.variables)
-        behind_epoch(task.note.format(**numbers))
+        after_epoch(task.note.format(**numbers))
         begin = time.perf_counter()
     copy_keys = jax.random.split(jax.random.key(config.seed + 1), (len(zoos["scoring"]), config.copies))
     predicted = np.asarray(program.predict(variables, zoos["scoring"].params, copy_keys))
@@ -335,7 +336,7 @@ def summary(encoder: Encoder, pairs: Sequence[Mapping[str, Any]], measures: Iter
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and standard deviation; None where a value is undefined, or there is but one."""
+    """The mean and standard deviation; None where a value is undefined, or there is only one."""
     known = [value for value in values if value is not None]
     mean = statistics.fmean(known) if len(known) == len(values) else None
     deviation = statistics.stdev(known) if len(known) == len(values) > 1 else None
@@ -343,49 +344,31 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def text(measure: Mapping[str, Any], digits: int, factor: float = 1.0) -> str:
-    """Mean ± standard deviation of what `spread` gives; "-" where it is undefined."""
+    """The mean ± standard deviation of `spread` as text; "-" where it is undefined."""
     if measure["mean"] is None:
         return "-"
     mean = f"{factor * measure['mean']:.{digits}f}"
     return mean if measure["std"] is None else f"{mean} ± {factor * measure['std']:.{digits}f}"
 
 
-def rows(encoders: Mapping[str, Any], measures: Mapping[str, str], digits: int, factor: float = 1.0) -> list[list[str]]:
-    """The table of summaries, head first, with the measures under their headings."""
-    found = [["encoder", "parameters", *measures.values(), "networks/s"]]
+def table(
+    title: str, encoders: Mapping[str, Any], measures: Mapping[str, str], digits: int, factor: float = 1.0
+) -> Table:
+    """The table of summaries, with the measures under their headings."""
+    cells = []
     for encoder in encoders.values():
-        cells = [text(encoder[measure], digits, factor) for measure in measures]
-        found.append([encoder["label"], f"{encoder['parameters']:,}", *cells, text(_speed(encoder), 0)])
-    return found
+        reached = [text(encoder[measure], digits, factor) for measure in measures]
+        speed = text({"mean": encoder["networks_per_second"]["mean"], "std": None}, 0)
+        cells.append([encoder["label"], f"{encoder['parameters']:,}", *reached, speed])
+    return Table(title, ("encoder", "parameters", *measures.values(), "networks/s"), cells)
 
 
-def table(title: str, rows: Sequence[Sequence[str]]) -> rich.table.Table:
-    """Rows, head first, for a terminal."""
-    head, *body = rows
-    shown = rich.table.Table(head[0], title=title, box=rich.box.SIMPLE)
-    for name in head[1:]:
-        shown.add_column(name, justify="right")
-    for row in body:
-        shown.add_row(*row)
-    return shown
-
-
-def curves(encoders: Mapping[str, Any], measure: str, label: str, **axes_options: Any) -> Figure:
-    """A number of every epoch on the selection networks: the seeds' mean and range."""
-    figure = Figure(figsize=(9, 4))
-    axes = figure.subplots()
+def curves(encoders: Mapping[str, Any], measure: str, label: str, *, log: bool = False) -> str:
+    """A chart of a number of every epoch on the selection networks: the seeds' mean and range."""
+    lines = []
     for encoder in encoders.values():
         reached = np.array([[epoch[measure] for epoch in pair["history"]] for pair in encoder["seeds"]])
-        epochs = np.arange(1, reached.shape[1] + 1)
-        (line,) = axes.plot(epochs, reached.mean(0), label=encoder["label"])
-        axes.fill_between(epochs, reached.min(0), reached.max(0), alpha=0.2, color=line.get_color())
-    axes.set(xlabel="epoch", ylabel=label, **axes_options)
-    axes.legend()
-    return figure
-
-
-# --- private ------------------------------------------------------------------------------------------------------
-
-
-def _speed(encoder: Mapping[str, Any]) -> dict[str, Any]:
-    return {"mean": encoder["networks_per_second"]["mean"], "std": None}
+        epochs = np.arange(1, reached.shape[1] + 1).tolist()
+        bounds = [reached.min(0).tolist(), reached.max(0).tolist()]
+        lines.append(report.Line(encoder["label"], epochs, reached.mean(0).tolist(), *bounds))
+    return report.chart(lines, x="epoch", y=label, log=log)

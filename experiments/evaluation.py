@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from jax_scalegmn import landscape, matching, merge, network, symmetry
+from experiments import runs
+from jax_scalegmn import landscape, matching, merge, symmetry
 from jax_scalegmn.architecture import Architecture, Scaling
 from jax_scalegmn.matching import Start
 from jax_scalegmn.models import Autoencoder
@@ -16,7 +18,7 @@ from jax_scalegmn.types import Key, Params
 
 
 class Member(NamedTuple):
-    """One network of a pair with what the autoencoder makes of it."""
+    """Networks of pairs with what the autoencoder makes of them."""
 
     params: Params
     decoded: Params
@@ -32,32 +34,35 @@ class Method(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """What one method does to many pairs.
+    """What one method does to many pairs, as NumPy arrays.
 
     Attributes:
-      ts: times along the path.
-      losses: mean squared error between the image at each time and the true image.
-      height: the barrier.
-      gap: mean squared error between the images that each end point draws and its original network draws.
-      midpoint: the loss at t = 1/2, and the images there.
+      ts: The times along the path, [points].
+      images: The images at each time, [networks, points, height, width, ...].
+      losses: The mean squared error between the image at each time and the true image, [networks, points].
+      height: The barrier, [networks].
+      gap: The mean squared error between the images of each end point and of its original network, [networks, 2].
+      midpoint: The loss at t = 1/2, [networks].
+      middle: The images there, [networks, height, width, ...].
     """
 
-    ts: Float[Array, "networks points"]
-    losses: Float[Array, "networks points"]
-    height: Float[Array, " networks"]
-    gap: Float[Array, "networks 2"]
-    midpoint: Float[Array, " networks"]
-    middle: Float[Array, "networks height width"]
+    ts: np.ndarray
+    images: np.ndarray
+    losses: np.ndarray
+    height: np.ndarray
+    gap: np.ndarray
+    midpoint: np.ndarray
+    middle: np.ndarray
 
 
-def make_read(model: Autoencoder, variables: Any, *, batch_size: int = 64) -> Callable[[Params], Member]:
-    """A stack of networks -> the same with their embeddings and decoded networks; compiled."""
+def make_read(model: Autoencoder, variables: Any, *, networks_at_once: int = 64) -> Callable[[Params], Member]:
+    """A stack of networks -> the same with their embeddings and decoded networks; compiled once."""
 
-    def one(params: Params) -> Member:
+    def read_one(params: Params) -> Member:
         z = model.apply(variables, params, method="encode")
         return Member(params, model.apply(variables, z, method="decode"), z)
 
-    return jax.jit(functools.partial(jax.lax.map, one, batch_size=batch_size))
+    return runs.in_chunks(read_one, networks_at_once)
 
 
 def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Params) -> dict[str, Method]:
@@ -76,13 +81,15 @@ def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Param
         return model.apply(variables, z, method="decode")
 
     def to_fixed(member: Member) -> Params:
-        many = jax.tree.map(lambda leaf, one: jnp.broadcast_to(one, leaf.shape), member.params, dict(fixed))
-        return align(member.params, many)
+        copies = jax.tree.map(
+            lambda leaf, one: np.broadcast_to(np.asarray(one), leaf.shape), member.params, dict(fixed)
+        )
+        return align(member.params, copies)
 
     def to_decoded(member: Member) -> Params:
         return align(member.params, member.decoded)
 
-    whole = "scaled" if any(neurons.scaling is Scaling.POSITIVE for neurons in arch.neuron_layers) else "signed"
+    whole = "scaled" if any(layer.scaling is Scaling.POSITIVE for layer in arch.neuron_layers) else "signed"
     align = make_align()
     p_identity, p_forward = make_align(scale=False, start=Start.IDENTITY), make_align(scale=False)
     pd_identity = make_align(start=Start.IDENTITY)
@@ -102,59 +109,66 @@ def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Param
 
 
 def make_follow(
-    arch: Architecture, read: Callable[[Any], Params], *, num_points: int, batch_size: int = 32
-) -> Callable[[Any, Any, Member, Member, Float[Array, "networks height width"]], Paths]:
-    """(start points, end points, members a, members b, true images) -> the paths; compiled, `batch_size` at a time.
+    draw: Callable[[Params], np.ndarray], read: Callable[[Any], Params], *, num_points: int, pairs_at_once: int = 32
+) -> Callable[..., Paths]:
+    """(start points, end points, originals' images a, originals' images b, true images) -> the paths.
 
-    `read` gives the network at a point of a path.
+    Args:
+      draw: A stack of networks -> the images that they draw.
+      read: A point of a path -> the network there.
+      num_points: The number of points of a path; t = 1/2 is computed besides.
+      pairs_at_once: The number of pairs whose paths are computed at once.
+    """
+    ts = np.linspace(0, 1, num_points, dtype=np.float32)
+    times = jnp.asarray([*ts, 0.5], jnp.float32)
+    points = runs.in_chunks(
+        lambda start, end: jax.vmap(lambda t: read(merge.lerp(start, end, t)))(times), pairs_at_once
+    )
+
+    def follow(start: Any, end: Any, a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> Paths:
+        networks = points(start, end)
+        drawn = draw(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), networks))
+        drawn = drawn.reshape(len(truth), len(times), *drawn.shape[1:])
+        images, middle = drawn[:, :-1], drawn[:, -1]
+        losses = squared_error(images, truth[:, None], axes=2)
+        gap = np.stack([squared_error(images[:, 0], a), squared_error(images[:, -1], b)], 1)
+        return Paths(ts, images, losses, heights(losses), gap, squared_error(middle, truth), middle)
+
+    return follow
+
+
+def squared_error(a: np.ndarray, b: np.ndarray, *, axes: int = 1) -> np.ndarray:
+    """The mean squared difference over all but the first axes."""
+    gap = np.square(a - b)
+    return gap.reshape(*gap.shape[:axes], -1).mean(-1)
+
+
+def heights(losses: np.ndarray) -> np.ndarray:
+    """The barriers of losses [pairs, points]: `landscape.height` of every row."""
+    ts = np.linspace(0, 1, losses.shape[1], dtype=losses.dtype)
+    return (losses - ((1 - ts) * losses[:, :1] + ts * losses[:, -1:])).max(1)
+
+
+def make_transformed_copies(arch: Architecture) -> Callable[..., Params]:
+    """(stack, keys, permute, flip, noise) -> copies: moved by random elements, noise * normal added to every weight.
+
+    Whether elements permute and flip is decided when the program runs, so that one program serves all groups.
     """
 
-    def one(row: tuple[Any, Any, Member, Member, Array]) -> Paths:
-        start, end, a, b, image = row
-
-        def draw(point: Any) -> Array:
-            return network.render(arch, read(point), image.shape)
-
-        def loss(point: Any) -> Array:
-            return jnp.square(draw(point) - image).mean()
-
-        def gap(point: Any, member: Member) -> Array:
-            return jnp.square(draw(point) - network.render(arch, member.params, image.shape)).mean()
-
-        path = landscape.barrier(loss, start, end, num_points=num_points)
-        half = merge.lerp(start, end, 0.5)
-        return Paths(*path, jnp.stack([gap(start, a), gap(end, b)]), loss(half), draw(half))
-
-    return jax.jit(lambda *rows: jax.lax.map(one, rows, batch_size=batch_size))
-
-
-def make_filmstrip(
-    arch: Architecture, read: Callable[[Any], Params], size: tuple[int, int], *, columns: int = 9
-) -> Callable[[Any, Any], Float[Array, "networks columns height width"]]:
-    """(start points, end points) -> the images along every path; compiled."""
-
-    def one(start: Any, end: Any) -> Array:
-        return jax.vmap(lambda t: network.render(arch, read(merge.lerp(start, end, t)), size))(
-            jnp.linspace(0, 1, columns)
-        )
-
-    return jax.jit(jax.vmap(one))
-
-
-def transformed_copies(
-    arch: Architecture, stack: Params, keys: Key, *, permute: bool, flip: bool, noise: Float[Array, ""] | float
-) -> Params:
-    """Every network moved by a random group element of its own, then noise * normal added to every weight."""
-
-    def one(params: Params, key: Key) -> Params:
+    def copy(params: Params, key: Key, permute: Array, flip: Array, noise: Array) -> Params:
         element_key, noise_key = jax.random.split(key)
-        moved = symmetry.act(arch, symmetry.random(arch, element_key, permute=permute, scale=flip), params)
-        leaves, structure = jax.tree.flatten(moved)
+        drawn, still = symmetry.random(arch, element_key), symmetry.identity(arch)
+        element = symmetry.Element(
+            jax.tree.map(lambda new, old: jnp.where(permute, new, old), drawn.permutation, still.permutation),
+            jax.tree.map(lambda new, old: jnp.where(flip, new, old), drawn.scale, still.scale),
+        )
+        leaves, structure = jax.tree.flatten(symmetry.act(arch, element, params))
         noise_keys = jax.random.split(noise_key, len(leaves))
         noisy = [leaf + noise * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, noise_keys, strict=True)]
         return jax.tree.unflatten(structure, noisy)
 
-    return jax.vmap(one)(stack, keys)
+    whole = jax.vmap(copy, (0, 0, None, None, None))
+    return jax.jit(lambda stack, key, *options: whole(stack, jax.random.split(key, _count(stack)), *options))
 
 
 def orbit_spread(
@@ -165,14 +179,14 @@ def orbit_spread(
     Returns root mean square distances of embeddings within orbits and between the orbits' means, their ratio, and
     the embeddings [networks, size, latent].
     """
-    keys = jax.random.split(key, len(jax.tree.leaves(stack)[0]))
-    members = jax.vmap(lambda params, key: symmetry.orbit(arch, params, key, size))(stack, keys)
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), members)
-    latent = read(flat).latent.reshape(len(keys), size, -1)
+    orbits = jax.jit(jax.vmap(lambda params, key: symmetry.orbit(arch, params, key, size)))
+    members = orbits(stack, jax.random.split(key, _count(stack)))
+    flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), members)
+    latent = read(flat).latent.reshape(_count(stack), size, -1)
     centers = latent.mean(1)
 
-    def rms(gaps: Array) -> float:
-        return float(jnp.sqrt(jnp.square(gaps).sum(-1).mean()))
+    def rms(gaps: np.ndarray) -> float:
+        return float(np.sqrt(np.square(gaps).sum(-1).mean()))
 
     within, between = rms(latent - centers[:, None]), rms(centers - centers.mean(0))
     return {"within": within, "between": between, "ratio": within / between, "latent": latent}
@@ -180,30 +194,38 @@ def orbit_spread(
 
 def summary(paths: Paths, key: Key) -> dict[str, Any]:
     """The numbers of one method on one kind of pair: means with 95 % bootstrap intervals over pairs."""
+    values = {
+        "midpoint": paths.midpoint,
+        "barrier": paths.height,
+        "end_point_gap": paths.gap.mean(1),
+        "end_point_loss": paths.losses[:, [0, -1]].mean(1),
+    }
+    path_low, path_high = _bootstraps(paths.losses.T, key, resamples=500)
     return {
-        "midpoint": interval(paths.midpoint, key),
-        "barrier": interval(paths.height, key),
-        "end_point_gap": interval(paths.gap.mean(1), key),
-        "end_point_loss": interval(paths.losses[:, jnp.asarray([0, -1])].mean(1), key),
-        "ts": paths.ts[0].tolist(),
+        **dict(zip(values, intervals(np.stack(list(values.values())), key), strict=True)),
+        "ts": paths.ts.tolist(),
         "path": paths.losses.mean(0).tolist(),
-        "path_low": _path_interval(paths.losses, key)[0].tolist(),
-        "path_high": _path_interval(paths.losses, key)[1].tolist(),
+        "path_low": np.asarray(path_low).tolist(),
+        "path_high": np.asarray(path_high).tolist(),
     }
 
 
-def interval(values: Array, key: Key) -> dict[str, float]:
-    """The mean of values [networks] with its 95 % bootstrap interval."""
-    low, high = _bootstrap(values, key)
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+def intervals(values: np.ndarray, key: Key) -> list[dict[str, float]]:
+    """The mean of every row of values [rows, networks] with its 95 % bootstrap interval; resamples are shared."""
+    low, high = _bootstraps(values, key)
+    return [
+        {"mean": float(row.mean()), "low": float(bottom), "high": float(top)}
+        for row, bottom, top in zip(values, np.asarray(low), np.asarray(high), strict=True)
+    ]
 
 
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-_bootstrap = jax.jit(landscape.bootstrap)
+@functools.partial(jax.jit, static_argnames="resamples")
+def _bootstraps(rows: Array, key: Key, *, resamples: int = 2000) -> tuple[Array, Array]:
+    return jax.vmap(lambda values: landscape.bootstrap(values, key, resamples=resamples))(rows)
 
 
-@jax.jit
-def _path_interval(losses: Array, key: Key) -> tuple[Array, Array]:
-    return jax.vmap(lambda values: landscape.bootstrap(values, key, resamples=500))(losses.T)
+def _count(stack: Params) -> int:
+    return len(jax.tree.leaves(stack)[0])

@@ -1,4 +1,4 @@
-"""The test accuracy of CNNs is predicted from their weights by four encoders of one size.
+"""The test accuracy of CNNs is predicted from their weights by four encoders of equal size.
 
     python -m experiments.generalization digits                          # scikit-learn's digits, no files needed
     python -m experiments.generalization cifar --data cifar10_gray.npz   # gray CIFAR-10
@@ -7,26 +7,25 @@
 Zoos of relu and of tanh CNNs with sampled hyper-parameters are kept at several moments of their training, as in the
 Small CNN Zoo (arXiv 2002.11448). Scale-equivariant, permutation-only and symmetry-ablated encoders (arXiv 2406.10685,
 section 6) and one of the weights' statistics (arXiv 2002.11448) are trained alike, each with several seeds, and scored
-on unseen CNNs, plain and moved by random elements of their group, which change no CNN's accuracy. Everything lands in
-`--out`: the zoos, a file for every finished pair of encoder and seed, results.json and report.html. `--resume` goes on
-where a run stopped; `--zoo-from` reads the zoos of another run.
+on unseen CNNs, plain and moved by random elements of their group, which change no CNN's accuracy. The folder
+`--out` receives everything: the zoos, a file for every finished pair of encoder and seed, results.json and report.html.
+`--resume` continues a run that stopped; `--zoo-from` reads the zoos of another run.
 """
 
 import dataclasses
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.stats
+import sklearn.metrics
 import tyro
 from flax import linen as nn
-from matplotlib.figure import Figure
 
-from experiments import cnn_zoo, encoders, progress, report, runs
+from experiments import autoencoders, cnn_zoo, encoders, report, runs, tables
 from experiments.cnn_zoo import ZooConfig
 from jax_scalegmn import architecture, zoo
 from jax_scalegmn.architecture import Scaling
@@ -36,16 +35,17 @@ from jax_scalegmn.zoo import Zoo
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(autoencoders.ScaleGMNConfig):
     """The encoders: the scale-equivariant one, whose number of parameters the others match."""
 
     features: int = 16
-    num_layers: int = 3
+    """The number of entries of a node or edge feature."""
     dropout: float = 0.2
+    """The rate on the node features after every layer during training."""
     statistics_layers: int = 3
-    """Mlps in sequence that read the weights' statistics."""
+    """The number of mlps in sequence that read the weights' statistics."""
     tolerance: float = 0.03
-    """Largest relative difference between the encoders' numbers of parameters."""
+    """The largest relative difference between the encoders' numbers of parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Config(cnn_zoo.Config):
     """One run. Options of an unfinished run must stay the same when it is resumed."""
 
     zoo_from: Path | None = None
-    """The folder of another finished run on CNNs, with the same data and zoo options, whose zoos serve."""
+    """The folder of another finished run on CNNs, with the same data and zoo options, whose zoos are used."""
     seeds: int = 3
-    """Trainings of every encoder, each with an initialization and an order of batches of its own; the zoos are one."""
+    """The number of trainings of every encoder, each with its own initialization and order of batches."""
     copies: int = 4
-    """Random group elements that move every scoring network, the same for all encoders and seeds."""
+    """The number of random group elements that move every scoring network, the same for all encoders and seeds."""
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
 
@@ -85,6 +85,7 @@ PRESETS = {
         "a few digits in a minute, to try the machinery",
         Config(
             Path("runs/generalization-tiny"),
+            quick_compilation=True,
             zoo=ZooConfig(
                 train_images=64,
                 selection_images=16,
@@ -122,67 +123,57 @@ TARGET = "scoring_accuracy"  # the record of a zoo that is predicted
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs the experiment and returns the results, which also stand in config.out / "results.json"."""
-    start = time.perf_counter()
+    """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
     _check(config)
     folder = _zoo_folder(config)
     data = cnn_zoo.load_data(config)
     for activation in config.activations:
         cnn_zoo.architecture_of(config, activation, data)  # an unknown one is refused before the folder is made
-    runs.claim(config)
-    found = {}
-    with progress.Interruption() as interruption:
-        zoos = {one: cnn_zoo.fit_zoo(config, one, data, folder, interruption) for one in config.activations}
-        zoo_seconds = time.perf_counter() - start
-        for activation, cnns in zoos.items():
-            parts = cnn_zoo.split(cnns, config.seed)
-            matched = matched_encoders(config.model, parts["train"])
-            pairs = encoders.train_pairs(
-                config,
-                task(parts["train"]),
-                matched,
-                parts,
-                config.out / "pairs" / activation,
-                interruption,
-                description=f"Encoders of {activation} CNNs",
-            )
-            found[activation] = _describe(cnns, parts) | {
-                "encoders": {name: encoders.summary(matched[name], pairs[name], MEASURES) for name in matched}
-            }
-    several = [encoder for one in found.values() for encoder in one["encoders"].values()]
-    results = {
-        "config": runs.plain(config),
-        "environment": runs.environment(),
-        "activations": found,
-        "seconds": {
-            "zoo": zoo_seconds,
-            "training": sum(encoder["seconds"] for encoder in several),
-            "total": time.perf_counter() - start,
-        },
-    }
-    runs.write_json(config.out / "results.json", results)
-    report.write_page(config.out / "report.html", "Predicting the test accuracy of CNNs", _sections(results))
-    for activation, one in found.items():
-        title = f"Accuracy of unseen {activation} CNNs, {config.seeds} seeds; τ at most {_number(one['ceiling'])}"
-        progress.console.print(encoders.table(title, _rows(one)))
-    progress.console.print(f"Report: {config.out / 'report.html'}, numbers: {config.out / 'results.json'}")
-    return results
+    with runs.Run(config) as run:
+        with run.timed("zoo"):
+            zoos = {name: cnn_zoo.fit_zoo(config, name, data, folder, run.interruption) for name in config.activations}
+        results = {name: train_and_score(run, config, name, cnns) for name, cnns in zoos.items()}
+        summaries = [encoder for result in results.values() for encoder in result["encoders"].values()]
+        seconds = {"training": sum(encoder["seconds"] for encoder in summaries)}
+        return run.finish(
+            {"activations": results, "seconds": seconds},
+            "Predicting the test accuracy of CNNs",
+            _sections,
+            _tables,
+        )
+
+
+def train_and_score(run: runs.Run, config: Config, activation: str, cnns: Zoo) -> dict[str, Any]:
+    """All that is found on the CNNs of one activation, as JSON values."""
+    parts = cnn_zoo.split(cnns, config.seed)
+    matched = matched_encoders(config.model, parts["train"])
+    pairs = encoders.train_pairs(
+        config,
+        task(parts["train"]),
+        matched,
+        parts,
+        config.out / "pairs" / activation,
+        run.interruption,
+        description=f"Encoders of {activation} CNNs",
+    )
+    summaries = {name: encoders.summary(matched[name], pairs[name], MEASURES) for name in matched}
+    return _describe(cnns, parts) | {"encoders": summaries}
 
 
 # --- encoders -----------------------------------------------------------------------------------------------------
 
 
 def matched_encoders(settings: ModelConfig, networks: Zoo) -> dict[str, encoders.Encoder]:
-    """The four encoders, with as many parameters as the scale-equivariant one has, for networks like those.
+    """The four encoders, with as many parameters as the scale-equivariant one has, for networks like these.
 
     Raises:
-      ValueError: if no width of an encoder comes within the tolerance.
+      ValueError: If no width of an encoder comes within the tolerance.
     """
     arch, scales = networks.arch, zoo.scales(networks)
     standard = baselines.standardization(arch, networks.params)
 
     def gmn(arch: architecture.Architecture, **options: Any) -> encoders.Make:
-        return encoders.gmn(arch, 1, scales, settings.num_layers, settings.dropout, **options)
+        return encoders.gmn(arch, 1, scales, settings, **options)
 
     def statistics(_: int, hidden: int) -> nn.Module:
         return baselines.StatisticsEncoder(arch, hidden, 1, settings.statistics_layers, settings.dropout, standard)
@@ -201,7 +192,7 @@ def task(networks: Zoo) -> encoders.Task:
     accuracy = networks.records[TARGET].astype(float)
     mean, std = float(accuracy.mean()), float(accuracy.std()) or 1.0
     return encoders.Task(
-        loss=losses.regression_loss,
+        loss=losses.regression,
         target=lambda one: ((one.records[TARGET] - mean) / std).astype(np.float32),
         read=lambda outputs: outputs[..., 0] * std + mean,
         selection={"selection_loss": -1},
@@ -253,8 +244,7 @@ def explained(predicted: np.ndarray, truth: np.ndarray) -> float | None:
     """R²: the share of the truths' variance that predictions explain; None where all truths are equal."""
     if len(np.unique(truth)) < 2:
         return None
-    truth = truth.astype(float)
-    return float(1 - np.square(predicted - truth).sum() / np.square(truth - truth.mean()).sum())
+    return float(sklearn.metrics.r2_score(truth.astype(float), predicted.astype(float)))
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -267,7 +257,7 @@ def _check(config: Config) -> None:
 
 
 def _zoo_folder(config: Config) -> Path:
-    """Where the zoos stand: the run's own folder, or that of another run, whose options must be the same."""
+    """Where the zoos are stored: the run's own folder, or that of another run, whose options must be the same."""
     if config.zoo_from is None:
         return config.out / "zoo"
     path = config.zoo_from / "config.json"
@@ -302,8 +292,17 @@ def _describe(cnns: Zoo, parts: Mapping[str, Zoo]) -> dict[str, Any]:
     }
 
 
-def _rows(one: Mapping[str, Any]) -> list[list[str]]:
-    return encoders.rows(one["encoders"], MEASURES, digits=3)
+def _tables(results: Mapping[str, Any]) -> list[tables.Table]:
+    return [
+        encoders.table(
+            f"Accuracy of unseen {activation} CNNs, {results['config']['seeds']} seeds; "
+            f"τ at most {_number(result['ceiling'])}",
+            result["encoders"],
+            MEASURES,
+            digits=3,
+        )
+        for activation, result in results["activations"].items()
+    ]
 
 
 def _number(value: float | None) -> str:
@@ -312,42 +311,34 @@ def _number(value: float | None) -> str:
 
 def _sections(results: Mapping[str, Any]) -> Iterable[str]:
     config = results["config"]
-    for activation, one in results["activations"].items():
+    for (activation, result), table in zip(results["activations"].items(), _tables(results), strict=True):
         counts = ", ".join(
             f"{part['checkpoints']} checkpoints of {part['networks']} networks for {name}"
-            for name, part in one["parts"].items()
+            for name, part in result["parts"].items()
         )
         yield (
-            f"<h2>{activation}</h2><p>{counts}; no network serves twice. Ties between true accuracies leave a τ of "
-            f"{_number(one['ceiling'])} at most. Always predicting the mean accuracy of the training networks would "
-            f"have an L1 of {one['constant_l1']:.3f}.</p>"
+            f"<h2>{activation}</h2><p>{counts}; no network is used twice. Ties between true accuracies leave a τ of "
+            f"{_number(result['ceiling'])} at most. Always predicting the mean accuracy of the training networks would "
+            f"have an L1 of {result['constant_l1']:.3f}.</p>"
         )
-        yield report.html_table(_rows(one))
-        yield report.html_image(_scatter(one))
-        yield report.html_image(encoders.curves(one["encoders"], "selection_loss", "selection loss", yscale="log"))
+        yield tables.page(table)
+        predicted = {
+            encoder["label"]: list(zip(result["truth"], encoder["seeds"][0]["predicted"], strict=True))
+            for encoder in result["encoders"].values()
+        }
+        yield report.scatter(predicted, x="true accuracy", y="predicted accuracy", limits=(0.0, 1.0))
+        yield encoders.curves(result["encoders"], "selection_loss", "selection loss", log=True)
     yield (
         "<p class=note>All encoders are trained alike, with options chosen for the scale-equivariant one"
         f"{', on networks moved by random group elements' if config['train']['augment'] else ''}. Mean ± standard "
-        f"deviation over {config['seeds']} trainings on the same networks, each scored behind the epoch with the least "
+        f"deviation over {config['seeds']} trainings on the same networks, each scored after the epoch with the least "
         "selection loss. τ: Kendall's tau-b. L1: mean absolute error of the accuracy, in [0, 1]. Moved: every scoring "
         f"network is moved by {config['copies']} random elements of its group, permutations with positive scales or "
-        "signs, that leave its function as it is. Networks/s: in training, median over epochs. The dots are the first "
+        "signs, that do not change its function. Networks/s: in training, median over epochs. The dots are the first "
         "seed's predictions, the curves means and ranges over seeds of the squared error, in units of the variance of "
         "the training networks' accuracy.</p>"
     )
-    yield report.html_settings({name: results[name] for name in ("config", "environment", "seconds")})
-
-
-def _scatter(one: Mapping[str, Any]) -> Figure:
-    """The accuracy that each encoder's first seed predicts against the true one."""
-    figure = Figure(figsize=(4 * len(one["encoders"]), 3.8))
-    everything = figure.subplots(1, len(one["encoders"]), sharey=True, squeeze=False)[0]
-    for axes, encoder in zip(everything, one["encoders"].values(), strict=True):
-        axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-        axes.scatter(one["truth"], encoder["seeds"][0]["predicted"], s=10)
-        axes.set(title=encoder["label"], xlabel="true accuracy", xlim=(0, 1), ylim=(0, 1.1))
-    everything[0].set_ylabel("predicted accuracy")
-    return figure
+    yield report.settings({name: results[name] for name in ("config", "environment", "seconds")})
 
 
 if __name__ == "__main__":

@@ -2,29 +2,31 @@
 
     python -m experiments.inr digits                      # scikit-learn's digits, no files needed
     python -m experiments.inr mnist --data mnist.npz      # the published setting; a GPU helps
+    python -m experiments.inr mnist --zoo mnist-inrs      # published INRs in place of fitted ones
     python -m experiments.inr tiny                        # seconds
 
-Zoo, autoencoder, canonicalization, merging, evaluation, report. Everything lands in `--out`: the zoos, the
-checkpoints, results.json with every number, report.html with every picture. `--resume` goes on where a run stopped.
+Zoo, autoencoder, canonicalization, merging, evaluation, report. The folder `--out` receives everything: the zoos, the
+checkpoints, results.json with every number, report.html with every picture. `--resume` continues a run that stopped.
 """
 
 import dataclasses
 import functools
-import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
-import jax_scalegmn as sg
-from experiments import autoencoders, evaluation, progress, report, runs
-from experiments.runs import ZooConfig
+from experiments import autoencoders, evaluation, inr_report, inr_zoo, progress, runs
+from experiments.evaluation import Member, Method, Paths
+from experiments.inr_zoo import ZooConfig
 from jax_scalegmn import models, network
+from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
 from jax_scalegmn.training import losses
+from jax_scalegmn.types import Key, Params
 from jax_scalegmn.zoo import Zoo
 
 
@@ -33,7 +35,7 @@ class TrainConfig(autoencoders.TrainConfig):
     """The training of the autoencoder."""
 
     orbit_weight: float = 0.3
-    """Weight of the orbit-distance term, in units of the training images' variance; 0 as published."""
+    """The weight of the orbit-distance term, in units of the training images' variance; 0 as published."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +43,25 @@ class EvaluationConfig:
     """The scoring."""
 
     noises: tuple[float, ...] = (0.0, 0.001, 0.002, 0.005)
-    """Standard deviations of the perturbation of transformed copies."""
+    """The standard deviations of the perturbation of transformed copies."""
     points: int = 40
+    """The number of points of every path."""
     orbits: int = 20
-    """Networks whose orbits are embedded."""
+    """The number of networks whose orbits are embedded."""
     orbit_size: int = 32
+    """The number of members of each of these orbits."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(runs.Config):
+class Config(inr_zoo.Config):
     """One run. Options of an unfinished run must stay the same when it is resumed."""
 
+    zoo_path: Annotated[Path | None, tyro.conf.arg(name="zoo")] = None
+    """INRs that are read in place of fitting some: a folder of published INRs or the JSON file of its split, a file of
+    `zoo.save`, or the folder "zoo" of a former run. No images are read then: what a network draws counts as its true
+    image. Of the options of the zoo, the numbers of images, and for published INRs widths, w0 and offset, hold."""
+    drawn_size: tuple[int, int] = (28, 28)
+    """Height and width of the images that networks of `--zoo` draw; fitted ones draw images as large as theirs."""
     model: autoencoders.ModelConfig = dataclasses.field(default_factory=autoencoders.ModelConfig)
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -60,7 +70,7 @@ class Config(runs.Config):
 PRESETS = {
     "digits": ("scikit-learn's digits, 8 x 8; minutes on two cores", Config(Path("runs/digits"))),
     "mnist": (
-        "the published setting on 28 x 28 images; needs --data",
+        "the published setting on 28 x 28 images; needs --data or --zoo",
         Config(
             Path("runs/mnist"),
             zoo=ZooConfig(
@@ -74,8 +84,15 @@ PRESETS = {
         "a few digits in seconds, to try the machinery",
         Config(
             Path("runs/tiny"),
+            quick_compilation=True,
             zoo=ZooConfig(
-                widths=(2, 6, 6, 1), steps=60, train_fits=2, train_images=32, selection_images=8, scoring_images=8
+                widths=(2, 6, 6, 1),
+                steps=60,
+                train_fits=2,
+                train_images=32,
+                selection_images=8,
+                scoring_images=8,
+                chunk=16,
             ),
             model=autoencoders.ModelConfig(8, 2),
             train=TrainConfig(16, epochs=3, warmup_steps=2, micro_batch=8),
@@ -86,44 +103,61 @@ PRESETS = {
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs the experiment and returns the results, which also stand in config.out / "results.json"."""
-    start = time.perf_counter()
-    images = runs.load_images(config, config.zoo)
-    runs.claim(config)
-    arch = sg.siren(config.zoo.widths, w0=config.zoo.w0)
-    with progress.Interruption() as interruption:
-        zoos = {split: runs.fit_zoo(config, arch, split, images[split], interruption) for split in images}
-        zoo_seconds = time.perf_counter() - start
-        size = images["train"].images.shape[1:]
-        trained = fit_autoencoder(config, zoos, size, float(images["train"].images.var()), interruption)
-    train_seconds = time.perf_counter() - start - zoo_seconds
-    results = {
-        "config": runs.plain(config),
-        "environment": runs.environment(),
-        "zoo": {split: runs.describe_zoo(one) for split, one in zoos.items()},
-        "model": {"parameters": sum(leaf.size for leaf in jax.tree.leaves(trained["variables"]))},
-        "training": trained["history"],
-        **score(config, trained["model"], trained["variables"], zoos, images),
-    }
-    pictures = results.pop("pictures")
-    results["seconds"] = {"zoo": zoo_seconds, "training": train_seconds, "total": time.perf_counter() - start}
-    runs.write_json(config.out / "results.json", results)
-    report.write(config.out / "report.html", results, pictures)
-    progress.console.print(report.table(results))
-    progress.console.print(f"Report: {config.out / 'report.html'}, numbers: {config.out / 'results.json'}")
-    return results
+    """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    zoos = None if config.zoo_path is None else inr_zoo.read(config.zoo_path, config.zoo, config.seed)
+    given = runs.load_images(config, config.zoo) if zoos is None else None
+    with runs.Run(config) as run:
+        with run.timed("zoo"):
+            zoos = inr_zoo.fit_all(config, given, run.interruption) if zoos is None else zoos
+            given = drawn_images(zoos, config.drawn_size) if given is None else given
+        with run.timed("training"):
+            trained = fit_autoencoder(config, zoos, given["train"], run.interruption)
+        scores, pictures = score(config, trained.model, trained.variables, zoos, given)
+        results = {
+            "zoo": {split: inr_zoo.describe(part) for split, part in zoos.items()},
+            "model": {"parameters": trained.parameters},
+            "training": trained.history,
+            **scores,
+        }
+        widths = "-".join(str(layer.width) for layer in zoos["train"].arch.neuron_layers)
+        return run.finish(
+            results,
+            f"Merging INRs {widths} by a ScaleGMN autoencoder",
+            functools.partial(inr_report.sections, pictures=pictures),
+            inr_report.result_tables,
+        )
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+
+def make_draw(arch: Architecture, size: tuple[int, int], *, networks_at_once: int = 512) -> Callable[[Params], Any]:
+    """A stack of INRs -> their images [networks, height, width], of three outputs [networks, height, width, 3]."""
+
+    def draw_one(params: Params) -> jax.Array:
+        image = network.render(arch, params, size)
+        return image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+
+    return runs.in_chunks(draw_one, networks_at_once)
+
+
+def drawn_images(zoos: Mapping[str, Zoo], size: tuple[int, int]) -> dict[str, images.Images]:
+    """What the networks of every split draw, with their labels."""
+    draw = make_draw(zoos["train"].arch, size)
+    return {split: images.Images(draw(part.params), part.records["label"]) for split, part in zoos.items()}
 
 
 # --- autoencoder --------------------------------------------------------------------------------------------------
 
 
 def fit_autoencoder(
-    config: Config, zoos: dict[str, Zoo], size: tuple[int, int], variance: float, interruption: progress.Interruption
-) -> dict[str, Any]:
-    """Trains the autoencoder, or goes on with it: model, best variables on the selection split, and history."""
-    settings = config.train
+    config: Config, zoos: Mapping[str, Zoo], given: images.Images, interruption: progress.Interruption
+) -> autoencoders.Trained:
+    """Trains the autoencoder, or continues with it, on networks of these training images."""
+    settings, variance = config.train, float(given.images.var())
     model = autoencoders.make_model(config.model, zoos["train"])
-    loss = functools.partial(losses.autoencoder_loss, model, size=size, orbit_weight=settings.orbit_weight * variance)
+    size = given.images.shape[1:3]
+    loss = functools.partial(losses.inr_reconstruction, model, size=size, orbit_weight=settings.orbit_weight * variance)
     return autoencoders.fit(
         config,
         settings,
@@ -138,96 +172,150 @@ def fit_autoencoder(
 # --- scoring ------------------------------------------------------------------------------------------------------
 
 
+class Subject(NamedTuple):
+    """The scoring networks: one of every pair, another fit of the same image where there is one, and the truth."""
+
+    first: Params
+    second: Params | None
+    truth: np.ndarray
+    labels: np.ndarray
+
+
+class Instruments(NamedTuple):
+    """What scoring computes with: compiled once each."""
+
+    methods: dict[str, Method]
+    follow: dict[Callable[[Any], Params], Callable[..., Paths]]
+    read: Callable[[Params], Member]
+    draw: Callable[[Params], np.ndarray]
+    recognize: Callable[[np.ndarray], np.ndarray]
+
+
 def score(
-    config: Config, model: models.Autoencoder, variables: Any, zoos: dict[str, Zoo], images: dict[str, images.Images]
-) -> dict[str, Any]:
-    """All numbers of the report on networks and images that neither training nor selection has seen."""
+    config: Config,
+    model: models.Autoencoder,
+    variables: Any,
+    zoos: Mapping[str, Zoo],
+    given: Mapping[str, images.Images],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All numbers and pictures of the report, on networks and images that neither training nor selection has seen."""
     settings, arch = config.evaluation, model.arch
-    keys = iter(jax.random.split(jax.random.key(config.seed + 1), 1000))
-    count = len(zoos["scoring"]) // 2
-    first, second = zoos["scoring"][:count].params, zoos["scoring"][count:].params
-    truth = jnp.asarray(images["scoring"].images)
-    size = truth.shape[1:]
-    recognize = _recognizer(images["train"])
-    fixed = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
+    keys = runs.keys(config.seed + 1)
+    subject = _subject(zoos["scoring"], given["scoring"])
+    tools = _instruments(config, model, variables, zoos["train"], given["train"], len(subject.truth))
+    kinds = _kinds(config, arch, subject, keys)
+    member = tools.read(subject.first)
+    original, decoded = tools.draw(member.params), tools.draw(member.decoded)
+    merging, paths = _merge(tools, kinds, member, original, subject, keys)
+    orbits = jax.tree.map(lambda leaf: leaf[: settings.orbits], subject.first)
+    spread = evaluation.orbit_spread(arch, tools.read, orbits, next(keys), settings.orbit_size)
+    pictures = {
+        "paths": paths,
+        "truth": subject.truth[:12],
+        "original": original[:12],
+        "decoded": decoded[:12],
+        "latent": member.latent,
+        "labels": subject.labels,
+        "orbits": spread.pop("latent"),
+        "orbit_labels": subject.labels[: settings.orbits],
+    }
+    reconstruction = _reconstruction(tools, subject, original, decoded, given["train"])
+    return {"reconstruction": reconstruction, "orbit": spread, "merging": merging}, pictures
+
+
+def _subject(networks: Zoo, given: images.Images) -> Subject:
+    """Fitted networks have the images that they were fitted to; others the ones that they draw."""
+    rows = inr_zoo.pair_rows(networks)
+    if rows is None:
+        return Subject(networks.params, None, given.images, given.labels)
+    first, second = (networks[side] for side in rows)
+    if len(given.images) == len(networks):  # an image for every network: the truth of a pair lies between its two
+        truth = (given.images[rows[0]] + given.images[rows[1]]) / 2
+    else:
+        truth = given.images[first.records["image_index"]]
+    return Subject(first.params, second.params, truth, first.records["label"])
+
+
+def _instruments(
+    config: Config, model: models.Autoencoder, variables: Any, train: Zoo, given: images.Images, count: int
+) -> Instruments:
+    arch = model.arch
+    fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[0], train.params)
     methods = evaluation.methods(arch, model, variables, fixed)
+    draw = make_draw(arch, given.images.shape[1:3], networks_at_once=min(512, count * config.evaluation.points))
+    follow = {
+        reader: evaluation.make_follow(draw, reader, num_points=config.evaluation.points, pairs_at_once=min(32, count))
+        for reader in {method.network for method in methods.values()}
+    }
+    read = evaluation.make_read(model, variables, networks_at_once=min(64, count))
+    return Instruments(methods, follow, read, draw, _recognizer(given))
 
-    pairs = {report.INDEPENDENT: second}
-    groups = {"P": (True, False), "D": (False, True), "PD": (True, True)}
-    for group, (permute, flip) in groups.items():
-        transform = jax.jit(functools.partial(evaluation.transformed_copies, arch, permute=permute, flip=flip))
-        for noise in settings.noises:
-            pairs[f"{group}, noise {noise:g}"] = transform(first, jax.random.split(next(keys), count), noise=noise)
 
-    read = evaluation.make_read(model, variables)
-    readers = {method.network for method in methods.values()}
-    follow = {reader: evaluation.make_follow(arch, reader, num_points=settings.points) for reader in readers}
-    film = {reader: evaluation.make_filmstrip(arch, reader, size) for reader in readers}
-    member = read(first)
+def _kinds(config: Config, arch: Architecture, subject: Subject, keys: Any) -> dict[str, Params]:
+    """The other network of every pair, by kind: another fit, and copies moved by each group with each noise."""
+    kinds = {} if subject.second is None else {inr_report.INDEPENDENT: subject.second}
+    copies = evaluation.make_transformed_copies(arch)
+    for group, (permute, flip) in {"P": (True, False), "D": (False, True), "PD": (True, True)}.items():
+        for noise in config.evaluation.noises:
+            options = np.bool_(permute), np.bool_(flip), np.float32(noise)
+            kinds[f"{group}, noise {noise:g}"] = copies(subject.first, next(keys), *options)
+    return kinds
+
+
+def _merge(
+    tools: Instruments, kinds: Mapping[str, Params], member: Member, original: np.ndarray, subject: Subject, keys: Any
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Every method on every kind of pair, and the images along a few paths of the first kind."""
     merging: dict[str, Any] = {}
-    pictures: dict[str, Any] = {"paths": {}}
-    with progress.bar("Merging", len(pairs) * len(methods), "tables") as advance:
-        for kind, stack in pairs.items():
-            other = read(stack)
+    pictures: dict[str, np.ndarray] = {}
+    with progress.bar("Merging", len(kinds) * len(tools.methods), "tables") as advance:
+        for kind, stack in kinds.items():
+            other = tools.read(stack)
+            drawn = tools.draw(other.params)
             merging[kind] = {}
-            for name, method in methods.items():
+            for name, method in tools.methods.items():
                 start, end = method.end_points(member, other)
-                paths = follow[method.network](start, end, member, other, truth)
-                merging[kind][name] = {
-                    "label": method.label,
-                    **evaluation.summary(paths, next(keys)),
-                    "recognized": float((recognize(paths.middle) == images["scoring"].labels).mean()),
-                }
-                if kind == report.INDEPENDENT:
-                    some = jax.tree.map(lambda leaf: leaf[:3], (start, end))
-                    pictures["paths"][name] = np.asarray(film[method.network](*some))
+                paths = tools.follow[method.network](start, end, original, drawn, subject.truth)
+                merging[kind][name] = _method_scores(method, paths, tools, subject, next(keys))
+                if len(merging) == 1:
+                    pictures[name] = paths.images[:3, _nine_columns(len(paths.ts))]
                 advance(1)
+    return merging, pictures
 
-    drawn = jax.jit(jax.vmap(lambda params: network.render(arch, params, size)))
-    original, decoded = drawn(member.params), drawn(member.decoded)
-    error = float(jnp.square(decoded - original).mean())
-    variance = float(images["train"].images.var())
-    spread = evaluation.orbit_spread(
-        arch, read, jax.tree.map(lambda leaf: leaf[: settings.orbits], first), next(keys), settings.orbit_size
-    )
-    orbit_latent = np.asarray(spread.pop("latent"))
-    pictures |= {
-        "truth": np.asarray(truth[:12]),
-        "original": np.asarray(original[:12]),
-        "decoded": np.asarray(decoded[:12]),
-        "latent": np.asarray(member.latent),
-        "labels": images["scoring"].labels,
-        "orbits": orbit_latent,
-        "orbit_labels": images["scoring"].labels[: settings.orbits],
-    }
+
+def _method_scores(method: Method, paths: Paths, tools: Instruments, subject: Subject, key: Key) -> dict[str, Any]:
+    recognized = float((tools.recognize(paths.middle) == subject.labels).mean())
+    return {"label": method.label, **evaluation.summary(paths, key), "recognized": recognized}
+
+
+def _nine_columns(points: int) -> np.ndarray:
+    return np.unique(np.linspace(0, points - 1, 9).round().astype(int))
+
+
+def _reconstruction(
+    tools: Instruments, subject: Subject, original: np.ndarray, decoded: np.ndarray, train: images.Images
+) -> dict[str, Any]:
+    """How well decoded networks draw what their originals draw, and what a classifier still reads."""
+    error, variance = float(np.square(decoded - original).mean()), float(train.images.var())
+    drawn = {"images": subject.truth, "original": original, "decoded": decoded}
     return {
-        "reconstruction": {
-            "mse": error,
-            "image_variance": variance,
-            "share_of_variance": error / variance,
-            "mean_image_mse": float(jnp.square(truth - images["train"].images.mean(0)).mean()),
-            "recognized": {
-                "images": float((recognize(truth) == images["scoring"].labels).mean()),
-                "original": float((recognize(original) == images["scoring"].labels).mean()),
-                "decoded": float((recognize(decoded) == images["scoring"].labels).mean()),
-            },
+        "mse": error,
+        "image_variance": variance,
+        "share_of_variance": error / variance,
+        "mean_image_mse": float(np.square(subject.truth - train.images.mean(0)).mean()),
+        "recognized": {
+            name: float((tools.recognize(several) == subject.labels).mean()) for name, several in drawn.items()
         },
-        "orbit": spread,
-        "merging": merging,
-        "pictures": pictures,
     }
 
 
-# --- private ------------------------------------------------------------------------------------------------------
-
-
-def _recognizer(given: images.Images) -> Any:
+def _recognizer(given: images.Images) -> Callable[[np.ndarray], np.ndarray]:
     """A digit classifier trained on the training images: an outside judge of whether a drawn digit can be read."""
     from sklearn.svm import SVC
 
     count = min(len(given.images), 5000)
     judge = SVC(gamma="scale").fit(given.images[:count].reshape(count, -1), given.labels[:count])
-    return lambda drawn: judge.predict(np.asarray(drawn).reshape(len(drawn), -1))
+    return lambda drawn: judge.predict(drawn.reshape(len(drawn), -1))
 
 
 if __name__ == "__main__":

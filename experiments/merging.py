@@ -1,14 +1,14 @@
-"""Classifiers trained independently of each other are aligned and merged, by every method beside every other.
+"""Classifiers trained independently of each other are aligned and merged, by every method compared with every other.
 
     python -m experiments.merging digits                           # scikit-learn's digits, no files needed
     python -m experiments.merging mnist --data mnist.npz           # perceptrons of several widths
     python -m experiments.merging cifar --data cifar10_gray.npz    # a CNN and a residual network
     python -m experiments.merging tiny                             # a minute
 
-For each architecture several networks are trained from seeds of their own. Pairs of them are aligned by each method
+For each architecture several networks are trained from their own seeds. Pairs of them are aligned by each method
 and scored on test images along the line between them, at its middle also with REPAIR (arXiv 2211.08403). Then N
-networks are merged at once. Everything lands in `--out`: the networks, one file of numbers for every architecture,
-results.json and report.html. `--resume` goes on where a run stopped.
+networks are merged at once. The folder `--out` receives everything: the networks, one file of numbers for every
+architecture, results.json and report.html. `--resume` continues a run that stopped.
 """
 
 import dataclasses
@@ -17,20 +17,17 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rich.box
-import rich.table
 import tyro
-from matplotlib.figure import Figure
 
-from experiments import progress, report, runs
+from experiments import progress, report, runs, tables
 from jax_scalegmn import architecture, landscape, matching, merge, network, stacks, symmetry, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
@@ -45,10 +42,13 @@ class TrainConfig:
     """The training of the classifiers."""
 
     epochs: int = 30
+    """The number of passes over the training images."""
     batch_size: int = 64
+    """The number of images in a batch."""
     learning_rate: float = 3e-3
+    """The first learning rate; it falls to 0 along a cosine."""
     weight_decay: float = 1e-2
-    """Of AdamW."""
+    """The weight decay of AdamW."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +56,11 @@ class MatchConfig:
     """What the methods that look at data or train may spend."""
 
     examples: int = 1000
-    """Training images whose activations are matched and repaired."""
+    """The number of training images whose activations are matched and repaired."""
     steps: int = 60
-    """Of Sinkhorn and of straight-through estimation."""
+    """The number of steps of Sinkhorn matching and of straight-through matching."""
     batch_size: int = 128
-    """Training images of one such step."""
+    """The number of training images of one step of straight-through matching."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +75,21 @@ class Config(runs.RunConfig):
         "cnn:1-16-32-32,10,relu,strides=1,padding=SAME,flatten=8-8,dense=64",
         "resnet:8,16-16-32,input_channels=1",
     )
-    """Architectures in short form, `jax_scalegmn.shorthand`."""
+    """The architectures in short form, as `architecture.parse` reads it."""
     models: int = 4
-    """Networks of every architecture, each with a seed of its own."""
+    """The number of networks of every architecture, each with its own seed."""
     pairs: int = 3
-    """Pairs of them that are merged."""
+    """The number of pairs of them that are merged."""
     many: tuple[int, ...] = (2, 4, 8, 16)
-    """Numbers of networks that are merged at once."""
+    """The numbers of networks that are merged at once."""
     many_of: str = "mlp:64-512-512-10,relu"
-    """Their architecture."""
+    """The architecture of the networks that are merged at once."""
     train_images: int | None = None
-    """At most so many training images; None for all."""
+    """The largest number of training images; None for all."""
     test_images: int | None = None
+    """The largest number of test images; None for all."""
     points: int = 11
-    """Of every path, its end points included."""
+    """The number of points of every path, its end points included."""
     train: TrainConfig = TrainConfig()
     match: MatchConfig = MatchConfig()
 
@@ -125,6 +126,7 @@ PRESETS = {
         "a few digits in a minute, to try the machinery",
         Config(
             Path("runs/merging-tiny"),
+            quick_compilation=True,
             networks=("mlp:64-8-8-10,relu", "resnet:8,4-4-6,input_channels=1"),
             models=2,
             pairs=1,
@@ -140,6 +142,10 @@ PRESETS = {
 }
 
 
+# The images of training and of test.
+Parts: TypeAlias = tuple[images.Images, images.Images]
+
+
 class Data(NamedTuple):
     """Inputs and labels, of training and of test."""
 
@@ -150,89 +156,89 @@ class Data(NamedTuple):
 
 
 class Method(NamedTuple):
-    """One way to bring a network next to a target: (params, target, key) -> what it found."""
+    """One way to bring a network next to a target: (params, target, key) -> a matching."""
 
     label: str
     match: Callable[[Params, Params, Key], Matching]
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Runs the experiment and returns the results, which also stand in config.out / "results.json"."""
-    start = time.perf_counter()
+    """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
     _check(config)
     archs = {text: architecture.parse(text) for text in config.networks}
     many = architecture.parse(config.many_of)
     images = load_images(config)
-    runs.claim(config)
-    results: dict[str, Any] = {"config": runs.plain(config), "environment": runs.environment(), "pairs": {}}
-    with progress.Interruption() as interruption:
+    with runs.Run(config) as run:
+        pairs = {}
         for index, (text, arch) in enumerate(archs.items()):
-            path = config.out / "pairs" / f"{_slug(text)}.json"
-            if not path.exists():
-                data = as_inputs(arch, images)
-                key = jax.random.fold_in(jax.random.key(config.seed), index)
-                trained = train_networks(config, text, arch, data, key, config.models)
-                runs.write_json(path, score_pairs(config, arch, trained, data, key))
-            results["pairs"][text] = json.loads(path.read_text())
-            interruption.stop_if_requested(f"{index + 1} of {len(archs)} architectures")
-        path = config.out / "many.json"
-        if config.many and not path.exists():
-            data, key = as_inputs(many, images), jax.random.key(config.seed)
-            trained = train_networks(config, config.many_of, many, data, key, max(config.many), name="many")
-            runs.write_json(path, {"network": config.many_of, "by_number": merge_many(config, many, trained, data)})
-        results["many"] = json.loads(path.read_text()) if config.many else None
-    results["seconds"] = time.perf_counter() - start
-    runs.write_json(config.out / "results.json", results)
-    report.write_page(config.out / "report.html", "Merging classifiers", _sections(results))
-    for text, one in results["pairs"].items():
-        brief = [[*row[:5], row[-1]] for row in _rows(one)]  # as wide as a terminal
-        progress.console.print(_shown(brief, f"{text}: accuracy %, loss"))
-    if results["many"]:
-        progress.console.print(_shown(_many_rows(results["many"]["by_number"]), "N networks merged: accuracy %"))
-    progress.console.print(f"Report: {config.out / 'report.html'}, numbers: {config.out / 'results.json'}")
-    return results
+            pairs[text] = _pairs_of(config, text, arch, images, index)
+            run.interruption.stop_if_requested(f"{index + 1} of {len(archs)} architectures")
+        results = {"pairs": pairs, "many": _many_of(config, many, images) if config.many else None}
+        return run.finish(results, "Merging classifiers", _sections, _result_tables)
+
+
+def _pairs_of(config: Config, text: str, arch: Architecture, images: Parts, index: int) -> dict[str, Any]:
+    """All numbers on pairs of one architecture; read where a former run stored them."""
+    path = config.out / "pairs" / f"{_slug(text)}.json"
+    if not path.exists():
+        data = as_inputs(arch, images)
+        key = jax.random.fold_in(jax.random.key(config.seed), index)
+        trained = train_networks(config, text, arch, data, key, config.models)
+        runs.write_json(path, score_pairs(config, arch, trained, data, key))
+    return json.loads(path.read_text())
+
+
+def _many_of(config: Config, arch: Architecture, images: Parts) -> dict[str, Any]:
+    """All numbers on N networks at once; read where a former run stored them."""
+    path = config.out / "many.json"
+    if not path.exists():
+        data, key = as_inputs(arch, images), jax.random.key(config.seed)
+        trained = train_networks(config, config.many_of, arch, data, key, max(config.many), name="many")
+        runs.write_json(path, {"network": config.many_of, "by_number": merge_many(config, arch, trained, data)})
+    return json.loads(path.read_text())
 
 
 # --- data and networks --------------------------------------------------------------------------------------------
 
 
-def load_images(config: Config) -> tuple[images.Images, images.Images]:
-    """Training and test images: the files' own parts; of the digits 297 are set apart."""
+def load_images(config: Config) -> Parts:
+    """Training and test images: the files' own parts; some of the digits are set apart."""
     if config.data is None:
-        digits = images.digits()
+        digits, held_out = images.digits(), runs.ImageConfig.scoring_images
         order = np.random.default_rng(config.seed).permutation(len(digits.images))
-        parts = (images.Images(digits.images[rows], digits.labels[rows]) for rows in (order[297:], order[:297]))
-        train, test = parts
+        parts = [
+            images.Images(digits.images[rows], digits.labels[rows]) for rows in (order[held_out:], order[:held_out])
+        ]
     else:
-        train, test = images.load(config.data)
-    return tuple(
-        images.Images(one.images[:count], one.labels[:count])
-        for one, count in ((train, config.train_images), (test, config.test_images))
+        parts = list(images.load(config.data))
+    train, test = (
+        images.Images(part.images[:count], part.labels[:count])
+        for part, count in zip(parts, (config.train_images, config.test_images), strict=True)
     )
+    return train, test
 
 
-def as_inputs(arch: Architecture, images: tuple[images.Images, images.Images]) -> Data:
+def as_inputs(arch: Architecture, images: Parts) -> Data:
     """The images as the architecture takes them: vectors, or maps of one channel; mean 0 and variance 1 in training."""
-    convolutional = arch.input_rank == 3
     mean, std = images[0].images.mean(), images[0].images.std()
     arrays = []
-    for one in images:
-        x = ((one.images - mean) / std).astype(np.float32)
-        arrays += [jnp.asarray(x[..., None] if convolutional else x.reshape(len(x), -1)), jnp.asarray(one.labels)]
+    for part in images:
+        x = ((part.images - mean) / std).astype(np.float32)
+        x = x[..., None] if arch.input_rank == 3 else x.reshape(len(x), -1)
+        arrays += [jnp.asarray(x), jnp.asarray(part.labels)]
     return Data(*arrays)
 
 
 def train_networks(
     config: Config, text: str, arch: Architecture, data: Data, key: Key, count: int, *, name: str = ""
 ) -> zoo.Zoo:
-    """So many trained networks, with their test scores; read where a former run saved them."""
+    """Trained networks with their test scores; read where a former run saved them."""
     path = config.out / "networks" / f"{name or _slug(text)}.safetensors"
     if path.exists():
         return zoo.load(path)
     settings = config.train
     steps = len(data.x) // settings.batch_size * settings.epochs
     tx = optax.adamw(optax.cosine_decay_schedule(settings.learning_rate, steps), weight_decay=settings.weight_decay)
-    convolutional = arch.input_rank == 3
     epochs = classifiers.fit(
         arch,
         data.x,
@@ -241,7 +247,7 @@ def train_networks(
         tx=tx,
         num_epochs=settings.epochs,
         batch_size=settings.batch_size,
-        side_by_side=1 if convolutional and jax.default_backend() == "cpu" else None,
+        networks_at_once=1 if arch.input_rank == 3 and jax.default_backend() == "cpu" else None,
     )
     with progress.bar(f"{count} x {text}", settings.epochs, "epochs") as advance:
         for epoch in epochs:
@@ -363,7 +369,7 @@ def _follow(
 
 
 def merge_many(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data) -> dict[str, Any]:
-    """The mean of N networks as they come, aligned to the first, to their evolving mean, and in canonical form."""
+    """The mean of N networks unchanged, aligned to the first, to their evolving mean, and in canonical form."""
 
     routes: dict[str, Callable[[Params], Params]] = {
         "naive": lambda stack: stack,
@@ -396,12 +402,21 @@ def merge_many(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data)
 # --- what is shown ------------------------------------------------------------------------------------------------
 
 
-def _rows(one: Mapping[str, Any]) -> list[list[str]]:
-    """Means over pairs as text: accuracies in %, at the middle's loss, and seconds."""
-    rows = [["method", "middle", "REPAIR", "loss", "REPAIR", "similarity", "function", "seconds"]]
-    ends = 100 * np.mean(one["test_accuracy"])
-    rows.append(["end points", f"{ends:.2f}", "", f"{np.mean(one['test_loss']):.3f}", "", "", "", ""])
-    for method in one["methods"].values():
+def _result_tables(results: Mapping[str, Any]) -> list[tables.Table]:
+    shown = []
+    for text, result in results["pairs"].items():
+        whole = _pairs_table(text, result)
+        brief = [[*row[:5], row[-1]] for row in (whole.head, *whole.rows)]  # as wide as a terminal
+        shown.append(tables.Table(whole.title, brief[0], brief[1:]))
+    return shown + ([_many_table(results["many"])] if results["many"] else [])
+
+
+def _pairs_table(text: str, result: Mapping[str, Any]) -> tables.Table:
+    """Means over pairs: accuracies in %, the middle's loss, and seconds."""
+    head = ("method", "middle", "REPAIR", "loss", "REPAIR", "similarity", "function", "seconds")
+    ends = f"{100 * np.mean(result['test_accuracy']):.2f}", f"{np.mean(result['test_loss']):.3f}"
+    rows = [["end points", ends[0], "", ends[1], "", "", "", ""]]
+    for method in result["methods"].values():
         pairs = method["pairs"]
         middle, repaired = ([pair[kind] for pair in pairs] for kind in ("middle", "repaired"))
         cells = [f"{100 * np.mean([score['accuracy'] for score in scores]):.2f}" for scores in (middle, repaired)]
@@ -411,54 +426,41 @@ def _rows(one: Mapping[str, Any]) -> list[list[str]]:
         # The first pair's time includes compilation.
         cells.append(f"{np.median([pair['seconds'] for pair in pairs[1:] or pairs]):.2f}")
         rows.append([method["label"], *cells])
-    return rows
+    return tables.Table(f"{text}: accuracy %, loss", head, rows)
 
 
-def _many_rows(by_number: Mapping[str, Any]) -> list[list[str]]:
+def _many_table(many: Mapping[str, Any]) -> tables.Table:
     """Accuracies of the mean in %, without / with REPAIR."""
     labels = {"naive": "naive", "canonical": "canonical", "first": "to the first", "mean": "to their mean"}
-    rows = [["N", "end points", *labels.values()]]
-    for number, routes in by_number.items():
+    rows = []
+    for number, routes in many["by_number"].items():
         percents = [[100 * routes[name][key] for key in ("accuracy", "repaired_accuracy")] for name in labels]
         cells = [f"{plain:.1f} / {repaired:.1f}" for plain, repaired in percents]
         rows.append([number, f"{100 * routes['end_points']:.1f}", *cells])
-    return rows
-
-
-def _shown(rows: Sequence[Sequence[str]], title: str) -> rich.table.Table:
-    head, *body = rows
-    shown = rich.table.Table(title=title, box=rich.box.SIMPLE)
-    for name in head:
-        shown.add_column(name, justify="left" if name == head[0] else "right", no_wrap=True)
-    for row in body:
-        shown.add_row(*row)
-    return shown
+    return tables.Table("N networks merged: accuracy %", ("N", "end points", *labels.values()), rows)
 
 
 def _sections(results: Mapping[str, Any]) -> Iterable[str]:
-    for text, one in results["pairs"].items():
-        yield f"<h2>{text}</h2>" + report.html_table(_rows(one)) + report.html_image(_curves(one))
+    for text, result in results["pairs"].items():
+        yield f"<h2>{text}</h2>" + tables.page(_pairs_table(text, result)) + _paths(result)
     yield (
         "<p class=note>Means over pairs; accuracies in %, losses in nats, on test images. Function: the largest change "
         "of an aligned network's outputs over their largest entry. Seconds: of one alignment, without compilation "
         "where there are several pairs.</p>"
     )
     if results["many"]:
-        yield f"<h2>N networks {results['many']['network']}</h2>"
-        yield report.html_table(_many_rows(results["many"]["by_number"]))
-    yield report.html_settings({name: results[name] for name in ("config", "environment", "seconds")})
+        yield f"<h2>N networks {results['many']['network']}</h2>" + tables.page(_many_table(results["many"]))
+    yield report.settings({name: results[name] for name in ("config", "environment", "seconds")})
 
 
-def _curves(one: Mapping[str, Any]) -> Figure:
-    """Accuracy along the line between the networks of a pair: the mean over pairs."""
-    figure = Figure(figsize=(8, 3.6))
-    axes = figure.subplots()
-    for method in one["methods"].values():
+def _paths(result: Mapping[str, Any]) -> str:
+    """A chart of the accuracy along the line between the networks of a pair: the mean over pairs."""
+    lines = []
+    for method in result["methods"].values():
         paths = [pair["path"] for pair in method["pairs"]]
-        axes.plot(paths[0]["ts"], np.mean([path["accuracy"] for path in paths], 0), label=method["label"])
-    axes.set(xlabel="t", ylabel="test accuracy")
-    axes.legend(fontsize="small")
-    return figure
+        mean = np.mean([path["accuracy"] for path in paths], 0).tolist()
+        lines.append(report.Line(method["label"], paths[0]["ts"], mean))
+    return report.chart(lines, x="t", y="test accuracy")
 
 
 # --- private ------------------------------------------------------------------------------------------------------

@@ -50,12 +50,12 @@ class Interruption:
             signal.signal(number, handler)
 
     def stop_if_requested(self, saved: str) -> None:
-        """Ends the program, with what was saved and how to go on, if a signal came."""
+        """Ends the program, with what was saved and how to continue, if a signal came."""
         if self.requested:
-            raise SystemExit(f"Interrupted. Saved: {saved}. Go on with the same command and --resume.")
+            raise SystemExit(f"Interrupted. Saved: {saved}. Continue with the same command and --resume.")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        console.print(f"{signal.Signals(number).name}: stopping behind the current piece of work ...")
+        console.print(f"{signal.Signals(number).name}: stopping after the current piece of work ...")

@@ -1,56 +1,37 @@
-"""What the experiments share: the folder of a run, its images, its INRs and the options of its training."""
+"""One run of an experiment in its folder, with the images and the options that all experiments share."""
 
+import contextlib
 import dataclasses
 import enum
 import importlib.metadata
 import json
+import os
 import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import progress
-from jax_scalegmn import architecture, io, network, training, zoo
-from jax_scalegmn.architecture import Architecture
+from experiments import progress, report, tables
+from jax_scalegmn import io, training
 from jax_scalegmn.io import images
-from jax_scalegmn.zoo import Zoo
-
-
-class Initialization(enum.Enum):
-    """How the INRs start: see `network.standard` and `network.near_zero`."""
-
-    STANDARD = "standard"
-    NEAR_ZERO = "near_zero"
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageConfig:
-    """How many images serve for what."""
+    """How many images are used for what."""
 
     train_images: int | None = None
-    """At most so many training images; None for all but those for selection and, in digits, scoring."""
+    """The largest number of training images; None for all that selection and, with the digits, scoring leave."""
     selection_images: int = 100
+    """The number of images on which the best epoch is selected."""
     scoring_images: int = 297
-
-
-@dataclasses.dataclass(frozen=True)
-class ZooConfig(ImageConfig):
-    """The INRs."""
-
-    widths: tuple[int, ...] = (2, 16, 16, 1)
-    w0: float = 30.0
-    initialization: Initialization = Initialization.NEAR_ZERO
-    steps: int = 300
-    learning_rate: float = 1e-3
-    train_fits: int = 4
-    """Independent fits of every training image; selection and scoring images get two."""
-    part: int = 8192
-    """Networks fitted by one call and saved together: what an interruption can lose."""
-    chunk: int = 128
-    """Networks trained side by side inside a call."""
+    """The number of images on which the results are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +39,24 @@ class TrainConfig:
     """The training of a model."""
 
     batch_size: int = 64
+    """The number of networks in a batch."""
     epochs: int = 32
+    """The number of passes over the training networks."""
     learning_rate: float = 8e-3
+    """The learning rate after the warm-up."""
     warmup_steps: int = 200
+    """The number of steps over which the learning rate rises to its value."""
     cosine: bool = True
     """Whether the learning rate falls to 0 along a cosine until the last epoch; False as published."""
     weight_decay: float = 0.01
+    """The weight decay of AdamW."""
     clip_norm: float = 10.0
+    """The largest norm of a gradient; longer ones are scaled down to it."""
     micro_batch: int | None = 16
-    """Networks differentiated at a time, for less memory and fuller caches; None for the whole batch."""
+    """The number of networks differentiated at a time, which bounds the memory; None for the whole batch."""
 
     def make_optimizer(self, networks: int) -> optax.GradientTransformation:
-        """The optimizer for epochs over so many networks."""
+        """Makes the optimizer for epochs over this number of networks."""
         return training.make_optimizer(
             learning_rate=self.learning_rate,
             warmup_steps=self.warmup_steps,
@@ -84,34 +71,102 @@ class RunConfig:
     """What every run has. Options of an unfinished run must stay the same when it is resumed."""
 
     out: Path
+    """The folder of the run."""
     data: Path | None = None
     """An npz file of gray images, a folder of MNIST or Fashion-MNIST IDX files, or an archive of CIFAR-10; None for
     scikit-learn's digits."""
     resume: bool = False
-    """Go on in a folder that holds a run already."""
+    """Continue in a folder that already holds a run."""
     seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
-    """A run on INRs."""
-
-    zoo: ZooConfig = ZooConfig()
+    """The seed of every random number of the run."""
+    compilation_cache: bool = True
+    """Whether compiled programs are kept in your cache folder, so that another run starts sooner. The variable
+    JAX_COMPILATION_CACHE_DIR names another folder."""
+    quick_compilation: bool = False
+    """Whether programs are compiled with few optimizations, which takes less time than it costs in runs of seconds."""
 
 
 SPLITS = ("train", "selection", "scoring")
+HOW = ("resume", "compilation_cache", "quick_compilation")  # options that say how to run, not what
 
 
-# --- the folder of a run ------------------------------------------------------------------------------------------
+# --- the run ------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One run in its folder: claimed at the start, interrupted cleanly, timed, and reported at the end.
+
+        with runs.Run(config) as run:
+            with run.timed("zoo"):
+                ...
+            return run.finish(results, "Merging INRs", sections, result_tables)
+
+    Inside the `with`, JAX keeps compiled programs where the options say so, and SIGINT and SIGTERM stop the run at the
+    next `run.interruption.stop_if_requested`.
+
+    Raises:
+      SystemExit: If the folder holds a run already and may not be resumed, or there is none to resume.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.interruption = progress.Interruption()
+        self._seconds: dict[str, float] = {}
+
+    def __enter__(self) -> "Run":
+        self._start = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_compilation(self.config))
+            claim(self.config)
+            stack.enter_context(self.interruption)
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds of a `with` block to those of this name in the results."""
+        begin = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def finish(
+        self,
+        results: Mapping[str, Any],
+        title: str,
+        sections: Callable[[Mapping[str, Any]], Iterable[str]],
+        result_tables: Callable[[Mapping[str, Any]], Sequence[tables.Table]],
+    ) -> dict[str, Any]:
+        """Writes results.json and report.html, shows the tables, and returns the results.
+
+        Args:
+          results: JSON values; options, environment and times are added.
+          title: The heading of the report.
+          sections: The results -> the sections of the report, as HTML.
+          result_tables: The results -> the tables for the terminal.
+        """
+        seconds = self._seconds | {"total": time.perf_counter() - self._start}
+        whole = {"config": plain(self.config), "environment": environment(), **results, "seconds": seconds}
+        out = self.config.out
+        write_json(out / "results.json", whole)
+        report.write(out / "report.html", title, sections(whole))
+        for table in result_tables(whole):
+            progress.console.print(tables.terminal(table))
+        progress.console.print(f"Report: {out / 'report.html'}, numbers: {out / 'results.json'}")
+        return whole
 
 
 def claim(config: RunConfig) -> None:
-    """Makes the folder of the run, or checks that a run in it may go on."""
+    """Makes the folder of the run, or checks that a run in it may continue."""
     path = config.out / "config.json"
-    mine = plain(dataclasses.replace(config, resume=False))
+    mine = {name: value for name, value in plain(config).items() if name not in HOW}
     if path.exists():
         if not config.resume:
-            raise SystemExit(f"{config.out} holds a run already. Go on with --resume, or name another folder by --out.")
+            raise SystemExit(
+                f"{config.out} already holds a run. Continue it with --resume, or name another folder by --out."
+            )
         theirs = json.loads(path.read_text())
         if theirs != mine:
             differences = [f"{k}: {theirs.get(k)} then, {v} now" for k, v in mine.items() if theirs.get(k) != v]
@@ -129,7 +184,7 @@ def claim(config: RunConfig) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON values as a file, atomically; NaN and infinities are refused."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with io.replacing(path, overwrite=True) as written:
+    with io.atomic_path(path, overwrite=True) as written:
         written.write_text(json.dumps(value, indent=1, allow_nan=False))
 
 
@@ -153,13 +208,13 @@ def environment() -> dict[str, str]:
     }
 
 
-# --- data and zoo -------------------------------------------------------------------------------------------------
+# --- images and networks ------------------------------------------------------------------------------------------
 
 
 def load_images(config: RunConfig, settings: ImageConfig) -> dict[str, images.Images]:
     """The images of training, selection and scoring; no image is in two of them.
 
-    Files bring their own test images, which serve for scoring; of the digits some are set apart.
+    Files bring their own test images, which are used for scoring; of the digits some are set apart.
     """
     if config.data is None:
         given = images.digits()
@@ -172,7 +227,7 @@ def load_images(config: RunConfig, settings: ImageConfig) -> dict[str, images.Im
     count = rest if settings.train_images is None else settings.train_images
     if not 1 <= count <= rest:
         raise ValueError(
-            f"zoo.train_images is {count}; of {len(order)} images {rest} are left beside {settings.selection_images} "
+            f"zoo.train_images is {count}; of {len(order)} images {rest} are left next to {settings.selection_images} "
             f"for selection and {held_out} for scoring. Lower one of the three."
         )
     selected = order[rest : rest + settings.selection_images]
@@ -184,56 +239,65 @@ def load_images(config: RunConfig, settings: ImageConfig) -> dict[str, images.Im
     return dict(zip(SPLITS, (_rows(given, order[:count]), _rows(given, selected), scoring), strict=True))
 
 
-def fit_zoo(
-    config: Config, arch: Architecture, split: str, given: images.Images, interruption: progress.Interruption
-) -> Zoo:
-    """The INRs of one split, fitted in parts; parts that a former run saved are read instead."""
-    settings = config.zoo
-    fits = settings.train_fits if split == "train" else 2
-    image_index = np.tile(np.arange(len(given.images)), fits)
-    parts = []
-    with progress.bar(f"INRs for {split}", len(image_index), "networks") as advance:
-        for number, first in enumerate(range(0, len(image_index), settings.part)):
-            path = config.out / "zoo" / f"{split}-{number:04d}.safetensors"
-            rows = image_index[first : first + settings.part]
-            if path.exists():
-                parts.append(zoo.load(path))
-                advance(len(rows), "read")
-                continue
-            # Every part of every split starts from keys of its own.
-            entropy = [config.seed, SPLITS.index(split), number]
-            seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]) // 2
-            part = zoo.fit_images(
-                arch,
-                given.images,
-                given.labels,
-                image_index=rows,
-                seed=seed,
-                learning_rate=settings.learning_rate,
-                num_steps=settings.steps,
-                initialization=getattr(network, settings.initialization.value),
-                chunk=settings.chunk,
-                progress=advance,
-            )
-            zoo.save(part, path)
-            parts.append(part)
-            interruption.stop_if_requested(f"{first + len(rows)} of {len(image_index)} INRs for {split}")
-    return zoo.concatenate(parts)
+def keys(seed: int) -> Iterator[jax.Array]:
+    """A thousand independent keys."""
+    # As numbers of the host: iterating over an array of keys compiles a program of a thousand outputs.
+    rows = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), 1000)))
+    return (jax.random.wrap_key_data(row) for row in rows)
 
 
-def describe_zoo(one: Zoo) -> dict[str, Any]:
-    """What a zoo holds and how good its fits are, as JSON values."""
-    psnr = one.records["psnr"]
-    names = [architecture.describe(parameter.path) for parameter in one.arch.parameters]
-    return {
-        "networks": len(one),
-        "images": len(np.unique(one.records["image_index"])),
-        "psnr_db": {str(q): float(np.percentile(psnr, q)) for q in (5, 50, 95)},
-        "scales": dict(zip(names, zoo.scales(one), strict=True)),
-    } | one.settings
+def in_chunks(fn: Callable[..., Any], size: int) -> Callable[..., Any]:
+    """A function of one network as a function of stacks, compiled once, whatever number of networks it gets.
+
+    Args:
+      fn: The function of one row of each of its arguments.
+      size: The number of rows computed at a time; the last chunk is filled up with rows that are dropped again.
+
+    Returns:
+      (stacks) -> NumPy arrays [networks, ...]; every argument is a pytree of arrays [networks, ...].
+    """
+    compiled = jax.jit(jax.vmap(fn))
+
+    def whole(*stacks: Any) -> Any:
+        stacks = jax.tree.map(np.asarray, stacks)
+        count = len(jax.tree.leaves(stacks)[0])
+        parts = []
+        for first in range(0, count, size):
+            rows = np.arange(first, first + size) % count
+            chunk = compiled(*jax.tree.map(lambda leaf, rows=rows: leaf[rows], stacks))
+            parts.append(jax.tree.map(lambda leaf, left=count - first: np.asarray(leaf)[:left], chunk))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    return whole
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _compilation(config: RunConfig) -> Iterator[None]:
+    """JAX compiles as the options say, and keeps the programs, until the run ends."""
+    wanted: dict[str, Any] = {"jax_disable_most_optimizations": config.quick_compilation}
+    if config.compilation_cache and jax.config.jax_compilation_cache_dir is None:  # a user's own folder stays
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        wanted |= {
+            "jax_compilation_cache_dir": str(home / "jax_scalegmn" / "programs"),
+            "jax_persistent_cache_min_compile_time_secs": 0.0,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+    before = {name: jax.config.values[name] for name in wanted}
+    _configure(wanted)
+    try:
+        yield
+    finally:
+        _configure(before)
+
+
+def _configure(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        jax.config.update(name, value)
+    if "jax_compilation_cache_dir" in values:  # JAX decides at its first program whether there is a cache
+        compilation_cache.reset_cache()
 
 
 def _rows(given: images.Images, rows: np.ndarray) -> images.Images:

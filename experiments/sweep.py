@@ -2,7 +2,7 @@
 
     python -m experiments.sweep --out runs/sweep --results benchmarks/results/orbit_weight.json
 
-The zoo is fitted once and shared by all runs. Finished runs are kept: the same command goes on where it stopped.
+The zoo is fitted once and shared by all runs. Finished runs are kept: the same command continues where it stopped.
 """
 
 import dataclasses
@@ -12,10 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import rich.table
 import tyro
 
-from experiments import inr, progress, report
+from experiments import inr, inr_report, progress, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +22,19 @@ class Config:
     """What to sweep."""
 
     out: Path = Path("runs/sweep")
+    """The folder of all runs."""
     results: Path = Path("runs/sweep/sweep.json")
+    """The file of the table."""
     base: str = "digits"
-    """The preset whose other options hold."""
+    """The preset of `experiments.inr` that sets all other options."""
     orbit_weights: tuple[float, ...] = (0.0, 0.3, 1.0, 3.0)
+    """The weights of the orbit-distance term."""
     features: tuple[int, ...] = (32,)
+    """The numbers of features of the autoencoder."""
     epochs: tuple[int, ...] = (20,)
+    """The lengths of the training."""
     noises: tuple[float, ...] = (0.001,)
+    """The perturbations of transformed copies; the table shows the first."""
 
 
 SHORT_METHODS = {
@@ -68,7 +73,7 @@ def main(config: Config) -> list[dict[str, Any]]:
         config.results.parent.mkdir(parents=True, exist_ok=True)
         document = {"environment": results["environment"], "rows": rows}
         config.results.write_text(json.dumps(document, indent=1))
-    progress.console.print(_table(rows))
+    progress.console.print(tables.terminal(_table(rows)))
     return rows
 
 
@@ -83,21 +88,20 @@ def _row(config: Config, results: dict[str, Any]) -> dict[str, Any]:
         "epochs": settings["train"]["epochs"],
         "orbit_weight": settings["train"]["orbit_weight"],
         "reconstruction_share": results["reconstruction"]["share_of_variance"],
-        "independent": {name: results["merging"][report.INDEPENDENT][name]["midpoint"] for name in SHORT_METHODS},
+        "independent": {name: results["merging"][inr_report.INDEPENDENT][name]["midpoint"] for name in SHORT_METHODS},
         copies: {name: results["merging"][copies][name]["midpoint"] for name in SHORT_METHODS},
         "training_seconds": sum(epoch["seconds"] for epoch in results["training"]),
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> rich.table.Table:
-    table = rich.table.Table(title="Independent fits: mean squared error at t = 1/2")
-    for name in ("features", "epochs", "weight", "reconstruction", *SHORT_METHODS.values()):
-        table.add_column(name, justify="right")
+def _table(rows: list[dict[str, Any]]) -> tables.Table:
+    cells = []
     for row in rows:
         merged = [f"{row['independent'][name]['mean']:.4f}" for name in SHORT_METHODS]
-        cells = (row["features"], row["epochs"], row["orbit_weight"], f"{row['reconstruction_share']:.1%}")
-        table.add_row(*map(str, cells), *merged)
-    return table
+        settings = (row["features"], row["epochs"], row["orbit_weight"], f"{row['reconstruction_share']:.1%}")
+        cells.append([*map(str, settings), *merged])
+    head = ("features", "epochs", "weight", "reconstruction", *SHORT_METHODS.values())
+    return tables.Table("Independent fits: mean squared error at t = 1/2", head, cells)
 
 
 if __name__ == "__main__":

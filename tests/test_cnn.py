@@ -3,9 +3,11 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
+import jax_scalegmn as sg
 from experiments import cnn, cnn_zoo, progress
 from jax_scalegmn import zoo
 from jax_scalegmn.zoo import small_cnn_zoo
@@ -20,7 +22,7 @@ def run(tmp_path_factory):
     return out, cnn.main(dataclasses.replace(TINY, out=out))
 
 
-def test_results_are_complete_and_stand_in_the_files(run):
+def test_results_are_complete_and_stored_in_the_files(run):
     out, results = run
     assert json.loads((out / "results.json").read_text()) == results
     one = results["activations"]["relu"]
@@ -34,7 +36,8 @@ def test_results_are_complete_and_stand_in_the_files(run):
             assert len(numbers["path_accuracy"]) == len(numbers["path_loss"]) == TINY.evaluation.points
             assert numbers["barrier"]["mean"] >= 0
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data-chart=") == 3
+    assert page.count("<title>network: ") == len(cnn_zoo.split(_cnns(out), TINY.seed)["scoring"]) // 2
     assert "http://" not in page
 
 
@@ -51,9 +54,7 @@ def test_aligned_end_points_are_the_original_functions_and_orbits_one_point(run)
 
 def test_networks_and_images_of_the_splits_are_disjoint(run):
     out, _ = run
-    cnns = zoo.concatenate(
-        [dataclasses.replace(zoo.load(path), settings={}) for path in sorted((out / "zoo").glob("relu*"))]
-    )
+    cnns = _cnns(out)
     parts = cnn_zoo.split(cnns, TINY.seed)
     models = [set(part.records["model"].tolist()) for part in parts.values()]
     assert sum(map(len, models)) == len(set.union(*models)) == TINY.zoo.networks
@@ -68,9 +69,9 @@ def test_networks_and_images_of_the_splits_are_disjoint(run):
 def test_a_finished_run_resumes_to_the_same_numbers_from_its_files(run, monkeypatch):
     out, results = run
     monkeypatch.setattr(cnn_zoo.classifier_zoo, "fit", None)
-    monkeypatch.setattr(cnn, "score", lambda *_: {"merging": {}, "pictures": {}})
-    monkeypatch.setattr(cnn, "_sections", lambda *_: [])
-    monkeypatch.setattr(cnn, "_table", lambda *_: "")
+    monkeypatch.setattr(cnn, "score", lambda *_: ({"merging": {}}, {}))
+    monkeypatch.setattr(cnn.cnn_report, "sections", lambda *_, **__: [])
+    monkeypatch.setattr(cnn.cnn_report, "result_tables", lambda *_: [])
     before = (out / "results.json").read_text()
     again = cnn.main(dataclasses.replace(TINY, out=out, resume=True))
     (out / "results.json").write_text(before)
@@ -81,7 +82,7 @@ def test_a_finished_run_resumes_to_the_same_numbers_from_its_files(run, monkeypa
 
 
 def test_a_part_of_a_zoo_is_trained_as_it_would_be_with_the_others(run, tmp_path):
-    """The second part alone has the recipes and the weights that it has behind the first."""
+    """The second part alone has the recipes and the weights that it has after the first."""
     out, _ = run
     part = zoo.load(out / "zoo" / "relu-0001.safetensors")
     assert part.records["model"].tolist() == [8, 8, 9, 9, 10, 10, 11, 11]
@@ -126,3 +127,66 @@ def test_parts_of_another_zoo_are_refused(run, tmp_path, change):
     config = dataclasses.replace(TINY, zoo=dataclasses.replace(TINY.zoo, **change))
     with progress.Interruption() as interruption, pytest.raises(ValueError, match=r"8 networks .* at steps \[3 6\]"):
         cnn_zoo.fit_zoo(config, "relu", cnn_zoo.load_data(config), tmp_path, interruption)
+
+
+# --- zoos of others -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["zoo", "zoo/small_cnn_zoo/relu", "one.safetensors"])
+def test_zoos_of_others_are_scored_on_our_images(run, tmp_path, name):
+    """The run's own folder, the layout of the Small CNN Zoo and a file hold the same networks with the same scores."""
+    out, _ = run
+    cnns, data = _cnns(out), cnn_zoo.load_data(TINY)
+    zoo.save(cnns, tmp_path / "one.safetensors")
+    path = tmp_path / name if name.startswith("one") else out / name
+    again = cnn_zoo.read(path, "relu", data, None)
+    for record in ("model", "step"):
+        np.testing.assert_array_equal(again.records[record], cnns.records[record])
+    np.testing.assert_allclose(again.records["scoring_loss"], cnns.records["scoring_loss"], rtol=1e-4)
+    ends = cnn_zoo.read(path, "relu", data, 6)
+    assert len(ends) == TINY.zoo.networks
+    assert set(cnn_zoo.split(ends, 0)["train"].records["model"]) < set(range(TINY.zoo.networks))
+
+
+@pytest.mark.slow
+def test_a_run_on_the_layout_of_the_small_cnn_zoo_trains_no_cnn(run, tmp_path, monkeypatch):
+    out, _ = run
+    monkeypatch.setattr(cnn_zoo.classifier_zoo, "fit", None)
+    path = out / "zoo" / "small_cnn_zoo" / "relu"
+    results = cnn.main(dataclasses.replace(TINY, out=tmp_path / "run", zoo_path=path))
+    assert results["activations"]["relu"]["zoo"]["networks"] == TINY.zoo.networks
+    assert not (tmp_path / "run" / "zoo").exists()
+
+
+def test_zoos_that_do_not_fit_are_refused_before_anything_is_written(run, tmp_path):
+    out, _ = run
+
+    def refused(path, message, **changes):
+        config = dataclasses.replace(TINY, out=tmp_path / "run", zoo_path=path, **changes)
+        with pytest.raises(ValueError, match=message) as caught:
+            cnn.main(config)
+        assert str(path) in str(caught.value)
+        assert not config.out.exists()
+
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path / "absent", "expected a folder with weights.npy.*got nothing")
+    refused(tmp_path / "folder", "expected a folder with weights.npy.*got the entries")
+    refused(out / "zoo", "no network has step 5; steps are", zoo_step=5)
+    refused(out / "zoo", "with tanh CNNs", activations=("tanh",))
+    part = out / "zoo" / "relu-0000.safetensors"
+    refused(
+        part, r"activations \['relu'\]; expected CNNs of 1 channel, 10 classes or more and tanh", activations=("tanh",)
+    )
+    arch = sg.siren((2, 3, 1))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], sg.network.init(arch, jax.random.key(0)))
+    zoo.save(zoo.Zoo(arch, params, {}, {}), tmp_path / "inr.safetensors")
+    refused(tmp_path / "inr.safetensors", "expected CNNs of 1 channel")
+    cnns = _cnns(out)
+    records = {name: values for name, values in cnns.records.items() if name != "model"}
+    zoo.save(dataclasses.replace(cnns, records=records), tmp_path / "nameless.safetensors")
+    refused(tmp_path / "nameless.safetensors", "without a column 'model'")
+
+
+def _cnns(out):
+    parts = [zoo.load(path) for path in sorted((out / "zoo").glob("relu*.safetensors"))]
+    return zoo.concatenate([dataclasses.replace(part, settings={}) for part in parts])

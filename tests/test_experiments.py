@@ -1,6 +1,8 @@
 """The INR experiment runs, resumes and refuses."""
 
 import dataclasses
+import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -9,11 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+import tyro
 
-from experiments import inr, progress, runs, sweep
-from jax_scalegmn import zoo
+import jax_scalegmn as sg
+from experiments import autoencoders, classify, generalization, inr, inr_zoo, progress, runs, sweep
+from jax_scalegmn import models, zoo
 from jax_scalegmn.training import checkpoint
 
 TINY = inr.PRESETS["tiny"][1]
@@ -37,7 +42,7 @@ def run(tmp_path_factory):
     return out, inr.main(dataclasses.replace(TINY, out=out))
 
 
-def test_results_are_complete_and_stand_in_the_files(run):
+def test_results_are_complete_and_stored_in_the_files(run):
     out, results = run
     stored = json.loads((out / "results.json").read_text())
     assert stored["merging"].keys() == results["merging"].keys()
@@ -49,7 +54,9 @@ def test_results_are_complete_and_stand_in_the_files(run):
             assert len(numbers["path"]) == TINY.evaluation.points
             assert numbers["barrier"]["mean"] >= 0
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 9 * 3 + 3  # the methods' three pairs, and the reconstructions
+    assert page.count("data-chart=") == 3 + 1
+    assert "<title>orbit 0 of label" in page
     assert "http://" not in page
     assert "https://" not in page
 
@@ -127,7 +134,9 @@ def test_training_over_eight_devices_has_the_losses_of_training_on_one(run, tmp_
     config = dataclasses.replace(TINY, out=tmp_path, train=settings)
     with progress.Interruption() as interruption:
         variance = results["reconstruction"]["image_variance"]
-        history = inr.fit_autoencoder(config, zoos, (8, 8), variance, interruption)["history"]
+        images = runs.load_images(TINY, TINY.zoo)["train"]
+        assert float(images.images.var()) == pytest.approx(variance)
+        history = inr.fit_autoencoder(config, zoos, images, interruption).history
     for shared, alone in zip(history, results["training"], strict=True):
         assert shared["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-3)
         assert shared["selection_loss"] == pytest.approx(alone["selection_loss"], rel=1e-3)
@@ -146,8 +155,8 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_numbers(run, tmp_path, mon
     """
     whole, expected = run
     kept = ("merging", "orbit", "reconstruction")
-    monkeypatch.setattr(inr, "score", lambda *_: {name: expected[name] for name in kept} | {"pictures": {}})
-    monkeypatch.setattr(inr.report, "write", lambda *_: None)
+    monkeypatch.setattr(inr, "score", lambda *_: ({name: expected[name] for name in kept}, {}))
+    monkeypatch.setattr(inr.inr_report, "sections", lambda *_, **__: [])
     out = tmp_path / "stopped"
     command = [sys.executable, "-m", "experiments.inr", "tiny", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=_root())
@@ -156,9 +165,8 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_numbers(run, tmp_path, mon
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=300)
-    if process.returncode == 0:
-        pytest.skip("The run ended before the signal came.")
-    assert "Go on with the same command and --resume" in output
+    assert process.returncode, "The run ended before the signal came: train for more epochs."
+    assert "Continue with the same command and --resume" in output
     assert not (out / "results.json").exists()
     results = inr.main(dataclasses.replace(TINY, out=out, resume=True))
     history = [
@@ -197,9 +205,180 @@ def test_sweep_prints_one_row_for_each_setting(run, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "s.json").read_text())["rows"] == rows
 
 
-def _variables(out: Path) -> list:
-    import jax
+# --- options ------------------------------------------------------------------------------------------------------
 
+
+def test_every_option_of_a_scalegmn_can_be_set():
+    """With the defaults of the model, but for the sizes; each reaches the model."""
+    own = {field.name: field.default for field in dataclasses.fields(autoencoders.ModelConfig)}
+    theirs = {field.name: field.default for field in dataclasses.fields(models.ScaleGMN)}
+    for name in ("arch", "parent", "name"):
+        theirs.pop(name)
+    assert own.keys() == theirs.keys()
+    sizes = {"features", "num_layers"}
+    assert {name: own[name] for name in own.keys() - sizes} == {name: theirs[name] for name in theirs.keys() - sizes}
+    for config in (classify.ModelConfig, generalization.ModelConfig):
+        assert {field.name for field in dataclasses.fields(config)} >= own.keys() - {"hidden"}
+
+    other = {
+        "features": 5,
+        "num_layers": 1,
+        "hidden": 7,
+        "canonical": models.Canonical.ABSOLUTE,
+        "io": models.IO.SHARED,
+        "message_layers": 2,
+        "update_layers": 3,
+        "dropout": 0.25,
+        "dtype": "bfloat16",
+    }
+    other |= {name: not value for name, value in own.items() if isinstance(value, bool)}
+    assert other.keys() == own.keys()
+    arch = sg.siren((2, 3, 1))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf)[None], sg.network.init(arch, jax.random.key(0)))
+    made = autoencoders.make_model(autoencoders.ModelConfig(**other), zoo.Zoo(arch, params, {}, {}))
+    assert {name: getattr(made.encoder.gmn, name) for name in other} == other
+
+
+def test_the_command_line_sets_options_of_the_model_and_the_zoo():
+    arguments = ["tiny", "--model.bidirectional", "--model.canonical", "ABSOLUTE", "--model.message-layers", "2"]
+    config = tyro.extras.overridable_config_cli(inr.PRESETS, args=[*arguments, "--zoo", "a/b", "--zoo.offset", "0"])
+    assert config.model == dataclasses.replace(
+        TINY.model, bidirectional=True, canonical=models.Canonical.ABSOLUTE, message_layers=2
+    )
+    assert config.zoo_path == Path("a/b")
+    assert config.zoo == dataclasses.replace(TINY.zoo, offset=0.0)
+
+
+def test_compiled_programs_are_kept_in_the_users_folder_unless_told_otherwise(tmp_path, monkeypatch):
+    """Only inside of a run, and never in place of a folder that the user names."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = jax.config.jax_compilation_cache_dir
+
+    def folder(own, **options):
+        jax.config.update("jax_compilation_cache_dir", own)
+        try:
+            with runs.Run(dataclasses.replace(TINY, out=tmp_path / str(len(list(tmp_path.iterdir()))), **options)):
+                return jax.config.jax_compilation_cache_dir, jax.config.values["jax_disable_most_optimizations"]
+        finally:
+            assert jax.config.jax_compilation_cache_dir == own
+            assert not jax.config.values["jax_disable_most_optimizations"]
+            jax.config.update("jax_compilation_cache_dir", before)
+
+    assert folder(None) == (str(tmp_path / "cache" / "jax_scalegmn" / "programs"), True)
+    assert folder(None, compilation_cache=False, quick_compilation=False) == (None, False)
+    assert folder(str(tmp_path / "mine"))[0] == str(tmp_path / "mine")
+
+
+def test_chunks_compute_what_the_whole_would_and_compile_once():
+    traced = []
+
+    def double(x, y):
+        traced.append(None)
+        return {"sum": x + y["y"]}
+
+    function = runs.in_chunks(double, 4)
+    for count in (1, 4, 6, 9):
+        x = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
+        np.testing.assert_array_equal(function(x, {"y": x})["sum"], 2 * x)
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "rich", "sklearn", "tyro"])
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, module):
+    import experiments
+
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, find=importlib.util.find_spec: None if name == module else find(name)
+    )
+    with pytest.raises(ModuleNotFoundError, match=r"jax-scalegmn\[experiments\]"):
+        importlib.reload(experiments)
+
+
+# --- zoos of others -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_on_the_zoo_of_another_run_trains_on_what_its_networks_draw(run, tmp_path):
+    """Pairs of fits are found again, and no INR is fitted."""
+    source, _ = run
+    sizes = dataclasses.replace(TINY.zoo, train_images=16, selection_images=8, scoring_images=8)
+    config = dataclasses.replace(TINY, out=tmp_path / "run", zoo_path=source / "zoo", zoo=sizes, drawn_size=(8, 8))
+    results = inr.main(config)
+    assert not (config.out / "zoo").exists()
+    assert {split: part["images"] for split, part in results["zoo"].items()} == {
+        "train": 16,
+        "selection": 8,
+        "scoring": 8,
+    }
+    assert next(iter(results["merging"])) == inr.inr_report.INDEPENDENT
+    assert results["reconstruction"]["image_variance"] > 0
+    assert (config.out / "report.html").exists()
+
+
+def _saved(tmp_path, images=12, widths=(2, 3, 3, 3), **records):
+    """A file of `zoo.save` with two random networks for every image."""
+    arch = sg.siren(widths, offset=0.0)
+    keys = jax.random.split(jax.random.key(0), 2 * images)
+    params = jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: sg.network.init(arch, key)))(keys))
+    index = np.tile(np.arange(images), 2)
+    known = {"image_index": index, "label": index % 3} | records
+    path = tmp_path / "inrs.safetensors"
+    zoo.save(zoo.Zoo(arch, params, known, {}), path)
+    return path
+
+
+def test_a_saved_zoo_is_divided_by_images(tmp_path):
+    settings = dataclasses.replace(TINY.zoo, train_images=None, selection_images=3, scoring_images=4)
+    parts = inr_zoo.read(_saved(tmp_path), settings, 0)
+    images = {split: set(part.records["image_index"].tolist()) for split, part in parts.items()}
+    assert {split: len(some) for split, some in images.items()} == {"train": 5, "selection": 3, "scoring": 4}
+    assert len(set.union(*images.values())) == 12
+    assert {split: len(part) for split, part in parts.items()} == {"train": 10, "selection": 6, "scoring": 8}
+    first, second = inr_zoo.pair_rows(parts["scoring"])
+    index = parts["scoring"].records["image_index"]
+    np.testing.assert_array_equal(index[first], index[second])
+    assert not set(first) & set(second)
+
+
+@pytest.mark.slow
+def test_colored_inrs_run_to_their_report(tmp_path):
+    settings = dataclasses.replace(TINY.zoo, train_images=None, selection_images=8, scoring_images=4)
+    config = dataclasses.replace(
+        TINY, out=tmp_path / "run", zoo_path=_saved(tmp_path, images=28), zoo=settings, drawn_size=(5, 6)
+    )
+    results = inr.main(config)
+    assert results["zoo"]["scoring"]["networks"] == 8
+    assert "data:image/png" in (config.out / "report.html").read_text()
+
+
+def test_colored_inrs_draw_three_channels(tmp_path):
+    parts = inr_zoo.read(_saved(tmp_path), dataclasses.replace(TINY.zoo, selection_images=3, scoring_images=4), 0)
+    drawn = inr.drawn_images(parts, (5, 6))
+    assert drawn["scoring"].images.shape == (8, 5, 6, 3)
+
+
+def test_zoos_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
+    def refused(path, message, **sizes):
+        settings = dataclasses.replace(TINY.zoo, selection_images=3, scoring_images=4, **sizes)
+        config = dataclasses.replace(TINY, out=tmp_path / "run", zoo_path=path, zoo=settings)
+        with pytest.raises(ValueError, match=message) as caught:
+            inr.main(config)
+        assert str(path) in str(caught.value)
+        assert not config.out.exists()
+
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path / "absent", "expected a folder of published INRs.*got no file and no folder")
+    refused(tmp_path / "folder", "expected a folder of published INRs.*got a folder with 0 entries")
+    refused(_saved(tmp_path, images=7), r"draw 7 images; expected more than the 3 .* Lower")
+    refused(_saved(tmp_path, widths=(3, 3, 1)), "map 3 inputs to 1 outputs; expected INRs")
+    refused(_saved(tmp_path, label=np.zeros(24, int)), "all training networks have one label")
+    (tmp_path / "inrs.safetensors").write_bytes(b"nothing")
+    refused(tmp_path / "inrs.safetensors", "not a readable safetensors file")
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _variables(out: Path) -> list:
     return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(checkpoint.load(out / "checkpoints")[1])]
 
 

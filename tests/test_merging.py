@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     return config, merging.main(config)
 
 
-def test_results_are_complete_and_stand_in_the_files(run):
+def test_results_are_complete_and_stored_in_the_files(run):
     config, results = run
     assert json.loads((config.out / "results.json").read_text()) == results
     assert results["config"] == runs.plain(config)
@@ -84,7 +84,7 @@ def test_a_finished_run_resumes_from_its_files(run):
     assert again["pairs"] == results["pairs"]
     assert again["many"] == results["many"]
     assert before == {path: path.stat().st_mtime_ns for path in config.out.rglob("*.safetensors")}
-    with pytest.raises(SystemExit, match="holds a run already"):
+    with pytest.raises(SystemExit, match="already holds a run"):
         merging.main(config)
 
 
@@ -92,7 +92,7 @@ def test_images_become_inputs_of_mean_0():
     arch_texts = ("mlp:64-8-8-10,relu", "cnn:1-4,10,relu")
     images = merging.load_images(TINY)
     for text, shape in zip(arch_texts, ((200, 64), (200, 8, 8, 1)), strict=True):
-        data = merging.as_inputs(merging.shorthand.parse(text), images)
+        data = merging.as_inputs(merging.architecture.parse(text), images)
         assert data.x.shape == shape
         assert abs(data.x.mean()) < 1e-4
         assert data.test_x.shape[0] == 50

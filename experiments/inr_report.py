@@ -1,0 +1,124 @@
+"""The report of the INR experiment: what of its results becomes tables, charts and pictures."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments import report, tables
+from experiments.tables import Table
+
+INDEPENDENT = "independent fits"
+
+
+def result_tables(results: Mapping[str, Any]) -> list[Table]:
+    """The methods on the first kind of pair: independent fits, where the zoo has them."""
+    rows = []
+    for method in results["merging"][_first(results)].values():
+        cells = [tables.with_interval(method[key], 4) for key in ("midpoint", "barrier", "end_point_gap")]
+        rows.append([method["label"], *cells, f"{method['recognized']:.1%}"])
+    return [Table(_title(results), ("method", "midpoint", "barrier", "end-point gap", "read"), rows)]
+
+
+def sections(results: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterable[str]:
+    """The sections of the page."""
+    yield _introduction(results)
+    yield f"<h2>{_title(results)}</h2>" + tables.page(result_tables(results)[0])
+    yield (
+        "<p class=note>Mean squared error against the true image, with 95 % bootstrap intervals over pairs. Midpoint: "
+        "at t = 1/2. Barrier: the maximum above the chord between the end points. End-point gap: between what an end "
+        "point draws and what its original network draws. Read: digits recognized by the classifier at t = 1/2.</p>"
+    )
+    yield "<h2>A network and a transformed, perturbed copy</h2><p>Mean squared error at t = 1/2.</p>"
+    yield tables.page(_copies(results))
+    for kind in _charted_kinds(results):
+        yield f"<h2>Along the path: {kind}</h2>" + _paths(results["merging"][kind])
+    labels = {name: method["label"] for name, method in results["merging"][_first(results)].items()}
+    strips = {labels[name]: [report.side_by_side(strip) for strip in few] for name, few in pictures["paths"].items()}
+    yield "<h2>Images along the path</h2>" + report.image_rows(strips)
+    rows = {"image": "truth", "its INR": "original", "decoded INR": "decoded"}
+    drawn = {label: [report.side_by_side(pictures[name])] for label, name in rows.items()}
+    yield "<h2>Reconstructions</h2>" + report.image_rows(drawn)
+    yield "<h2>Embeddings</h2>" + _embeddings(pictures)
+    yield "<h2>Training</h2>" + _training(results["training"])
+    yield report.settings({name: results[name] for name in ("config", "environment", "seconds", "zoo")})
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _first(results: Mapping[str, Any]) -> str:
+    return next(iter(results["merging"]))
+
+
+def _title(results: Mapping[str, Any]) -> str:
+    if _first(results) == INDEPENDENT:
+        return "Two independent fits of one unseen image"
+    return f"An unseen network and a copy of it ({_first(results)})"
+
+
+def _introduction(results: Mapping[str, Any]) -> str:
+    reconstruction, orbit, zoo = results["reconstruction"], results["orbit"], results["zoo"]
+    recognized = reconstruction["recognized"]
+    counts = ", ".join(
+        f"{part['networks']} networks of {part['images']} images for {name}" for name, part in zoo.items()
+    )
+    return (
+        f"<p>{counts}; no image is used twice. The autoencoder has {results['model']['parameters']:,} parameters.</p>"
+        f"<p><b>Reconstruction</b> of unseen networks: mean squared error {reconstruction['mse']:.4f}, "
+        f"{reconstruction['share_of_variance']:.1%} of the variance of the images "
+        f"({reconstruction['image_variance']:.4f}); drawing the mean image would cost "
+        f"{reconstruction['mean_image_mse']:.4f}. A classifier trained on the training images reads "
+        f"{recognized['images']:.1%} of the unseen images, {recognized['original']:.1%} as drawn by their INRs and "
+        f"{recognized['decoded']:.1%} as drawn by the decoded networks.</p>"
+        f"<p><b>Orbits</b>: the embeddings of one orbit spread {orbit['ratio']:.1e} times as far as those of different "
+        "networks.</p>"
+    )
+
+
+def _copies(results: Mapping[str, Any]) -> Table:
+    kinds = [kind for kind in results["merging"] if kind != INDEPENDENT]
+    rows = []
+    for name, method in results["merging"][kinds[0]].items():
+        midpoints = [results["merging"][kind][name]["midpoint"]["mean"] for kind in kinds]
+        rows.append([method["label"], *[f"{value:.4f}" for value in midpoints]])
+    return Table("Transformed copies", ("method", *kinds), rows)
+
+
+def _charted_kinds(results: Mapping[str, Any]) -> list[str]:
+    """The first kind and two of the copies moved by the whole group."""
+    kinds = list(results["merging"])
+    copies = [kind for kind in kinds if kind.startswith("PD")]
+    return list(dict.fromkeys([kinds[0], *copies[:: max(1, len(kinds) // 3 - 2)]]))[:3]
+
+
+def _paths(methods: Mapping[str, Any]) -> str:
+    lines = [
+        report.Line(method["label"], method["ts"], method["path"], method["path_low"], method["path_high"])
+        for method in methods.values()
+    ]
+    return report.chart(lines, x="t", y="mean squared error", log=True)
+
+
+def _embeddings(pictures: Mapping[str, Any]) -> str:
+    """The embeddings' two principal components by label: a linear map, so that what looks like one point is one."""
+    from sklearn.decomposition import PCA
+
+    latent, orbits = pictures["latent"], pictures["orbits"]
+    components = PCA(2).fit(latent)
+    places = components.transform(latent)
+    groups = {f"label {label}": places[pictures["labels"] == label] for label in np.unique(pictures["labels"])}
+    members = components.transform(orbits.reshape(-1, orbits.shape[-1])).reshape(*orbits.shape[:2], 2)
+    for number, (label, orbit) in enumerate(zip(pictures["orbit_labels"], members, strict=True)):
+        groups[f"orbit {number} of label {label}"] = orbit
+    note = (
+        f"<p class=note>Every label has a color; {len(orbits)} orbits of {orbits.shape[1]} members are drawn too.</p>"
+    )
+    return report.scatter(groups, x="first principal component", y="second") + note
+
+
+def _training(history: list[Mapping[str, float]]) -> str:
+    steps = [epoch["step"] for epoch in history]
+    names = sorted({name for epoch in history for name in epoch} - {"step", "seconds", "train_grad_norm"})
+    lines = [report.Line(name.replace("_", " "), steps, [epoch[name] for epoch in history]) for name in names]
+    return report.chart(lines, x="step", y="loss", log=True)

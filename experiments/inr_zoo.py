@@ -1,0 +1,230 @@
+"""What the experiments on INRs share: their options, and the INRs of training, selection and scoring."""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import jax_scalegmn as sg
+from experiments import progress, runs
+from jax_scalegmn import architecture, network, zoo
+from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.io import images
+from jax_scalegmn.zoo import Zoo, inr_folders
+
+
+class Initialization(enum.Enum):
+    """How the INRs start: see `network.standard` and `network.near_zero`."""
+
+    STANDARD = "standard"
+    NEAR_ZERO = "near_zero"
+
+
+INITIALIZATIONS = {Initialization.STANDARD: network.standard, Initialization.NEAR_ZERO: network.near_zero}
+
+
+@dataclasses.dataclass(frozen=True)
+class ZooConfig(runs.ImageConfig):
+    """The INRs."""
+
+    widths: tuple[int, ...] = (2, 16, 16, 1)
+    """The number of neurons of every layer, inputs and outputs included."""
+    w0: float = 30.0
+    """The frequency of the sine."""
+    offset: float = 0.5
+    """The number added to the output: 0.5 as published for gray images, 0 for the INRs of CIFAR-10."""
+    initialization: Initialization = Initialization.NEAR_ZERO
+    """The distribution of the first weights."""
+    steps: int = 300
+    """The number of updates of every network."""
+    learning_rate: float = 1e-3
+    """The learning rate of Adam."""
+    train_fits: int = 4
+    """The number of independent fits of every training image; selection and scoring images get two."""
+    part: int = 8192
+    """The number of networks fitted by one call and saved together: what an interruption can lose."""
+    chunk: int = 128
+    """The number of networks trained as one vmapped network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(runs.RunConfig):
+    """A run on INRs."""
+
+    zoo: ZooConfig = ZooConfig()
+
+
+def architecture_of(settings: ZooConfig) -> Architecture:
+    """The architecture of the INRs."""
+    return sg.siren(settings.widths, w0=settings.w0, offset=settings.offset)
+
+
+# --- fitting ------------------------------------------------------------------------------------------------------
+
+
+def fit_all(config: Config, given: Mapping[str, images.Images], interruption: progress.Interruption) -> dict[str, Zoo]:
+    """The INRs of every split's images."""
+    arch = architecture_of(config.zoo)
+    return {split: fit_split(config, arch, split, given[split], interruption) for split in runs.SPLITS}
+
+
+def fit_split(
+    config: Config, arch: Architecture, split: str, given: images.Images, interruption: progress.Interruption
+) -> Zoo:
+    """The INRs of one split, fitted in parts; parts that a former run saved are read instead."""
+    settings = config.zoo
+    fits = settings.train_fits if split == "train" else 2
+    image_index = np.tile(np.arange(len(given.images)), fits)
+    parts = []
+    with progress.bar(f"INRs for {split}", len(image_index), "networks") as advance:
+        for number, first in enumerate(range(0, len(image_index), settings.part)):
+            path = config.out / "zoo" / f"{split}-{number:04d}.safetensors"
+            rows = image_index[first : first + settings.part]
+            if path.exists():
+                parts.append(zoo.load(path))
+                advance(len(rows), "read")
+                continue
+            # Every part of every split starts from keys of its own.
+            entropy = [config.seed, runs.SPLITS.index(split), number]
+            part = zoo.fit_images(
+                arch,
+                given.images,
+                given.labels,
+                image_index=rows,
+                seed=int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]) // 2,
+                learning_rate=settings.learning_rate,
+                num_steps=settings.steps,
+                initialization=INITIALIZATIONS[settings.initialization],
+                networks_at_once=settings.chunk,
+                progress=advance,
+            )
+            zoo.save(part, path)
+            parts.append(part)
+            interruption.stop_if_requested(f"{first + len(rows)} of {len(image_index)} INRs for {split}")
+    return zoo.concatenate(parts)
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path, settings: ZooConfig, seed: int) -> dict[str, Zoo]:
+    """The INRs of training, selection and scoring in a zoo that somebody else made; no image is in two of them.
+
+    Args:
+      path: A folder of published INRs, or the JSON file of its split, as `zoo.inr_folders.load` reads them; a file of
+        `zoo.save`; or the folder "zoo" of a former run.
+      settings: Architecture of published INRs, and the largest number of images of each split.
+      seed: The seed that divides a single file, or a folder without a split.
+
+    Raises:
+      ValueError: If the path is none of these, or its networks are no INRs or too few.
+    """
+    parts = _parts(path, settings, seed)
+    for split, part in parts.items():
+        inputs, outputs = (part.arch.neuron_layers[end].width for end in (0, -1))
+        if (inputs, outputs) not in ((2, 1), (2, 3)):
+            raise ValueError(
+                f"{path}: its {split} networks {part.arch.name!r} map {inputs} inputs to {outputs} outputs; expected "
+                "INRs, which map 2 coordinates to 1 or 3 channels. Name a zoo of INRs, or use experiments.cnn."
+            )
+        if part.arch != parts["train"].arch or "label" not in part.records:
+            raise ValueError(
+                f"{path}: its {split} networks are {part.arch.name!r} with the records {sorted(part.records)}; "
+                f"expected {parts['train'].arch.name!r}, like those for training, and a record 'label'. Name a zoo "
+                "of one architecture with labels."
+            )
+    if len(np.unique(parts["train"].records["label"])) < 2:
+        raise ValueError(
+            f"{path}: all training networks have one label; expected two labels or more. Name a larger zoo."
+        )
+    return parts
+
+
+def pair_rows(networks: Zoo) -> tuple[np.ndarray, np.ndarray] | None:
+    """The rows of two independent fits of every image that has two or more; None where none has."""
+    if "image_index" not in networks.records:
+        return None
+    rows: dict[int, list[int]] = {}
+    for row, image in enumerate(networks.records["image_index"].tolist()):
+        rows.setdefault(image, []).append(row)
+    pairs = np.array([several[:2] for several in rows.values() if len(several) > 1]).reshape(-1, 2)
+    return (pairs[:, 0], pairs[:, 1]) if len(pairs) else None
+
+
+def describe(networks: Zoo) -> dict[str, Any]:
+    """What a zoo holds and how good its fits are, as JSON values."""
+    names = [architecture.describe(parameter.path) for parameter in networks.arch.parameters]
+    described = {
+        "networks": len(networks),
+        "images": len(np.unique(networks.records.get("image_index", np.arange(len(networks))))),
+        "scales": dict(zip(names, zoo.scales(networks), strict=True)),
+    }
+    if "psnr" in networks.records:
+        psnr = networks.records["psnr"]
+        described["psnr_db"] = {str(q): float(np.percentile(psnr, q)) for q in (5, 50, 95)}
+    return described | networks.settings
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _parts(path: Path, settings: ZooConfig, seed: int) -> dict[str, Zoo]:
+    if path.is_file() and path.suffix != ".json":
+        return _divided(path, zoo.load(path), settings, seed)
+    saved = {split: sorted(path.glob(f"{split}-*.safetensors")) for split in runs.SPLITS}
+    if all(saved.values()):
+        parts = {split: zoo.concatenate([zoo.load(file) for file in files]) for split, files in saved.items()}
+        return {split: _first_images(part, split, settings) for split, part in parts.items()}
+    found = [path] if path.is_file() else sorted(path.glob("*.json"))
+    if len(found) == 1:
+        return _published(path, found[0], settings)
+    if any(path.glob("*/checkpoints/model_final.pth")) or any(path.glob("*_*s/net*.pth")):
+        return _published(path, inr_folders.split(path, validation=settings.selection_images, seed=seed), settings)
+    raise ValueError(
+        f"{path}: expected a folder of published INRs with at most one JSON file of their split, a file of zoo.save, "
+        f"or the folder 'zoo' of a former run of experiments.inr; got {_kind(path)}. Name one of them by --zoo."
+    )
+
+
+def _published(path: Path, split: Any, settings: ZooConfig) -> dict[str, Zoo]:
+    names = {"train": "train", "selection": "validation", "scoring": "test"}
+    try:
+        parts = {name: inr_folders.load(split, architecture_of(settings), part=part) for name, part in names.items()}
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected published INRs {'-'.join(map(str, settings.widths))}; got: {error} "
+            "Name their widths by --zoo.widths and their offset by --zoo.offset."
+        ) from error
+    return {name: _first_images(part, name, settings) for name, part in parts.items()}
+
+
+def _first_images(part: Zoo, split: str, settings: ZooConfig) -> Zoo:
+    """The networks of as many images as the options allow."""
+    most = {"train": settings.train_images, "selection": settings.selection_images, "scoring": settings.scoring_images}
+    image = part.records.get("image_index", np.arange(len(part)))
+    return part[np.isin(image, np.unique(image)[: most[split]])]
+
+
+def _divided(path: Path, whole: Zoo, settings: ZooConfig, seed: int) -> dict[str, Zoo]:
+    """One zoo as three: images drawn for scoring and selection, the others for training."""
+    image = whole.records.get("image_index", np.arange(len(whole)))
+    order = np.random.default_rng(seed).permutation(np.unique(image))
+    held_out = settings.selection_images + settings.scoring_images
+    if len(order) <= held_out:
+        raise ValueError(
+            f"{path}: its networks draw {len(order)} images; expected more than the {settings.selection_images} for "
+            f"selection and {settings.scoring_images} for scoring. Lower zoo.selection_images or zoo.scoring_images."
+        )
+    scoring, selection, train = np.split(order, [settings.scoring_images, held_out])
+    chosen = {"train": train[: settings.train_images], "selection": selection, "scoring": scoring}
+    return {split: whole[np.isin(image, chosen[split])] for split in runs.SPLITS}
+
+
+def _kind(path: Path) -> str:
+    if not path.is_dir():
+        return "no file and no folder"
+    names = sorted(file.name for file in path.iterdir())
+    return f"a folder with {len(names)} entries, like {names[:5]}"
