@@ -1,8 +1,8 @@
 """The types that all packages share, and the axis names of shape annotations.
 
-Axis names: ``networks`` of a stack or zoo, ``points`` on a path or pixels of an image, ``examples`` of a data set, ``n``
-neurons of one layer, ``nodes`` and ``edges`` of a graph, ``features`` of a node or edge, ``latent`` entries of an
-embedding.
+Axis names: ``networks`` of a stack or zoo, ``points`` on a path or pixels of an image, ``examples`` of a data set,
+``n`` neurons of one layer, ``nodes`` and ``edges`` of a graph, ``features`` of a node or edge, ``latent`` entries of
+an embedding.
 """
 
 from collections.abc import Callable, Mapping

@@ -47,6 +47,24 @@ def test_every_package_lists_its_public_names(package):
     assert public <= set(module.__all__), "a file without an underscore is public"
 
 
+def public(module, seen):
+    """Every public function and class of the library that can be reached from a module's `__all__`, by full name."""
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.ismodule(value) and value not in seen:
+            seen.add(value)
+            yield from public(value, seen)
+        elif (inspect.isclass(value) or callable(value)) and getattr(value, "__module__", "").startswith(sg.__name__):
+            yield f"{value.__module__}.{name}", value
+
+
+def test_every_public_function_and_class_has_an_example():
+    """Pytest runs the examples, with their output: `--doctest-modules` is on."""
+    documented = dict(public(sg, set()))
+    assert len(documented) > 150
+    assert not [name for name, value in documented.items() if ">>>" not in (inspect.getdoc(value) or "")]
+
+
 def test_importing_the_library_imports_no_jax():
     code = "import sys, jax_scalegmn; assert 'jax' not in sys.modules, 'jax was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)

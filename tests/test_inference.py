@@ -361,13 +361,9 @@ def test_a_larger_group_or_another_power_breaks_the_function(name):
     assert change(dataclasses.replace(arch, parameters=wrong), apply, params, x) > 1e-3
 
 
-def test_the_check_for_users_finds_inferred_descriptions_right():
+def test_the_check_for_users_accepts_what_is_inferred():
     apply, params, x = network_of("NeRF")
-    arch, apply = inference.infer(apply, params, x).arch, jax.jit(apply)
-    testing.assert_function_preserved(arch, apply, params, x, samples=2)
-    neurons = tuple(dataclasses.replace(n, scaling=SIGN) if n in arch.hidden else n for n in arch.neuron_layers)
-    with pytest.raises(AssertionError, match="does not describe this function"):
-        testing.assert_function_preserved(dataclasses.replace(arch, neuron_layers=neurons), apply, params, x, samples=1)
+    testing.assert_function_preserved(inference.infer(apply, params, x).arch, jax.jit(apply), params, x, samples=2)
 
 
 def test_matching_recovers_an_element_of_a_network_with_concatenations():

@@ -17,6 +17,10 @@ class Line(NamedTuple):
       y: The values, [points].
       low: The lower edge of a band around it, [points]; None for no band.
       high: The upper edge.
+
+    >>> from jax_scalegmn import report
+    >>> report.Line("loss", [0.0, 0.5, 1.0], [1.0, 2.0, 1.0]).label
+    'loss'
     """
 
     label: str

@@ -111,6 +111,14 @@ class BalancedPair(NamedTuple):
       goal: The balanced target, in float32 or wider.
       to_source: The element that balanced the params: positive scales.
       from_goal: The element that takes the balanced target back to the given one: positive scales.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1))
+    >>> params, target = (sg.network.init(arch, key) for key in jax.random.split(jax.random.key(0)))
+    >>> pair = sg.symmetry.balanced_pair(arch, params, target)
+    >>> pair.arch.hidden[0].scaling.value
+    'permutation'
     """
 
     arch: Architecture
