@@ -1,4 +1,4 @@
-"""CIFAR-10 comes from its authors' archives in their order, unpacked or not; damaged and hostile files are refused."""
+"""CIFAR-10 is read from its authors' archives, unpacked or not; damaged and hostile files are refused."""
 
 import io
 import pickle
@@ -61,19 +61,19 @@ def pack(folder: Path, path: Path) -> Path:
 
 
 def assert_read(path: Path) -> None:
-    found = _cifar.read(path)
+    arrays = _cifar.read(path)
     pixels, labels = (np.concatenate(rows) for rows in zip(*map(batch, range(5)), strict=True))
-    np.testing.assert_array_equal(found["x_train"], pixels.reshape(15, 3, 32, 32))
-    np.testing.assert_array_equal(found["y_train"], labels)
-    np.testing.assert_array_equal(found["x_test"].reshape(3, 3072), batch(5)[0])
-    np.testing.assert_array_equal(found["y_test"], batch(5)[1])
+    np.testing.assert_array_equal(arrays["x_train"], pixels.reshape(15, 3, 32, 32))
+    np.testing.assert_array_equal(arrays["y_train"], labels)
+    np.testing.assert_array_equal(arrays["x_test"].reshape(3, 3072), batch(5)[0])
+    np.testing.assert_array_equal(arrays["y_test"], batch(5)[1])
 
 
 @pytest.mark.parametrize(
     ("encode", "suffix", "name"),
     [
         (by_python_2, "", "cifar-10-batches-py"),
-        (lambda *one: by_python_2(*one, fortran=True), "", "cifar-10-batches-py"),
+        (lambda pixels, labels: by_python_2(pixels, labels, fortran=True), "", "cifar-10-batches-py"),
         (by_python_3(2), "", "cifar-10-batches-py"),
         (by_python_3(4), "", "cifar-10-batches-py"),
         (binary, ".bin", "cifar-10-batches-bin"),
@@ -89,9 +89,9 @@ def test_archives_and_folders_hold_the_same(tmp_path, encode, suffix, name):
 
 def test_the_written_pickle_is_what_numpy_reads():
     pixels, labels = batch(0)
-    found = pickle.loads(by_python_2(pixels, labels), encoding="bytes")
-    np.testing.assert_array_equal(found[b"data"], pixels)
-    assert found[b"labels"] == labels
+    content = pickle.loads(by_python_2(pixels, labels), encoding="bytes")
+    np.testing.assert_array_equal(content[b"data"], pixels)
+    assert content[b"labels"] == labels
 
 
 def test_gray_is_the_mean_of_the_channels(tmp_path):

@@ -1,4 +1,4 @@
-"""Classifiers trained at once follow their recipes, whatever trains beside them, and are scored truly."""
+"""Classifiers trained at once follow their hyperparameters, do not depend on each other and are scored correctly."""
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,19 @@ from jax_scalegmn.zoo import classifier_zoo, classifiers, small_cnn_zoo
 
 ARCH = sg.cnn((1, 2, 3), 3)
 CHECKPOINTS = (0, 3, 40)
-# Rows of the recipes, by what is different from the first.
+# Rows of the hyperparameters, named by what differs from the first row.
 NAMES = ("base", "same", "decayed", "dropped", "larger", "faster", "few", "other", "diverged")
 
 
 def examples(count, seed):
-    """Images of a bright row that stands at the height of the class."""
+    """Images with a bright row, whose height tells the class."""
     rng = np.random.default_rng(seed)
     x, y = rng.normal(0, 0.3, (count, 8, 8, 1)), rng.integers(0, 3, count)
     x[np.arange(count), 1 + 2 * y] += 2
     return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32)
 
 
-def recipes():
+def hyperparameters():
     base = {
         "learning_rate": 1e-2,
         "weight_decay": 0.0,
@@ -48,15 +48,15 @@ def recipes():
 
 def fit(**options):
     options = {"checkpoints": CHECKPOINTS, "batch_size": 8, "evaluations": {"test": examples(30, 1)}} | options
-    return classifier_zoo.fit(ARCH, examples(50, 0), recipes(), **options)
+    return classifier_zoo.fit(ARCH, examples(50, 0), hyperparameters(), **options)
 
 
 @pytest.fixture(scope="module")
 def cnns():
     seen = []
-    found = fit(networks_at_once=4, progress=seen.append)
+    zoo = fit(networks_at_once=4, progress=seen.append)
     assert seen == [4, 4, 1]
-    return found
+    return zoo
 
 
 def row(cnns, name, step=CHECKPOINTS[-1]):
@@ -78,7 +78,7 @@ def test_the_table_names_every_network_and_leaves_out_what_diverged(cnns):
 
 
 def test_scores_are_those_of_the_networks(cnns):
-    scored = jax.jit(lambda one, x, y: classifiers.score(ARCH, one, x, y))
+    scored = jax.jit(lambda params, x, y: classifiers.score(ARCH, params, x, y))
     for index in (row(cnns, "base", 0), row(cnns, "base"), row(cnns, "dropped", 3)):
         for name, (x, y) in {"train": examples(50, 0), "test": examples(30, 1)}.items():
             loss, accuracy = scored(support.rows(cnns.params, index), x, y)
@@ -93,19 +93,19 @@ def test_training_starts_at_the_scaled_initialization_and_learns(cnns):
     assert all(losses[name] < 0.9 * cnns.records["test_loss"][row(cnns, name, 0)] for name in losses)
 
 
-def test_each_number_of_a_recipe_has_its_effect(cnns):
+def test_each_hyperparameter_has_its_effect(cnns):
     base = params(cnns, "base")
     support.assert_identical(params(cnns, "same"), base)
     for name in ("decayed", "dropped", "larger", "faster", "few", "other"):
         assert not np.allclose(params(cnns, name)["Conv_0"]["kernel"], base["Conv_0"]["kernel"], rtol=1e-3)
     norms = {name: np.linalg.norm(params(cnns, name)["Conv_1"]["kernel"]) for name in ("base", "decayed")}
     assert norms["decayed"] < 0.5 * norms["base"]
-    # 2 % of 50 examples are one, which is either right or wrong, and learned.
+    # 2 % of 50 examples is one example, which the network learns.
     assert cnns.records["train_accuracy"][row(cnns, "few")] == 1
     assert cnns.records["train_loss"][row(cnns, "few")] < cnns.records["train_loss"][row(cnns, "base")]
 
 
-def test_what_trains_beside_a_network_does_not_change_it(cnns):
+def test_a_network_does_not_depend_on_those_trained_with_it(cnns):
     together = fit(networks_at_once=100, checkpoints=(3,))
     rows = cnns.records["step"] == 3
     for ours, theirs in zip(jax.tree.leaves(together.params), jax.tree.leaves(cnns[rows].params), strict=True):
@@ -119,7 +119,7 @@ def test_the_zoo_has_the_layout_of_the_small_cnn_zoo(cnns, tmp_path):
     np.testing.assert_array_equal(again.records["test_accuracy"], cnns.records["test_accuracy"][2::3])
 
 
-def test_recipes_are_drawn_between_their_bounds():
+def test_hyperparameters_are_drawn_between_their_bounds():
     drawn = classifier_zoo.sample(500, 0, learning_rate=(1e-3, 1e-1), train_fractions=(0.5, 1.0))
     assert 1e-3 <= drawn.learning_rate.min() < 2e-3
     assert np.median(drawn.learning_rate) == pytest.approx(1e-2, rel=0.4)
@@ -142,7 +142,7 @@ def test_recipes_are_drawn_between_their_bounds():
         ({"count": 0}, "count is 0"),
     ],
 )
-def test_bounds_that_mean_nothing_are_refused(options, message):
+def test_invalid_bounds_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         classifier_zoo.sample(**({"count": 3, "seed": 0} | options))
 
@@ -165,7 +165,7 @@ def test_bad_input_is_refused_at_the_door(options, message):
         fit(**options)
 
 
-def test_batch_normalizations_are_sent_elsewhere():
+def test_batch_normalizations_are_refused_with_a_cure():
     arch = sg.resnet(8, widths=(2, 2, 2), input_channels=1, outputs=3)
     with pytest.raises(ValueError, match=r"train it with classifiers.fit"):
-        classifier_zoo.fit(arch, examples(5, 0), recipes(), checkpoints=(1,))
+        classifier_zoo.fit(arch, examples(5, 0), hyperparameters(), checkpoints=(1,))

@@ -32,13 +32,13 @@ MLP = NETWORKS["relu mlp"][0]
 
 
 def random_params(arch, seed=0):
-    """With variances that are none below 0."""
+    """Random params, without negative variances."""
     params = support.random_params(arch, seed)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.abs(leaf) if "var" in str(path) else leaf, params)
 
 
 def pair(folder, name, arch, extra=0):
-    """The files of a network and of a member of its orbit, and of `extra` others; their params."""
+    """The files of a network, of a member of its orbit and of `extra` others, and their params."""
     a = random_params(arch)
     others = [random_params(arch, seed) for seed in range(1, 1 + extra)]
     networks = [a, support.act(arch, support.rows(support.random_elements(arch, 1), 0), a), *others]
@@ -99,7 +99,7 @@ def test_align_moves_the_first_next_to_the_second(tmp_path, capsys, method):
     assert (status, err) == (0, "")
     aligned = io.read_network(tmp_path / "c.pt", MLP).params
     # Data say nothing of the scale of a neuron that is never active on them.
-    assert support.deviation(*(symmetry.balanced(MLP, one) for one in (aligned, target))) < 1e-4
+    assert support.deviation(*(symmetry.balanced(MLP, params) for params in (aligned, target))) < 1e-4
     if method != "activations":
         assert support.deviation(aligned, target) < 1e-4
     (row,) = json.loads(summary.read_text())["networks"]
@@ -117,18 +117,18 @@ def test_the_numbers_of_the_summary_are_those_of_the_library(tmp_path, capsys):
     out = tmp_path / "m.msgpack"
     weights = ("--weights", 3, 1)
     assert run(capsys, "merge", paths[0], paths[2], "--out", out, *RELU, *weights, "--json", summary)[0] == 0
-    found = matching.weight_matching(MLP, c, a)
-    moved = symmetry.act(MLP, found.element, c)
+    result = matching.weight_matching(MLP, c, a)
+    moved = symmetry.act(MLP, result.element, c)
     stored = json.loads(summary.read_text())
     assert stored["weights"] == [0.75, 0.25]
     assert stored["architecture"] == MLP.name
     stays, row = stored["networks"]
     assert stays["layers"]["hidden_0"] == {"neurons": 5, "moved": 0, "flipped": 0, "scales": [1.0, 1.0]}
     np.testing.assert_allclose(row["similarity_before"], matching.similarity(MLP, c, a), rtol=1e-5)
-    np.testing.assert_allclose(row["similarity_after"], found.similarity, rtol=1e-5)
-    assert (row["sweeps"], row["converged"]) == (int(found.sweeps), bool(found.converged))
+    np.testing.assert_allclose(row["similarity_after"], result.similarity, rtol=1e-5)
+    assert (row["sweeps"], row["converged"]) == (int(result.sweeps), bool(result.converged))
     for name, layer in row["layers"].items():
-        order, scale = found.element.permutation[name], found.element.scale[name]
+        order, scale = result.element.permutation[name], result.element.scale[name]
         assert layer["moved"] == (order != np.arange(len(order))).sum()
         np.testing.assert_allclose(layer["scales"], [scale.min(), scale.max()], rtol=1e-4)
     merged = io.read_network(out, MLP).params
@@ -172,10 +172,10 @@ def test_options_do_what_the_library_does(tmp_path, capsys):
         (("--repair",), merge.repair(MLP, merge.lerp(a, aligned, 0.5), ends, x)),
     ]
     got = [merged(*options) for options, _ in cases]
-    for (options, expected), one in zip(cases, got, strict=True):
-        assert support.deviation(one, expected) < 1e-5, options
+    for (options, expected), params in zip(cases, got, strict=True):
+        assert support.deviation(params, expected) < 1e-5, options
     usual = merge.lerp(a, aligned, 0.5)
-    assert all(support.deviation(one, usual) > 1e-3 for one in got)
+    assert all(support.deviation(params, usual) > 1e-3 for params in got)
 
 
 def test_straight_through_lowers_the_loss_of_the_merged_classifier(tmp_path, capsys):
@@ -194,7 +194,7 @@ def test_straight_through_lowers_the_loss_of_the_merged_classifier(tmp_path, cap
     assert support.deviation(io.read_network(tmp_path / "sinkhorn.msgpack", MLP).params, middle) < 1e-5
 
 
-def test_half_and_double_precision_are_written_as_they_came(tmp_path, capsys):
+def test_half_and_double_precision_are_kept(tmp_path, capsys):
     params = random_params(MLP)
     for dtype in ("float16", "bfloat16", "float64"):
         path, out = tmp_path / f"{dtype}.msgpack", tmp_path / f"{dtype}.out.msgpack"
@@ -380,6 +380,22 @@ def test_unknown_options_end_with_status_2(capsys):
     assert "--frames" in capsys.readouterr().err
 
 
-def test_the_package_is_a_program():
-    done = subprocess.run([sys.executable, "-m", "jax_scalegmn", "--help"], capture_output=True, text=True, check=True)
+def test_the_package_is_a_program_whose_help_does_not_import_jax():
+    program = "import runpy, sys\nsys.argv = ['jax-scalegmn', '--help']\ntry:\n"
+    program += "    runpy.run_module('jax_scalegmn', run_name='__main__')\n"
+    program += "finally:\n    print('imported' if 'jax' in sys.modules else 'not imported')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert all(command in done.stdout for command in ("align", "merge", "check"))
+    assert "not imported" in done.stdout
+
+
+def test_without_tyro_one_line_names_the_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert cli.main(["--help"]) == 2
+    assert capsys.readouterr() == ("", 'The command line needs tyro: pip install "jax-scalegmn[cli]"\n')
+
+
+def test_without_orbax_a_checkpoint_ends_with_the_name_of_the_extra(tmp_path, capsys, monkeypatch):
+    (a, _), _ = pair(tmp_path, "orbax", MLP)
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    assert_refused(capsys, tmp_path, 'pip install "jax-scalegmn[checkpoint]"', "check", a, *RELU)

@@ -1,4 +1,4 @@
-"""The numbers of a summary are those of the element and of the function."""
+"""The numbers of a summary are those of the element and of the function, computed another way."""
 
 import dataclasses
 import json
@@ -29,8 +29,8 @@ def test_a_row_says_what_the_element_does():
     params = support.random_params(MLP)
     moved = support.act(MLP, ELEMENT, params)
     x = support.example(MLP)
-    found = Matching(ELEMENT, jnp.asarray(0.5), jnp.asarray(3), jnp.asarray(False))
-    row = _report.row(MLP, params, moved, moved, found, x)
+    result = Matching(ELEMENT, jnp.asarray(0.5), jnp.asarray(3), jnp.asarray(False))
+    row = _report.row(MLP, params, moved, moved, result, x)
     assert row["layers"] == {
         "hidden_0": {"neurons": 5, "moved": 4, "flipped": 3, "scales": [1.0, 1.0]},
         "hidden_1": {"neurons": 4, "moved": 0, "flipped": 0, "scales": [0.5, 4.0]},

@@ -1,6 +1,8 @@
 """Gradient steps find what was planted, end no worse than they began, and lower losses that the weights do not tell."""
 
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import support
 import jax_scalegmn as sg
 from jax_scalegmn import matching, merge, network, symmetry
 from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
-from jax_scalegmn.matching import _weights, assignment, sinkhorn_matching, straight_through_matching
+from jax_scalegmn.matching import assignment, sinkhorn_matching, straight_through_matching
 from jax_scalegmn.matching._differentiable import TIMES
 
 PAIRS = 20
@@ -22,6 +24,7 @@ NETWORKS = {
     "tanh cnn": sg.cnn((2, 4, 4), 2, activation="tanh", padding="SAME", flatten=(7, 9)),
     "residual tanh": support.HAND_WRITTEN["residual tanh"][0],
 }
+FAST = ("siren", "relu mlp")  # of the others each compiles for 10 s and more
 OPTIONS = {"num_steps": 60, "learning_rate": 0.2, "assign": assignment.scipy}
 TANH = sg.mlp((2, 6, 6, 1), "tanh")
 act = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
@@ -50,7 +53,7 @@ def unrelated(name):
 
 
 def balanced(arch, params):
-    return jax.jit(jax.vmap(functools.partial(_weights.gauge.balanced, arch)))(params)
+    return jax.jit(jax.vmap(functools.partial(symmetry.balanced, arch)))(params)
 
 
 def identities(arch):
@@ -104,7 +107,9 @@ def by_weights():
 # --- Sinkhorn ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_sinkhorn_recovers_the_planted_element_in_20_of_20(name):
     """From the identity, which itself is right in none; rescales of exp(2 x normal) come out to 1e-4."""
     arch = NETWORKS[name]
@@ -119,7 +124,7 @@ def test_sinkhorn_recovers_the_planted_element_in_20_of_20(name):
     assert found.converged.all()
 
 
-@pytest.mark.parametrize("name", ["siren", "relu mlp", "tanh cnn"])
+@pytest.mark.parametrize("name", [*FAST, pytest.param("tanh cnn", marks=pytest.mark.slow)])
 def test_sinkhorn_never_ends_below_its_start(name):
     """Of unrelated networks, too; its similarity is that of the network it returns, whose function is the given one."""
     arch = NETWORKS[name]
@@ -141,7 +146,7 @@ def test_sinkhorn_starts_at_weight_matching_by_default_and_one_by_one_is_a_stack
     stack = by_sinkhorn("siren")(params, target, start.element)
     assert (stack.similarity >= start.similarity - 1e-6).all()
     alone = jax.jit(functools.partial(sinkhorn_matching, arch, **OPTIONS))
-    for index in range(5):
+    for index in range(2):
         one = alone(support.rows(params, index), support.rows(target, index))
         for got, wanted in zip(jax.tree.leaves(one), jax.tree.leaves(support.rows(stack, index)), strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-5)
@@ -263,7 +268,7 @@ def by_both(arch, params, target, start, loss_fn):
     )
 
 
-def test_a_loss_without_numbers_gives_the_start():
+def test_a_loss_without_numbers_returns_the_start():
     """Where the loss is NaN, or its gradient alone: no crash in the assignment, and no element of chance."""
     params, target = support.random_params(TANH), support.random_params(TANH, 1)
     start = support.rows(support.random_elements(TANH, 1), 0)
@@ -293,6 +298,20 @@ def test_networks_without_hidden_layers_have_nothing_to_match():
         assert not jax.tree.leaves(found.element)
         assert found.converged
         assert found.similarity == pytest.approx(float(matching.similarity(arch, params, target)))
+
+
+def test_without_ott_sinkhorn_says_what_to_install(monkeypatch):
+    """Other matchers do not need it: it is imported where Sinkhorn's iteration begins."""
+    for name in ("ott", "ott.geometry", "ott.problems.linear", "ott.solvers.linear"):
+        monkeypatch.setitem(sys.modules, name, None)
+    params = support.random_params(TANH)
+    with pytest.raises(ImportError, match=r'needs ott-jax: pip install "jax-scalegmn\[sinkhorn\]"'):
+        sinkhorn_matching(TANH, params, params)
+
+
+def test_importing_the_matchers_does_not_import_ott():
+    program = "import sys, jax_scalegmn as sg; sg.matching; assert 'ott' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

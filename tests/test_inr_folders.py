@@ -1,4 +1,4 @@
-"""Published folders of INRs are read as their authors wrote them, and nothing in them is run or guessed."""
+"""Published folders of INRs are read as their authors wrote them; no file runs code, and no label is guessed."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def tensors(seed: int, dtype="<f4") -> dict[str, np.ndarray]:
 
 
 def write_inr(path: Path, values: dict[str, np.ndarray], **numbers: int) -> None:
-    """A checkpoint of torch.save, with whole numbers beside the tensors."""
+    """Writes a checkpoint of torch.save, with whole numbers next to the tensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kinds = {"f": "FloatStorage", "d": "DoubleStorage", "l": "LongStorage"}
     content, records = {}, {}

@@ -1,4 +1,4 @@
-"""A network comes back from every format with the bits, names, wrappers and dtypes that it had."""
+"""A network is read from and written to every format with the same bits, names, wrappers and dtypes."""
 
 import os
 
@@ -24,7 +24,7 @@ MLP = NETWORKS["relu mlp"]
 
 
 def tensors_of(arch, params):
-    """As a PyTorch module has them, counters included."""
+    """The tensors of a PyTorch module, counters included."""
     state_dict = {}
     for name, value in io.to_torch(arch, params).items():
         state_dict[f"net.{name}"] = value
@@ -73,7 +73,7 @@ def saved(folder, name, arch, params):
     return folder / name
 
 
-def beside(path):
+def sibling(path):
     return path.with_name(f"new{path.suffix}")
 
 
@@ -90,9 +90,9 @@ def test_a_network_comes_back_from_every_format(tmp_path, name, arch):
     support.assert_identical(file.params, params)
     assert file.format == io.FileFormat(path.suffix or "orbax", "model" if name == "wrapped.pth" else None)
     other = support.random_params(arch, seed=1)
-    io.write_network(beside(path), arch, other, file)
+    io.write_network(sibling(path), arch, other, file)
     expected = io.read_arrays(saved(tmp_path, f"{name}", arch, other) if remove(path) else path)
-    got = io.read_arrays(beside(path))
+    got = io.read_arrays(sibling(path))
     assert got.format == expected.format
     support.assert_identical(got.arrays, expected.arrays)
     if path.suffix != ".safetensors":
@@ -118,8 +118,8 @@ def test_half_precision_is_computed_in_float32_and_written_as_it_was(tmp_path, n
     file = io.read_network(path, MLP)
     assert {leaf.dtype for leaf in jax.tree.leaves(file.params)} == {np.dtype("float32")}
     support.assert_identical(jax.tree.map(lambda leaf: leaf.astype(dtype), file.params), params)
-    io.write_network(beside(path), MLP, file.params, file)
-    support.assert_identical(io.read_arrays(beside(path)).arrays, file.stored)
+    io.write_network(sibling(path), MLP, file.params, file)
+    support.assert_identical(io.read_arrays(sibling(path)).arrays, file.stored)
 
 
 @pytest.mark.parametrize("name", ["torch.pt", "bare.msgpack", "orbax"])
@@ -129,8 +129,8 @@ def test_double_precision_is_kept_where_jax_has_it(tmp_path, name):
         path = saved(tmp_path, name, MLP, params)
         file = io.read_network(path, MLP)
         support.assert_identical(file.params, params)
-        io.write_network(beside(path), MLP, file.params, file)
-        support.assert_identical(io.read_network(beside(path), MLP).params, params)
+        io.write_network(sibling(path), MLP, file.params, file)
+        support.assert_identical(io.read_network(sibling(path), MLP).params, params)
     single = io.read_network(path, MLP)
     support.assert_identical(single.params, jax.tree.map(lambda leaf: np.asarray(leaf, "float32"), params))
 
@@ -175,8 +175,8 @@ def test_a_nan_and_other_networks_are_refused_in_every_format(tmp_path, name):
     file = io.read_network(path, MLP)
     spoilt = {**params, "Dense_1": {**params["Dense_1"], "bias": jnp.full(4, jnp.nan)}}
     with pytest.raises(ValueError, match="NaN"):
-        io.write_network(beside(path), MLP, spoilt, file)
-    assert not beside(path).exists()
+        io.write_network(sibling(path), MLP, spoilt, file)
+    assert not sibling(path).exists()
     remove(path)
     write, tree = FORMATS[name]
     write(path, jax.tree.map(lambda leaf: leaf * jnp.nan if leaf.size == 4 else leaf, tree(MLP, params)))
@@ -237,7 +237,7 @@ def test_numbers_too_large_for_their_dtype_are_named(tmp_path):
         file = io.read_network(saved(tmp_path, name, MLP, params), MLP)
         large = file.params | {"Dense_0": jax.tree.map(lambda leaf: 1e6 * leaf, file.params["Dense_0"])}
         with pytest.raises(ValueError, match="too large for its dtype float16"):
-            io.write_network(beside(tmp_path / name), MLP, large, file)
+            io.write_network(sibling(tmp_path / name), MLP, large, file)
 
 
 def test_several_parameters_may_be_blocks_of_one_array(tmp_path):

@@ -83,9 +83,9 @@ def test_hard_matrices_act_as_the_element_does(name):
     element = symmetry.Element({n.name: jnp.roll(jnp.arange(n.width), 1) for n in arch.hidden}, scale)
     soft = hard(arch, element)
     expected = support.act(arch, element, params)
-    support.assert_identical(_relaxation.act(arch, soft, params), expected)
+    support.assert_identical(_relaxation.soft_act(arch, soft, params), expected)
     transposed = jax.tree.map(jnp.transpose, soft)
-    assert support.deviation(_relaxation.act(arch, transposed, params), expected) > 0.1
+    assert support.deviation(_relaxation.soft_act(arch, transposed, params), expected) > 0.1
 
 
 @pytest.mark.parametrize("name", ["mixed mlp", "residual tanh"])
@@ -115,7 +115,7 @@ def test_gradients_are_those_of_finite_differences():
 
         @jax.jit
         def inner(logits):
-            moved = _relaxation.act(MIXED, _relaxation.soften(MIXED, logits), params)
+            moved = _relaxation.soft_act(MIXED, _relaxation.soften(MIXED, logits), params)
             return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(goal), strict=True))
 
         logits = random_logits(MIXED, dtype="float64")
@@ -136,9 +136,9 @@ def test_what_does_not_fit_is_refused_by_the_action():
     params = support.random_params(MIXED)
     soft = hard(MIXED, symmetry.identity(MIXED))
     with pytest.raises(ValueError, match=r"expects \(4, 4\)"):
-        _relaxation.act(MIXED, soft, support.random_params(sg.mlp((3, 4, 5, 2))))
+        _relaxation.soft_act(MIXED, soft, support.random_params(sg.mlp((3, 4, 5, 2))))
     with pytest.raises(ValueError, match=r"Use jax\.vmap for a batch"):
-        _relaxation.act(MIXED, jax.tree.map(lambda x: x[None], soft), params)
+        _relaxation.soft_act(MIXED, jax.tree.map(lambda x: x[None], soft), params)
     with pytest.raises(ValueError, match=r"Use jax\.vmap for a batch"):
         _relaxation.logits_of(MIXED, support.random_elements(MIXED, 2))
 

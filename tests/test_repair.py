@@ -40,6 +40,7 @@ NORMS = {
     "group": lambda: nn.GroupNorm(2),
 }
 VECTORS = ("scale", "bias", "mean", "var")
+FAST = ("relu mlp", "siren", "deep", "resnet batch")  # of the others each compiles for some seconds
 WEIGHTS = jnp.array([0.2, 0.5, 0.3])
 
 
@@ -140,7 +141,9 @@ ROUTES = {
 } | {f"resnet {norm}": (arch, functools.partial(values_by_flax, norm), 6) for norm, arch in RESNETS.items()}
 
 
-@pytest.mark.parametrize("name", ROUTES)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROUTES]
+)
 def test_every_hidden_channel_has_the_mean_statistics_of_the_end_points(name):
     arch, values_of, layers = ROUTES[name]
     stack, x = stack_of(arch), data(arch)
@@ -158,7 +161,15 @@ def test_every_hidden_channel_has_the_mean_statistics_of_the_end_points(name):
     support.assert_identical(repaired[head], merged[head])
 
 
-@pytest.mark.parametrize("name", ["relu mlp", "siren", "resnet batch", "resnet layer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "relu mlp",
+        pytest.param("siren", marks=pytest.mark.slow),
+        "resnet batch",
+        pytest.param("resnet layer", marks=pytest.mark.slow),
+    ],
+)
 def test_batches_change_nothing(name):
     """Layers one by one over batches that leave a rest: the same network, and the same statistics stored."""
     arch, _, _ = ROUTES[name]
@@ -171,7 +182,9 @@ def test_batches_change_nothing(name):
     assert support.deviation(few, expected) > 1e-2
 
 
-@pytest.mark.parametrize("name", ROUTES)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROUTES]
+)
 def test_copies_of_a_network_repair_it_to_itself(name):
     arch, _, _ = ROUTES[name]
     stack, x = stack_of(arch), data(arch)
@@ -274,7 +287,7 @@ def normed_mlp(epsilon):
     return Architecture("normed mlp", neurons, parameters, layers)
 
 
-def test_a_constant_channel_in_front_of_a_batch_norm_is_not_blown_up():
+def test_a_constant_channel_before_a_batch_norm_is_not_blown_up():
     """The roundings of a constant are no variance."""
     arch = normed_mlp(1e-5)
     stack, x = stack_of(arch), data(arch).at[:, 0].set(0.37)
@@ -326,7 +339,7 @@ def test_without_a_bias_channels_are_rescaled_alone():
 
 
 def test_the_last_sum_of_a_network_is_its_output():
-    """A residual at the end: its branch ends with outputs, which are not corrected; what stands inside is."""
+    """A residual at the end: its branch ends with outputs, which are not corrected; what is inside is."""
     neurons = (NeuronLayer("stream", 3, Scaling.FIXED), NeuronLayer("units", 8, Scaling.POSITIVE))
     parameters = (
         Parameter(("up", "kernel"), (Axis("stream", -1), Axis("units", 1))),
@@ -349,7 +362,7 @@ def test_the_last_sum_of_a_network_is_its_output():
 
 
 def test_reset_statistics_are_those_of_the_data():
-    """In order, each behind those reset before it: as training mode stores them with momentum 0."""
+    """In order, each after those before it were reset: as training mode stores them with momentum 0."""
     params, x = support.rows(stack_of(BATCH), 0), data(BATCH)
     outputs, expected = jax.jit(lambda p, x: network.train_apply(BATCH, p, x, momentum=0.0))(params, x)
     found = reset(BATCH, params, x)
@@ -366,7 +379,7 @@ def test_reset_statistics_are_those_of_the_data():
         support.assert_identical(reset(RESNETS["layer"], other, x, batch_size=size), other)
 
 
-def test_a_batch_norm_that_gives_the_outputs_is_reset_and_not_repaired():
+def test_a_batch_norm_that_computes_the_outputs_is_reset_and_not_repaired():
     layers = (Dense("up", None), BatchNorm("norm", 1e-5, None))
     neurons = (NeuronLayer("input", 3, Scaling.FIXED), NeuronLayer("output", 4, Scaling.FIXED))
     own = (Axis("output", 1),)

@@ -1,4 +1,4 @@
-"""The Small CNN Zoo is read as its authors wrote it, and written likewise; nothing in it is run or guessed."""
+"""The Small CNN Zoo is read as its authors wrote it, and written likewise; no file runs code."""
 
 import csv
 import gzip
@@ -82,7 +82,7 @@ def write_metrics(path: Path, rows: list[list], header=tuple(HEADER)) -> None:
 
 
 def write_zoo(folder: Path, networks: int = 12, shapes=None, dtype="<f4") -> np.ndarray:
-    """The three files, and the matrix that stands in them."""
+    """Writes the three files and returns the matrix."""
     shapes = SMALL if shapes is None else shapes
     folder.mkdir(exist_ok=True)
     width = sum(math.prod(shape) for shape in shapes.values())
@@ -195,7 +195,7 @@ def test_every_step_can_be_read(tmp_path):
     assert loaded.settings["step"] is None
 
 
-def test_the_files_may_stand_anywhere_and_the_table_be_plain(tmp_path):
+def test_files_are_read_from_any_path_and_an_uncompressed_table(tmp_path):
     matrix = write_zoo(tmp_path)
     (tmp_path / "m.csv").write_bytes(gzip.decompress((tmp_path / "metrics.csv.gz").read_bytes()))
     files = {"weights": tmp_path / "weights.npy", "metrics": tmp_path / "m.csv", "layout": tmp_path / "layout.csv"}
@@ -223,7 +223,7 @@ def test_every_precision_and_byte_order_is_read(tmp_path, dtype, order):
 
 
 def published(index: list[int], part: str, activation: str, networks: int) -> list[int]:
-    """The rows of a part as the published code gives them, written after it; rows that it repeats come repeated."""
+    """The rows of a part as the published code selects them, repeated rows included."""
     steps, activations = column("step", networks), column("config.activation", networks)
     data = [row for row in index if steps[row] == 86]
     half = int(0.5 * len(data))
@@ -261,7 +261,7 @@ def test_the_parts_are_the_published_ones(tmp_path, networks, header):
 
 @pytest.mark.parametrize("final_first", [False, True])
 def test_the_header_0_of_published_index_files_counts_but_is_not_read_twice(tmp_path, final_first):
-    """The published code takes it for a row; where that row has the step, all parts move by one."""
+    """The published code reads it as a row; if that row has the step, all parts move by one."""
     networks = 40
     matrix = write_zoo(tmp_path, networks)
     rows = metrics_rows(networks)
@@ -350,7 +350,7 @@ def test_diverged_networks_outside_the_selection_do_not_matter(tmp_path):
 
 
 def test_only_the_selected_rows_are_read_into_memory(tmp_path):
-    """Of a matrix of 400 MB, which stands on the disk as a hole, 20 rows."""
+    """20 rows of a sparse file of 400 MB."""
     networks = 20_000 // len(STEPS)
     write_zoo(tmp_path, networks=1, shapes=PUBLISHED)
     rows = [[i, "tanh" if i < 20 else "relu", *row[2:]] for i, row in enumerate(metrics_rows(1) * networks)]
@@ -549,14 +549,14 @@ def test_a_layout_that_is_not_of_a_cnn_is_refused(tmp_path, lines, message):
     assert "layout.csv" in str(caught.value)
 
 
-def test_columns_of_the_layout_are_wanted(tmp_path):
+def test_a_layout_without_a_column_is_refused(tmp_path):
     write_zoo(tmp_path)
     (tmp_path / "layout.csv").write_text("varname,start_idx,end_idx,size\n")
     with pytest.raises(ValueError, match=r"missing are \['shape'\]"):
         small_cnn_zoo.load(tmp_path, activation="relu")
 
 
-def test_variables_may_stand_in_any_order_under_any_prefix(tmp_path):
+def test_variables_are_read_in_any_order_and_under_any_prefix(tmp_path):
     matrix = write_zoo(tmp_path)
     expected = small_cnn_zoo.load(tmp_path, activation="relu")
     lines = layout_lines(SMALL)
@@ -647,7 +647,10 @@ def test_a_zoo_is_overwritten_only_where_that_is_asked_for(tmp_path):
     cnns = random_cnns()
     small_cnn_zoo.save(tmp_path, cnns)
     other = zoo.Zoo(CNN, support.random_params(CNN, 1, models=(3,)), {}, {})
-    with pytest.raises(FileExistsError, match=r"files \['weights.npy', 'metrics.csv.gz', 'layout.csv'\] of a zoo exist already.*overwrite=True"):
+    with pytest.raises(
+        FileExistsError,
+        match=r"files \['weights.npy', 'metrics.csv.gz', 'layout.csv'\] of a zoo exist already.*overwrite=True",
+    ):
         small_cnn_zoo.save(tmp_path, other)
     support.assert_identical(small_cnn_zoo.load(tmp_path, activation="relu", step=None).params, cnns.params)
     small_cnn_zoo.save(tmp_path, other, overwrite=True)
@@ -696,7 +699,7 @@ def test_a_failed_write_leaves_the_old_zoo(tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_architectures_without_a_place_in_the_format_are_refused(tmp_path, arch):
+def test_architectures_that_the_format_cannot_hold_are_refused(tmp_path, arch):
     with pytest.raises(ValueError, match="cannot be stored in a Small CNN Zoo"):
         small_cnn_zoo.save(tmp_path, zoo.Zoo(arch, support.random_params(arch, models=(2,)), {}, {}))
     assert not list(tmp_path.iterdir())
@@ -712,13 +715,13 @@ def test_architectures_without_a_place_in_the_format_are_refused(tmp_path, arch)
         ({"config.activation": np.zeros(3)}, "other than '' and 'config.activation'"),
     ],
 )
-def test_records_without_a_place_in_the_format_are_refused(tmp_path, records, message):
+def test_records_that_the_format_cannot_hold_are_refused(tmp_path, records, message):
     with pytest.raises(ValueError, match=message):
         small_cnn_zoo.save(tmp_path, random_cnns(records=records))
     assert not list(tmp_path.iterdir())
 
 
-def test_mixed_and_half_precision_without_a_place_are_refused(tmp_path):
+def test_mixed_and_bfloat16_precision_are_refused(tmp_path):
     cnns = random_cnns()
     params = cnns.params | {"Dense_0": support.jax.tree.map(lambda x: x.astype(jnp.float16), cnns.params["Dense_0"])}
     with pytest.raises(ValueError, match=r"zoo\.params are float16, float32; expected"):

@@ -68,7 +68,7 @@ GOOD = tensor("FloatStorage", "0", 4, 0, (4,), (1,))
 # --- reading files --------------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_torch_save_gives_the_values_that_pytorch_has():
+def test_a_file_of_torch_save_is_read_with_the_values_of_pytorch():
     expected = np.load(FIXTURES / "siren.npz")  # of the same torch.nn.Module, through NumPy
     state_dict = tensors.read(FIXTURES / "siren.pt")
     assert list(state_dict) == [f"seq.{i}.{kind}" for i in range(3) for kind in ("weight", "bias")]
@@ -228,11 +228,11 @@ def test_checkpoints_of_anything_but_whole_tensors_are_refused(tmp_path, content
     assert "torch.save" in str(caught.value)
 
 
-def test_any_changed_byte_gives_tensors_or_an_error(tmp_path):
+def test_any_changed_byte_results_in_tensors_or_an_error(tmp_path):
     rng = np.random.default_rng(0)
     content = bytearray(mapping({"model": mapping({"x": GOOD, "y": GOOD})}))
     errors = 0
-    for _ in range(300):
+    for _ in range(150):
         changed = content.copy()
         changed[rng.integers(len(content))] = rng.integers(256)
         try:
@@ -241,7 +241,7 @@ def test_any_changed_byte_gives_tensors_or_an_error(tmp_path):
             errors += 1
         else:
             assert all(isinstance(value, np.ndarray) for value in state_dict.values())
-    assert 100 < errors < 300
+    assert 50 < errors < 150
 
 
 def test_an_unknown_byte_order_is_refused(tmp_path):
@@ -316,13 +316,13 @@ def test_what_is_written_is_read_in_the_same_bits_and_order(tmp_path, suffix):
     tensors.write(tmp_path / f"x{suffix}", state_dict)
     read = tensors.read(tmp_path / f"x{suffix}")
     if suffix == ".safetensors":  # which keeps no order
-        read, state_dict = (dict(sorted(one.items())) for one in (read, state_dict))
+        read, state_dict = (dict(sorted(names.items())) for names in (read, state_dict))
     assert_same(read, state_dict)
     tensors.write(tmp_path / f"sub.x{suffix}", {"x": jnp.ones(3)})
     assert_same(tensors.read(tmp_path / f"sub.x{suffix}"), {"x": np.ones(3, np.float32)})
 
 
-def test_the_same_tensors_give_the_same_bytes(tmp_path):
+def test_the_same_tensors_are_written_as_the_same_bytes(tmp_path):
     for suffix in SUFFIXES:
         path = tmp_path / f"x{suffix}"
         written = []
@@ -358,8 +358,8 @@ def test_a_torch_file_holds_what_torch_save_writes_and_torch_load_lets_through(t
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", None])
 def test_the_wrapper_of_a_checkpoint_is_told_and_written(tmp_path, wrapper):
     tensors.write(tmp_path / "x.pt", {"x": np.ones(2)}, wrapper=wrapper)
-    state_dict, found = tensors.read_wrapped(tmp_path / "x.pt")
-    assert found == wrapper
+    state_dict, key = tensors.read_wrapped(tmp_path / "x.pt")
+    assert key == wrapper
     assert_same(state_dict, {"x": np.ones(2)})
 
 

@@ -1,4 +1,6 @@
-"""Flax's msgpack and Orbax's checkpoints are read and written as they were; damaged ones are refused."""
+"""Flax's msgpack and Orbax's checkpoints are read and written with the same bits; damaged ones are refused."""
+
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,17 @@ def test_what_orbax_writes_is_read_and_what_is_written_orbax_reads(tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         support.assert_identical(checkpointer.restore(tmp_path / "ours"), single)
         support.assert_identical(checkpointer.restore(tmp_path / "ours", single), single)
+
+
+def test_without_orbax_checkpoints_name_the_extra_and_msgpack_works(tmp_path, monkeypatch):
+    _trees.write(tmp_path / "x", TREE)
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    for call in (lambda: _trees.read(tmp_path / "x"), lambda: _trees.write(tmp_path / "y", TREE)):
+        with pytest.raises(ImportError, match=r'need orbax-checkpoint: pip install "jax-scalegmn\[checkpoint\]"'):
+            call()
+    _trees.write(tmp_path / "x.msgpack", TREE)
+    support.assert_identical(_trees.read(tmp_path / "x.msgpack"), TREE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "x.msgpack"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,7 +1,9 @@
-"""Many networks trained in one program are the networks trained one by one, and files give back what was written."""
+"""Networks trained in one program are those trained one by one, and files are read back bit for bit."""
 
 import json
 import struct
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,7 @@ def fit(rows, **options):
 
 
 def test_every_network_is_the_one_fitted_alone():
-    """However many at once, also a number that does not divide the number of networks; progress counts each network once."""
+    """However many are trained at once, a number that leaves a rest included; progress counts each network once."""
     whole = fit(slice(None))
     for size in (1, 4):
         done = []
@@ -70,6 +72,20 @@ def test_records_tell_where_every_network_comes_from(fitted):
     assert not np.allclose(drawn[0], drawn[3])  # two independent fits of one image
 
 
+def test_color_images_are_fitted_by_one_output_per_channel():
+    arch = sg.siren((2, 4, 3), w0=10.0)
+    colors = np.random.default_rng(1).uniform(size=(2, 4, 4, 3)).astype(np.float32)
+    fitted = zoo.fit_images(arch, colors, LABELS, image_index=np.array([1, 0]), num_steps=30, learning_rate=0.01)
+    drawn = jax.jit(jax.vmap(lambda p: network.render(arch, p, (4, 4))))(fitted.params)
+    np.testing.assert_allclose(fitted.records["loss"], np.square(drawn - colors[[1, 0]]).mean((1, 2, 3)), rtol=1e-4)
+    gray = zoo.fit_images(ARCH, IMAGES, LABELS, image_index=INDEX[:1], num_steps=3)
+    same = zoo.fit_images(ARCH, IMAGES[..., None], LABELS, image_index=INDEX[:1], num_steps=3)
+    support.assert_identical(same.params, gray.params)
+    for wrong in (IMAGES, colors[..., :2]):
+        with pytest.raises(ValueError, match=r"has 3 outputs and expects \[images, height, width, 3\]"):
+            zoo.fit_images(arch, wrong, LABELS, image_index=INDEX)
+
+
 def test_slices_indices_and_masks_pick_networks(fitted):
     for rows in (slice(1, 3), np.array([1, 2]), fitted.records["label"] == 8):
         part = fitted[rows]
@@ -93,7 +109,10 @@ def test_scales_are_root_mean_squares_and_1_where_all_is_zero():
         (lambda: zoo.fit(ARCH, mean_square, DATA, KEYS[:3], tx=optax.sgd(1), num_steps=1), r"how many .*\[3, 5\]"),
         (lambda: fit(slice(None), num_steps=0), "num_steps is 0; expected a number >= 1"),
         (lambda: fit(slice(None), networks_at_once=0), "networks_at_once is 0; expected a number >= 1"),
-        (lambda: zoo.fit_images(ARCH, 2 * IMAGES, INDEX, image_index=INDEX), r"Pixels are from .* expected .* \[0, 1\]"),
+        (
+            lambda: zoo.fit_images(ARCH, 2 * IMAGES, INDEX, image_index=INDEX),
+            r"Pixels are from .* expected .* \[0, 1\]",
+        ),
         (lambda: zoo.fit_images(ARCH, IMAGES, INDEX, image_index=np.array([3])), r"entries outside of 0..2"),
         (
             lambda: zoo.Zoo(ARCH, support.random_params(ARCH, models=(2,)), {"loss": np.ones(3)}, {}),
@@ -107,7 +126,7 @@ def test_what_cannot_be_fitted_is_refused(call, message):
         call()
 
 
-def test_files_give_back_every_bit(fitted, tmp_path):
+def test_files_are_read_back_bit_for_bit(fitted, tmp_path):
     path = tmp_path / "new" / "folder" / "inrs.safetensors"
     zoo.save(fitted, path)
     loaded = zoo.load(path)
@@ -160,6 +179,14 @@ def test_damaged_and_foreign_files_are_refused_with_their_path(fitted, tmp_path,
         zoo.load(path)
 
 
-def test_a_missing_file_is_said_to_be_missing(tmp_path):
+def test_zoos_are_used_without_flax():
+    program = (
+        "import sys, jax_scalegmn.zoo\nprint([name for name in ('flax', 'orbax', 'jraph') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none.safetensors: there is no such zoo"):
         zoo.load(tmp_path / "none.safetensors")

@@ -85,7 +85,7 @@ def function_change(arch: Architecture, params: Params, other: Params, inputs: A
     """
     if inputs is None:
         return None
-    before, after = (np.asarray(outputs(arch, network, inputs)) for params in (params, other))
+    before, after = np.asarray(outputs(arch, params, inputs)), np.asarray(outputs(arch, other, inputs))
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise ValueError(f"The outputs of {arch.name!r} are not finite on these inputs; expected numbers. Scale them.")
     size = np.abs(before).max()

@@ -1,18 +1,15 @@
 """Relaxed group elements: matrices in place of permutations and signs, through which gradients flow.
 
-One matrix of logits for every hidden layer is softened to a doubly stochastic matrix, with soft signs where signs act,
-or hardened to a group element. Positive scales are not relaxed: `symmetry.balance` settles them.
+Each hidden layer has one matrix of logits. `soften` turns it into a doubly stochastic matrix, with soft signs where
+signs act; `harden` turns it into a group element. Positive scales are not relaxed: `symmetry.balance` settles them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-from ott.geometry import geometry
-from ott.problems.linear import linear_problem
-from ott.solvers.linear import sinkhorn
 
 from jax_scalegmn import architecture, symmetry
 from jax_scalegmn.architecture import Architecture, Axis, Scaling
@@ -26,8 +23,8 @@ class Soft(NamedTuple):
     """A relaxed group element: one matrix for every hidden layer in place of a permutation with signs.
 
     Attributes:
-      permutation: doubly stochastic; row: neuron of the moved network, column: of the given one.
-      signed: the same times a soft sign in [-1, 1] for each entry; `permutation` itself where no sign acts.
+      permutation: Doubly stochastic matrices; row: neuron of the moved network, column: neuron of the given one.
+      signed: The same times a soft sign in [-1, 1] for each entry; `permutation` itself where no sign acts.
     """
 
     permutation: dict[str, Float[Array, "n n"]]
@@ -43,13 +40,18 @@ def soften(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, num
     for large logits is `harden`: the assignment that maximizes |X|, by which `matching.weight_matching` chooses signs.
 
     Args:
-      arch: the architecture; signs are relaxed in its SIGN layers.
-      logits: for every hidden layer, divided by the entropy's weight already.
-      num_iterations: of Sinkhorn. They are differentiated one by one: the implicit gradient needs a linear system that
-        is singular for nearly hard matrices, where its solvers fail. Rows sum to 1 exactly, columns in the limit.
+      arch: The architecture; signs are relaxed in its SIGN layers.
+      logits: For every hidden layer [n, n], divided by the entropy's weight already.
+      num_iterations: The number of Sinkhorn iterations. They are differentiated one by one: the implicit gradient needs
+        a linear system that is singular for nearly hard matrices, where its solvers fail. Rows sum to 1 exactly,
+        columns in the limit.
+
+    Returns:
+      The soft element.
 
     Raises:
-      ValueError: if the logits do not fit the architecture.
+      ImportError: If ott-jax is not installed.
+      ValueError: If the logits do not fit the architecture.
     """
     _check(arch, logits)
     signs = {neurons.name for neurons in arch.hidden if neurons.scaling is Scaling.SIGN}
@@ -63,31 +65,39 @@ def harden(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, ass
     """The group element next to the logits: an assignment, and the sign of the logit at its place (+1 for 0).
 
     Args:
-      arch: the architecture; layers of other groups than SIGN get scale 1.
-      logits: for every hidden layer.
-      assign: the assignment solver; None for `assignment.default` of each layer's width.
+      arch: The architecture; layers of other groups than SIGN get scale 1.
+      logits: For every hidden layer [n, n].
+      assign: The assignment solver; None for `assignment.default` of each layer's width.
+
+    Returns:
+      The element, its permutations in int32.
 
     Raises:
-      ValueError: if the logits do not fit the architecture.
+      ValueError: If the logits do not fit the architecture.
     """
     _check(arch, logits)
     permutation, scale = {}, {}
     for neurons in arch.hidden:
-        x, signed = logits[neurons.name], neurons.scaling is Scaling.SIGN
-        solve = assignment.default(neurons.width) if assign is None else assign
-        order = solve(jnp.abs(x) if signed else x).astype(jnp.int32)
-        places = jnp.take_along_axis(x, order[:, None], 1)[:, 0]
-        permutation[neurons.name], scale[neurons.name] = order, jnp.where((places < 0) & signed, -1.0, 1.0)
+        signs = neurons.scaling is Scaling.SIGN
+        order, scale[neurons.name] = assignment.with_signs(logits[neurons.name], signs=signs, assign=assign)
+        permutation[neurons.name] = order.astype(jnp.int32)
     return Element(permutation, scale)
 
 
 def logits_of(arch: Architecture, element: Element) -> dict[str, Float[Array, "n n"]]:
-    """The element's monomial matrices: 0 but for the scale of neuron i at [i, permutation[i]].
+    """The element's monomial matrices: the scale of neuron i at [i, permutation[i]], 0 elsewhere.
 
-    `harden` brings permutations and signs back; positive scales are lost in it.
+    `harden` recovers permutations and signs from them, but not positive scales.
+
+    Args:
+      arch: The architecture.
+      element: A group element of one network.
+
+    Returns:
+      One matrix [n, n] for every hidden layer.
 
     Raises:
-      ValueError: if the element does not fit the architecture.
+      ValueError: If the element does not fit the architecture.
     """
     symmetry.check(arch, element)
     return {
@@ -96,13 +106,21 @@ def logits_of(arch: Architecture, element: Element) -> dict[str, Float[Array, "n
     }
 
 
-def act(arch: Architecture, soft: Soft, params: Params) -> dict[str, Any]:
+def soft_act(arch: Architecture, soft: Soft, params: Params) -> dict[str, Any]:
     """The relaxed action: every neuron axis times the layer's matrix, `signed` where signs touch it (power 1 or -1).
 
     With matrices that are signed permutations it is `symmetry.act`.
 
+    Args:
+      arch: The architecture.
+      soft: The soft element.
+      params: One network's params.
+
+    Returns:
+      The moved params.
+
     Raises:
-      ValueError: if matrices or params do not fit the architecture.
+      ValueError: If matrices or params do not fit the architecture.
     """
     for mapping in soft:
         _check(arch, mapping)
@@ -117,11 +135,21 @@ def act(arch: Architecture, soft: Soft, params: Params) -> dict[str, Any]:
     return architecture.pack(arch, values)
 
 
-# --- private ------------------------------------------------------------------------------------------------------
+def sinkhorn_solver(num_iterations: int) -> Callable[[Float[Array, "n n"]], Float[Array, "n n"]]:
+    """Returns score -> doubly stochastic matrix by ott-jax, which is imported here since it is optional.
 
+    Args:
+      num_iterations: The number of Sinkhorn iterations.
 
-def _doubly_stochastic(scores: Mapping[str, Array], num_iterations: int) -> dict[str, Float[Array, "n n"]]:
-    """Layers of one width go through one Sinkhorn, whose gradient is long to compile."""
+    Raises:
+      ImportError: If ott-jax is not installed.
+    """
+    try:
+        from ott.geometry import geometry
+        from ott.problems.linear import linear_problem
+        from ott.solvers.linear import sinkhorn
+    except ImportError as error:
+        raise ImportError('Sinkhorn matching needs ott-jax: pip install "jax-scalegmn[sinkhorn]"') from error
     solve = sinkhorn.Sinkhorn(
         min_iterations=num_iterations,
         max_iterations=num_iterations,
@@ -129,20 +157,29 @@ def _doubly_stochastic(scores: Mapping[str, Array], num_iterations: int) -> dict
         implicit_diff=None,
     )
 
-    def one(score: Float[Array, "n n"]) -> Float[Array, "n n"]:
-        # Its marginals are 1 / n.
+    def doubly_stochastic(score: Float[Array, "n n"]) -> Float[Array, "n n"]:
         cost = geometry.Geometry(cost_matrix=-score, epsilon=1.0)
+        # Its marginals are 1 / n.
         return len(score) * solve(linear_problem.LinearProblem(cost)).matrix
 
-    found: dict[str, Array] = {}
+    return doubly_stochastic
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _doubly_stochastic(scores: Mapping[str, Array], num_iterations: int) -> dict[str, Float[Array, "n n"]]:
+    """The layers' matrices; all layers of one width in one call, whose gradient takes long to compile."""
+    solve = jax.vmap(sinkhorn_solver(num_iterations))
+    matrices: dict[str, Array] = {}
     for width in {len(score) for score in scores.values()}:
         names = [name for name, score in scores.items() if len(score) == width]
-        found |= dict(zip(names, jax.vmap(one)(jnp.stack([scores[name] for name in names])), strict=True))
-    return {name: found[name] for name in scores}
+        matrices |= dict(zip(names, solve(jnp.stack([scores[name] for name in names])), strict=True))
+    return {name: matrices[name] for name in scores}
 
 
 def _contract(matrix: Float[Array, "n n"], position: int, value: Array) -> Array:
-    """The matrix along one axis, on which the layer may stand several times."""
+    """The matrix times one axis, along which the layer may be repeated."""
     moved = jnp.moveaxis(value, position, 0)
     blocks = moved.reshape(-1, len(matrix), *moved.shape[1:])
     mixed = jnp.einsum("ij,rj...->ri...", matrix, blocks, precision="highest")

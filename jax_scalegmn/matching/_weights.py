@@ -2,8 +2,9 @@
 
 Maximizes <act(Q, params), target> over the group by coordinate ascent, one hidden neuron layer at a time
 (Ainsworth et al. 2023, arXiv 2209.04836, algorithm 1; with signs as Boufalis et al. 2025, arXiv 2511.12601), both
-networks in their norm-balanced gauge, which settles the positive scales. Permutations and signs are isometries, so that
-is the smallest squared distance too. Everything is jit- and vmap-able; the assignment solver is an argument.
+networks in their norm-balanced gauge, which settles the positive scales. Permutations and signs preserve norms, so the
+maximum is the smallest squared distance too. Everything works under `jax.jit` and `jax.vmap`; the assignment solver is
+an argument.
 """
 
 import enum
@@ -26,22 +27,34 @@ from jax_scalegmn.types import Key, Params
 
 
 class Start(enum.Enum):
-    """Where coordinate ascent begins."""
+    """Where the coordinate ascent of `weight_matching` begins.
+
+    >>> from jax_scalegmn.matching import Start
+    >>> [start.name for start in Start]
+    ['IDENTITY', 'FORWARD']
+    """
 
     IDENTITY = "identity"
-    """Every neuron matched to the one at its own place."""
+    """Every neuron is matched to the neuron at its own place."""
     FORWARD = "forward"
     """Layer by layer from the input, each matched by the parameters whose other axis is settled already."""
 
 
 class Matching(NamedTuple):
-    """What a matcher found.
+    """The result of a matcher: how to move one network next to another, and how close it comes.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "tanh")
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> sg.matching.weight_matching(arch, params, params).element.permutation["hidden_0"].tolist()
+    [0, 1, 2]
 
     Attributes:
-      element: `symmetry.act(arch, element, params)` is the matched network.
-      similarity: of the matched network and the target, by `similarity`: comparable between methods, starts, scales.
-      sweeps: passes over the hidden layers that were made; of methods that train, steps.
-      converged: whether the last sweep changed nothing.
+      element: The group element; `symmetry.act(arch, element, params)` is the aligned network.
+      similarity: The `similarity` of the aligned network and the target, comparable between methods, starts and scales.
+      sweeps: The number of passes over the hidden layers; for methods that train, the number of steps.
+      converged: Whether the last sweep changed nothing.
     """
 
     element: Element
@@ -63,94 +76,221 @@ def weight_matching(
     max_sweeps: int = 100,
     assign: Assign | None = None,
 ) -> Matching:
-    """The group element under which `params` come closest to `target`.
+    """Finds the group element that brings `params` closest to `target`, from the weights alone.
 
-    A hidden layer's score is C[i, j] = <target's parameters at neuron i, params' at neuron j>, the other layers as
+    Maximizes <act(Q, params), target> by coordinate ascent (Ainsworth et al. 2023, arXiv 2209.04836, algorithm 1). A
+    hidden layer's score is C[i, j] = <target's parameters at neuron i, params' at neuron j>, with the other layers as
     matched so far. With signs the assignment maximizes |C| and the sign is C's at the matched place (+1 where C is
-    0, so that no neuron is lost); parameters that no sign touches (power 0) count as they are.
+    0, so that no neuron is lost); parameters that no sign changes (power 0) add to the score without |.| (Boufalis et
+    al. 2025, arXiv 2511.12601).
 
     With positive scales g, the networks are compared where every neuron's incoming and outgoing norms are equal
     (`symmetry.balance`), and the element is g_target^-1 Q g_params: act(element, params) is in the target's gauge.
-    The action is linear, so that merging there and merging in the balanced gauge give one function.
+    The action is linear, so merging there and merging in the balanced gauge result in one function.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "tanh")
+    >>> target = sg.network.init(arch, jax.random.key(0))
+    >>> params = sg.symmetry.act(arch, sg.symmetry.random(arch, jax.random.key(1)), target)
+    >>> matching = sg.matching.weight_matching(arch, params, target)
+    >>> aligned = sg.symmetry.act(arch, matching.element, params)
+    >>> bool((aligned["Dense_0"]["kernel"] == target["Dense_0"]["kernel"]).all())
+    True
 
     Args:
-      arch: of both networks.
-      params: the network to transform.
-      target: the network to come close to.
-      key: consumed by restarts.
-      permute: whether neurons may be permuted.
-      scale: whether signs (SIGN layers) and positive scales (POSITIVE layers) may be used. Without, networks are
-        matched as they come, by permutations.
-      start: where to begin. FORWARD recovers a planted element exactly; IDENTITY can end in a local optimum; an
-        element is improved, its positive scales apart, which the gauge settles.
-      restarts: further starts from random permutations and signs; the most similar network of all starts wins.
-      max_sweeps: the most sweeps; 0 gives the start itself.
-      assign: `assignment.hungarian` (on the device) or `assignment.scipy` (on the host), or another of that form; None
-        for `assignment.default` of each layer's width.
+      arch: The architecture of both networks.
+      params: The network to transform.
+      target: The network to come close to.
+      key: Consumed by restarts.
+      permute: Whether neurons may be permuted.
+      scale: Whether signs (SIGN layers) and positive scales (POSITIVE layers) may be used. Without, networks are
+        matched unchanged, by permutations.
+      start: Where to begin. FORWARD recovers a planted element exactly; IDENTITY can end in a local optimum; a given
+        element is improved, except for its positive scales, which the gauge settles.
+      restarts: The number of further starts from random permutations and signs; the most similar network of all starts
+        wins.
+      max_sweeps: The most sweeps; 0 returns the start itself.
+      assign: `assignment.hungarian` (on the device), `assignment.scipy` (on the host), or another function with that
+        signature; None for `assignment.default` of each layer's width.
+
+    Returns:
+      The matching. Under `jax.vmap` its arrays have a leading axis [networks].
 
     Raises:
-      ValueError: if a network does not fit the architecture, or on restarts without a key.
+      ValueError: If a network does not fit the architecture or holds NaN or infinite values, or on restarts without a
+        key.
     """
-    source = stacks.at_least_float32(architecture.unpack(arch, params))
-    goal = stacks.at_least_float32(architecture.unpack(arch, target, name="target"))
+    architecture.check_params(arch, params)
+    architecture.check_params(arch, target, name="target")
     if restarts < 0 or (restarts and key is None) or max_sweeps < 0:
         raise ValueError(
             f"restarts is {restarts}, max_sweeps {max_sweeps} and key {key}; expected numbers >= 0, and a key for "
             "restarts, like jax.random.key(0)."
         )
-    begin = start if isinstance(start, Element) else None
-    if begin is not None:
-        symmetry.check(arch, begin)
-    forward = start is Start.FORWARD
-    return _weight_matching(arch, source, goal, begin, key, forward, permute, scale, restarts, max_sweeps, assign)
+    begin = start if isinstance(start, Element) else symmetry.identity(arch)
+    symmetry.check(arch, begin)
+    return _weight_matching(
+        arch,
+        params,
+        target,
+        begin,
+        key,
+        forward=start is Start.FORWARD,
+        permute=permute,
+        scale=scale,
+        restarts=restarts,
+        max_sweeps=max_sweeps,
+        assign=assign,
+    )
 
 
 def canonical_matching(arch: Architecture, params: Params, target: Params) -> Matching:
-    """Both networks' closed-form canonical elements, one undone: c_target^-1 c_params, without any search.
+    """Matches two networks by their closed-form canonical forms, without any search.
 
-    Exact for members of one orbit; of other networks it matches what `canonical.element` happens to sort alike. N
+    The element is c_target^-1 c_params with c the elements of `symmetry.canonical.element`. It is exact for members of
+    one orbit; for other networks it matches neurons that happen to have the same rank in both canonical forms. N
     networks need N canonical elements, not N^2 matchings.
 
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "tanh")
+    >>> target = sg.network.init(arch, jax.random.key(0))
+    >>> params = sg.symmetry.act(arch, sg.symmetry.random(arch, jax.random.key(1)), target)
+    >>> matching = sg.matching.canonical_matching(arch, params, target)
+    >>> round(float(matching.similarity), 4)
+    1.0
+
+    Args:
+      arch: The architecture of both networks.
+      params: The network to transform.
+      target: The network to come close to.
+
+    Returns:
+      The matching, with 0 sweeps.
+
     Raises:
-      ValueError: if a network does not fit the architecture.
+      ValueError: If a network does not fit the architecture or holds NaN or infinite values.
     """
-    theirs = canonical.element(arch, target).element
-    element = symmetry.compose(arch, symmetry.inverse(arch, theirs), canonical.element(arch, params).element)
-    matched = symmetry.act(arch, element, params)
-    return Matching(element, similarity(arch, matched, target), jnp.asarray(0), jnp.asarray(True))
+    architecture.check_params(arch, params)
+    architecture.check_params(arch, target, name="target")
+    to_form, target_to_form = (canonical.element(arch, network).element for network in (params, target))
+    element = symmetry.compose(arch, symmetry.inverse(arch, target_to_form), to_form)
+    aligned = symmetry.act(arch, element, params)
+    return Matching(element, similarity(arch, aligned, target), jnp.asarray(0), jnp.asarray(True))
 
 
 def unmatched(arch: Architecture, params: Params, target: Params) -> Matching:
-    """The identity, beside which what methods find is judged: both networks as they come.
+    """The identity element with its similarity: the baseline for all matchers.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "tanh")
+    >>> params, target = (sg.network.init(arch, key) for key in jax.random.split(jax.random.key(0)))
+    >>> before = sg.matching.unmatched(arch, params, target)
+    >>> after = sg.matching.weight_matching(arch, params, target)
+    >>> bool(after.similarity >= before.similarity)
+    True
+
+    Args:
+      arch: The architecture of both networks.
+      params: The network that a matcher would transform.
+      target: The network that it would come close to.
+
+    Returns:
+      The matching, with 0 sweeps.
 
     Raises:
-      ValueError: if a network does not fit the architecture.
+      ValueError: If a network does not fit the architecture or holds NaN or infinite values.
     """
+    architecture.check_params(arch, params)
+    architecture.check_params(arch, target, name="target")
     return Matching(symmetry.identity(arch), similarity(arch, params, target), jnp.asarray(0), jnp.asarray(True))
 
 
 def similarity(arch: Architecture, params: Params, target: Params) -> Float[Array, ""]:
-    """The cosine <a, b> / (|a| |b|) of two networks, each in its norm-balanced gauge, in [-1, 1]; 0 for zeros.
+    """The cosine of two networks in their norm-balanced gauges.
 
-    So it does not depend on positive scales: what different methods and starts reach can be compared.
+    <a, b> / (|a| |b|) with a and b the balanced networks (`symmetry.balanced`) as vectors of all their parameters. So
+    it does not depend on positive scales, and the results of different methods and starts can be compared.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "relu")
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> rescaled = sg.symmetry.act(arch, sg.symmetry.random(arch, jax.random.key(1), permute=False), params)
+    >>> round(float(sg.matching.similarity(arch, params, rescaled)), 4)
+    1.0
+
+    Args:
+      arch: The architecture of both networks.
+      params: One network.
+      target: The other network.
+
+    Returns:
+      The cosine, in [-1, 1]; 0 if a network is all zeros.
 
     Raises:
-      ValueError: if a network does not fit the architecture.
+      ValueError: If a network does not fit the architecture.
     """
-    balanced = [symmetry.balanced(arch, one) for one in (params, target)]
-    return _cosine(*(architecture.unpack(arch, one) for one in balanced))
+    left, right = (architecture.unpack(arch, symmetry.balanced(arch, network)) for network in (params, target))
+    return _cosine(left, right)
 
 
 def align(arch: Architecture, params: Params, target: Params, **options: Any) -> dict[str, Any]:
-    """`params` moved next to `target` by the element of `weight_matching`, which takes the same options."""
+    """Moves `params` next to `target`: the same function, with its neurons in the target's order and gauge.
+
+    It is act(Q, params) with the element Q of `weight_matching` (Ainsworth et al. 2023, arXiv 2209.04836).
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "tanh")
+    >>> target = sg.network.init(arch, jax.random.key(0))
+    >>> params = sg.symmetry.act(arch, sg.symmetry.random(arch, jax.random.key(1)), target)
+    >>> aligned = sg.matching.align(arch, params, target)
+    >>> bool((aligned["Dense_0"]["kernel"] == target["Dense_0"]["kernel"]).all())
+    True
+
+    Args:
+      arch: The architecture of both networks.
+      params: The network to transform.
+      target: The network to come close to.
+      **options: As in `weight_matching`.
+
+    Returns:
+      The aligned params.
+
+    Raises:
+      ValueError: As `weight_matching`.
+    """
     return symmetry.act(arch, weight_matching(arch, params, target, **options).element, params)
 
 
 def orbit_distance(arch: Architecture, params: Params, target: Params, **options: Any) -> Float[Array, ""]:
-    """||target - act(Q, params)||^2 / ||params||^2 with the element Q of `weight_matching`, which has the same options.
+    """The relative squared distance of `target` from the orbit of `params`, as a loss on `target`.
 
-    How far `target` is from the orbit of `params`, 0 for a member. The gradient flows to `target` alone: it is
-    stopped through the assignment and the original.
+    |target - act(Q, params)|^2 / |act(Q, params)|^2 with the element Q of `weight_matching`. The gradient flows to
+    `target` alone: it is stopped through the assignment and through `params`.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "tanh")
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> member = sg.symmetry.act(arch, sg.symmetry.random(arch, jax.random.key(1)), params)
+    >>> float(sg.matching.orbit_distance(arch, params, member))
+    0.0
+
+    Args:
+      arch: The architecture of both networks.
+      params: The network whose orbit is meant.
+      target: The network whose distance is measured.
+      **options: As in `weight_matching`.
+
+    Returns:
+      The distance, 0 for a member of the orbit.
+
+    Raises:
+      ValueError: As `weight_matching`.
     """
     nearest = jax.lax.stop_gradient(align(arch, *jax.lax.stop_gradient((params, target)), **options))
     values = architecture.unpack(arch, nearest)
@@ -162,13 +302,14 @@ def orbit_distance(arch: Architecture, params: Params, target: Params, **options
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=range(5, 11))
+@functools.partial(jax.jit, static_argnames=("forward", "permute", "scale", "restarts", "max_sweeps", "assign"))
 def _weight_matching(
     arch: Architecture,
-    source: list[Array],
-    goal: list[Array],
-    begin: Element | None,
+    params: Params,
+    target: Params,
+    begin: Element,
     key: Key | None,
+    *,
     forward: bool,
     permute: bool,
     scale: bool,
@@ -176,37 +317,34 @@ def _weight_matching(
     max_sweeps: int,
     assign: Assign | None,
 ) -> Matching:
-    ours, theirs = (symmetry.balance(arch, architecture.pack(arch, values)) for values in (source, goal))
-    balanced, target = _moved(arch, ours, source), _moved(arch, theirs, goal)
-    # Positive scales are settled by the gauge: from here on elements are permutations and signs, isometries all.
-    best = _best_of_layer(
-        arch, *((balanced, target) if scale else (source, goal)), permute=permute, scale=scale, assign=assign
-    )
+    pair = symmetry.balanced_pair(arch, params, target)
+    # The gauge settles positive scales: from here on elements are permutations and signs, which preserve norms.
+    source, goal = (architecture.unpack(arch, network) for network in (pair.source, pair.goal))
+    given = (stacks.at_least_float32(architecture.unpack(arch, network)) for network in (params, target))
+    best = _best_of_layer(arch, *((source, goal) if scale else given), permute=permute, scale=scale, assign=assign)
 
     def ascend(element: Element) -> Matching:
         element, sweeps, converged = _ascend(arch, element, best, max_sweeps)
-        return Matching(element, _cosine(_moved(arch, element, balanced), target), sweeps, converged)
+        return Matching(element, _cosine(_moved(arch, element, source), goal), sweeps, converged)
 
-    first = symmetry.identity(arch) if begin is None else _signs_of(begin) if scale else _unscaled(begin)
+    first = _signs_of(begin) if scale else _unscaled(begin)
     if forward:
         first = _walk_forward(arch, first, best)
     if restarts and key is not None:
         drawn = jax.vmap(lambda k: symmetry.random(arch, k, permute=permute, scale=scale, log_scale_std=0.0))
         starts = jax.tree.map(
-            lambda one, more: jnp.concatenate([one[None].astype(more.dtype), more]),
+            lambda leaf, more: jnp.concatenate([leaf[None].astype(more.dtype), more]),
             first,
             drawn(jax.random.split(key, restarts)),
         )
-        found = jax.lax.map(ascend, starts)
-        found = jax.tree.map(lambda leaf: leaf[jnp.argmax(found.similarity)], found)
+        matchings = jax.lax.map(ascend, starts)
+        matching = stacks.member(matchings, jnp.argmax(matchings.similarity))
     else:
-        found = ascend(first)
-    if not scale:
-        return found
-    whole = symmetry.compose(arch, symmetry.inverse(arch, theirs), symmetry.compose(arch, found.element, ours))
-    return found._replace(element=whole)
+        matching = ascend(first)
+    return matching._replace(element=pair.between_given(matching.element)) if scale else matching
 
 
+# (element, layer, settled layers or None for all) -> the layer's best (permutation, scale), the others as in `element`.
 Best: TypeAlias = Callable[[Element, NeuronLayer, set[str] | None], tuple[Array, Array]]
 
 
@@ -227,11 +365,8 @@ def _ascend(arch: Architecture, element: Element, best: Best, max_sweeps: int) -
         after = before
         for neurons in arch.hidden:
             after = _replace(after, neurons.name, *best(after, neurons, None))
-        # Solvers differ in their integers.
-        after = jax.tree.map(lambda old, new: new.astype(old.dtype), before, after)
-        same = [jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
-        # The constant serves networks without hidden layers.
-        return after, sweeps + 1, jnp.stack([jnp.asarray(True), *same]).all()
+        after, unchanged = compared(before, after)
+        return after, sweeps + 1, unchanged
 
     def unfinished(state: tuple[Element, Array, Array]) -> Array:
         return ~state[2] & (state[1] < max_sweeps)
@@ -239,31 +374,37 @@ def _ascend(arch: Architecture, element: Element, best: Best, max_sweeps: int) -
     return jax.lax.while_loop(unfinished, sweep, (element, jnp.asarray(0), jnp.asarray(False)))
 
 
+def compared(before: Element, after: Element) -> tuple[Element, Bool[Array, ""]]:
+    """The later element in the dtypes of the earlier one, and whether the two are equal."""
+    # Solvers differ in their integers.
+    after = jax.tree.map(lambda old, new: new.astype(old.dtype), before, after)
+    equal = [jnp.array_equal(a, b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
+    # The constant is for networks without hidden layers, whose elements have no arrays.
+    return after, jnp.stack([jnp.asarray(True), *equal]).all()
+
+
 def _best_of_layer(
     arch: Architecture, source: list[Array], goal: list[Array], *, permute: bool, scale: bool, assign: Assign | None
 ) -> Best:
-    """The exact optimum over one layer, the others fixed: (permutation, scale)."""
+    """The function that finds the exact optimum over one layer, the others fixed."""
 
     def best(element: Element, neurons: NeuronLayer, settled: set[str] | None) -> tuple[Array, Array]:
-        # Apart: what a sign of the neuron flips, and what it does not touch (power 0, as before a normalization).
+        # Two sums: parameters that the neuron's sign flips, and those that it leaves (power 0, as before a
+        # normalization).
         flipping = fixed = jnp.zeros((neurons.width, neurons.width))
         for parameter, value, wanted in zip(arch.parameters, source, goal, strict=True):
             powers = {axis.neurons: axis.power for axis in parameter.neuron_axes}
             others = powers.keys() - {neurons.name}
-            if neurons.name in powers and (settled is None or settled >= others):
-                score = _score(
-                    parameter, neurons.name, symmetry.act_on_others(element, parameter, neurons.name, value), wanted
-                )
-                flipping, fixed = (flipping, fixed + score) if powers[neurons.name] == 0 else (flipping + score, fixed)
-        signed = scale and neurons.scaling is Scaling.SIGN
-        order = jnp.arange(neurons.width)
-        if permute:
-            solve = assignment.default(neurons.width) if assign is None else assign
-            order = solve((jnp.abs(flipping) if signed else flipping) + fixed)
-        sign = jnp.ones(neurons.width)
-        if signed:
-            sign = jnp.where(jnp.take_along_axis(flipping, order[:, None], 1)[:, 0] < 0, -1.0, 1.0)
-        return order, sign
+            if neurons.name not in powers or not (settled is None or others <= settled):
+                continue
+            moved = symmetry.act_on_others(element, parameter, neurons.name, value)
+            score = _score(parameter, neurons.name, moved, wanted)
+            if powers[neurons.name] == 0:
+                fixed = fixed + score
+            else:
+                flipping = flipping + score
+        signs = scale and neurons.scaling is Scaling.SIGN
+        return assignment.with_signs(flipping, fixed, signs=signs, permute=permute, assign=assign)
 
     return best
 

@@ -231,7 +231,8 @@ class MessagePassing(nn.Module):
         if self.options.bidirectional:
             sums.append(self._sums(context, BACKWARD, old.nodes, old.backward))
         nodes = self._update_nodes(context, old.nodes, sums)
-        edges, backward = self._update_edges(context, old)
+        edges = self._update_edges(context, old) if self.edge_outputs else old.edges
+        backward = self._update_backward(context, old) if self.edge_outputs else old.backward
         return GraphFeatures(context.mask(nodes), edges, backward)
 
     def _sums(self, context: Context, direction: Direction, nodes: Nodes, edges: list[Edges]) -> Nodes:
@@ -278,18 +279,18 @@ class MessagePassing(nn.Module):
             nodes |= split(new, names, inputs)
         return nodes
 
-    def _update_edges(self, context: Context, old: GraphFeatures) -> tuple[list[Edges], list[Edges]]:
-        """New features of the forward and of the backward edges, both from the old nodes."""
-        edges, backward = old.edges, old.backward
-        if not self.edge_outputs:
-            return edges, backward
+    def _update_edges(self, context: Context, old: GraphFeatures) -> list[Edges]:
+        """New features of the edges, from the old nodes; those that become weights are read before the lift."""
+        edges = old.edges
         if self.writes:
             edges = [context.unlifted.get(index, e) for index, e in enumerate(edges)]
-        edges = self._edge_update("edge_update")(context, FORWARD, old.nodes, edges)
-        # Signs and permutations: backward messages read the first edges in every layer, as published.
-        if self.update_backward and context.topology.has(Scaling.POSITIVE):
-            backward = self._edge_update("backward_edge_update")(context, BACKWARD, old.nodes, backward)
-        return edges, backward
+        return self._edge_update("edge_update")(context, FORWARD, old.nodes, edges)
+
+    def _update_backward(self, context: Context, old: GraphFeatures) -> list[Edges]:
+        """New features of the backward edges; under signs and permutations the first ones remain, as published."""
+        if not (self.update_backward and context.topology.has(Scaling.POSITIVE)):
+            return old.backward
+        return self._edge_update("backward_edge_update")(context, BACKWARD, old.nodes, old.backward)
 
     def _kernel(self, name: str, outputs: int) -> Array:
         kernel: Array = self.param(name, nn.initializers.lecun_normal(), (self.options.features, outputs))

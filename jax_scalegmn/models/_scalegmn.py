@@ -34,9 +34,9 @@ lecun, normal = nn.initializers.lecun_normal(), nn.initializers.normal(1.0)
 class Output(enum.Enum):
     """What the last layer of a ScaleGMN computes.
 
-    >>> import jax_scalegmn as sg
-    >>> sg.ScaleGMN(sg.mlp((2, 3, 1)), 8, output=sg.models.Output.PARAMETERS).output.value
-    'parameters'
+    >>> from jax_scalegmn import models
+    >>> [output.value for output in models.Output]
+    ['features', 'ends', 'parameters']
     """
 
     FEATURES = "features"
@@ -374,7 +374,9 @@ def _check_options(model: ScaleGMN) -> None:
             f"{model.update_layers}; expected numbers >= 1."
         )
     if model.parity and not topo.has(Scaling.POSITIVE):
-        raise ValueError(f"parity=True is about positive scales, but {name!r} has no such group, so that it would be ignored. Use parity=False.")
+        raise ValueError(
+            f"parity=True is about positive scales, but {name!r} has none: it would be ignored. Use parity=False."
+        )
     if not topo.has_scales:
         names = ("canonical", "io", "encoding_features", "message_layers", "update_layers")
         fields = {f.name: f.default for f in dataclasses.fields(model)}

@@ -26,7 +26,7 @@ permutations only, mlps take the place of messages and updates: of [e_ij, h_j], 
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,9 @@ from jax_scalegmn.models._scalegmn import ScaleGMN
 from jax_scalegmn.models.graph import Topology
 
 __all__ = ["encode"]
+
+# Senders and receivers: of NumPy where the topology is a constant, of JAX where graphs are stacked.
+Indices: TypeAlias = Array | np.ndarray
 
 
 def encode(model: Encoder, variables: Any, built: jraph.GraphsTuple) -> Array:
@@ -105,8 +108,8 @@ class _Network(NamedTuple):
       senders_in_block, receivers_in_block: For each edge, how many nodes its kernel joins on that side.
     """
 
-    senders: Array
-    receivers: Array
+    senders: Indices
+    receivers: Indices
     io: np.ndarray
     inputs: np.ndarray
     ends: dict[str, np.ndarray]
@@ -129,7 +132,7 @@ def _network(topo: Topology, built: jraph.GraphsTuple) -> _Network:
     nodes = np.ones(topo.num_nodes, bool) if mask is None else mask.nodes
     edges = np.ones(topo.num_edges, bool) if mask is None else mask.edges
 
-    def in_block(other_end: Array) -> Array:
+    def in_block(other_end: Indices) -> Array:
         place = block * topo.num_nodes + other_end
         count = jraph.segment_sum(jnp.asarray(edges, int), place, len(topo.blocks) * topo.num_nodes)
         return jnp.maximum(count[place], 1)
@@ -309,8 +312,8 @@ def _edge_update(
     e: Array,
     h: Array,
     groups: Mapping[Scaling, Any],
-    senders: Array,
-    receivers: Array,
+    senders: Indices,
+    receivers: Indices,
 ) -> Array:
     """(e @ W) * phi([c(h_sender), c(h_receiver)])."""
     c = _canonical(gmn, p.get("canonical", {}), h, groups)
