@@ -44,7 +44,7 @@ bibtex_reference_style = "author_year"
 # `python docs/build.py --no-notebooks` sets this to "off".
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 900
 nb_execution_show_tb = True
 nb_merge_streams = True
 nb_render_markdown_format = "myst"

@@ -302,7 +302,7 @@ def _residual_block(style: _Style, name: str, reads: str, inner: str, feeds: str
     shortcut = [_unit(style, (name,), 2, reads, feeds, None, size=1, strides=strides)] if enters else []
     parameters = tuple(parameter for unit in branch + shortcut for parameter in unit.parameters)
     sides = [tuple(layer for unit in side for layer in unit.layers) for side in (branch, shortcut)]
-    return _Unit(parameters, (Residual(name, *sides, style.activation),))
+    return _Unit(parameters, (Residual(name, sides[0], sides[1], style.activation),))
 
 
 def _headed(

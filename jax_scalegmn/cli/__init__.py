@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from jax_scalegmn.cli import _options
 
-    options = tyro.cli(_options.Command, args=argv, prog="jax-scalegmn", description=_options.DESCRIPTION)  # type: ignore[call-overload]
+    options = tyro.cli(_options.Command, args=argv, prog="jax-scalegmn", description=_options.DESCRIPTION)
     from jax_scalegmn.cli import _commands  # imports JAX, which takes longer than to print the help
 
     try:

@@ -97,7 +97,7 @@ def _merge(
     data: LabeledExamples | None,
     inputs: jax.Array | None,
 ) -> dict[str, Any]:
-    originals = [file.params for file in files]
+    originals: list[Params] = [file.params for file in files]
     target, results = _align_to_one_frame(options, arch, originals, data)
     aligned = [_act(arch, result.element, params) for result, params in zip(results, originals, strict=True)]
     target_name = "the mean of all" if options.frame == "mean" else str(options.networks[0])
@@ -203,7 +203,7 @@ def _merged(
     stack = stacks.stack(*aligned)
     if len(aligned) == 2:
         interpolate: Interpolate = {"lerp": merge.lerp, "slerp": merge.slerp}[options.interpolate]
-        merged = interpolate(*aligned, weights[1])
+        merged = interpolate(aligned[0], aligned[1], weights[1])
     else:
         merged = merge.average(stack, jnp.asarray(weights))
     if options.repair:

@@ -158,7 +158,8 @@ def _measured(
         return network.activate(layer.activation, before), measured
 
     def of_example(x: Array) -> dict[Path, Moments]:
-        return network.forward(arch, params, x, visit, {})[1]
+        none: dict[Any, Any] = {}
+        return network.forward(arch, params, x, visit, none)[1]
 
     of_batch = jax.vmap(of_example, axis_name=moments.EXAMPLES, out_axes=None)
     if batch_size is None:
@@ -206,7 +207,8 @@ def _corrected_in_one_pass(
         return network.layer_output(layer, params, x), changed
 
     def of_example(x: Array) -> dict[Path, Array]:
-        return network.forward(arch, params, x, visit, {})[1]
+        none: dict[Any, Any] = {}
+        return network.forward(arch, params, x, visit, none)[1]
 
     changed = jax.vmap(of_example, axis_name=moments.EXAMPLES, out_axes=None)(x)
     return network.replace_variables(params, changed)

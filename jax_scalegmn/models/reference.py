@@ -375,7 +375,7 @@ def _equivariants(gmn: ScaleGMN, p: Mapping[str, Any], x: Array, rules: _Rules, 
 
 def _equivariant(gmn: ScaleGMN, p: Mapping[str, Any], x: Array, rules: _Rules, extra: Array | None) -> Array:
     """(x gamma) * phi(c(x)), or the rule for inputs and outputs; a rule without parameters applies to no row."""
-    linear = x @ p["gamma"]["kernel"] if "gamma" in p else None
+    linear: Any = x @ p["gamma"]["kernel"] if "gamma" in p else None
     read = x if extra is None else jnp.concatenate([x, extra], -1)
     out: Any = 0
     if "gate" in p:

@@ -239,7 +239,9 @@ def fit_images(
     _check_images(arch, images, image_index)
 
     def loss_fn(params: Params, target: Array) -> Array:
-        return jnp.square(network.render(arch, params, target.shape[:2]).reshape(target.shape) - target).mean()
+        return jnp.square(
+            network.render(arch, params, (target.shape[0], target.shape[1])).reshape(target.shape) - target
+        ).mean()
 
     fitted = fit(
         arch,

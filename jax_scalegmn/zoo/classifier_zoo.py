@@ -271,7 +271,8 @@ def _hidden_outputs(arch: Architecture, params: Params, x: Array) -> tuple[Array
         y = network.layer_output(layer, params, x)
         return y, outputs if layer.activation is None else (*outputs, y)
 
-    return network.forward(arch, params, x, visit, ())[1]
+    none: tuple[Array, ...] = ()
+    return network.forward(arch, params, x, visit, none)[1]
 
 
 def _apply_with_dropout(arch: Architecture, params: Params, x: Array, rate: Array, noise: Array) -> Array:

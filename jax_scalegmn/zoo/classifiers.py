@@ -262,7 +262,8 @@ def _of_one(step: Callable[..., Any]) -> Callable[..., Any]:
 
 def _split(arch: Architecture, params: Params) -> tuple[list[Array], list[Array]]:
     """The weights, which training changes, and the statistics of normalizations, in the order of the parameters."""
-    weights, statistics = [], []
+    weights: list[Any] = []
+    statistics: list[Any] = []
     for parameter, value in zip(arch.parameters, architecture.unpack(arch, params), strict=True):
         (statistics if _is_statistic(parameter) else weights).append(value)
     return weights, statistics
