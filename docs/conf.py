@@ -47,6 +47,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 900
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_mime_priority_overrides = [("spelling", "text/plain", 1)]
 nb_render_markdown_format = "myst"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Notebooks compile the same programs in every build; only the first one pays.
