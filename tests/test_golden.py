@@ -103,8 +103,19 @@ def test_all_published_cases_are_here():
     }
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize("name", CASES)
+# One case of each kind runs without -m slow, in the precision that shows more.
+FAST = {"case1_inr_sign_forward", "case3_inr_permutation_forward", "case4_inr_sign_equivariant_forward"}
+FAST |= {"case5_inr_sign_autoencoder", "case6_cnn_scale_forward"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=() if name in FAST and dtype == "float64" else pytest.mark.slow)
+        for name in CASES
+        for dtype in PRECISIONS
+    ],
+)
 def test_outputs(name, dtype):
     """Embeddings, edits, decoded networks, images, logits and losses."""
     out, relative = PRECISIONS[dtype]
@@ -153,6 +164,7 @@ def test_outputs(name, dtype):
     assert checked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_gradients(name):
     # In float64, since single tensors have gradients of 1e-6 where others have 1: the published float32 ones are
@@ -166,7 +178,9 @@ def test_gradients(name):
         assert_trees_close(gradient, expected, 2e-5)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in TRAINED]
+)
 def test_three_optimizer_steps(name):
     expected = golden(f"{name}_train")
     settings = json.loads(str(expected["train/optimization"]))

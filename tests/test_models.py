@@ -35,7 +35,7 @@ RELU = support.ARCHITECTURES["relu mlp"]
 act_on_stack = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
 
 
-MODEL = autoencoder(SIREN, 6)
+MODEL = autoencoder(SIREN, 6, num_layers=2)
 LOSS_FN = losses.inr_reconstruction(MODEL, size=(4, 4))
 
 
@@ -96,7 +96,7 @@ def test_gradient_of_the_invariant_loss_is_equivariant():
     element = support.random_elements(SIREN, 1)
     loss, (_, grad) = gradients()(params)
     loss_moved, (_, grad_moved) = gradients()(act_on_stack(SIREN, element, params))
-    assert support.deviation(loss_moved, loss) < 1e-5
+    assert support.deviation(loss_moved, loss) < 1e-4  # sine of 30 x
     assert support.deviation(grad_moved, act_on_stack(SIREN, element, grad)) < 1e-3  # sine of 30 x, twice
 
 
@@ -104,7 +104,7 @@ def test_gradient_of_the_invariant_loss_is_equivariant():
     "arch",
     [
         SIREN,
-        sg.cnn((1, 3, 4), 2, kernel_size=(3, 2)),
+        pytest.param(sg.cnn((1, 3, 4), 2, kernel_size=(3, 2)), marks=pytest.mark.slow),
         pytest.param(sg.cnn((1, 3, 4), 2, activation="tanh", kernel_size=(3, 2)), marks=pytest.mark.slow),
     ],
     ids=str,
@@ -121,15 +121,16 @@ def test_autoencoder_maps_an_orbit_to_one_network(arch):
         rng = np.random.default_rng(0)
         wide = {name: 10 ** rng.uniform(-6, 6, scale.shape) for name, scale in elements.scale.items()}
         elements = elements._replace(scale=jax.tree.map(lambda scale: jnp.asarray(scale, jnp.float32), wide))
-    encode = jax.jit(lambda p: model.apply(variables, p, method="encode"))
     decode = jax.jit(lambda z: model.apply(variables, z, method="decode"))
-    whole = jax.jit(jax.vmap(lambda p: model.apply(variables, p)))
+    whole = jax.jit(jax.vmap(lambda p: (model.apply(variables, p, method="encode"), model.apply(variables, p))))
     for given in (params, dead):
-        decoded = whole(act_on_stack(arch, elements, jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), given)))
-        once = decode(encode(given))
+        stack = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), given)
+        z, decoded = whole(
+            jax.tree.map(lambda own, moved: moved.at[0].set(own), given, act_on_stack(arch, elements, stack))
+        )
         for index in range(3):
-            assert support.deviation(support.rows(decoded, index), once) < 1e-5
-    assert support.deviation(decode(encode(params) + 1), decode(encode(params))) > 1e-3
+            assert support.deviation(support.rows(decoded, index), decode(z[0])) < 1e-5
+        assert support.deviation(decode(z[0] + 1), decode(z[0])) > 1e-3
 
 
 def test_a_network_of_width_one_is_read():
@@ -147,7 +148,7 @@ def test_a_network_of_width_one_is_read():
     assert support.deviation(read(support.random_params(arch, seed=1)), z) > 1e-3
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("rate", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_dropout_follows_its_key_in_training_alone(rate):
     model = Encoder(ScaleGMN(SIREN, 4, num_layers=1, dropout=rate))
     params = support.random_params(SIREN)
@@ -161,6 +162,7 @@ def test_dropout_follows_its_key_in_training_alone(rate):
     assert np.array_equal(first, second) == (rate == 0)
 
 
+@pytest.mark.slow
 def test_scales_are_divided_out_and_multiplied_on():
     """The encoder reads params / scales and the decoder writes scales * params."""
     scales = (0.5, 2.0, 3.0, 0.1, 1.0, 7.0)
@@ -176,6 +178,7 @@ def test_scales_are_divided_out_and_multiplied_on():
     assert support.deviation(scaled.apply(variables, z), expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_an_editor_adds_a_learned_multiple_of_its_delta():
     """One factor a parameter, at first `out_scale`; scales are divided out before and multiplied on after."""
     scales = (0.5, 2.0, 3.0, 0.1, 1.0, 7.0)
@@ -186,22 +189,23 @@ def test_an_editor_adds_a_learned_multiple_of_its_delta():
     delta = jax.jit(lambda v, p: plain.apply(v, p, method="delta"))
     once = architecture.unpack(RELU, delta(variables, params))
     edited = jax.jit(plain.apply)(variables, params)
-    assert support.deviation(edited, jax.tree.map(jnp.add, params, delta(variables, params))) < 1e-6
+    assert support.deviation(edited, jax.tree.map(jnp.add, params, architecture.pack(RELU, once))) < 1e-6
     doubled = {"params": variables["params"] | {"out_scales": 2 * variables["params"]["out_scales"]}}
     assert support.deviation(delta(doubled, params), architecture.pack(RELU, [2 * v for v in once])) < 1e-6
     divided = architecture.pack(RELU, [v / s for v, s in zip(architecture.unpack(RELU, params), scales, strict=True)])
     expected = [v * s for v, s in zip(architecture.unpack(RELU, delta(variables, divided)), scales, strict=True)]
     got = jax.jit(lambda v, p: scaled.apply(v, p, method="delta"))(variables, params)
     assert support.deviation(got, architecture.pack(RELU, expected)) < 1e-6
-    first = jax.jit(plain.init)(jax.random.key(0), params)["params"]["out_scales"]
+    first = jax.jit(lambda key: plain.init(key, params)["params"]["out_scales"])(jax.random.key(0))
     np.testing.assert_array_equal(first, np.full(6, 0.3, np.float32))
 
 
+@pytest.mark.slow
 def test_bfloat16_changes_the_precision_and_not_the_function():
     """Features and products in bfloat16, canonical maps in float32: an embedding near that of float32."""
     params, model, half = (
         support.random_params(RELU),
-        *(Encoder(ScaleGMN(RELU, 4, num_layers=2, bidirectional=True, dtype=dtype)) for dtype in (None, "bfloat16")),
+        *(Encoder(ScaleGMN(RELU, 4, num_layers=1, dtype=dtype)) for dtype in (None, "bfloat16")),
     )
     variables = support.random_variables(model, params)
     z, z_half = (jax.jit(one.apply)(variables, params) for one in (model, half))
@@ -212,6 +216,7 @@ def test_bfloat16_changes_the_precision_and_not_the_function():
     assert np.abs(z - plain.astype("float32")).max() / np.abs(z).max() < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", Canonical)
 @pytest.mark.parametrize("scaling", [Scaling.SIGN, Scaling.POSITIVE])
 def test_canonical_maps_of_bfloat16_are_those_of_float32_rounded_once(scaling, kind):
@@ -231,8 +236,8 @@ def test_an_encoder_reads_params_or_their_graph():
     params = support.random_params(RELU)
     variables = support.random_variables(model, params)
     built = graph.from_params(RELU, params)
-    read = jax.jit(lambda: model.apply(variables, built, method="read"))()
-    np.testing.assert_allclose(read, jax.jit(lambda: model.apply(variables, params))(), rtol=1e-6)
+    read, called = jax.jit(lambda: (model.apply(variables, built, method="read"), model.apply(variables, params)))()
+    np.testing.assert_allclose(read, called, rtol=1e-6)
     scaled = Encoder(model.gmn, scales=(1.0,) * 6)
     with pytest.raises(ValueError, match="with scales reads params, not graphs"):
         scaled.apply(variables, built, method="read")

@@ -198,7 +198,8 @@ def test_a_step_over_devices_communicates_once(micro_batch):
     assert collectives(step, start(), support.rows(DATA, slice(16))) == ["all-reduce"]
 
 
-@pytest.mark.parametrize("orbit_weight", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
+@pytest.mark.slow
+@pytest.mark.parametrize("orbit_weight", [0.0, 0.3])
 def test_an_autoencoder_step_over_devices_communicates_once(orbit_weight):
     """Graphs are built inside the step from static topology, and every device matches by itself: no gather, no vote."""
     model = models.autoencoder(SIREN, 3, num_layers=1)
