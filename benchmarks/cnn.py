@@ -29,24 +29,35 @@ class Config:
     """What to measure."""
 
     channels: tuple[int, ...] = (1, 16, 16, 16)
+    """The channels of the images and of every convolution."""
     side: int = 32
-    """Of the square images."""
+    """The height and width of the images."""
     examples: int = 2048
-    """Training images of the zoo; an epoch is one pass over them."""
+    """The number of training images of the zoo; an epoch is one pass over them."""
     networks: int = 32
+    """The number of networks of a zoo."""
     chunks: tuple[int, ...] = (1, 4, 16, 32)
-    """Networks trained side by side; 1 trains one after the other, in the same program."""
+    """The numbers of networks trained as one vmapped network; 1 trains one after the other."""
     zoo_batch_size: int = 64
+    """The number of images in a batch of the zoo."""
     zoo_repeats: int = 3
+    """The number of timed repeats of a zoo."""
     activations: tuple[str, ...] = ("relu", "tanh")
+    """The activations of the networks that the autoencoder reads."""
     features: int = 256
+    """The number of the autoencoder's features."""
     num_layers: int = 4
+    """The number of its message passing layers."""
     batch_sizes: tuple[int, ...] = (64,)
+    """The numbers of networks in a training batch."""
     micro_batches: tuple[int, ...] = (2, 8)
-    """Networks differentiated at a time."""
+    """The numbers of networks differentiated at a time."""
     images_per_step: int = 64
+    """The number of images that every network of a batch is distilled on."""
     repeats: int = 3
+    """The number of timed repeats of a call."""
     matmul_size: int = 2048
+    """The size of the matrix product that shows the machine's rate."""
 
 
 def main(config: Config) -> list[dict[str, Any]]:

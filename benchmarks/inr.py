@@ -1,4 +1,4 @@
-"""INRs at the published size: zoo fitting, encoder forward and training step, beside the machine's matrix-product rate.
+"""INRs at the published size: zoo fitting, encoder forward and training step, next to the machine's rate.
 
 python -m benchmarks.inr                       # one JSON line for each measurement
 python -m benchmarks.inr --batch-sizes 64 --micro-batches 4 8 16 64
@@ -27,19 +27,29 @@ class Config:
     """What to measure."""
 
     batch_sizes: tuple[int, ...] = (16, 64, 128)
+    """The numbers of networks in a training batch."""
     micro_batches: tuple[int, ...] = (8, 16)
-    """Networks differentiated at a time, where they divide the batch."""
+    """The numbers of networks differentiated at a time, where they divide the batch."""
     widths: tuple[int, ...] = (2, 32, 32, 1)
+    """The number of neurons of every layer of the INRs."""
     side: int = 28
-    """Of the square images."""
+    """The height and width of the images."""
     features: int = 128
+    """The number of the autoencoder's features."""
     num_layers: int = 4
+    """The number of its message passing layers."""
     orbit_weight: float = 0.0
+    """The weight of the orbit-distance term."""
     repeats: int = 5
+    """The number of timed repeats of a call."""
     zoo_networks: int = 128
+    """The number of INRs that are fitted."""
     zoo_steps: int = 50
+    """The number of updates of every INR."""
     zoo_chunks: tuple[int, ...] = (16, 32, 128)
+    """The numbers of INRs trained as one vmapped network."""
     matmul_size: int = 2048
+    """The size of the matrix product that shows the machine's rate."""
 
 
 def main(config: Config) -> list[dict[str, Any]]:
@@ -106,7 +116,7 @@ def _measure_zoo(config: Config, arch: architecture.Architecture) -> list[dict[s
     images = np.random.default_rng(0).uniform(size=(config.zoo_networks, *size)).astype(np.float32)
     rows = []
     for chunk in config.zoo_chunks:
-        # Compiling is part of a fit: the difference of two lengths gives the time of a step alone.
+        # Compiling is part of a fit: the difference of two lengths is the time of the steps alone.
         def run(steps: int, chunk: int = chunk) -> Any:
             fitted = zoo.fit_images(
                 arch,

@@ -4,7 +4,7 @@
     python -m benchmarks.matching --help
 
 Every row times jobs in turn in one run, each compiled and warmed up. Memory is what the compiler counts for arguments,
-results and temporaries, beside the bytes of the two networks.
+results and temporaries, compared with the bytes of the two networks.
 """
 
 import dataclasses
@@ -35,20 +35,23 @@ class Config:
     """What is timed."""
 
     widths: tuple[int, ...] = (64, 256, 1024, 4096)
-    """Of the two hidden layers of a perceptron width-width-width-10: one pair."""
+    """The widths of the two hidden layers of perceptrons width-width-width-10, one pair each."""
     depths: tuple[int, ...] = (2, 4, 8, 16)
-    """Hidden layers of width 128: one pair."""
+    """The numbers of hidden layers of width 128, one pair each."""
     batches: tuple[int, ...] = (1, 16, 256, 4096)
-    """Pairs of perceptrons 16-32-32-10, vmapped."""
+    """The numbers of vmapped pairs of perceptrons 16-32-32-10."""
     numbers: tuple[int, ...] = (2, 4, 8, 16)
-    """Perceptrons 64-128-128-10 that are brought into one frame."""
+    """The numbers of perceptrons 64-128-128-10 that are brought into one frame."""
     solver_widths: tuple[int, ...] = (4, 8, 16, 64, 256, 1024)
+    """The widths of the assignment problems on which the solvers alone are timed."""
     solver_batches: tuple[int, ...] = (1, 64, 1024)
+    """The numbers of such problems solved at once."""
     solver_entries: int = 1 << 22
-    """Solver rows with more entries than that are left out."""
+    """The largest number of entries of the problems that a solver is timed on."""
     device_width: int = 1024
-    """Wider layers are solved on the host alone: the device's solver takes minutes there."""
+    """The largest width that is solved on the device, whose solver takes minutes beyond."""
     repeats: int = 5
+    """The number of timed repeats of a call."""
 
 
 def main(config: Config) -> list[dict[str, Any]]:

@@ -35,11 +35,13 @@ class Config:
         "resnet:20,8-8-16,input_channels=1",
         "resnet:20,8-8-16,input_channels=1,norm=none",
     )
-    """Architectures in short form, `jax_scalegmn.shorthand`."""
+    """The architectures in short form, as `architecture.parse` reads it."""
     noises: tuple[float, ...] = (0.0, 0.2, 0.4, 0.8, 1.6, 3.2)
+    """The standard deviations of the noise, relative to each array's root mean square."""
     pairs: int = 100
+    """The number of pairs for every noise."""
     restarts: int = 0
-    """Further random starts beside the identity."""
+    """The number of further random starts besides the identity."""
 
 
 def main(config: Config) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 python -m benchmarks.scalegmn                        # one JSON line for each measurement
 python -m benchmarks.scalegmn --batch-sizes 64 --widths --dtypes float32
 
-Every line gives the share of the machine's float32 matrix-product rate, measured in turn with it, and the rate of the
+Every line states the share of the machine's float32 matrix-product rate, measured in turn with it, and the rate of the
 products that the model itself is made of, [edges, d] @ [d, d] and their weight gradients: no arrangement of these
 products is faster than they are.
 """
@@ -31,17 +31,25 @@ class Config:
     """What to measure. INRs 2-w-w-1: every batch size at the first width, every width at the first batch size."""
 
     batch_sizes: tuple[int, ...] = (16, 64, 256)
+    """The numbers of networks in a batch."""
     widths: tuple[int, ...] = (32, 128, 512)
+    """The widths of the hidden layers of the INRs."""
     features: int = 128
+    """The number of the encoder's features."""
     num_layers: int = 4
+    """The number of its message passing layers."""
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    """The dtypes of features and products."""
     bidirectional: bool = False
+    """Whether messages also run from receivers to senders."""
     micro_edges: int = 2240
-    """Edges computed at a time, as whole networks: what fits the cache."""
+    """The number of edges computed at a time, as whole networks: what fits the cache."""
     segment_sum_gflop: float = 1500.0
-    """Cases beyond it, counted on blocks, are measured on blocks alone."""
+    """The largest work, counted on blocks, of a case that is also measured edge by edge."""
     repeats: int = 3
+    """The number of timed repeats of a call."""
     matmul_size: int = 2048
+    """The size of the matrix product that shows the machine's rate."""
 
 
 def main(config: Config) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def compile_once(fn: Callable[..., Any], *args: Any) -> Compiled:
 
 
 def in_turn(calls: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds of every call, all in turn `repeats` times behind one warm-up: median, lowest, highest."""
+    """Seconds of every call, all in turn `repeats` times after one warm-up: median, lowest, highest."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())

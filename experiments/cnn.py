@@ -256,7 +256,8 @@ def score(
     decoded = _decoded_accuracy(arch, read, last["scoring"], data["scoring"])
     recorded = last["scoring"].records["scoring_accuracy"]
     chosen = jax.tree.map(lambda leaf: leaf[ranked[: settings.orbits]], last["scoring"].params)
-    spread = evaluation.orbit_spread(arch, read, chosen, next(keys), settings.orbit_size)
+    copies = evaluation.make_transformed_copies(arch)
+    spread = evaluation.orbit_spread(copies, read, chosen, next(keys), settings.orbit_size)
     spread.pop("latent")
     tau = stats.kendalltau(decoded, recorded).statistic
     return {

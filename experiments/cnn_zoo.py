@@ -115,16 +115,7 @@ def fit_zoo(
     """
     settings = config.zoo
     arch = architecture_of(config, activation, data)
-    entropy = [config.seed, config.activations.index(activation)]
-    recipes = classifier_zoo.sample(
-        settings.networks,
-        int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]),
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        dropout=settings.dropout,
-        init_scale=settings.init_scale,
-        train_fractions=settings.train_fractions,
-    )
+    recipes = _sample(config, activation)
     checkpoints = np.linspace(0, settings.steps, settings.checkpoints + 1).round().astype(int)[1:]
     parts = []
     with progress.bar(f"{activation} CNNs", settings.networks, "networks") as advance:
@@ -138,7 +129,7 @@ def fit_zoo(
             part = classifier_zoo.fit(
                 arch,
                 data["train"],
-                classifier_zoo.Hyperparameters(*(values[first : first + count] for values in recipes)),
+                type(recipes)(*(values[first : first + count] for values in recipes)),
                 checkpoints=tuple(map(int, checkpoints)),
                 batch_size=settings.batch_size,
                 evaluations={split: data[split] for split in ("selection", "scoring")},
@@ -149,8 +140,7 @@ def fit_zoo(
             zoo.save(part, path)
             parts.append(part)
             interruption.stop_if_requested(f"{first + count} of {settings.networks} {activation} CNNs")
-    left_out = {"left_out": sum(part.settings["left_out"] for part in parts)}
-    whole = zoo.concatenate([dataclasses.replace(part, settings=part.settings | left_out) for part in parts])
+    whole = _joined(parts)
     exchange = folder / "small_cnn_zoo" / activation
     if not exchange.exists():
         small_cnn_zoo.save(exchange, whole)
@@ -224,9 +214,28 @@ def _networks(path: Path, activation: str) -> Zoo:
             f"folder 'zoo' of a former run with {activation} CNNs; got {got}. Name one of them by --zoo, and the "
             "activations that it has by --activations."
         )
-    parts = [zoo.load(file) for file in files]
+    return _joined([zoo.load(file) for file in files])
+
+
+def _joined(parts: list[Zoo]) -> Zoo:
+    """One zoo of its parts, which differ in how many diverged networks they left out."""
     left_out = {"left_out": sum(part.settings.get("left_out", 0) for part in parts)}
     return zoo.concatenate([dataclasses.replace(part, settings=part.settings | left_out) for part in parts])
+
+
+def _sample(config: Config, activation: str) -> classifier_zoo.Hyperparameters:
+    """What is sampled for each network."""
+    settings = config.zoo
+    entropy = [config.seed, config.activations.index(activation)]
+    return classifier_zoo.sample(
+        settings.networks,
+        int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        dropout=settings.dropout,
+        init_scale=settings.init_scale,
+        train_fractions=settings.train_fractions,
+    )
 
 
 def _without_step(path: Path, whole: Zoo, step: int | None) -> Zoo:

@@ -281,13 +281,7 @@ def _train_pair(
         state, metrics = jax.block_until_ready(epoch)
         seconds = time.perf_counter() - begin
         selection = program.validate(state.variables, data["selection"])
-        numbers = {f"train_{name}": float(value) for name, value in metrics.items()}
-        numbers |= {f"selection_{name}": float(value) for name, value in selection.items()}
-        if not math.isfinite(numbers["selection_loss"]):
-            raise FloatingPointError(
-                f"The selection loss is {numbers['selection_loss']} after epoch {len(history) + 1} of seed {seed}: "
-                "training diverged. Lower train.learning_rate."
-            )
+        numbers = _numbers(metrics, selection, f"epoch {len(history) + 1} of seed {seed}")
         history.append({**numbers, "seconds": seconds})
         reached = tuple(sign * numbers[name] for name, sign in task.selection.items())
         if reached > best:  # copied, since the next epoch takes the buffers
@@ -306,6 +300,18 @@ def _train_pair(
         "seconds": time.perf_counter() - start,
         "history": history,
     }
+
+
+def _numbers(metrics: Mapping[str, Any], selection: Mapping[str, Any], where: str) -> dict[str, float]:
+    """The numbers of one epoch."""
+    numbers = {f"train_{name}": float(value) for name, value in metrics.items()}
+    numbers |= {f"selection_{name}": float(value) for name, value in selection.items()}
+    if not math.isfinite(numbers["selection_loss"]):
+        raise FloatingPointError(
+            f"The selection loss is {numbers['selection_loss']} after {where}: training diverged. Lower "
+            "train.learning_rate."
+        )
+    return numbers
 
 
 def _read_pair(path: Path, task: Task) -> dict[str, Any]:

@@ -149,40 +149,53 @@ def heights(losses: np.ndarray) -> np.ndarray:
     return (losses - ((1 - ts) * losses[:, :1] + ts * losses[:, -1:])).max(1)
 
 
-def make_transformed_copies(arch: Architecture) -> Callable[..., Params]:
-    """(stack, keys, permute, flip, noise) -> copies: moved by random elements, noise * normal added to every weight.
+def make_transformed_copies(arch: Architecture, *, networks_at_once: int = 64) -> Callable[..., Params]:
+    """A function that moves networks by random elements, then adds noise * normal to every weight.
 
-    Whether elements permute and flip is decided when the program runs, so that one program serves all groups.
+    Its arguments are a stack, one key for each network's element, one for its noise, whether elements permute and
+    whether they scale (or flip signs), and the noise: all known only when the program runs, so one program is enough.
     """
 
-    def copy(params: Params, key: Key, permute: Array, flip: Array, noise: Array) -> Params:
-        element_key, noise_key = jax.random.split(key)
-        drawn, still = symmetry.random(arch, element_key), symmetry.identity(arch)
+    def copy(params: Params, keys: tuple[Key, Key], permute: Array, scale: Array, noise: Array) -> Params:
+        drawn, still = symmetry.random(arch, keys[0]), symmetry.identity(arch)
         element = symmetry.Element(
             jax.tree.map(lambda new, old: jnp.where(permute, new, old), drawn.permutation, still.permutation),
-            jax.tree.map(lambda new, old: jnp.where(flip, new, old), drawn.scale, still.scale),
+            jax.tree.map(lambda new, old: jnp.where(scale, new, old), drawn.scale, still.scale),
         )
         leaves, structure = jax.tree.flatten(symmetry.act(arch, element, params))
-        noise_keys = jax.random.split(noise_key, len(leaves))
+        noise_keys = jax.random.split(keys[1], len(leaves))
         noisy = [leaf + noise * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, noise_keys, strict=True)]
         return jax.tree.unflatten(structure, noisy)
 
-    whole = jax.vmap(copy, (0, 0, None, None, None))
-    return jax.jit(lambda stack, key, *options: whole(stack, jax.random.split(key, _count(stack)), *options))
+    def from_data(params: Params, keys: tuple[Array, Array], *options: Array) -> Params:
+        return copy(params, (jax.random.wrap_key_data(keys[0]), jax.random.wrap_key_data(keys[1])), *options)
+
+    chunked = runs.in_chunks(from_data, networks_at_once)
+
+    def copies(
+        stack: Params, element_keys: Key, noise_keys: Key, *, permute: bool, scale: bool, noise: float = 0.0
+    ) -> Params:
+        data = tuple(np.asarray(jax.random.key_data(keys)) for keys in (element_keys, noise_keys))
+        count = len(data[0])
+        options = np.full(count, permute), np.full(count, scale), np.full(count, noise, np.float32)
+        return chunked(stack, data, *options)
+
+    return copies
 
 
 def orbit_spread(
-    arch: Architecture, read: Callable[[Params], Member], stack: Params, key: Key, size: int
+    copies: Callable[..., Params], read: Callable[[Params], Member], stack: Params, key: Key, size: int
 ) -> dict[str, Any]:
     """How far the encoder collapses orbits: deviations within orbits of `size` members over those between networks.
 
     Returns root mean square distances of embeddings within orbits and between the orbits' means, their ratio, and
-    the embeddings [networks, size, latent].
+    the embeddings [networks, size, latent]. `copies` is a function of `make_transformed_copies`.
     """
-    orbits = jax.jit(jax.vmap(lambda params, key: symmetry.orbit(arch, params, key, size)))
-    members = orbits(stack, jax.random.split(key, _count(stack)))
-    flat = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:]), members)
-    latent = read(flat).latent.reshape(_count(stack), size, -1)
+    count = len(jax.tree.leaves(stack)[0])
+    keys = each_split(jax.random.split(key, count), size).reshape(-1)
+    repeated = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), size, axis=0), stack)
+    members = copies(repeated, keys, keys, permute=True, scale=True)
+    latent = read(members).latent.reshape(count, size, -1)
     centers = latent.mean(1)
 
     def rms(gaps: np.ndarray) -> float:
@@ -190,6 +203,12 @@ def orbit_spread(
 
     within, between = rms(latent - centers[:, None]), rms(centers - centers.mean(0))
     return {"within": within, "between": between, "ratio": within / between, "latent": latent}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def each_split(keys: Key, number: int) -> Key:
+    """[networks, number] keys."""
+    return jax.vmap(lambda key: jax.random.split(key, number))(keys)
 
 
 def summary(paths: Paths, key: Key) -> dict[str, Any]:
@@ -225,7 +244,3 @@ def intervals(values: np.ndarray, key: Key) -> list[dict[str, float]]:
 @functools.partial(jax.jit, static_argnames="resamples")
 def _bootstraps(rows: Array, key: Key, *, resamples: int = 2000) -> tuple[Array, Array]:
     return jax.vmap(lambda values: landscape.bootstrap(values, key, resamples=resamples))(rows)
-
-
-def _count(stack: Params) -> int:
-    return len(jax.tree.leaves(stack)[0])

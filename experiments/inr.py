@@ -11,7 +11,7 @@ checkpoints, results.json with every number, report.html with every picture. `--
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -94,7 +94,7 @@ PRESETS = {
                 scoring_images=8,
                 chunk=16,
             ),
-            model=autoencoders.ModelConfig(8, 2),
+            model=autoencoders.ModelConfig(8, 1),
             train=TrainConfig(16, epochs=3, warmup_steps=2, micro_batch=8),
             evaluation=EvaluationConfig((0.0, 0.005), points=5, orbits=3, orbit_size=4),
         ),
@@ -189,6 +189,7 @@ class Instruments(NamedTuple):
     read: Callable[[Params], Member]
     draw: Callable[[Params], np.ndarray]
     recognize: Callable[[np.ndarray], np.ndarray]
+    copies: Callable[..., Params]
 
 
 def score(
@@ -199,16 +200,16 @@ def score(
     given: Mapping[str, images.Images],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All numbers and pictures of the report, on networks and images that neither training nor selection has seen."""
-    settings, arch = config.evaluation, model.arch
+    settings = config.evaluation
     keys = runs.keys(config.seed + 1)
     subject = _subject(zoos["scoring"], given["scoring"])
     tools = _instruments(config, model, variables, zoos["train"], given["train"], len(subject.truth))
-    kinds = _kinds(config, arch, subject, keys)
+    kinds = _kinds(config, tools, subject, keys)
     member = tools.read(subject.first)
     original, decoded = tools.draw(member.params), tools.draw(member.decoded)
     merging, paths = _merge(tools, kinds, member, original, subject, keys)
     orbits = jax.tree.map(lambda leaf: leaf[: settings.orbits], subject.first)
-    spread = evaluation.orbit_spread(arch, tools.read, orbits, next(keys), settings.orbit_size)
+    spread = evaluation.orbit_spread(tools.copies, tools.read, orbits, next(keys), settings.orbit_size)
     pictures = {
         "paths": paths,
         "truth": subject.truth[:12],
@@ -248,22 +249,30 @@ def _instruments(
         for reader in {method.network for method in methods.values()}
     }
     read = evaluation.make_read(model, variables, networks_at_once=min(64, count))
-    return Instruments(methods, follow, read, draw, _recognizer(given))
+    copies = evaluation.make_transformed_copies(arch, networks_at_once=min(64, count))
+    return Instruments(methods, follow, read, draw, _recognizer(given), copies)
 
 
-def _kinds(config: Config, arch: Architecture, subject: Subject, keys: Any) -> dict[str, Params]:
+def _kinds(config: Config, tools: Instruments, subject: Subject, keys: Iterator[Key]) -> dict[str, Params]:
     """The other network of every pair, by kind: another fit, and copies moved by each group with each noise."""
     kinds = {} if subject.second is None else {inr_report.INDEPENDENT: subject.second}
-    copies = evaluation.make_transformed_copies(arch)
-    for group, (permute, flip) in {"P": (True, False), "D": (False, True), "PD": (True, True)}.items():
+    for group, (permute, scale) in {"P": (True, False), "D": (False, True), "PD": (True, True)}.items():
         for noise in config.evaluation.noises:
-            options = np.bool_(permute), np.bool_(flip), np.float32(noise)
-            kinds[f"{group}, noise {noise:g}"] = copies(subject.first, next(keys), *options)
+            pair_keys = evaluation.each_split(jax.random.split(next(keys), len(subject.truth)), 2)
+            moved = tools.copies(
+                subject.first, pair_keys[:, 0], pair_keys[:, 1], permute=permute, scale=scale, noise=noise
+            )
+            kinds[f"{group}, noise {noise:g}"] = moved
     return kinds
 
 
 def _merge(
-    tools: Instruments, kinds: Mapping[str, Params], member: Member, original: np.ndarray, subject: Subject, keys: Any
+    tools: Instruments,
+    kinds: Mapping[str, Params],
+    member: Member,
+    original: np.ndarray,
+    subject: Subject,
+    keys: Iterator[Key],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Every method on every kind of pair, and the images along a few paths of the first kind."""
     merging: dict[str, Any] = {}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import jax_scalegmn as sg
@@ -160,7 +161,7 @@ def describe(networks: Zoo) -> dict[str, Any]:
     described = {
         "networks": len(networks),
         "images": len(np.unique(networks.records.get("image_index", np.arange(len(networks))))),
-        "scales": dict(zip(names, zoo.scales(networks), strict=True)),
+        "scales": dict(zip(names, _scales(networks), strict=True)),
     }
     if "psnr" in networks.records:
         psnr = networks.records["psnr"]
@@ -169,6 +170,14 @@ def describe(networks: Zoo) -> dict[str, Any]:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _scales(networks: Zoo) -> list[float]:
+    """`zoo.scales` as numbers for a person, computed on the host."""
+    values = jax.tree.map(
+        np.asarray, jax.vmap(lambda params: architecture.unpack(networks.arch, params))(networks.params)
+    )
+    return [float(np.sqrt(np.square(value, dtype=float).mean())) for value in values]
 
 
 def _parts(path: Path, settings: ZooConfig, seed: int) -> dict[str, Zoo]:

@@ -87,7 +87,7 @@ def test_scores_are_those_of_the_networks(cnns):
 
 
 def test_training_starts_at_the_scaled_initialization_and_learns(cnns):
-    start = jax.tree.map(lambda leaf: 2 * leaf, network.init(ARCH, jax.random.key(3)))
+    start = jax.jit(lambda key: jax.tree.map(lambda leaf: 2 * leaf, network.init(ARCH, key)))(jax.random.key(3))
     support.assert_identical(params(cnns, "larger", 0), start)
     losses = {name: cnns.records["test_loss"][row(cnns, name)] for name in ("base", "faster", "other")}
     assert all(losses[name] < 0.9 * cnns.records["test_loss"][row(cnns, name, 0)] for name in losses)

@@ -26,9 +26,11 @@ NETWORKS = {
         support.ARCHITECTURES["tanh cnn"],
         ("--arch", "cnn:2-3-4,3,tanh,kernel_size=3-2,padding=same,flatten=7-9"),
     ),
+    "small resnet": (sg.resnet(4, widths=(2,), outputs=2), ("--arch", "resnet:4,2,2,norm=batch")),
     "resnet": (sg.resnet(6, widths=(2, 3), outputs=2), ("--arch", "resnet:6,2-3,2,norm=batch")),
 }
 MLP = NETWORKS["relu mlp"][0]
+SHALLOW, SHALLOW_RELU = sg.mlp((3, 5, 2)), ("--arch", "mlp:3-5-2,relu")  # where one hidden layer shows as much
 
 
 def random_params(arch, seed=0):
@@ -65,8 +67,19 @@ def data(path, arch, count=32):
 # --- what is written ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["torch.pt", "slashes.npz", "dots.safetensors", "variables.msgpack", "orbax"])
-@pytest.mark.parametrize("network", NETWORKS)
+FORMATS = ("torch.pt", "slashes.npz", "dots.safetensors", "variables.msgpack", "orbax")
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        *(("relu mlp", name) for name in FORMATS),
+        ("tanh cnn", "torch.pt"),
+        ("small resnet", "variables.msgpack"),
+        *(pytest.param("tanh cnn", name, marks=pytest.mark.slow) for name in FORMATS[1:]),
+        *(pytest.param("resnet", name, marks=pytest.mark.slow) for name in FORMATS),
+    ],
+)
 def test_a_network_merged_with_a_moved_copy_computes_the_same(tmp_path, capsys, network, name):
     arch, flags = NETWORKS[network]
     (a, b), (params, moved) = pair(tmp_path, name, arch)
@@ -80,7 +93,7 @@ def test_a_network_merged_with_a_moved_copy_computes_the_same(tmp_path, capsys, 
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after.arrays) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), before.arrays
     )
-    x = support.example(arch) if network != "resnet" else jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    x = support.example(arch) if "resnet" not in network else jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     merged = io.read_network(out, arch).params
     expected = support.outputs(arch, params, x)
     assert support.deviation(support.outputs(arch, merged, x), expected) < 1e-4
@@ -136,17 +149,17 @@ def test_the_numbers_of_the_summary_are_those_of_the_library(tmp_path, capsys):
 
 
 def test_many_networks_meet_at_the_first_or_at_their_mean(tmp_path, capsys):
-    paths, (a, *_) = pair(tmp_path, "torch.npz", MLP)
+    paths, (a, *_) = pair(tmp_path, "torch.npz", SHALLOW)
     third = tmp_path / "third.npz"
     third.write_bytes(paths[1].read_bytes())
-    x = support.example(MLP)
+    x = support.example(SHALLOW)
     for frame in ("first", "mean"):
         out = tmp_path / f"{frame}.npz"
-        assert run(capsys, "merge", *paths, third, "--out", out, *RELU, "--frame", frame)[0] == 0
-        merged = io.read_network(out, MLP).params
-        assert support.deviation(support.outputs(MLP, merged, x), support.outputs(MLP, a, x)) < 1e-4
+        assert run(capsys, "merge", *paths, third, "--out", out, *SHALLOW_RELU, "--frame", frame)[0] == 0
+        merged = io.read_network(out, SHALLOW).params
+        assert support.deviation(support.outputs(SHALLOW, merged, x), support.outputs(SHALLOW, a, x)) < 1e-4
         # The mean is of networks in their balanced gauge.
-        expected = a if frame == "first" else symmetry.balanced(MLP, a)
+        expected = a if frame == "first" else symmetry.balanced(SHALLOW, a)
         assert support.deviation(merged, expected) < 1e-4
 
 
@@ -195,12 +208,12 @@ def test_straight_through_lowers_the_loss_of_the_merged_classifier(tmp_path, cap
 
 
 def test_half_and_double_precision_are_kept(tmp_path, capsys):
-    params = random_params(MLP)
+    params = random_params(SHALLOW)
     for dtype in ("float16", "bfloat16", "float64"):
         path, out = tmp_path / f"{dtype}.msgpack", tmp_path / f"{dtype}.out.msgpack"
         own = jax.tree.map(lambda leaf, dtype=dtype: np.asarray(leaf).astype(dtype) * 1.1, params)
         path.write_bytes(serialization.to_bytes(own))
-        assert run(capsys, "merge", path, path, "--out", out, *RELU)[0] == 0
+        assert run(capsys, "merge", path, path, "--out", out, *SHALLOW_RELU)[0] == 0
         # The mean of a network and itself is itself, in float64 to its last bits.
         got = io.read_arrays(out).arrays
         limit = {"float16": 1e-3, "bfloat16": 1e-2, "float64": 1e-12}[dtype]
@@ -236,12 +249,12 @@ def test_networks_without_a_function_are_aligned_and_not_compared(tmp_path, caps
 
 def test_a_wrong_description_is_refused_and_nothing_written(tmp_path, capsys):
     """A gelu network that is said to have the signs of tanh."""
-    gelu = sg.mlp((3, 8, 8, 2), "gelu")
+    gelu = sg.mlp((3, 8, 2), "gelu")
     (a, b), _ = pair(tmp_path, "torch.pt", gelu)
-    wrong = gelu.as_json() | {"neurons": sg.mlp((3, 8, 8, 2), "tanh").as_json()["neurons"]}
+    wrong = gelu.as_json() | {"neurons": sg.mlp((3, 8, 2), "tanh").as_json()["neurons"]}
     described = tmp_path / "arch.json"
     described.write_text(json.dumps(wrong))
-    assert run(capsys, "check", a, "--arch", "mlp:3-8-8-2,gelu")[0] == 0
+    assert run(capsys, "check", a, "--arch", "mlp:3-8-2,gelu")[0] == 0
     status, _, err = run(capsys, "check", a, b, "--arch", described)
     assert status == 2
     assert "described wrongly" in err
@@ -312,7 +325,7 @@ def test_networks_that_cannot_be_read_are_named(tmp_path, capsys):
         "nan": b"",
     }
     spoilt = jax.tree.map(lambda leaf: leaf.at[0].set(jnp.nan), random_params(MLP))
-    messages = {"truncated": "expected a .pt file", "foreign": "no zip archive", "other": "has shape", "nan": "NaN"}
+    messages = {"truncated": "expected a .pt file", "foreign": "not a zip archive", "other": "has shape", "nan": "NaN"}
     for name, content in cases.items():
         bad = tmp_path / f"{name}.pt"
         bad.write_bytes(content)

@@ -67,7 +67,11 @@ def wrong(arch):
     return dataclasses.replace(arch, neuron_layers=neurons)
 
 
-def test_the_group_of_an_architecture_passes(arch, params, key):
+@pytest.mark.parametrize("name", ["siren", "mixed mlp", "tanh cnn"])
+def test_the_group_of_an_architecture_passes(name, key):
+    """Signs of dense and of convolutional layers, positive scales, and permutations alone."""
+    arch = support.ARCHITECTURES[name]
+    params = support.random_params(arch)
     assert _report.orbit_change(arch, params, key, support.example(arch), samples=3) < 1e-4
 
 

@@ -91,9 +91,9 @@ def test_distillation_on_a_few_images_a_step_has_the_same_mean():
     model, x, params = noisy(RELU), support.example(RELU), support.random_params(RELU)
     keys = jax.random.split(KEY, 400)
     logits = losses.teacher_logits(RELU, jax.tree.map(lambda leaf: leaf[None], params), x)[0]
-    some = jax.jit(losses.distillation(Half(model.encoder, model.decoder), x, images_per_step=2))
-    values = jax.vmap(lambda key: some({}, params, key)[0])(keys)
-    known = jax.vmap(lambda key: some({}, (params, logits), key)[0])(keys)
+    some = losses.distillation(Half(model.encoder, model.decoder), x, images_per_step=2)
+    draws = jax.jit(jax.vmap(lambda key: (some({}, params, key)[0], some({}, (params, logits), key)[0])))
+    values, known = draws(keys)
     whole = losses.distillation(Half(model.encoder, model.decoder), x)({}, params, KEY)[0]
     np.testing.assert_allclose(values, known, rtol=1e-4, atol=1e-7)
     assert values.std() > 0
@@ -165,12 +165,13 @@ def test_an_encoder_is_a_classifier():
     loss_fn, labels = losses.classification(model), jnp.asarray([0, 2])
 
     @jax.jit
-    def mean_losses(variables):
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def compute(variables):
         def mean(read):
             return jax.vmap(lambda one, label: loss_fn(variables, (read(one), label), KEY)[0])(stack, labels).mean()
 
         return mean(lambda one: one), mean(functools.partial(graph.from_params, RELU))
 
-    (loss, read), grad = mean_losses(variables), jax.jit(jax.grad(lambda v: mean_losses(v)[0]))(variables)
+    (loss, read), grad = compute(variables)
     assert read == pytest.approx(float(loss), rel=1e-5)
     assert all((leaf != 0).any() for leaf in jax.tree.leaves(grad))

@@ -54,8 +54,9 @@ def test_every_network_is_the_one_fitted_alone():
 
 
 def test_fitting_lowers_every_loss_from_the_initial_one():
-    first, last = fit(slice(None), num_steps=1), fit(slice(None), num_steps=100)
-    assert (last.records["loss"] < 0.5 * first.records["loss"]).all()
+    last = fit(slice(None), num_steps=100)
+    first = jax.jit(jax.vmap(lambda row, key: mean_square(network.init(ARCH, key), row)))(DATA, KEYS)
+    assert (last.records["loss"] < 0.5 * first).all()
     assert last.settings == {"steps": 100, "initialization": "standard"}
 
 
@@ -72,15 +73,14 @@ def test_records_tell_where_every_network_comes_from(fitted):
     assert not np.allclose(drawn[0], drawn[3])  # two independent fits of one image
 
 
-def test_color_images_are_fitted_by_one_output_per_channel():
+def test_color_images_are_fitted_by_one_output_per_channel(fitted):
     arch = sg.siren((2, 4, 3), w0=10.0)
     colors = np.random.default_rng(1).uniform(size=(2, 4, 4, 3)).astype(np.float32)
-    fitted = zoo.fit_images(arch, colors, LABELS, image_index=np.array([1, 0]), num_steps=30, learning_rate=0.01)
-    drawn = jax.jit(jax.vmap(lambda p: network.render(arch, p, (4, 4))))(fitted.params)
-    np.testing.assert_allclose(fitted.records["loss"], np.square(drawn - colors[[1, 0]]).mean((1, 2, 3)), rtol=1e-4)
-    gray = zoo.fit_images(ARCH, IMAGES, LABELS, image_index=INDEX[:1], num_steps=3)
-    same = zoo.fit_images(ARCH, IMAGES[..., None], LABELS, image_index=INDEX[:1], num_steps=3)
-    support.assert_identical(same.params, gray.params)
+    inrs = zoo.fit_images(arch, colors, LABELS, image_index=np.array([1, 0]), num_steps=30, learning_rate=0.01)
+    drawn = jax.jit(jax.vmap(lambda p: network.render(arch, p, (4, 4))))(inrs.params)
+    np.testing.assert_allclose(inrs.records["loss"], np.square(drawn - colors[[1, 0]]).mean((1, 2, 3)), rtol=1e-4)
+    options = {"image_index": INDEX, "seed": 3, "num_steps": 30, "learning_rate": 0.01}
+    assert support.deviation(zoo.fit_images(ARCH, IMAGES[..., None], LABELS, **options).params, fitted.params) < 1e-5
     for wrong in (IMAGES, colors[..., :2]):
         with pytest.raises(ValueError, match=r"has 3 outputs and expects \[images, height, width, 3\]"):
             zoo.fit_images(arch, wrong, LABELS, image_index=INDEX)

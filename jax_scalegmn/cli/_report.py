@@ -1,5 +1,6 @@
 """Summarizes an alignment in numbers: how it moved the neurons, and that it preserved the function."""
 
+import functools
 from typing import Any
 
 import jax
@@ -129,12 +130,12 @@ def random_inputs(
     convolutional = arch.input_rank == 3
     sides = (32, 28, 64, *range(1, 64), 96, 128, 224)
     for shape in [(side, side, channels) for side in sides] if convolutional else [(channels,)]:
-        batch = jax.ShapeDtypeStruct((count, *shape), jnp.zeros(()).dtype)
+        example = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
         try:
-            jax.eval_shape(outputs, arch, params, batch)
+            jax.eval_shape(functools.partial(network.apply, arch), params, example)
         except (TypeError, ValueError):  # too small for a kernel, or another size before a dense layer
             continue
-        return jax.random.uniform(key, batch.shape, minval=-1, maxval=1)
+        return jax.random.uniform(key, (count, *shape), minval=-1, maxval=1)
     return None
 
 

@@ -151,7 +151,7 @@ def fit_each(
     networks_at_once: int = 128,
     progress: Callable[[int], None] | None = None,
 ) -> Any:
-    """Trains a network for every row in one compiled program: a scan over groups of networks that are vmapped.
+    """Trains a network for every row by one compiled program, called for one group of vmapped networks after the other.
 
     Args:
       fit_one: (one row of each of `rows`, all of `shared`) -> the trained network and what is known of it.
@@ -173,22 +173,18 @@ def fit_each(
         raise ValueError(f"networks_at_once is {networks_at_once}; expected a number >= 1.")
     count = counts.pop()
     size = min(networks_at_once, count)
-    # The last group is filled up with networks that are dropped again.
-    groups = jnp.arange(-(-count // size) * size).reshape(-1, size)
-
-    def fit_group(given: tuple[Any, ...], index: Array) -> tuple[tuple[Any, ...], Any]:
-        rows, shared = given
-        result = jax.vmap(lambda *row: fit_one(*row, *shared))(*jax.tree.map(lambda leaf: leaf[index % count], rows))
+    # Called from a loop of the host, so that populations of any number of networks share one program; without a
+    # callback, which JAX's cache of compiled programs refuses.
+    program = jax.jit(lambda rows, shared: jax.vmap(lambda *row: fit_one(*row, *shared))(*rows))
+    groups = []
+    for first in range(0, count, size):
+        # The last group is filled up with networks that are dropped again.
+        index, left = np.arange(first, first + size) % count, count - first
+        fitted = program(jax.tree.map(functools.partial(_take, index=index), rows), shared)
+        groups.append(jax.tree.map(lambda leaf, left=left: np.asarray(leaf)[:left], fitted))
         if progress is not None:
-            # The callback waits for a result of the group, so that it reports work that is done.
-            last = jax.tree.leaves(result)[-1].reshape(size, -1)[0, 0]
-            jax.debug.callback(lambda done, _: progress(int(done)), (index < count).sum(), last)
-        return given, result
-
-    _, fitted = jax.jit(functools.partial(jax.lax.scan, fit_group))((rows, shared), groups)
-    if progress is not None:
-        jax.effects_barrier()  # wait for the last callbacks
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], fitted)
+            progress(min(size, left))
+    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *groups)
 
 
 def fit_images(
@@ -397,6 +393,13 @@ def load(path: str | os.PathLike[str]) -> Zoo:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _take(leaf: Array, index: np.ndarray) -> Any:
+    """Rows of an array or of an array of keys, taken on the host."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(np.asarray(jax.random.key_data(leaf))[index])
+    return np.asarray(leaf)[index]
 
 
 def _check_images(arch: Architecture, images: np.ndarray, image_index: np.ndarray) -> None:
