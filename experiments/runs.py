@@ -147,7 +147,7 @@ class Run:
           sections: The results -> the sections of the report, as HTML.
           result_tables: The results -> the tables for the terminal.
         """
-        seconds = self._seconds | {"total": time.perf_counter() - self._start}
+        seconds = results.get("seconds", {}) | self._seconds | {"total": time.perf_counter() - self._start}
         whole = {"config": plain(self.config), "environment": environment(), **results, "seconds": seconds}
         out = self.config.out
         write_json(out / "results.json", whole)

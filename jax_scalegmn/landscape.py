@@ -42,8 +42,8 @@ class Barrier(NamedTuple):
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
-    >>> sg.landscape.barrier(lambda x: -(x**2), jnp.array(-1.0), jnp.array(1.0), num_points=3).losses.tolist()
-    [-1.0, 0.0, -1.0]
+    >>> sg.landscape.barrier(lambda x: 1 - x**2, jnp.array(-1.0), jnp.array(1.0), num_points=3).losses.tolist()
+    [0.0, 1.0, 0.0]
     """
 
     ts: Float[Array, "*networks points"]
@@ -124,8 +124,8 @@ def path(
     >>> import jax_scalegmn as sg
     >>> a, b = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}
     >>> result = sg.landscape.path(lambda p: {"norm": jnp.linalg.norm(p["w"])}, a, b, num_points=5)
-    >>> result.metrics["norm"].round(2).tolist()
-    [1.0, 0.79, 0.71, 0.79, 1.0]
+    >>> [f"{norm:.2f}" for norm in result.metrics["norm"]]
+    ['1.00', '0.79', '0.71', '0.79', '1.00']
     """
     if num_points < 2:
         raise ValueError(f"num_points is {num_points}; a path has at least its 2 end points.")

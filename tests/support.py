@@ -222,3 +222,8 @@ HAND_WRITTEN = {
     "residual relu": residual_mlp("relu"),
     "residual tanh": residual_mlp("tanh"),
 }
+
+
+def asks_for_nothing(page: str) -> bool:
+    """Whether an HTML page names no address but that of the SVG namespace, which no browser asks for."""
+    return "://" not in page.replace("http://www.w3.org/2000/svg", "")

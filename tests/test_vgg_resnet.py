@@ -403,7 +403,7 @@ def test_modules_of_pytorch_are_read_in_their_order():
         order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[value.ndim]
         tensors[f"{modules[parameter.path[:-1]]}.{kinds[parameter.path[-1]]}"] = np.transpose(value, order)
     support.assert_identical(io.from_torch(arch, tensors), params)
-    with pytest.raises(ValueError, match=r"has \['conv1.bias'\], of which 'resnet .* no parameters.*another order"):
+    with pytest.raises(ValueError, match=r"has \['conv1.bias'\], for which 'resnet .* no parameters.*another order"):
         io.from_torch(arch, tensors | {"conv1.bias": np.zeros(4)})
     with pytest.raises(ValueError, match=r"'layer2.0.bn2.running_var'\] is missing"):
         io.from_torch(arch, {key: value for key, value in tensors.items() if key != "layer2.0.bn2.running_var"})
@@ -485,7 +485,7 @@ def test_a_branch_that_does_not_meet_its_shortcut_is_refused():
     arch = sg.mlp((2, 3, 1))
     residual = Residual(None, arch.layers[:1], (), None)
     torn = dataclasses.replace(arch, layers=(residual, arch.layers[1]))
-    with pytest.raises(ValueError, match=r"branch of Residual None gives \(3,\), its shortcut \(2,\); expected one"):
+    with pytest.raises(ValueError, match=r"branch of Residual None outputs \(3,\), its shortcut \(2,\); expected one"):
         network.apply(torn, network.init(torn, jax.random.key(0)), jnp.zeros(2))
 
 

@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> sg.io.tensors.write(folder / "a.npz", sg.io.to_torch(arch, params))
     >>> sg.cli.main(["check", str(folder / "a.npz"), "--activation", "relu"])
     architecture  mlp 2-4-1 relu, 17 numbers
-      inputs      2 neurons, fixed
+      input       2 neurons, fixed
       hidden_0    4 neurons, positive
-      outputs     1 neurons, fixed
+      output      1 neurons, fixed
     .../a.npz  .npz, float32
       function    preserved: changed by at most ... of its largest output
     0

@@ -137,7 +137,7 @@ def affine(arch: Architecture) -> list[Affine]:
       ValueError: If the architecture has none, like one without layers.
     """
     layers = list(architecture.walk(arch.layers))
-    following = [layer for _, layer in layers[1:]] + [None]
+    following = [*(layer for _, layer in layers), None][1:]
     layers_with_kernel = [
         Affine((*at, layer.name), (after if isinstance(after, Norm) else layer).activation)
         for (at, layer), after in zip(layers, following, strict=True)
