@@ -1,13 +1,30 @@
 """Set-up of all tests: eight fake devices, shapes checked at every call, and the networks that tests run over."""
 
+import importlib.util
+import mmap
 import os
+from pathlib import Path
+
+
+def _known(flag: str) -> bool:
+    """Whether the installed XLA has a flag: it stops at one that it does not know, and flags come and go."""
+    (folder,) = importlib.util.find_spec("jaxlib").submodule_search_locations
+    with (Path(folder) / "libjax_common.so").open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(flag.encode()) >= 0
+
 
 # Before jax is imported. The programs are tiny: compiling them fast matters more than running them fast.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+_FLAGS = {
+    "xla_force_host_platform_device_count": 8,
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+os.environ["XLA_FLAGS"] = " ".join(f"--{flag}={value}" for flag, value in _FLAGS.items() if _known(flag))
 
-import jax
-import jaxtyping
-import pytest
+import jax  # noqa: E402 (after the flags)
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 jaxtyping.install_import_hook("jax_scalegmn", "beartype.beartype")
 
@@ -18,7 +35,7 @@ def pytest_configure(config):
     """Keeps compiled programs in pytest's cache folder: modules, workers and later runs share them."""
     if jax.config.jax_compilation_cache_dir is None and hasattr(config, "cache"):
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from jax_scalegmn import architecture
@@ -126,8 +127,8 @@ def num_parameters(model: nn.Module, example: Any) -> int:
     >>> sg.models.num_parameters(model, sg.architecture.abstract_params(arch))
     275
     """
-    variables = jax.eval_shape(model.init, jax.random.key(0), example)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+    leaves, structure = jax.tree.flatten(example)
+    return _num_parameters(model, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
 
 
 def match_size(make: Callable[[int], nn.Module], example: Any, target: int) -> int:
@@ -155,6 +156,9 @@ def match_size(make: Callable[[int], nn.Module], example: Any, target: int) -> i
         raise ValueError(f"target is {target}; expected a number of parameters >= 1.")
     count = functools.cache(lambda width: num_parameters(make(width), example))
     low, high = 1, 2
+    guess = _root(count(1), count(2), count(3), target)
+    if count(guess) < target <= count(guess + 1):
+        low, high = guess, guess + 1
     while count(high) < target:
         if count(high) <= count(low):
             raise ValueError(
@@ -169,6 +173,24 @@ def match_size(make: Callable[[int], nn.Module], example: Any, target: int) -> i
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1024)  # tracing a model takes half a second, and searches for a size come back to it
+def _num_parameters(model: nn.Module, structure: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> int:
+    example = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    variables = jax.eval_shape(model.init, jax.random.key(0), example)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+
+
+def _root(at_1: int, at_2: int, at_3: int, target: int) -> int:
+    """The largest width >= 1 at which a polynomial of degree 2 stays below the target: what most models grow by."""
+    curvature = at_1 - 2 * at_2 + at_3
+    slope = at_2 - at_1 - 3 * curvature / 2
+    rest = at_1 - curvature / 2 - slope - target
+    discriminant = slope**2 - 2 * curvature * rest
+    if curvature <= 0 or discriminant < 0:
+        return max(1, math.ceil(-rest / slope) - 1) if slope > 0 else 1
+    return max(1, math.ceil((math.sqrt(discriminant) - slope) / curvature) - 1)
 
 
 def _to_json(field: Any) -> Any:

@@ -55,8 +55,9 @@ def encoder(
     Raises:
       ValueError: On a missing, additional or misshapen tensor, one with a NaN, or networks that the model cannot read.
 
+    >>> import numpy as np
     >>> import jax_scalegmn as sg
-    >>> sg.models.published.encoder(sg.siren((2, 32, 32, 1)), {"net.weight": [0.0]})
+    >>> sg.models.published.encoder(sg.siren((2, 32, 32, 1)), {"net.weight": np.zeros(1)})
     Traceback (most recent call last):
     ...
     ValueError: The state_dict is not of the published model: 'construct_graph.proj_bias.weight' is missing among 1

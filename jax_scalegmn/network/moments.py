@@ -59,8 +59,9 @@ def pooled(parts: Moments, counts: Float[Array, " batches"]) -> Moments:
     >>> import jax.numpy as jnp
     >>> from jax_scalegmn.network import moments
     >>> parts = moments.Moments(mean=jnp.array([[1.0], [4.0]]), var=jnp.array([[0.0], [3.0]]))
-    >>> moments.pooled(parts, jnp.array([2.0, 1.0]))  # of the values 1, 1 and a batch with mean 4 and variance 3
-    Moments(mean=Array([2.], dtype=float32), var=Array([3.], dtype=float32))
+    >>> mean, var = moments.pooled(parts, jnp.array([2.0, 1.0]))  # of the values 1, 1 and a batch of mean 4, variance 3
+    >>> print(f"{mean[0]:.4f} {var[0]:.4f}")
+    2.0000 3.0000
 
     Args:
       parts: The moments of the batches, each array with a leading axis [batches].

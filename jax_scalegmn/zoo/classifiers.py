@@ -185,9 +185,9 @@ def check_labels(arch: Architecture, y: Int[Array, " labels"]) -> None:
     Raises:
       ValueError: If a label is not that of an output.
 
-    >>> import numpy as np
+    >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
-    >>> sg.zoo.classifiers.check_labels(sg.mlp((2, 10)), np.array([3, 10]))
+    >>> sg.zoo.classifiers.check_labels(sg.mlp((2, 10)), jnp.array([3, 10]))
     Traceback (most recent call last):
     ...
     ValueError: Labels are from 3 to 10; 'mlp 2-10 relu' has outputs 0 to 9. ...
