@@ -1,5 +1,6 @@
 """Set-up of all tests: eight fake devices, shapes checked at every call, and the networks that tests run over."""
 
+import gc
 import importlib.util
 import mmap
 import os
@@ -26,7 +27,10 @@ import jax  # noqa: E402 (after the flags)
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-jaxtyping.install_import_hook("jax_scalegmn", "beartype.beartype")
+# All but `inference`, which handles traced programs and no arrays: there the checks take a third of the time.
+_MODULES = {path.stem for path in Path(__file__).parent.with_name("jax_scalegmn").iterdir()} - {"__init__", "inference"}
+jaxtyping.install_import_hook([f"jax_scalegmn.{module}" for module in _MODULES], "beartype.beartype")
+gc.set_threshold(200_000, 100, 1000)  # JAX's traced programs are many small objects that stay
 
 import support  # noqa: E402 (after the hook)
 

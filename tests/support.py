@@ -33,14 +33,17 @@ def precision(dtype):
 
 
 def random_params(arch: Architecture, seed: int = 0, dtype="float32", models: tuple[int, ...] = ()):
-    """Params of a generic network, biases included, with pre-activations of order one."""
+    """Params of a generic network, biases included, with pre-activations of order one and positive variances."""
     rng = np.random.default_rng(seed)
     frequency = {layer.name: layer.activation.frequency for layer in arch.layers if getattr(layer, "activation", None)}
     values = []
     for parameter in arch.parameters:
         shape = arch.shape(parameter)
         size = 1 / np.sqrt(np.prod(shape[:-1], initial=1)) / frequency.get(parameter.path[0], 1)
-        values.append(jnp.asarray(size * rng.normal(size=(*models, *shape)), dtype))
+        value = size * rng.normal(size=(*models, *shape))
+        if arch.layers and parameter.path[-1] == "var":
+            value = np.abs(value) + 0.3
+        values.append(jnp.asarray(value, dtype))
     return architecture.pack(arch, values)
 
 
@@ -88,7 +91,8 @@ def rows(stack, index):
 
 def example(arch: Architecture, count: int = 4, seed: int = 0, dtype="float32"):
     """A batch of inputs."""
-    shape = (7, 9, arch.neuron_layers[0].width) if arch.name.startswith("cnn") else (arch.neuron_layers[0].width,)
+    image = bool(arch.layers) and arch.input_rank == 3
+    shape = (7, 9, arch.neuron_layers[0].width) if image else (arch.neuron_layers[0].width,)
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (count, *shape)), dtype)
 
 
