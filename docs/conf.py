@@ -53,6 +53,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Notebooks compile the same programs in every build; only the first one pays.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE / "_build" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # to compile takes most of a notebook's time
 
 # --- API ----------------------------------------------------------------------------------------------------------
 
