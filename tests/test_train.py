@@ -230,6 +230,12 @@ def test_init_begins_at_step_0_and_follows_its_key():
     assert states[0].step == 0
     kernels = [state.variables["params"]["Dense_0"]["kernel"] for state in states]
     assert not np.array_equal(kernels[0], kernels[2])
+    seeds = jax.jit(jax.vmap(lambda key: training.init(Linear(), TX, params, key).variables))
+    together = seeds(jax.vmap(jax.random.key)(jnp.arange(2)))
+    for one, variables in zip(
+        (states[0], states[2]), (support.rows(together, 0), support.rows(together, 1)), strict=True
+    ):
+        assert support.deviation(variables, one.variables) < 1e-6
 
 
 def test_monitor_smooths_and_counts_since_the_best():

@@ -106,10 +106,7 @@ def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *
     (0, (3, 2))
     """
     init_key, key = jax.random.split(key)
-    # It runs once: to compile fast matters more than to run fast.
-    options = {"xla_backend_optimization_level": 0}
-    draw = jax.jit(lambda key, example: model.init(key, example, method=method), compiler_options=options)
-    variables = draw(init_key, example)
+    variables = jax.jit(lambda key, example: model.init(key, example, method=method))(init_key, example)
     return State(variables, tx.init(variables), key, jnp.asarray(0))
 
 
