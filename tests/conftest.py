@@ -10,8 +10,10 @@ from pathlib import Path
 def _known(flag: str) -> bool:
     """Whether the installed XLA has a flag: it stops at one that it does not know, and flags come and go."""
     (folder,) = importlib.util.find_spec("jaxlib").submodule_search_locations
-    with (Path(folder) / "libjax_common.so").open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(flag.encode()) >= 0
+    for library in Path(folder).glob("*jax_common*"):  # .so, .dylib or .dll
+        with library.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(flag.encode()) >= 0
+    return flag == "xla_force_host_platform_device_count"
 
 
 # Before jax is imported. The programs are tiny: compiling them fast matters more than running them fast.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from jax_scalegmn import architecture
@@ -127,8 +126,8 @@ def num_parameters(model: nn.Module, example: Any) -> int:
     >>> sg.models.num_parameters(model, sg.architecture.abstract_params(arch))
     275
     """
-    leaves, structure = jax.tree.flatten(example)
-    return _num_parameters(model, structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+    variables = jax.eval_shape(model.init, jax.random.key(0), example)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
 
 
 def match_size(make: Callable[[int], nn.Module], example: Any, target: int) -> int:
@@ -173,13 +172,6 @@ def match_size(make: Callable[[int], nn.Module], example: Any, target: int) -> i
 
 
 # --- private ------------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=1024)  # tracing a model takes half a second, and searches for a size come back to it
-def _num_parameters(model: nn.Module, structure: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...]) -> int:
-    example = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
-    variables = jax.eval_shape(model.init, jax.random.key(0), example)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
 
 
 def _root(at_1: int, at_2: int, at_3: int, target: int) -> int:
