@@ -19,7 +19,6 @@ import jax_scalegmn as sg
 from benchmarks import timing
 from experiments.runs import environment
 from jax_scalegmn import models, network, training
-from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.training import losses
 from jax_scalegmn.zoo import classifier_zoo
 
@@ -51,13 +50,15 @@ class Config:
     batch_sizes: tuple[int, ...] = (64,)
     """The numbers of networks in a training batch."""
     micro_batches: tuple[int, ...] = (2, 8)
-    """The numbers of networks differentiated at a time."""
+    """The numbers of networks differentiated at a time; that of the batch for all at once."""
     images_per_step: int = 64
     """The number of images that every network of a batch is distilled on."""
     repeats: int = 3
     """The number of timed repeats of a call."""
     matmul_size: int = 2048
     """The size of the matrix product that shows the machine's rate."""
+    dtypes: tuple[str, ...] = ("float32",)
+    """The dtypes of features and products, each next to the machine's rate in that dtype."""
 
 
 def main(config: Config) -> list[dict[str, Any]]:
@@ -69,6 +70,52 @@ def main(config: Config) -> list[dict[str, Any]]:
     return rows
 
 
+def autoencoder_rows(config: Config, activation: str, batch_size: int, dtype: str) -> Iterator[dict[str, Any]]:
+    """The encoder forward and the training steps on one batch of networks."""
+    arch = sg.cnn(config.channels, 10, activation=activation)
+    computed = None if dtype == "float32" else dtype
+    model = models.autoencoder(arch, config.features, num_layers=config.num_layers, dtype=computed)
+    keys = jax.random.split(jax.random.key(0), batch_size)
+    stack = jax.vmap(functools.partial(network.init, arch))(keys)
+    images, _ = _images(config, config.images_per_step)
+    rows = (stack, losses.teacher_logits(arch, stack, images))
+    tx = training.make_optimizer(clip_norm=5.0)
+    state = training.init(model, tx, jax.tree.map(lambda leaf: leaf[0], stack), jax.random.key(0))
+    loss = losses.distillation(model, images)
+
+    def encode(variables: Any, stack: Any) -> jax.Array:
+        return jax.vmap(lambda params: model.apply(variables, params, method="encode"))(stack)
+
+    compiled = {"encoder_forward": timing.compile_once(encode, state.variables, stack)}
+    calls = {"encoder_forward": functools.partial(compiled["encoder_forward"].call, state.variables, stack)}
+    for micro in config.micro_batches:
+        name = "training_step" if micro == batch_size else f"training_step_micro_{micro}"
+        step = training.make_step(loss, tx, micro_batch=None if micro == batch_size else micro)
+        compiled[name] = timing.compile_once(step, state, rows)
+        calls[name] = functools.partial(compiled[name].call, state, rows)
+    # The compiler counts the body of a loop once: the operations of a step are those of the one without.
+    step_gflop = timing.count_gflop(training.make_step(loss, tx), state, rows)
+    product, product_gflop = timing.matmul(config.matmul_size, dtype)
+    seconds = timing.in_turn({**calls, "matmul": product}, repeats=config.repeats)
+    rate = product_gflop / seconds["matmul"]["median_s"]
+    for name, one in compiled.items():
+        gflop = one.gflop if name == "encoder_forward" else step_gflop
+        yield {
+            "benchmark": name,
+            "network": str(arch),
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "images": config.images_per_step,
+            "graphs_per_second": batch_size / seconds[name]["median_s"],
+            "gflop_per_graph": gflop / batch_size,
+            "share_of_matmul_rate": gflop / seconds[name]["median_s"] / rate,
+            "matmul_gflop_per_second": rate,
+            "compile_seconds": one.compile_seconds,
+            "peak_mib": one.peak_mib,
+            **seconds[name],
+        }
+
+
 # --- private ------------------------------------------------------------------------------------------------------
 
 
@@ -77,7 +124,8 @@ def _rows(config: Config) -> Iterator[dict[str, Any]]:
         yield from _zoo(config)
     for activation in config.activations:
         for batch_size in config.batch_sizes:
-            yield from _autoencoder(config, sg.cnn(config.channels, 10, activation=activation), batch_size)
+            for dtype in config.dtypes:
+                yield from autoencoder_rows(config, activation, batch_size, dtype)
 
 
 def _images(config: Config, count: int) -> tuple[jax.Array, jax.Array]:
@@ -123,41 +171,6 @@ def _zoo(config: Config) -> Iterator[dict[str, Any]]:
             "images_per_second": config.networks * steps * config.zoo_batch_size / spent,
             "short_s": seconds[f"{chunk} short"],
             "long_s": seconds[f"{chunk} long"],
-        }
-
-
-def _autoencoder(config: Config, arch: Architecture, batch_size: int) -> Iterator[dict[str, Any]]:
-    model = models.autoencoder(arch, config.features, num_layers=config.num_layers)
-    keys = jax.random.split(jax.random.key(0), batch_size)
-    stack = jax.vmap(functools.partial(network.init, arch))(keys)
-    images, _ = _images(config, config.images_per_step)
-    rows = (stack, losses.teacher_logits(arch, stack, images))
-    tx = training.make_optimizer(clip_norm=5.0)
-    state = training.init(model, tx, jax.tree.map(lambda leaf: leaf[0], stack), jax.random.key(0))
-    loss = losses.distillation(model, images)
-
-    def encode(variables: Any, stack: Any) -> jax.Array:
-        return jax.vmap(lambda params: model.apply(variables, params, method="encode"))(stack)
-
-    compiled = {"encoder_forward": timing.compile_once(encode, state.variables, stack)}
-    calls = {"encoder_forward": functools.partial(compiled["encoder_forward"].call, state.variables, stack)}
-    for micro in config.micro_batches:
-        name = f"training_step_micro_{micro}"
-        compiled[name] = timing.compile_once(training.make_step(loss, tx, micro_batch=micro), state, rows)
-        calls[name] = functools.partial(compiled[name].call, state, rows)
-    product, product_gflop = timing.matmul(config.matmul_size)
-    seconds = timing.in_turn({**calls, "matmul": product}, repeats=config.repeats)
-    for name, one in compiled.items():
-        yield {
-            "benchmark": name,
-            "network": str(arch),
-            "batch_size": batch_size,
-            "images": config.images_per_step,
-            "graphs_per_second": batch_size / seconds[name]["median_s"],
-            "matmul_gflop_per_second": product_gflop / seconds["matmul"]["median_s"],
-            "compile_seconds": one.compile_seconds,
-            "peak_mib": one.peak_mib,
-            **seconds[name],
         }
 
 

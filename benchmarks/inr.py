@@ -7,18 +7,18 @@ python -m benchmarks.inr --batch-sizes 64 --micro-batches 4 8 16 64
 import dataclasses
 import functools
 import json
-import operator
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 import jax_scalegmn as sg
 from benchmarks import timing
 from experiments.runs import environment
-from jax_scalegmn import architecture, models, network, training, zoo
+from jax_scalegmn import models, network, training, zoo
 from jax_scalegmn.training import losses
 
 
@@ -50,32 +50,26 @@ class Config:
     """The numbers of INRs trained as one vmapped network."""
     matmul_size: int = 2048
     """The size of the matrix product that shows the machine's rate."""
+    dtypes: tuple[str, ...] = ("float32",)
+    """The dtypes of features and products, each next to the machine's rate in that dtype."""
 
 
 def main(config: Config) -> list[dict[str, Any]]:
     """Prints one JSON line for each measurement and returns them."""
-    arch = sg.siren(config.widths)
-    model = models.autoencoder(arch, config.features, num_layers=config.num_layers)
-    largest = max(config.batch_sizes)
-    keys = jax.random.split(jax.random.key(0), largest)
-    stack = jax.vmap(lambda key: network.init(arch, key, initialization=network.near_zero))(keys)
-    rows: list[dict[str, Any]] = []
-
-    def keep(measured: list[dict[str, Any]]) -> None:
-        for row in measured:
-            rows.append(row | {"environment": environment()})
-            print(json.dumps(rows[-1]), flush=True)
-
-    for batch_size in config.batch_sizes:
-        keep(_measure_model(config, model, jax.tree.map(operator.itemgetter(slice(batch_size)), stack), batch_size))
-    keep(_measure_zoo(config, arch))
+    rows = []
+    for row in _rows(config):
+        rows.append(row | {"environment": environment()})
+        print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
-# --- private ------------------------------------------------------------------------------------------------------
-
-
-def _measure_model(config: Config, model: models.Autoencoder, batch: Any, batch_size: int) -> list[dict[str, Any]]:
+def model_rows(config: Config, batch_size: int, dtype: str) -> list[dict[str, Any]]:
+    """The encoder forward and the training steps on one batch."""
+    arch = sg.siren(config.widths)
+    computed = None if dtype == "float32" else dtype
+    model = models.autoencoder(arch, config.features, num_layers=config.num_layers, dtype=computed)
+    keys = jax.random.split(jax.random.key(0), batch_size)
+    batch = jax.vmap(lambda key: network.init(arch, key, initialization=network.near_zero))(keys)
     tx = training.make_optimizer()
     state = training.init(model, tx, jax.tree.map(lambda leaf: leaf[0], batch), jax.random.key(0))
     loss = losses.inr_reconstruction(model, size=(config.side, config.side), orbit_weight=config.orbit_weight)
@@ -91,13 +85,15 @@ def _measure_model(config: Config, model: models.Autoencoder, batch: Any, batch_
         arguments[name] = (state, batch)
     # The compiler counts the body of a loop once, so the operations of a step are those of the one without.
     gflop = {name: compiled["training_step" if "step" in name else name].gflop for name in compiled}
-    product, product_gflop = timing.matmul(config.matmul_size)
+    product, product_gflop = timing.matmul(config.matmul_size, dtype)
     calls = {name: functools.partial(one.call, *arguments[name]) for name, one in compiled.items()}
     seconds = timing.in_turn({**calls, "matmul": product}, repeats=config.repeats)
     rate = product_gflop / seconds["matmul"]["median_s"]
     return [
         {
             "benchmark": name,
+            "network": str(arch),
+            "dtype": dtype,
             "batch_size": batch_size,
             "graphs_per_second": batch_size / seconds[name]["median_s"],
             "gflop_per_graph": gflop[name] / batch_size,
@@ -111,38 +107,43 @@ def _measure_model(config: Config, model: models.Autoencoder, batch: Any, batch_
     ]
 
 
-def _measure_zoo(config: Config, arch: architecture.Architecture) -> list[dict[str, Any]]:
-    size = (config.side, config.side)
-    images = np.random.default_rng(0).uniform(size=(config.zoo_networks, *size)).astype(np.float32)
-    rows = []
-    for chunk in config.zoo_chunks:
-        # Compiling is part of a fit: the difference of two lengths is the time of the steps alone.
-        def run(steps: int, chunk: int = chunk) -> Any:
-            fitted = zoo.fit_images(
-                arch,
-                images,
-                np.zeros(len(images), int),
-                image_index=np.arange(len(images)),
-                num_steps=steps,
-                networks_at_once=chunk,
-            )
-            return jnp.asarray(fitted.records["loss"])
+def zoo_row(config: Config, chunk: int) -> dict[str, Any]:
+    """The fitting of INRs, `chunk` of them at a time; compiling is left out, as is all until a first chunk is ready."""
+    size, chunks = (config.side, config.side), 1 + max(1, config.zoo_networks // chunk)
+    images = np.random.default_rng(0).uniform(size=(chunk, *size)).astype(np.float32)
+    ready: list[float] = []
+    fitted = zoo.fit_images(
+        sg.siren(config.widths),
+        images,
+        np.zeros(chunk, int),
+        image_index=np.tile(np.arange(chunk), chunks),
+        num_steps=config.zoo_steps,
+        networks_at_once=chunk,
+        progress=lambda _: ready.append(time.perf_counter()),
+    )
+    seconds, networks = ready[-1] - ready[0], len(fitted) - chunk
+    return {
+        "benchmark": "zoo_fit",
+        "network": str(fitted.arch),
+        "side": config.side,
+        "chunk": chunk,
+        "networks": networks,
+        "steps": config.zoo_steps,
+        "seconds": seconds,
+        "network_steps_per_second": networks * config.zoo_steps / seconds,
+        "networks_per_second_at_1000_steps": networks * config.zoo_steps / seconds / 1000,
+    }
 
-        seconds = timing.in_turn(
-            {"short": functools.partial(run, 1), "long": functools.partial(run, 1 + config.zoo_steps)},
-            repeats=max(1, config.repeats // 2),
-        )
-        spent = seconds["long"]["median_s"] - seconds["short"]["median_s"]
-        rows.append(
-            {
-                "benchmark": "zoo_fit",
-                "chunk": chunk,
-                "networks": config.zoo_networks,
-                "network_steps_per_second": config.zoo_networks * config.zoo_steps / spent,
-                "networks_per_second_at_1000_steps": config.zoo_networks * config.zoo_steps / spent / 1000,
-            }
-        )
-    return rows
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _rows(config: Config) -> Iterator[dict[str, Any]]:
+    for batch_size in config.batch_sizes:
+        for dtype in config.dtypes:
+            yield from model_rows(config, batch_size, dtype)
+    for chunk in config.zoo_chunks:
+        yield zoo_row(config, chunk)
 
 
 if __name__ == "__main__":

@@ -70,11 +70,11 @@ def _rows(config: Config) -> Iterator[dict[str, Any]]:
                 yield _solver_row(width, batch, config.repeats)
     for width in config.widths:
         solvers = SOLVERS if width <= config.device_width else {"host": assignment.scipy}
-        yield _matching_row("width", sg.mlp((width, width, width, 10)), 1, solvers, config.repeats)
+        yield matching_row("width", sg.mlp((width, width, width, 10)), 1, solvers, config.repeats)
     for depth in config.depths:
-        yield _matching_row("depth", sg.mlp((128,) * (depth + 1) + (10,)), 1, SOLVERS, config.repeats)
+        yield matching_row("depth", sg.mlp((128,) * (depth + 1) + (10,)), 1, SOLVERS, config.repeats)
     for batch in config.batches:
-        yield _matching_row("batch", sg.mlp((16, 32, 32, 10)), batch, SOLVERS, config.repeats)
+        yield matching_row("batch", sg.mlp((16, 32, 32, 10)), batch, SOLVERS, config.repeats)
     for number in config.numbers:
         yield _frame_row(sg.mlp((64, 128, 128, 10)), number, config.repeats)
 
@@ -87,7 +87,7 @@ def _solver_row(width: int, batch: int, repeats: int) -> dict[str, Any]:
     return {"job": "solver", "width": width, "batch": batch, "seconds": timing.in_turn(calls, repeats=repeats)}
 
 
-def _matching_row(job: str, arch: Architecture, batch: int, solvers: dict[str, Any], repeats: int) -> dict[str, Any]:
+def matching_row(job: str, arch: Architecture, batch: int, solvers: dict[str, Any], repeats: int) -> dict[str, Any]:
     """Weight matching of independent random networks with each solver."""
     params, target = (_random_networks(arch, batch, seed) for seed in (0, 1))
     compiled = {}

@@ -1,6 +1,7 @@
 """What the experiments that train an autoencoder share: its options, and the training with its checkpoints."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -72,6 +73,9 @@ class TrainConfig(runs.TrainConfig):
     """The number of epochs without a lower smoothed validation loss after which training stops."""
     data_parallel: bool = False
     """Whether every batch is divided over all devices."""
+    minutes: float | None = None
+    """The number of minutes after which training stops at the end of an epoch, counted anew when it is resumed; None
+    for no limit."""
 
 
 class Trained(NamedTuple):
@@ -124,9 +128,10 @@ def fit(
     epochs = _epochs(settings, losses["train"], state, rows["train"])
     validate = _validation(settings, losses["selection"], rows["selection"])
     trained = _networks(rows["train"]) // settings.batch_size * settings.batch_size
+    until = math.inf if settings.minutes is None else time.perf_counter() + 60 * settings.minutes
     with progress.bar(f"Autoencoder {name}".strip(), settings.epochs, "epochs") as advance:
         advance(len(history))
-        while monitor.since_best < settings.patience:
+        while monitor.since_best < settings.patience and (not history or time.perf_counter() < until):
             begin = time.perf_counter()
             epoch = next(epochs, None)
             if epoch is None:
