@@ -242,7 +242,7 @@ def _full() -> Sizes:
         cnn=cnn.Config(
             activations=("relu",), batch_sizes=(64, 256), matmul_size=8192, dtypes=("float32", "bfloat16"), repeats=5
         ),
-        # All networks of a batch at once, which the memory of an accelerator holds; constant learning rate, as published.
+        # All networks of a batch at once, which an accelerator's memory holds; constant learning rate, as published.
         mnist=dataclasses.replace(
             preset,
             zoo=dataclasses.replace(preset.zoo, selection_images=512, chunk=1024),
@@ -292,7 +292,7 @@ def _device_peak() -> dict[str, float]:
 
 
 def _fit_until(settings: ZooConfig, arch: Architecture, given: images.Images, at_once: int, until: float) -> Zoo:
-    """INRs of the first images, `at_once` of them after the others, as long as there is time: a first group at least."""
+    """INRs of the first images, one group of them after the other while there is time: at least one group."""
     parts = []
     for first in range(0, len(given.images), at_once):
         rows = np.arange(first, min(first + at_once, len(given.images)))

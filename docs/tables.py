@@ -38,6 +38,9 @@ MERGED_CIFAR = {
 }
 
 
+ACCELERATOR = "accelerator.jsonl"
+
+
 class Results:
     """The result files of one folder, each read once.
 
@@ -560,6 +563,90 @@ TABLES: dict[str, Callable[[Results], Table]] = {
 }
 
 
+def accelerator_rates(results: Results) -> Table:
+    rows = [
+        (
+            f"product of {row['size']} x {row['size']} matrices, {row['dtype']}, {row['precision']} precision"
+            if row["benchmark"] == "matmul"
+            else f"pass over {row['mib']} MiB",
+            f"{row['tflop_per_second']:,.0f} TFLOP/s" if row["benchmark"] == "matmul" else _bandwidth(row),
+        )
+        for row in _measured(results, "rates")
+    ]
+    return _on_accelerator(results, "What the card does at best", ("", "rate"), rows)
+
+
+def accelerator_models(results: Results) -> Table:
+    names = {"encoder_forward": "encoder forward", "training_step": "training step"}
+    rows = [
+        (
+            row["network"],
+            names[row["benchmark"]],
+            row["dtype"],
+            str(row["batch_size"]),
+            digits(row["graphs_per_second"]),
+            significant(row["gflop_per_graph"] * row["graphs_per_second"] / 1000),
+            f"{row['share_of_matmul_rate']:.0%}",
+            f"{row['compile_seconds']:.0f}",
+            f"{row['peak_mib']:,.0f}",
+        )
+        for row in (*_measured(results, "inr"), *_measured(results, "cnn"))
+    ]
+    header = ("networks", "", "dtype", "batch", "networks/s", "TFLOP/s", "share of product rate")
+    return _on_accelerator(
+        results, "Autoencoders at their published sizes", (*header, "compilation, s", "peak MiB"), rows
+    )
+
+
+def accelerator_jobs(results: Results) -> Table:
+    fits = [
+        (f"fitting {row['network']}, {row['side']} x {row['side']}, {row['chunk']} at once", _steps(row))
+        for row in _measured(results, "zoo")
+    ]
+    matchings = [
+        (f"{row['batch']:,} matchings of {row['network']}, solved on the {row['solver']}", _each(row))
+        for row in _measured(results, "matching")
+    ]
+    trained = [
+        (
+            f"{row['train_networks']:,} MNIST INRs fitted in {row['zoo_seconds']:.0f} s, the preset `mnist` trained "
+            f"for {row['curve'][-1]['seconds']:.0f} s",
+            f"{percent(row['curve'][-1]['share_of_variance'])} of the variance",
+        )
+        for row in _measured(results, "mnist")
+    ]
+    return _on_accelerator(results, "Zoos, matchings and training", ("", "measured"), [*fits, *matchings, *trained])
+
+
+def _measured(results: Results, section: str) -> list[Any]:
+    """The rows of a section of `benchmarks.accelerator`, without those of failures."""
+    return [row for row in results[ACCELERATOR] if row["section"] == section and "benchmark" in row]
+
+
+def _on_accelerator(results: Results, caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    device = results[ACCELERATOR][0]["environment"]
+    shown = f"{caption}: {device['device']}, jax {device['jax']}"
+    return Table(shown, "python -m benchmarks.accelerator --data mnist.npz", [ACCELERATOR], header, rows)
+
+
+def _bandwidth(row: Mapping[str, Any]) -> str:
+    return f"{row['gb_per_second']:,.0f} GB/s"
+
+
+def _steps(row: Mapping[str, Any]) -> str:
+    return f"{digits(row['network_steps_per_second'])} network steps/s"
+
+
+def _each(row: Mapping[str, Any]) -> str:
+    return f"{significant(row['ms_per_pair'])} ms a pair"
+
+
+# Tables of machines that are not always at hand: without their file they say that nothing is measured yet.
+LENT_TABLES: dict[str, Callable[[Results], Table]] = {
+    table.__name__: table for table in (accelerator_rates, accelerator_models, accelerator_jobs)
+}
+
+
 # --- numbers in prose ---------------------------------------------------------------------------------------------
 
 
@@ -809,6 +896,8 @@ def is_number(cell: str) -> bool:
     return not cell or cell.lstrip("-\\*")[:1].isdigit() or cell == "\\*"
 
 
+NOT_MEASURED = "Not measured yet: `python -m benchmarks.accelerator` writes these numbers.\n"
+
 # --- files --------------------------------------------------------------------------------------------------------
 
 
@@ -849,8 +938,11 @@ def write(results: Results, folder: Path = GENERATED) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, make in TABLES.items():
-        path, text = folder / f"{name}.md", markdown(make(results))
+    for name, make in (TABLES | LENT_TABLES).items():
+        path, text = folder / f"{name}.md", NOT_MEASURED
+        if name in TABLES or (results.folder / ACCELERATOR).is_file():
+            table = make(results)
+            text = markdown(table) if table.rows else NOT_MEASURED
         if not path.is_file() or path.read_text() != text:
             path.write_text(text)
         paths.append(path)

@@ -3,7 +3,10 @@
 import dataclasses
 import json
 
-from benchmarks import cnn, inr, matching, recovery, scalegmn
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import accelerator, cnn, inr, matching, recovery, scalegmn, timing
 
 
 def test_inr_measures_every_part(capsys):
@@ -79,3 +82,42 @@ def test_cnn_measures_zoos_and_autoencoders(capsys):
     assert [row["chunk"] for row in rows[:2]] == [1, 2]
     assert all(row["graphs_per_second"] > 0 for row in rows[2:])
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
+
+
+def test_operations_are_counted_before_optimization():
+    gflop = timing.count_gflop(jnp.matmul, jnp.ones((8, 16)), jnp.ones((16, 4)))
+    assert gflop == pytest.approx(2 * 8 * 16 * 4 / 1e9)
+
+
+def test_accelerator_keeps_every_line_and_goes_on_after_an_error(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("the card is gone")
+
+    monkeypatch.setattr(accelerator.inr, "zoo_row", fail)
+    out = tmp_path / "new" / "lines.jsonl"
+    config = accelerator.Config(out, ("zoo", "rates"), tiny=True)
+    rows = accelerator.main(config, "as typed")
+    assert rows[0]["error"] == "RuntimeError: the card is gone"
+    products = [(row["dtype"], row["precision"]) for row in rows[1:4]]
+    assert products == [("float32", "default"), ("float32", "highest"), ("bfloat16", "default")]
+    assert all(row["tflop_per_second"] > 0 for row in rows[1:4])
+    assert rows[4]["gb_per_second"] > 0
+    late = accelerator.main(dataclasses.replace(config, minutes=0))
+    assert [row["skipped"] for row in late] == ["no time was left"] * 5
+    lines = out.read_text().splitlines()
+    assert lines == capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == rows + late
+    assert {row["command"] for row in rows} == {"as typed"}
+
+
+@pytest.mark.slow
+def test_accelerator_measures_every_section(tmp_path):
+    rows = accelerator.main(accelerator.Config(tmp_path / "lines.jsonl", tiny=True))
+    assert not any("error" in row or "skipped" in row for row in rows)
+    assert list(dict.fromkeys(row["section"] for row in rows)) == list(accelerator.SECTIONS)
+    assert {row["solver"] for row in rows if row["section"] == "matching"} == {"device", "host"}
+    steps = [row["benchmark"] for row in rows if row["section"] in ("inr", "cnn")]
+    assert steps == ["encoder_forward", "training_step"] * 2
+    curve = rows[-1]["curve"]
+    assert len(curve) >= 1
+    assert curve[0]["share_of_variance"] > 0

@@ -175,3 +175,30 @@ def test_broken_links_are_found(tmp_path):
         "b.html: no.png leads to no file of the site",
         "c.html: a.html#gone leads to no anchor of that page",
     ]
+
+
+def test_tables_of_an_accelerator_say_so_where_nothing_is_measured(tmp_path, results):
+    shutil.copytree(tables.RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns(tables.ACCELERATOR))
+    tables.write(tables.Results(tmp_path / "results"), tmp_path / "generated")
+    assert (tmp_path / "generated" / "accelerator_rates.md").read_text() == tables.NOT_MEASURED
+    rate = {"section": "rates", "benchmark": "memory", "mib": 7, "gb_per_second": 3210.0}
+    failed = {"section": "rates", "error": "lost"}
+    model = {
+        "section": "inr",
+        "benchmark": "training_step",
+        "network": "siren",
+        "dtype": "bfloat16",
+        "batch_size": 8,
+        "graphs_per_second": 5000.0,
+        "gflop_per_graph": 3.0,
+        "share_of_matmul_rate": 0.25,
+        "compile_seconds": 31.0,
+        "peak_mib": 1234.0,
+    }
+    environment = {"environment": {"device": "Card x 1", "jax": "0"}}
+    lines = [json.dumps(row | environment) for row in (failed, rate, model)]
+    (tmp_path / "results" / tables.ACCELERATOR).write_text("\n".join(lines))
+    tables.write(tables.Results(tmp_path / "results"), tmp_path / "generated")
+    assert "| pass over 7 MiB | 3,210 GB/s |" in (tmp_path / "generated" / "accelerator_rates.md").read_text()
+    assert "| 15.0 | 25% | 31 | 1,234 |" in (tmp_path / "generated" / "accelerator_models.md").read_text()
+    assert (tmp_path / "generated" / "accelerator_jobs.md").read_text() == tables.NOT_MEASURED
