@@ -149,7 +149,6 @@ def test_zoos_of_others_are_scored_on_our_images(run, tmp_path, name):
     assert set(cnn_zoo.split(ends, 0)["train"].records["model"]) < set(range(TINY.zoo.networks))
 
 
-@pytest.mark.slow
 def test_a_run_on_the_layout_of_the_small_cnn_zoo_trains_no_cnn(run, tmp_path, monkeypatch):
     out, _ = run
     monkeypatch.setattr(cnn_zoo.classifier_zoo, "fit", None)

@@ -120,7 +120,6 @@ def test_resuming_where_there_is_no_run_is_refused(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
-@pytest.mark.slow
 def test_training_over_eight_devices_has_the_losses_of_training_on_one(run, tmp_path):
     out, results = run
     zoos = {

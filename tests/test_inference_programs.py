@@ -156,7 +156,7 @@ def test_groups_of_random_programs_keep_their_functions():
 
 @pytest.mark.slow
 def test_groups_of_many_random_programs_keep_their_functions():
-    assert_groups_keep_functions(range(12, 160))
+    assert_groups_keep_functions(range(12, 90))
 
 
 def test_groups_that_are_too_large_are_noticed():

@@ -267,7 +267,7 @@ def test_a_model_of_positive_scales_learns_a_function_of_rescaled_networks_with_
     moved = jax.vmap(lambda p, k: symmetry.act(arch, symmetry.random(arch, k, log_scale_std=3.0), p))(stack, keys)
     rows = (moved, property_of)
     unseen, seen = (support.rows(rows, part) for part in (slice(held_out), slice(held_out, None)))
-    model = models.Encoder(models.ScaleGMN(arch, 16, num_layers=3, bidirectional=bidirectional), latent=1)
+    model = models.Encoder(models.ScaleGMN(arch, 16, num_layers=2, bidirectional=bidirectional), latent=1)
     tx = training.make_optimizer(learning_rate=3e-3, warmup_steps=20)
     state = training.init(model, tx, support.rows(moved, 0), jax.random.key(0))
     step = training.make_step(losses.regression(model), tx)
