@@ -239,6 +239,7 @@ def interval(
     return Interval(height(losses.mean(-1)), *_ends(heights, level))
 
 
+@stacks.any_container("a", "b", "c", calls=("loss_fn",))
 def plane(
     loss_fn: Callable[[Any], Array],
     a: Any,

@@ -1,13 +1,163 @@
-"""Params as pytrees: stacks of networks, with a leading axis [networks] on every array, and checks of their values."""
+"""Params as pytrees: containers, stacks of networks with a leading axis [networks], and checks of their values."""
 
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-__all__ = ["at_least_float32", "check_alike", "check_finite", "count", "is_concrete", "member", "stack"]
+__all__ = [
+    "any_container",
+    "at_least_float32",
+    "check_alike",
+    "check_finite",
+    "count",
+    "is_concrete",
+    "like",
+    "member",
+    "reader",
+    "stack",
+    "to_dict",
+]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def to_dict(tree: Any) -> Any:
+    """The arrays of a network as nested dicts, by the names of its attributes, keys and places.
+
+    Every pytree whose leaves have names is a network: FrozenDict, OrderedDict, lists (Keras), an `nnx.Module`, an
+    `nnx.State`, an Equinox module. Of modules the floating-point arrays are taken, not the functions, keys of random
+    numbers and counters in them.
+
+    Args:
+      tree: The network. Nested dicts of arrays, a single array and tuples, which are no networks, are returned
+        unchanged.
+
+    Returns:
+      The nested dicts.
+
+    Raises:
+      ValueError: If two arrays have one name, as 1 and "1" in a dict.
+
+    >>> import collections
+    >>> from jax_scalegmn import stacks
+    >>> params = [collections.OrderedDict(kernel=1.0, bias=2.0)]
+    >>> stacks.to_dict(params)
+    {'0': {'kernel': 1.0, 'bias': 2.0}}
+    """
+    if _is_plain(tree):
+        return tree
+    nested: dict[str, Any] = {}
+    for path, leaf in _arrays(tree):
+        *before, last = path
+        node = nested
+        for name in before:
+            node = node.setdefault(name, {})
+        if last in node:
+            raise ValueError(f"Two arrays are named {path}; expected one name for each. Rename one of them.")
+        node[last] = leaf
+    return nested
+
+
+def like(template: Any, params: Any) -> Any:
+    """Puts the arrays of nested dicts into a container; the inverse of `to_dict`.
+
+    Args:
+      template: A network in the container wanted; what is no array of `params` is taken from it.
+      params: The arrays by the names that `to_dict(template)` has. They may be stacked.
+
+    Returns:
+      The network, of the type of `template`.
+
+    Raises:
+      ValueError: If an array has no place in the template.
+
+    >>> from jax_scalegmn import stacks
+    >>> stacks.like([{"kernel": 1.0}, {"kernel": 2.0}], {"0": {"kernel": 3.0}, "1": {"kernel": 4.0}})
+    [{'kernel': 3.0}, {'kernel': 4.0}]
+    """
+    if _is_plain(template):
+        return params
+    arrays = dict(_flat(params, ()))
+    places = {path for path, _ in _arrays(template)}
+    if strange := [path for path in arrays if path not in places]:
+        raise ValueError(
+            f"The {type(template).__name__} has no array {'.'.join(strange[0])}; expected the names {_some(places)}. "
+            "Pass networks of one kind."
+        )
+    return jax.tree.map_with_path(lambda path, leaf: arrays.get(_names(path), leaf), template)
+
+
+def reader(function: Callable[..., Any], template: Any) -> Callable[..., Any]:
+    """A function of nested dicts made of one that reads networks in another container.
+
+    Args:
+      function: A function whose first argument is a network in the container of `template`.
+      template: A network in that container.
+
+    Returns:
+      The function of nested dicts, and of whatever else `function` takes.
+
+    >>> from jax_scalegmn import stacks
+    >>> stacks.reader(sum, [1.0, 2.0])({"0": 3.0, "1": 4.0})
+    7.0
+    """
+
+    @functools.wraps(function)
+    def wrapped(params: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(like(template, params), *args, **kwargs)
+
+    return wrapped
+
+
+def any_container(
+    *names: str, returns: bool = False, fields: tuple[str, ...] = (), calls: tuple[str, ...] = ()
+) -> Callable[[Function], Function]:
+    """Lets a function that computes with nested dicts take networks in any container that `to_dict` reads.
+
+    Args:
+      *names: The arguments that are networks or stacks. The container of the first is that of the results.
+      returns: Whether the function returns a network.
+      fields: The fields of the NamedTuple that the function returns which are networks.
+      calls: The arguments that are functions of a network (their first argument), which they get in the container.
+
+    Returns:
+      The decorator.
+
+    >>> from jax_scalegmn import stacks
+    >>> @stacks.any_container("params", returns=True)
+    ... def twice(params):
+    ...     return {name: 2 * value for name, value in params.items()}
+    >>> twice([1.0, 2.0])
+    [2.0, 4.0]
+    """
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            networks = {name: given[name] for name in names if name in given}
+            if all(map(_is_plain, networks.values())):
+                return function(*args, **kwargs)
+            template = networks[names[0]]
+            given |= {name: to_dict(network) for name, network in networks.items()}
+            given |= {name: reader(given[name], template) for name in calls if callable(given.get(name))}
+            bound = inspect.BoundArguments(signature, given)  # type: ignore[arg-type]
+            result = function(*bound.args, **bound.kwargs)
+            if fields:
+                return result._replace(**{field: like(template, getattr(result, field)) for field in fields})
+            return like(template, result) if returns else result
+
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
 
 
 def stack(*networks: Any) -> Any:
@@ -25,9 +175,11 @@ def stack(*networks: Any) -> Any:
     >>> both["bias"].shape
     (2, 3)
     """
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(to_dict, networks))
+    return like(networks[0], stacked)
 
 
+@any_container("stack", returns=True)
 def member(stack: Any, index: int | Array) -> Any:
     """Takes one network, or several, out of a stack.
 
@@ -66,7 +218,7 @@ def count(stack: Any, *, least: int = 1, name: str = "stack") -> int:
     5
     """
     first_path_of: dict[int, str] = {}
-    for path, leaf in jax.tree.leaves_with_path(stack):
+    for path, leaf in jax.tree.leaves_with_path(to_dict(stack)):
         first_path_of.setdefault((jnp.shape(leaf) or (0,))[0], f"{name}{jax.tree_util.keystr(path)}")
     if len(first_path_of) != 1 or min(first_path_of) < least:
         sizes = dict(sorted(first_path_of.items()))
@@ -93,7 +245,7 @@ def check_alike(a: Any, b: Any, *, names: tuple[str, str] = ("a", "b")) -> None:
     >>> from jax_scalegmn import stacks
     >>> stacks.check_alike({"bias": np.zeros(3)}, {"bias": np.ones(3)})
     """
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (a, b)]
+    shapes = [jax.tree.map(jnp.shape, to_dict(tree)) for tree in (a, b)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"{names[0]} and {names[1]} differ in structure or shapes: {shapes[0]} and {shapes[1]}. Merge networks of "
@@ -139,7 +291,7 @@ def check_finite(tree: Any, *, name: str = "params") -> None:
     ...
     ValueError: params['bias'] holds 1 NaN or infinite entries, the first at (1,); expected finite numbers. ...
     """
-    for path, leaf in jax.tree.leaves_with_path(tree):
+    for path, leaf in jax.tree.leaves_with_path(to_dict(tree)):
         if not is_concrete(leaf):
             continue
         finite = np.isfinite(np.asarray(leaf))
@@ -167,3 +319,51 @@ def at_least_float32(tree: Any) -> Any:
     dtype('float32')
     """
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.asarray(leaf).dtype, jnp.float32)), tree)
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _is_plain(tree: Any) -> bool:
+    """Whether a tree needs no conversion: an array, nested dicts of arrays, or a tuple, like an `Element`."""
+    if isinstance(tree, dict):
+        names = all(isinstance(name, str) for name in tree)
+        return type(tree) is dict and names and all(map(_is_plain, tree.values()))
+    return isinstance(tree, tuple) or jax.tree_util.all_leaves([tree])
+
+
+def _arrays(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The arrays of a container by their names: of an object the floating-point ones alone."""
+    leaves = jax.tree.leaves_with_path(tree)
+    keys = jax.tree_util.DictKey | jax.tree_util.SequenceKey
+    is_object = any(not isinstance(key, keys) for path, _ in leaves for key in path)
+    for path, leaf in leaves:
+        if not is_object or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)):
+            yield _names(path), leaf
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The keys of a path as text. NNX stores an array as the attribute `value` of a variable, which is left out."""
+    *before, last = path
+    if before and isinstance(last, jax.tree_util.GetAttrKey) and last.name == "value":
+        path = tuple(before)
+    return tuple(map(_text, path))
+
+
+def _text(key: Any) -> str:
+    """A key of a path: of a dict, a sequence or an attribute."""
+    return str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
+
+
+def _flat(params: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if not isinstance(params, Mapping):
+        yield path, params
+        return
+    for key, node in params.items():
+        yield from _flat(node, (*path, str(key)))
+
+
+def _some(paths: Any) -> str:
+    """A few names, for an error message."""
+    names = sorted(".".join(path) for path in paths)
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

@@ -5,15 +5,16 @@ Axis names: ``networks`` of a stack or zoo, ``points`` on a path or pixels of an
 an embedding.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 
 __all__ = ["Interpolate", "Key", "LossFn", "Metrics", "Params"]
 
-#: A network's parameters: nested mappings of arrays, as Flax has them, like {"Dense_0": {"kernel": [in, out], ...}}.
-Params: TypeAlias = Mapping[str, Any]
+#: A network's parameters: nested dicts of arrays, as Flax has them, like {"Dense_0": {"kernel": [in, out], ...}}, or
+#: another container that `stacks.to_dict` reads: FrozenDict, a list, an NNX module or state, an Equinox module.
+Params: TypeAlias = Any
 
 #: A typed JAX key, as `jax.random.key` makes it.
 Key: TypeAlias = jax.Array

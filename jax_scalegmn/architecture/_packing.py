@@ -35,7 +35,7 @@ def unpack(arch: Architecture, params: Params, *, name: str = "params") -> list[
     >>> [value.shape for value in sg.architecture.unpack(arch, params)]
     [(2, 3), (3,), (3, 1), (1,)]
     """
-    leaves = flatten(params)
+    leaves = flatten(stacks.to_dict(params))
     expected = arch.array_shapes
     for path in leaves:
         if path not in expected:
@@ -158,7 +158,7 @@ def check_stack(arch: Architecture, stack: Params, *, least: int = 1, name: str 
     3
     """
     count = stacks.count(stack, least=least, name=name)
-    jax.eval_shape(jax.vmap(lambda params: unpack(arch, params, name=name)), dict(stack))
+    jax.eval_shape(jax.vmap(lambda params: unpack(arch, params, name=name)), stacks.to_dict(stack))
     stacks.check_finite(stack, name=name)
     return count
 

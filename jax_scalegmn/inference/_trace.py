@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_scalegmn import stacks
 from jax_scalegmn.architecture import Architecture, describe
 from jax_scalegmn.inference import _operations
 from jax_scalegmn.inference._assembly import Leaf, assemble
@@ -80,6 +81,9 @@ def infer(apply_fn: Callable[[Any, Any], Any], params: Params, example_input: An
     ()
     """
     name = getattr(apply_fn, "__name__", type(apply_fn).__name__)
+    container, params = params, stacks.to_dict(params)
+    if params is not container:
+        apply_fn = stacks.reader(apply_fn, container)
     paths = _paths(params)
     closed = _traced(name, apply_fn, params, example_input)
     reading = Reading()

@@ -163,6 +163,7 @@ def as_network(file: ArrayFile, arch: Architecture) -> NetworkFile:
         raise ValueError(f"{file.path}: {error}") from error
 
 
+@stacks.any_container("params")
 def write_network(
     path: str | os.PathLike[str], arch: Architecture, params: Params, like: NetworkFile, *, overwrite: bool = False
 ) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture
+from jax_scalegmn import architecture, stacks
 from jax_scalegmn.architecture import Architecture, BatchNorm, Conv, Dense, GroupNorm, LayerNorm, Parameter
 from jax_scalegmn.types import Params
 
@@ -51,6 +51,7 @@ def from_torch(arch: Architecture, state_dict: StateDict) -> dict[str, dict[str,
     return architecture.pack(arch, values)
 
 
+@stacks.any_container("params")
 def to_torch(arch: Architecture, params: Params, template: StateDict | None = None) -> dict[str, np.ndarray]:
     """Converts a network's params to a PyTorch state_dict; the inverse of `from_torch`, bit for bit.
 

@@ -23,6 +23,7 @@ from jax_scalegmn.network.moments import Moments
 from jax_scalegmn.types import Params
 
 
+@stacks.any_container("params", "target")
 def activation_matching(
     arch: Architecture,
     params: Params,

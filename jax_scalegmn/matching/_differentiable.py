@@ -29,6 +29,7 @@ from jax_scalegmn.types import Key, Params
 TIMES = (0.125, 0.375, 0.625, 0.875)
 
 
+@stacks.any_container("params", "target", calls=("loss_fn",))
 def sinkhorn_matching(
     arch: Architecture,
     params: Params,
@@ -126,6 +127,7 @@ def sinkhorn_matching(
     return _matching(arch, params, target, pair.between_given(track.best), track, num_steps)
 
 
+@stacks.any_container("params", "target", calls=("loss_fn",))
 def straight_through_matching(
     arch: Architecture,
     params: Params,

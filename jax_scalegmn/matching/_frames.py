@@ -81,6 +81,7 @@ class Consistency(NamedTuple):
     log_ratio: Float[Array, "*batch"]
 
 
+@stacks.any_container("stack", fields=("aligned", "mean"))
 def align_all(
     arch: Architecture,
     stack: Params,
@@ -152,6 +153,7 @@ def align_all(
     return _frame(arch, stack, jax.vmap(from_given)(elements, scales), rounds, converged)
 
 
+@stacks.any_container("stack", "targets", fields=("aligned", "mean"))
 def align_to(arch: Architecture, stack: Params, targets: Params, **options: Any) -> Frame:
     """Moves each of N networks next to its own target: N matchings in one vmapped call.
 
@@ -192,6 +194,7 @@ def align_to(arch: Architecture, stack: Params, targets: Params, **options: Any)
     return _frame(arch, stack, matchings.element, jnp.asarray(1), matchings.converged.all())
 
 
+@stacks.any_container("stack")
 def pairwise(arch: Architecture, stack: Params, **options: Any) -> Matching:
     """Matches every network to every other: N (N - 1) weight matchings, N - 1 at a time.
 

@@ -63,6 +63,7 @@ class Matching(NamedTuple):
     converged: Bool[Array, "*networks"]
 
 
+@stacks.any_container("params", "target")
 def weight_matching(
     arch: Architecture,
     params: Params,
@@ -145,6 +146,7 @@ def weight_matching(
     )
 
 
+@stacks.any_container("params", "target")
 def canonical_matching(arch: Architecture, params: Params, target: Params) -> Matching:
     """Matches two networks by their closed-form canonical forms, without any search.
 
@@ -180,6 +182,7 @@ def canonical_matching(arch: Architecture, params: Params, target: Params) -> Ma
     return Matching(element, similarity(arch, aligned, target), jnp.asarray(0), jnp.asarray(True))
 
 
+@stacks.any_container("params", "target")
 def unmatched(arch: Architecture, params: Params, target: Params) -> Matching:
     """The identity element with its similarity: the baseline for all matchers.
 
@@ -208,6 +211,7 @@ def unmatched(arch: Architecture, params: Params, target: Params) -> Matching:
     return Matching(symmetry.identity(arch), similarity(arch, params, target), jnp.asarray(0), jnp.asarray(True))
 
 
+@stacks.any_container("params", "target")
 def similarity(arch: Architecture, params: Params, target: Params) -> Float[Array, ""]:
     """The cosine of two networks in their norm-balanced gauges.
 
@@ -237,6 +241,7 @@ def similarity(arch: Architecture, params: Params, target: Params) -> Float[Arra
     return _cosine(left, right)
 
 
+@stacks.any_container("params", "target", returns=True)
 def align(arch: Architecture, params: Params, target: Params, **options: Any) -> dict[str, Any]:
     """Moves `params` next to `target`: the same function, with its neurons in the target's order and gauge.
 
@@ -266,6 +271,7 @@ def align(arch: Architecture, params: Params, target: Params, **options: Any) ->
     return symmetry.act(arch, weight_matching(arch, params, target, **options).element, params)
 
 
+@stacks.any_container("params", "target")
 def orbit_distance(arch: Architecture, params: Params, target: Params, **options: Any) -> Float[Array, ""]:
     """The relative squared distance of `target` from the orbit of `params`, as a loss on `target`.
 

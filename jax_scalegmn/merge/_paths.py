@@ -44,6 +44,7 @@ class Soup(NamedTuple):
     score: Float[Array, "*batch"]
 
 
+@stacks.any_container("a", "b", returns=True)
 def lerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
     """Interpolates linearly between two networks: (1 - t) a + t b, array by array.
 
@@ -67,6 +68,7 @@ def lerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
     return jax.tree.map(lambda x, y: (1 - t) * x + t * y, a, b)
 
 
+@stacks.any_container("a", "b", returns=True)
 def slerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
     """Interpolates along the great circle from a to b, all arrays as one vector (Shoemake 1985).
 
@@ -101,6 +103,7 @@ def slerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
     return jax.tree.map(lambda x, y: left * x + right * y, a, b)
 
 
+@stacks.any_container("stack", returns=True)
 def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any:
     """The (weighted) mean of N networks: sum_i w_i a_i / sum_i w_i.
 
@@ -143,6 +146,7 @@ def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any
     return jax.tree.map(lambda leaf: mean(jnp.asarray(leaf)), stack)
 
 
+@stacks.any_container("stack", returns=True)
 def piecewise(stack: Any, t: Float[Array, ""] | float, *, interpolate: Interpolate = lerp) -> Any:
     """The point at time t of the path that runs through N networks in turn, in equal times.
 
@@ -173,6 +177,7 @@ def piecewise(stack: Any, t: Float[Array, ""] | float, *, interpolate: Interpola
     return interpolate(a, b, place - piece)
 
 
+@stacks.any_container("stack", returns=True)
 def soup(
     stack: Any,
     ts: Float[Array, " points"],
@@ -210,6 +215,7 @@ def soup(
     return average(jax.vmap(lambda t: piecewise(stack, t, interpolate=interpolate))(jnp.asarray(ts)), weights)
 
 
+@stacks.any_container("stack", fields=("params",), calls=("score_fn",))
 def greedy_soup(score_fn: Callable[[Any], Array], stack: Any) -> Soup:
     """The mean of those networks that do not lower its score (Wortsman et al. 2022, arXiv 2203.05482, recipe 1).
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture, network
+from jax_scalegmn import architecture, network, stacks
 from jax_scalegmn.architecture import Architecture, BatchNorm, Conv, Dense, Layer, Norm, Residual
 from jax_scalegmn.merge import _paths
 from jax_scalegmn.network import Unit, moments
@@ -31,6 +31,7 @@ class Goal(NamedTuple):
     std: Float[Array, "*networks channels"]
 
 
+@stacks.any_container("merged", "networks", returns=True)
 def repair(
     arch: Architecture,
     merged: Params,
@@ -97,6 +98,7 @@ def repair(
     return _corrected_network(arch, merged, x, goals, batch_size)
 
 
+@stacks.any_container("params", returns=True)
 def reset_batch_norm(
     arch: Architecture, params: Params, x: Float[Array, "examples ..."], *, batch_size: int | None = None
 ) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from jax_scalegmn import stacks
 
 
+@stacks.any_container("base", "tuned", returns=True)
 def task_vector(base: Any, tuned: Any) -> Any:
     """What fine-tuning changed: tuned - base, array by array (Ilharco et al. 2023, arXiv 2212.04089, section 2).
 
@@ -37,6 +38,7 @@ def task_vector(base: Any, tuned: Any) -> Any:
     return jax.tree.map(lambda x, y: y - x, base, tuned)
 
 
+@stacks.any_container("base", "vectors", returns=True)
 def task_arithmetic(
     base: Any, vectors: Any, weights: Float[Array, " networks"] | Float[Array, ""] | float = 1.0
 ) -> Any:
@@ -75,6 +77,7 @@ def task_arithmetic(
     )
 
 
+@stacks.any_container("base", "stack", returns=True)
 def ties(base: Any, stack: Any, *, density: float = 0.2, weight: Float[Array, ""] | float = 1.0) -> Any:
     """TIES merging: trim, elect signs, and take the mean of those that agree (Yadav et al. 2023, arXiv 2306.01708).
 

@@ -36,6 +36,7 @@ _Values: TypeAlias = dict[str, tuple[Array, ...]]
 _Moved: TypeAlias = dict[tuple[str, ...], Array]
 
 
+@stacks.any_container("params")
 def apply(
     arch: Architecture, params: Params, x: Float[Array, "..."], *, convolve: Convolve = _layer_functions.convolve
 ) -> Float[Array, " outputs"]:
@@ -68,6 +69,7 @@ def apply(
     return forward(arch, params, x, visit, None)[0]
 
 
+@stacks.any_container("params")
 def forward(
     arch: Architecture, params: Params, x: Float[Array, "..."], visit: Visit[State], state: State
 ) -> tuple[Float[Array, " outputs"], State]:
@@ -114,6 +116,7 @@ def forward(
     return _walk(_Call(arch, x.shape, visit), arch.layers, (), params, x, state)
 
 
+@stacks.any_container("params")
 def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> dict[str, tuple[Array, ...]]:
     """Returns the values of every hidden neuron layer on one example, after its activation.
 
@@ -153,6 +156,7 @@ def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> d
     return forward(arch, params, x, visit, none)[1]
 
 
+@stacks.any_container("params")
 def train_apply(
     arch: Architecture, params: Params, x: Float[Array, "examples ..."], *, momentum: float = 0.9
 ) -> tuple[Float[Array, "examples outputs"], dict[str, Any]]:

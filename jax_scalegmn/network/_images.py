@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_scalegmn import stacks
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.network import _forward
 from jax_scalegmn.types import Params
@@ -30,6 +31,7 @@ def coordinates(height: int, width: int) -> np.ndarray:
     return np.stack(grid, -1).reshape(-1, 2).astype(np.float32)
 
 
+@stacks.any_container("params")
 def render(arch: Architecture, params: Params, size: tuple[int, int]) -> Float[Array, "height width *channels"]:
     """Draws the image of an INR: its outputs at the pixel positions of `coordinates`.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
+from jax_scalegmn import stacks
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.report import _assets, _networks
 from jax_scalegmn.symmetry import Element
@@ -49,6 +50,7 @@ class Page:
         return self.iframe()
 
 
+@stacks.any_container("params", "target")
 def same_function(
     arch: Architecture,
     params: Params,
@@ -128,6 +130,7 @@ def document(title: str, sections: Iterable[str]) -> Page:
     return Page(_whole(title, body, _assets.read("_style.css"), _assets.read("_chart.js") + draw))
 
 
+@stacks.any_container("params", "target")
 def widget(arch: Architecture, params: Params, target: Params, **options: Any) -> Any:
     """The page of `same_function` as a notebook widget, whose trait `t` is the slider's place, to be read and set.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_scalegmn import architecture
+from jax_scalegmn import architecture, stacks
 from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.types import Key, Params
 
@@ -133,6 +133,7 @@ def inverse(arch: Architecture, element: Element) -> Element:
     return Element(permutation, scale)
 
 
+@stacks.any_container("params", returns=True)
 def act(arch: Architecture, element: Element, params: Params) -> dict[str, Any]:
     """Transforms a network by a group element: other params, the same function.
 
@@ -171,6 +172,7 @@ def act(arch: Architecture, element: Element, params: Params) -> dict[str, Any]:
     return architecture.pack(arch, values)
 
 
+@stacks.any_container("params", returns=True)
 def orbit(
     arch: Architecture, params: Params, key: Key, size: int, *, permute: bool = True, scale: bool = True
 ) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from jax_scalegmn.symmetry._elements import Element
 from jax_scalegmn.types import Params
 
 
+@stacks.any_container("params")
 def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> Element:
     """The rescaling after which every POSITIVE neuron's incoming and outgoing norms are equal.
 
@@ -76,6 +77,7 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
     return Element(element.permutation, element.scale | {name: jnp.exp(logs[name]) for name in layers})
 
 
+@stacks.any_container("params", returns=True)
 def balanced(arch: Architecture, params: Params) -> dict[str, Any]:
     """The network in its balanced gauge: the same function with the smallest weights of all its rescalings.
 
@@ -135,6 +137,7 @@ class BalancedPair(NamedTuple):
         return _elements.compose(self.arch, self.from_goal, _elements.compose(self.arch, element, self.to_source))
 
 
+@stacks.any_container("params", "target")
 def balanced_pair(arch: Architecture, params: Params, target: Params) -> BalancedPair:
     """Brings two networks into their balanced gauges, for methods that search for permutations and signs.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture
+from jax_scalegmn import architecture, stacks
 from jax_scalegmn.architecture import Architecture, AvgPool, Axis, Conv, Dense, Flatten, GlobalMeanPool, Scaling
 from jax_scalegmn.symmetry import _elements
 from jax_scalegmn.types import Params
@@ -21,6 +21,7 @@ from jax_scalegmn.types import Params
 PI = Fraction("3.14159265358979323846264338327950288419716939937510")
 
 
+@stacks.any_container("params", returns=True)
 def wrap_phase(arch: Architecture, params: Params) -> dict[str, Any]:
     """Brings the phase w0 b of every sine unit into [-pi/2, pi/2] and keeps the function.
 

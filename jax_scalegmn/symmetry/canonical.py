@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture
+from jax_scalegmn import architecture, stacks
 from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.symmetry import _elements, _gauge
 from jax_scalegmn.symmetry._elements import Element
@@ -39,6 +39,7 @@ class CanonicalElement(NamedTuple):
     margin: Float[Array, ""]
 
 
+@stacks.any_container("params")
 def element(arch: Architecture, params: Params) -> CanonicalElement:
     """The element that takes every member of an orbit to one network, its canonical form.
 
@@ -90,6 +91,7 @@ def element(arch: Architecture, params: Params) -> CanonicalElement:
     return CanonicalElement(_elements.compose(arch, isometry, scales), margin)
 
 
+@stacks.any_container("params", returns=True)
 def form(arch: Architecture, params: Params) -> dict[str, Any]:
     """The canonical form of a network: one network for all members of its orbit, with the same function.
 
