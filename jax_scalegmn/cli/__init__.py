@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       hidden_0    4 neurons, positive
       output      1 neurons, fixed
     .../a.npz  .npz, float32
-      function    preserved: changed by at most ... of its largest output
+      modules     Dense_0, Dense_1
+      function    of the described network, preserved: changed by at most ... of its largest output; your own code ...
     0
     """
     try:

@@ -50,7 +50,7 @@ def run(options: Command) -> dict[str, Any]:
         io.check_writable(options.out, stored[0].format, overwrite=options.overwrite)
     with _precision(stored):
         arch = _architecture(options, stored[0])
-        files = [io.as_network(file, arch) for file in stored]
+        files = [io.as_network(file, arch, order=_order(options)) for file in stored]
         data = None if options.data is None else _examples(options.data, arch, files[0].params)
         key = jax.random.key(options.seed)
         inputs = data.x[:_NUM_COMPARED] if data else _report.random_inputs(arch, files[0].params, key)
@@ -135,6 +135,9 @@ def _check(options: Check, arch: Architecture, files: list[NetworkFile], inputs:
         dtypes = sorted({str(np.asarray(leaf).dtype) for leaf in jax.tree.leaves(file.stored)})
         rows.append({"path": str(path), "format": file.format.kind, "dtypes": dtypes, "function_change": change})
         print(f"{path}  {kind}, {', '.join(dtypes)}")
+        if file.order is not None:
+            rows[-1]["order"] = list(file.order)
+            print(f"  modules     {', '.join(file.order)}")
         print(f"  function    {_change_in_words(change)}")
     return {"networks": rows}
 
@@ -230,7 +233,7 @@ def _architecture(options: Common, first: ArrayFile) -> Architecture:
                 f"--activation relu, or the architecture, like --arch {architecture.EXAMPLES['mlp']} or "
                 f"{architecture.EXAMPLES['siren']}."
             )
-        return io.infer_mlp(first, options.activation)
+        return io.infer_mlp(first, options.activation, order=_order(options))
     if not options.arch.endswith(".json"):
         return architecture.parse(options.arch, activation=options.activation)
     if options.activation is not None:
@@ -239,6 +242,10 @@ def _architecture(options: Common, first: ArrayFile) -> Architecture:
         return architecture.from_json(json.loads(Path(options.arch).read_bytes()))
     except ValueError as error:
         raise ValueError(f"{options.arch}: {error}") from error
+
+
+def _order(options: Common) -> list[str] | None:
+    return None if options.order is None else [name.strip() for name in options.order.split(",")]
 
 
 def _examples(path: Path, arch: Architecture, params: Params) -> LabeledExamples:
@@ -280,4 +287,7 @@ def _print_row(row: dict[str, Any]) -> None:
 def _change_in_words(change: float | None) -> str:
     if change is None:
         return "not compared: pass --data, since the architecture has no layers or its input size is unknown"
-    return f"preserved: changed by at most {change:.2g} of its largest output"
+    return (
+        f"of the described network, preserved: changed by at most {change:.2g} of its largest output; your own code "
+        "was not run"
+    )

@@ -20,6 +20,9 @@ class Common:
     resnet:20,16-32-64,norm=batch; or auto, which reads the widths of a chain of dense layers from the file."""
     activation: str | None = None
     """The activation of the hidden layers. It is needed if --arch does not name one."""
+    order: str | None = None
+    """The names of PyTorch's modules in the order in which the networks apply them, like input,hidden,output. It is
+    asked for where a file sorts its names, as .safetensors does, and modules of equal shape have no numbers."""
     data: Path | None = None
     """An .npz file with inputs x [N, ...] of the network, images as [N, height, width, channels]; --method
     straight-through also needs their labels y [N]. Without it, functions are compared on random inputs."""

@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from jax_scalegmn import architecture, network, stacks
 from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.io import _atomic, _trees, tensors, torch_layout
+from jax_scalegmn.io import _atomic, _order, _trees, tensors, torch_layout
 from jax_scalegmn.types import Params
 
 
@@ -58,6 +58,7 @@ class NetworkFile(NamedTuple):
       params: The network's params in float32 or wider, with the statistics of batch normalizations next to the weights.
       format: The file's format.
       stored: The file's arrays, as in `ArrayFile.arrays`.
+      order: The names of PyTorch's modules in the order of the layers; None for Flax's names.
 
     >>> from jax_scalegmn import io
     >>> io.NetworkFile({}, io.FileFormat(".pt", "model"), {}).format.wrapper
@@ -67,9 +68,12 @@ class NetworkFile(NamedTuple):
     params: dict[str, Any]
     format: FileFormat
     stored: dict[str, Any]
+    order: tuple[str, ...] | None = None
 
 
-def read_network(path: str | os.PathLike[str], arch: Architecture) -> NetworkFile:
+def read_network(
+    path: str | os.PathLike[str], arch: Architecture, *, order: Sequence[str] | None = None
+) -> NetworkFile:
     """Reads a network from a file in any of these formats:
 
     - .safetensors, .npz, .pt, .pth: PyTorch's tensors by name, as `from_torch` reads them, or Flax's arrays by their
@@ -84,6 +88,8 @@ def read_network(path: str | os.PathLike[str], arch: Architecture) -> NetworkFil
     Args:
       path: The file or folder.
       arch: The network's architecture.
+      order: The names of PyTorch's modules in the order in which the network applies them, as in `from_torch`. Files
+        whose names are sorted, like .safetensors, need it if shapes and numbers in the names leave several orders.
 
     Returns:
       The network and the file's format, which `write_network` needs.
@@ -91,7 +97,8 @@ def read_network(path: str | os.PathLike[str], arch: Architecture) -> NetworkFil
     Raises:
       FileNotFoundError: If there is no such file or folder.
       ImportError: On an Orbax checkpoint, if Orbax is not installed.
-      ValueError: If the file is damaged, foreign or of another network, asks for code to be run, or holds a NaN.
+      ValueError: If the file is damaged, foreign or of another network, asks for code to be run, or holds a NaN; and
+        if the order of its modules is unknown.
 
     >>> import pathlib, tempfile
     >>> import jax
@@ -103,7 +110,7 @@ def read_network(path: str | os.PathLike[str], arch: Architecture) -> NetworkFil
     >>> file.params["Dense_0"]["kernel"].shape
     (2, 4)
     """
-    return as_network(read_arrays(path), arch)
+    return as_network(read_arrays(path), arch, order=order)
 
 
 def read_arrays(path: str | os.PathLike[str]) -> ArrayFile:
@@ -139,15 +146,17 @@ def read_arrays(path: str | os.PathLike[str]) -> ArrayFile:
     return ArrayFile(path, FileFormat(path.suffix, wrapper), arrays)
 
 
-def as_network(file: ArrayFile, arch: Architecture) -> NetworkFile:
+def as_network(file: ArrayFile, arch: Architecture, *, order: Sequence[str] | None = None) -> NetworkFile:
     """Reads a file's arrays as the params of a network; the second half of `read_network`.
 
     Args:
       file: What `read_arrays` returned.
       arch: The network's architecture.
+      order: The order of PyTorch's modules, as in `read_network`.
 
     Raises:
-      ValueError: If the arrays are of another network, are not floating-point numbers, or hold a NaN.
+      ValueError: If the arrays are of another network, are not floating-point numbers, or hold a NaN; and if the order
+        of their modules is unknown, or `order` is given for Flax's names, which tell the layers.
 
     >>> import pathlib
     >>> import numpy as np
@@ -158,7 +167,15 @@ def as_network(file: ArrayFile, arch: Architecture) -> NetworkFile:
     (2, 1)
     """
     try:
-        return NetworkFile(_params(arch, file.format, file.arrays), file.format, file.arrays)
+        keys = _keys(arch, file.format, file.arrays)
+        if keys is None:
+            arrays = _in_known_order(file)
+            names = tuple(torch_layout.module_order(arch, arrays, order))
+            params: dict[str, Any] = torch_layout.from_torch(arch, arrays, order=names)
+            return NetworkFile(stacks.at_least_float32(params), file.format, file.arrays, names)
+        if order is not None:
+            raise ValueError(f"order {list(order)} is for PyTorch's names; Flax's name the layers. Leave it out.")
+        return NetworkFile(_params(arch, keys, file.arrays), file.format, file.arrays)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
 
@@ -244,14 +261,16 @@ def check_writable(path: str | os.PathLike[str], format: FileFormat | None = Non
         _trees.check_free(path, overwrite=overwrite)
 
 
-def infer_mlp(file: ArrayFile, activation: str) -> Architecture:
+def infer_mlp(file: ArrayFile, activation: str, *, order: Sequence[str] | None = None) -> Architecture:
     """Infers the multilayer perceptron of a file: its widths are the shapes of the dense kernels.
 
-    PyTorch's layers are taken in the order of the file, Flax's as Dense_0, Dense_1, ...
+    PyTorch's layers are taken in the order of the file, or the one that shapes and numbers in the names leave, where
+    the names are sorted; Flax's as Dense_0, Dense_1, ...
 
     Args:
       file: What `read_arrays` returned.
       activation: The activation of all hidden layers, which no file stores.
+      order: The order of PyTorch's modules, as in `read_network`.
 
     Raises:
       ValueError: If the arrays are not a chain of dense kernels in a known order, or the activation's symmetry group
@@ -266,7 +285,7 @@ def infer_mlp(file: ArrayFile, activation: str) -> Architecture:
     """
     if activation == "sine":
         raise ValueError(f"{file.path}: the frequency of sines does not follow from the arrays. {_PASS_ARCHITECTURE}")
-    shapes = _dense_kernels(file)
+    shapes = _dense_kernels(file, order)
     links = [left[-1:] == right[:1] for left, right in itertools.pairwise(shapes)]
     if not shapes or not all(links) or any(len(shape) != 2 for shape in shapes):
         raise ValueError(
@@ -289,11 +308,7 @@ _PREFIXES: tuple[tuple[_Path, _Path], ...] = (
 )
 
 
-def _params(arch: Architecture, format: FileFormat, stored: Mapping[str, Any]) -> dict[str, Any]:
-    keys = _keys(arch, format, stored)
-    if keys is None:
-        params: dict[str, Any] = torch_layout.from_torch(arch, stored)
-        return stacks.at_least_float32(params)
+def _params(arch: Architecture, keys: Mapping[_Path, _Path], stored: Mapping[str, Any]) -> dict[str, Any]:
     leaves = architecture.flatten(stored)
     if set(keys.values()) != leaves.keys():
         missing = [architecture.describe(key) for key in keys.values() if key not in leaves]
@@ -339,7 +354,7 @@ def _content(arch: Architecture, params: Params, like: NetworkFile) -> dict[str,
     architecture.check_params(arch, params)
     keys = _keys(arch, like.format, like.stored)
     if keys is None:
-        return dict(torch_layout.to_torch(arch, params, like.stored))
+        return dict(torch_layout.to_torch(arch, params, like.stored, order=like.order))
     if set(keys.values()) != architecture.flatten(like.stored).keys():
         raise ValueError(f"like is not a network of {arch.name!r}. Pass what io.read_network returned for one.")
     new = architecture.flatten(params)
@@ -356,16 +371,32 @@ def _replaced(node: Any, values: Mapping[_Path, Any], key: _Path) -> Any:
     return torch_layout.as_dtype(value, node.dtype, name)
 
 
-def _dense_kernels(file: ArrayFile) -> list[tuple[int, ...]]:
+def _in_known_order(file: ArrayFile) -> dict[str, Any]:
+    """The file's tensors, sorted where the format does not keep their order, so that this shows."""
+    return dict(sorted(file.arrays.items())) if file.format.kind == ".safetensors" else file.arrays
+
+
+def _torch_chain(file: ArrayFile, order: Sequence[str] | None) -> list[tuple[int, ...]]:
+    arrays = _in_known_order(file)
+    shapes = {
+        name.rpartition(".")[0]: np.shape(value)[::-1]
+        for name, value in arrays.items()
+        if name.rpartition(".")[-1] == "weight"
+    }
+    if any(len(shape) != 2 for shape in shapes.values()):
+        return list(shapes.values())
+    try:
+        names = _order.chain(shapes, told=_order.is_told(arrays), order=order)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    return [shapes[name] for name in names or shapes]
+
+
+def _dense_kernels(file: ArrayFile, order: Sequence[str] | None) -> list[tuple[int, ...]]:
     """The shapes [in, out] of the kernels Dense_0, Dense_1, ..., or of the weights of PyTorch's modules, in order."""
     path, format, arrays = file
     if format.kind in tensors.SUFFIXES and _is_torch(arrays):
-        weights = [name for name in arrays if name.rpartition(".")[-1] == "weight"]
-        if format.kind == ".safetensors" and len({re.sub(r"\d+", "0", name) for name in weights}) > 1:
-            raise ValueError(
-                f"{path}: the order of {weights} is unknown, since the format sorts them. {_PASS_ARCHITECTURE}"
-            )
-        return [np.shape(arrays[name])[::-1] for name in weights]
+        return _torch_chain(file, order)
     leaves = architecture.flatten(arrays)
     if format.kind in tensors.SUFFIXES:
         leaves = {tuple(re.split(r"[/.]", key[0])): leaf for key, leaf in leaves.items()}

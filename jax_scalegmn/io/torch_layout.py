@@ -9,33 +9,41 @@ import numpy as np
 
 from jax_scalegmn import architecture, stacks
 from jax_scalegmn.architecture import Architecture, BatchNorm, Conv, Dense, GroupNorm, LayerNorm, Parameter
+from jax_scalegmn.io import _order
 from jax_scalegmn.types import Params
 
 __all__ = ["StateDict", "array_of_tensor", "checked_tensor", "from_torch", "tensor_shape", "to_torch"]
 
 # Tensors by name, in PyTorch's layout and in the order of the modules.
 StateDict: TypeAlias = Mapping[str, np.ndarray]
+_Path: TypeAlias = tuple[str, ...]
 
 
-def from_torch(arch: Architecture, state_dict: StateDict) -> dict[str, dict[str, jax.Array]]:
+def from_torch(
+    arch: Architecture, state_dict: StateDict, *, order: Sequence[str] | None = None
+) -> dict[str, dict[str, jax.Array]]:
     """Converts a PyTorch state_dict to the params of a network.
 
-    The modules of `state_dict` must have the order of `arch.layers`. Linear weights [out, in] and convolutional ones
-    [out, in, kh, kw] become kernels [in, out] and [kh, kw, in, out]. After a Flatten the inputs are reordered, from
-    PyTorch's channels slowest to channels fastest. A normalization's weight becomes its scale, and running_mean and
-    running_var its mean and var. The modules of a Residual are in the order branch, shortcut, as in torchvision;
-    PyTorch's strided convolutions need padding=1 (`architecture.resnet`).
+    The modules of `state_dict` are those of `arch.layers` in that order: the order in which PyTorch registers them, if
+    nothing has sorted the names; else the one order that shapes and numbers in the names leave. Linear weights
+    [out, in] and convolutional ones [out, in, kh, kw] become kernels [in, out] and [kh, kw, in, out]. After a Flatten
+    the inputs are reordered, from PyTorch's channels slowest to channels fastest. A normalization's weight becomes its
+    scale, and running_mean and running_var its mean and var. The modules of a Residual are in the order branch,
+    shortcut, as in torchvision; PyTorch's strided convolutions need padding=1 (`architecture.resnet`).
 
     Args:
       arch: The network's architecture, with layers.
       state_dict: The tensors of each linear, convolutional or normalizing module, and no others, except BatchNorm's
         num_batches_tracked, which is ignored.
+      order: The names of modules in the order in which the network applies them: of all, or of those of equal shape
+        whose order nothing else tells. Sorted names (safetensors, pytrees) need it, unless they are numbered.
 
     Returns:
       The params, for `network.apply`.
 
     Raises:
-      ValueError: On a missing, additional or misshapen tensor, or one that is not of finite floating-point numbers.
+      ValueError: On a missing, additional or misshapen tensor, or one that is not of finite floating-point numbers;
+        and if the order of the modules is unknown.
 
     >>> import numpy as np
     >>> import jax_scalegmn as sg
@@ -45,14 +53,16 @@ def from_torch(arch: Architecture, state_dict: StateDict) -> dict[str, dict[str,
     [[1.0], [2.0]]
     """
     values = []
-    for parameter, key in zip(arch.parameters, _keys(arch, state_dict), strict=True):
+    for parameter, key in zip(arch.parameters, _keys(arch, state_dict, order), strict=True):
         value = checked_tensor(state_dict, key, tensor_shape(arch, parameter), arch.name)
         values.append(jnp.asarray(array_of_tensor(arch, parameter, value)))
     return architecture.pack(arch, values)
 
 
 @stacks.any_container("params")
-def to_torch(arch: Architecture, params: Params, template: StateDict | None = None) -> dict[str, np.ndarray]:
+def to_torch(
+    arch: Architecture, params: Params, template: StateDict | None = None, *, order: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """Converts a network's params to a PyTorch state_dict; the inverse of `from_torch`, bit for bit.
 
     Args:
@@ -61,6 +71,7 @@ def to_torch(arch: Architecture, params: Params, template: StateDict | None = No
       template: A state_dict of the same modules; the result has its names, order and dtypes, and a copy of its
         num_batches_tracked. Without it the names are those of the layers, like "Dense_0.weight", and the dtypes those
         of `params`.
+      order: The order of the template's modules, as in `from_torch`.
 
     Returns:
       The tensors by name, in PyTorch's layout.
@@ -82,7 +93,7 @@ def to_torch(arch: Architecture, params: Params, template: StateDict | None = No
     if template is None:
         names = [".".join((*parameter.path[:-1], kinds[parameter.path])) for parameter in arch.parameters]
         return dict(zip(names, tensors, strict=True))
-    keys = _keys(arch, template)
+    keys = _keys(arch, template, order)
     for key, parameter in zip(keys, arch.parameters, strict=True):
         checked_tensor(template, key, tensor_shape(arch, parameter), arch.name)
     own = {key: as_dtype(tensor, template[key].dtype, _named(key)) for key, tensor in zip(keys, tensors, strict=True)}
@@ -110,7 +121,7 @@ def checked_tensor(state_dict: StateDict, key: str, shape: Sequence[int], networ
     if value.shape != tuple(shape):
         raise ValueError(
             f"{_named(key)} has shape {value.shape}; {network!r} expects {tuple(shape)}, in PyTorch's layout. It is "
-            "of another architecture, or its modules are in another order."
+            "of another architecture: these shapes fit in no order of the modules."
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(f"{_named(key)} is {value.dtype}; expected floating-point numbers. Convert quantized weights.")
@@ -198,12 +209,12 @@ def _tensor_of_array(arch: Architecture, parameter: Parameter, value: np.ndarray
     return value
 
 
-def _layers(arch: Architecture) -> list[tuple[str, ...]]:
+def _layers(arch: Architecture) -> list[_Path]:
     """The paths of the layers that have parameters, in order."""
     return [(*at, layer.name) for at, layer in architecture.walk(arch.layers) if isinstance(layer, _WITH_PARAMS)]
 
 
-def _kinds(arch: Architecture) -> dict[tuple[str, ...], str]:
+def _kinds(arch: Architecture) -> dict[_Path, str]:
     """What PyTorch calls each parameter within its module."""
     layers = _layers(arch)
     foreign = {parameter.path[-1] for parameter in arch.parameters} - _TORCH_KIND.keys()
@@ -215,18 +226,28 @@ def _kinds(arch: Architecture) -> dict[tuple[str, ...], str]:
     return {parameter.path: _TORCH_KIND[parameter.path[-1]] for parameter in arch.parameters}
 
 
-def _keys(arch: Architecture, state_dict: StateDict) -> list[str]:
+def module_order(arch: Architecture, state_dict: StateDict, order: Sequence[str] | None = None) -> list[str]:
+    """The modules of a state_dict in the order of the layers, as `from_torch` reads them.
+
+    Raises:
+      ValueError: As `from_torch`, but for values that are not finite.
+    """
+    kinds = _kinds(arch)
+    return [module for module, _ in _modules(arch, state_dict, kinds, order).values()]
+
+
+def _keys(arch: Architecture, state_dict: StateDict, order: Sequence[str] | None) -> list[str]:
     """The name of every parameter's tensor, in the order of `arch.parameters`."""
     kind_of_path = _kinds(arch)
-    modules = _modules(arch, state_dict, set(kind_of_path.values()))
+    modules = _modules(arch, state_dict, kind_of_path, order)
     expected = {(path[:-1], kind) for path, kind in kind_of_path.items()}
     surplus = [
         name for layer, (_, names) in modules.items() for kind, name in names.items() if (layer, kind) not in expected
     ]
     if surplus:
         raise ValueError(
-            f"The state_dict has {surplus}, for which {arch.name!r} has no parameters. The modules are in another "
-            "order, or the biases of convolutions must be folded into the means of the normalizations after them."
+            f"The state_dict has {surplus}, for which {arch.name!r} has no parameters. It has other modules, or "
+            "the biases of convolutions must be folded into the means of the normalizations after them."
         )
     keys = []
     for parameter in arch.parameters:
@@ -243,9 +264,32 @@ def _keys(arch: Architecture, state_dict: StateDict) -> list[str]:
 
 
 def _modules(
-    arch: Architecture, state_dict: StateDict, kinds: set[str]
-) -> dict[tuple[str, ...], tuple[str, dict[str, str]]]:
+    arch: Architecture, state_dict: StateDict, kind_of_path: Mapping[_Path, str], order: Sequence[str] | None
+) -> dict[_Path, tuple[str, dict[str, str]]]:
     """For each layer, its module's name and the names of that module's tensors by kind, like "weight"."""
+    modules = _grouped(arch, state_dict, set(kind_of_path.values()))
+    layers = _layers(arch)
+    if len(modules) != len(layers):
+        raise ValueError(
+            f"The state_dict has {len(modules)} modules {list(modules)}; {arch.name!r} expects {len(layers)}, one for "
+            f"each of {_listed(layers)}. Remove modules of other networks, or use another Architecture."
+        )
+    expected: dict[_Path, dict[str, tuple[int, ...]]] = {}
+    for parameter in arch.parameters:
+        shapes = expected.setdefault(parameter.path[:-1], {})
+        shapes[kind_of_path[parameter.path]] = tensor_shape(arch, parameter)
+    got = {module: {kind: np.shape(state_dict[key]) for kind, key in keys.items()} for module, keys in modules.items()}
+    fits = [{module for module, shapes in got.items() if shapes == expected[layer]} for layer in layers]
+    norms = {module for module, shapes in got.items() if len(shapes.get("weight", ())) < 2}
+    told = _order.is_told(state_dict)
+    names = _order.find(fits, list(modules), told=told, norms=norms, order=order)
+    if names is None:  # no order fits: an error, of the first module that does not
+        names = list(modules)
+    return {layer: (name, modules[name]) for layer, name in zip(layers, names, strict=True)}
+
+
+def _grouped(arch: Architecture, state_dict: StateDict, kinds: set[str]) -> dict[str, dict[str, str]]:
+    """The names of the tensors by module and kind, in their order."""
     modules: dict[str, dict[str, str]] = {}
     for key in state_dict:
         module, _, kind = key.rpartition(".")
@@ -257,16 +301,10 @@ def _modules(
                 "Remove it."
             )
         modules.setdefault(module, {})[kind] = key
-    layers = _layers(arch)
-    if len(modules) != len(layers):
-        raise ValueError(
-            f"The state_dict has {len(modules)} modules {list(modules)}; {arch.name!r} expects {len(layers)}, one for "
-            f"each of {_listed(layers)}. Remove modules of other networks, or use another Architecture."
-        )
-    return dict(zip(layers, modules.items(), strict=True))
+    return modules
 
 
-def _listed(layers: Sequence[tuple[str, ...]]) -> list[str]:
+def _listed(layers: Sequence[_Path]) -> list[str]:
     return [".".join(path) for path in layers]
 
 

@@ -1,0 +1,231 @@
+"""Kinds of fault that other software of this field has: each test holds the right value for one of their members."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import support
+
+import jax_scalegmn as sg
+from jax_scalegmn import cli, io
+from jax_scalegmn.io import tensors
+
+R = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return R.normal(size=shape).astype("f")
+
+
+# --- names that a format sorts, and modules of equal shape ----------------------------------------------------------
+
+EQUAL = sg.mlp((6, 6, 6, 3))
+ORDER = ["input", "hidden", "output"]
+
+
+def modules(shapes, bias=True):
+    """A state_dict as PyTorch has it: by module, weights before biases."""
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[f"{name}.weight"] = normal(*shape)
+        if bias:
+            tensors[f"{name}.bias"] = normal(shape[0])
+    return tensors
+
+
+def dense(*names):
+    """Modules 6 -> 6 -> ... -> 3 of those names."""
+    return modules({name: (3 if name == names[-1] else 6, 6) for name in names})
+
+
+def as_sorted(state_dict):
+    return dict(sorted(state_dict.items()))
+
+
+def first_kernels(params, count=3):
+    return [np.asarray(params[f"Dense_{i}"]["kernel"]).T for i in range(count)]
+
+
+def assert_order(arch, state_dict, names, **options):
+    params = io.from_torch(arch, state_dict, **options)
+    for kernel, name in zip(first_kernels(params, len(names)), names, strict=True):
+        np.testing.assert_array_equal(kernel, state_dict[f"{name}.weight"])
+    again = io.to_torch(arch, params, state_dict, **options)
+    assert list(again) == list(state_dict)
+    for key, value in state_dict.items():
+        np.testing.assert_array_equal(again[key], value)
+
+
+def test_sorted_names_of_equal_shape_are_refused_until_their_order_is_said(tmp_path, capsys):
+    networks = [dense(*ORDER), dense(*ORDER)]
+    for name, state_dict in zip("ab", networks, strict=True):
+        safetensors.numpy.save_file(state_dict, tmp_path / f"{name}.safetensors")
+    a, b, c = (str(tmp_path / f"{name}.safetensors") for name in "abc")
+    arch = ["--arch", "mlp:6-6-6-3,relu"]
+    for command in (["align", a, b, "--out", c], ["merge", a, b, "--out", c], ["check", a, b]):
+        for described in (arch, ["--activation", "relu"]):
+            assert cli.main([*command, *described]) == 2
+            err = capsys.readouterr().err
+            assert "['hidden', 'input'] have equal shapes" in err
+            assert "--order" in err
+            assert "order=" in err
+    assert not (tmp_path / "c.safetensors").exists()
+    assert cli.main(["align", a, b, "--out", c, *arch, "--order", "input, hidden,output"]) == 0
+    assert "of the described network" in capsys.readouterr().out
+
+    def function(state_dict, x):
+        for name in ORDER:
+            x = x @ state_dict[f"{name}.weight"].T + state_dict[f"{name}.bias"]
+            x = x if name == "output" else np.maximum(x, 0)
+        return x
+
+    x = normal(20, 6)
+    before, after = function(networks[0], x), function(safetensors.numpy.load_file(c), x)
+    assert np.abs(after - before).max() < 1e-4 * np.abs(before).max()
+    assert cli.main(["check", a, *arch, "--order", "inptu,hidden,output"]) == 2
+    assert "Did you mean 'input'" in capsys.readouterr().err
+
+
+def test_a_sorted_dict_in_python_is_refused_and_an_order_of_pytorchs_is_read():
+    state_dict = dense(*ORDER)
+    assert_order(EQUAL, state_dict, ORDER)
+    by_dtype = as_sorted(state_dict | {"output.bias": state_dict["output.bias"].astype("float64")})
+    by_dtype = {k: v for wide in (True, False) for k, v in by_dtype.items() if (v.dtype == "float64") == wide}
+    by_kind = {key: state_dict[key] for key in sorted(state_dict, key=lambda key: (key[-1] != "t", key))}
+    for lost in (as_sorted(state_dict), by_dtype, by_kind, jax.tree.map(np.asarray, state_dict)):
+        with pytest.raises(ValueError, match=r"\['hidden', 'input'\] have equal shapes.*order="):
+            io.from_torch(EQUAL, lost)
+        assert_order(EQUAL, lost, ORDER, order=ORDER)
+        assert_order(EQUAL, lost, ORDER, order=ORDER[:2])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["0", "2", "10"],
+        ["fc1", "fc2", "fc10"],
+        ["net.layers.9.lin", "net.layers.10.lin", "net.layers.11.lin"],
+        ["Dense_0", "Dense_1", "Dense_2"],
+        ["fc1", "fc2", "out"],  # out has a shape of its own
+        ["linear_1a", "linear_2a", "head"],
+    ],
+)
+def test_names_that_number_themselves_tell_their_order(names):
+    assert_order(EQUAL, as_sorted(dense(*names)), names)
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["fc1", "fc2", "fc"], ["enc.0", "dec.0", "out"]])
+def test_where_neither_shapes_nor_numbers_tell_the_order_is_unknown(names):
+    square, state_dict = sg.mlp((4, 4, 4, 4)), modules(dict.fromkeys(names, (4, 4)))
+    with pytest.raises(ValueError, match="have equal shapes, and their order is unknown: the names are sorted"):
+        io.from_torch(square, as_sorted(state_dict))
+    assert_order(square, as_sorted(state_dict), names, order=names)
+    if names[0] != "a":  # not in an order that sorting gives
+        assert_order(square, dict(reversed(as_sorted(state_dict).items())), names, order=names)
+
+
+def test_shapes_that_force_the_order_need_no_names():
+    arch, names = sg.mlp((5, 4, 3, 2)), ["z", "m", "a"]
+    state_dict = modules({"z": (4, 5), "m": (3, 4), "a": (2, 3)})
+    assert_order(arch, as_sorted(state_dict), names)
+    assert_order(arch, dict(reversed(state_dict.items())), names)
+    some = sg.mlp((5, 4, 4, 4, 2))  # forced at the ends alone
+    state_dict = modules({"z": (4, 5), "m": (4, 4), "k": (4, 4), "a": (2, 4)})
+    with pytest.raises(ValueError, match=r"Modules \['k', 'm'\] have equal shapes"):
+        io.from_torch(some, as_sorted(state_dict))
+    assert_order(some, as_sorted(state_dict), ["z", "m", "k", "a"], order=["m", "k"])
+    assert_order(some, state_dict, ["z", "m", "k", "a"])
+
+
+def test_numbers_that_contradict_the_order_of_the_file_are_named():
+    state_dict = dense("fc2", "fc1", "out")
+    with pytest.raises(ValueError, match="contradicts the numbers"):
+        io.from_torch(EQUAL, state_dict)
+    assert_order(EQUAL, state_dict, ["fc2", "fc1", "out"], order=["fc2", "fc1", "out"])
+
+
+def test_wrong_orders_are_named():
+    state_dict = as_sorted(dense(*ORDER))
+    for order, message in [
+        (["inputs", "hidden", "output"], r"names 'inputs', which is no module.*Did you mean 'input'\?"),
+        (["qqq"], "names 'qqq', which is no module; there are"),
+        (["input", "input"], "names a module twice"),
+        ("input", "expected a list"),
+        (["hidden"], "have equal shapes"),  # says nothing
+        (["output", "input", "hidden"], "does not fit"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            io.from_torch(EQUAL, state_dict, order=order)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])
+def test_files_of_sorted_names_are_refused_in_every_format(tmp_path, suffix):
+    state_dict, path = dense(*ORDER), tmp_path / f"a{suffix}"
+    tensors.write(path, as_sorted(state_dict))
+    with pytest.raises(ValueError, match=rf"a\{suffix}: Modules .* have equal shapes"):
+        io.read_network(path, EQUAL)
+    file = io.read_network(path, EQUAL, order=ORDER)
+    assert file.order == tuple(ORDER)
+    io.write_network(tmp_path / f"b{suffix}", EQUAL, file.params, file)
+    for key, value in tensors.read(tmp_path / f"b{suffix}").items():
+        np.testing.assert_array_equal(value, state_dict[key])
+    if suffix != ".safetensors":
+        tensors.write(path, state_dict, overwrite=True)
+        assert io.read_network(path, EQUAL).order == tuple(ORDER)
+
+
+def test_flax_names_are_the_layers_and_take_no_order(tmp_path):
+    params = support.random_params(EQUAL)
+    path = tmp_path / "a.npz"
+    tensors.write(path, {f"{name}/{kind}": value for name, of in params.items() for kind, value in of.items()})
+    support.assert_identical(io.read_network(path, EQUAL).params, params)
+    with pytest.raises(ValueError, match="Leave it out"):
+        io.read_network(path, EQUAL, order=["Dense_0"])
+
+
+def normalized(widths, prefix="", conv="conv", norm="bn"):
+    """Convolutions 3x3 and batch normalizations conv1, bn1, conv2, ... of PyTorch."""
+    state_dict = {}
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths), 1):
+        state_dict[f"{prefix}{conv}{i}.weight"] = normal(outputs, inputs, 3, 3)
+        for kind in ("weight", "bias", "running_mean", "running_var"):
+            state_dict[f"{prefix}{norm}{i}.{kind}"] = np.abs(normal(outputs))
+        state_dict[f"{prefix}{norm}{i}.num_batches_tracked"] = np.array(3)
+    return state_dict
+
+
+def test_convolutions_and_normalizations_of_equal_shape():
+    arch = sg.vgg(((4, 4), (4,)), 2, norm="batch", input_channels=4)
+    good = normalized((4, 4, 4, 4)) | {"fc.weight": normal(2, 4), "fc.bias": normal(2)}
+    expected = io.from_torch(arch, good)
+    support.assert_identical(io.from_torch(arch, as_sorted(good)), expected)
+    registered = dict(sorted(good.items(), key=lambda item: "bn" in item[0]))  # all convolutions first
+    support.assert_identical(io.from_torch(arch, registered), expected)
+    unnumbered = {key.translate(str.maketrans("123", "bca")): value for key, value in good.items()}
+    support.assert_identical(io.from_torch(arch, unnumbered), expected)  # in PyTorch's order
+    with pytest.raises(ValueError, match=r"Modules \['bna', 'bnb', 'bnc', 'conva', 'convb', 'convc'\]"):
+        io.from_torch(arch, as_sorted(unnumbered))
+    order = ["convb", "bnb", "convc", "bnc", "conva", "bna"]
+    support.assert_identical(io.from_torch(arch, as_sorted(unnumbered), order=order), expected)
+
+
+def test_a_sorted_residual_network_of_torchvision_is_read():
+    """Its numbers, its shapes, and each normalization beside its convolution leave one order."""
+    arch = sg.resnet(10, widths=(4, 4), outputs=2, input_channels=3)
+    params = support.random_params(arch)
+    module_of = {}
+    layers = dict.fromkeys(parameter.path[:-1] for parameter in arch.parameters)
+    blocks = sorted({layer[0] for layer in layers if len(layer) == 2}, key=lambda name: int(name.split("_")[1]))
+    for layer in layers:
+        kind, number = layer[-1].split("_")
+        name = {"Conv": "conv", "BatchNorm": "bn", "Dense": "fc"}[kind] + (
+            "" if kind == "Dense" else str(int(number) + 1)
+        )
+        at = blocks.index(layer[0]) if len(layer) == 2 else None
+        prefix = "" if at is None else f"layer{at // 2 + 1}.{at % 2}."
+        module_of[".".join(layer)] = prefix + name.replace("conv3", "downsample.0").replace("bn3", "downsample.1")
+    kinds = io.to_torch(arch, params)
+    state_dict = {f"{module_of[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": v for key, v in kinds.items()}
+    support.assert_identical(io.from_torch(arch, as_sorted(state_dict)), params)
