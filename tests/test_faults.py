@@ -229,3 +229,160 @@ def test_a_sorted_residual_network_of_torchvision_is_read():
     kinds = io.to_torch(arch, params)
     state_dict = {f"{module_of[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": v for key, v in kinds.items()}
     support.assert_identical(io.from_torch(arch, as_sorted(state_dict)), params)
+
+
+# --- modules without the usual weight and bias ----------------------------------------------------------------------
+
+SMALL = sg.mlp((4, 8, 3))
+
+
+def moved(arch, params, seed=5):
+    """The params of the same function, moved by a random element."""
+    return support.act(arch, support.rows(support.random_elements(arch, 1, seed=seed), 0), params)
+
+
+def test_a_bias_that_is_not_there_is_zero_and_is_not_written():
+    for state_dict in (
+        modules({"0": (8, 4), "2": (3, 8)}, bias=False),
+        {**modules({"0": (8, 4)}), "2.weight": normal(3, 8)},
+    ):
+        params = io.from_torch(SMALL, state_dict)
+        assert not params["Dense_1"]["bias"].any()
+        assert io.storable(SMALL, state_dict) is SMALL
+        new = io.to_torch(SMALL, moved(SMALL, params), state_dict)
+        assert list(new) == list(state_dict)
+        support.assert_identical(io.from_torch(SMALL, new), moved(SMALL, params))
+        with pytest.raises(ValueError, match=r"\['Dense_1'\]\['bias'\] is not 0 everywhere.*no bias to store"):
+            io.to_torch(SMALL, params | {"Dense_1": {**params["Dense_1"], "bias": np.ones(3, "f")}}, state_dict)
+
+
+SPELLINGS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
+
+
+@pytest.mark.parametrize(("g", "v"), SPELLINGS)
+@pytest.mark.parametrize("shape", [(8, 1), (1, 1), ()])
+def test_weight_normalization_is_read_and_written_in_both_spellings(g, v, shape):
+    state_dict = {"0.bias": normal(8), f"0.{g}": normal(*shape), f"0.{v}": normal(8, 4)} | modules({"2": (3, 8)})
+    params = io.from_torch(SMALL, state_dict)
+
+    def kernel(state_dict):
+        direction = state_dict[f"0.{v}"]
+        norm = np.linalg.norm(direction, axis=1, keepdims=True) if shape == (8, 1) else np.linalg.norm(direction)
+        return (direction * (state_dict[f"0.{g}"] / norm)).T
+
+    np.testing.assert_allclose(params["Dense_0"]["kernel"], kernel(state_dict), rtol=2e-6)
+    other = moved(SMALL, params)
+    new = io.to_torch(SMALL, other, state_dict)
+    assert {key: (value.shape, value.dtype) for key, value in new.items()} == {
+        key: (np.shape(value), value.dtype) for key, value in state_dict.items()
+    }
+    np.testing.assert_allclose(kernel(new), other["Dense_0"]["kernel"], rtol=2e-6)
+    dead = jax.tree.map(lambda leaf: leaf * 0, params)  # g = 0, and not 0 / 0
+    assert np.array_equal(kernel(io.to_torch(SMALL, dead, state_dict)), dead["Dense_0"]["kernel"])
+
+
+def test_tensors_that_no_plain_module_has_are_named_with_their_cause(tmp_path):
+    rest = {"0.bias": normal(8)} | modules({"2": (3, 8)})
+    for extra, message in [
+        ({"0.weight_orig": normal(8, 4), "0.weight_u": normal(8), "0.weight_v": normal(4)}, "spectral normalization"),
+        (
+            {"0.parametrizations.weight.original": normal(8, 4), "0.parametrizations.weight.0._u": normal(8)},
+            "spectral normalization",
+        ),
+        ({"0.weight_orig": normal(8, 4), "0.weight_mask": normal(8, 4)}, "pruned"),
+        ({"0.parametrizations.weight.original": normal(8, 4)}, "a parametrization"),
+        ({"0.weight_g": normal(8, 1)}, "one of the two tensors of weight normalization"),
+        ({"0.weight_g": normal(3, 1), "0.weight_v": normal(8, 4)}, r"has g \(3, 1\) for v"),
+    ]:
+        tensors.write(tmp_path / "a.pt", extra | rest, overwrite=True)
+        with pytest.raises(ValueError, match=message) as caught:
+            io.read_network(tmp_path / "a.pt", SMALL)
+        assert "another network" not in str(caught.value)
+        assert "Remove it" not in str(caught.value)
+
+
+VGG = sg.vgg(((4,),), 2, norm="batch")
+
+
+def test_a_batch_normalization_without_affine_stores_permutations_alone():
+    state_dict = {"0.weight": normal(4, 3, 3, 3), "1.running_mean": normal(4), "1.running_var": normal(4) ** 2}
+    state_dict |= {"n_averaged": np.array(7)} | modules({"9": (2, 4)})
+    params = io.from_torch(VGG, state_dict)
+    assert (params["BatchNorm_0"]["scale"] == 1).all()
+    arch = io.storable(VGG, state_dict)
+    assert [neurons.scaling.value for neurons in arch.hidden] == ["permutation"]
+    other = moved(arch, params)
+    new = io.to_torch(arch, other, state_dict)
+    assert list(new) == list(state_dict)
+    assert new["n_averaged"] == 7
+    support.assert_identical(io.from_torch(arch, new), other)
+    scaled = support.act(VGG, support.rows(support.random_elements(VGG, 1), 0), params)
+    with pytest.raises(ValueError, match=r"\['scale'\] is not 1 everywhere.*io.storable"):
+        io.to_torch(VGG, scaled, state_dict)
+    with pytest.raises(ValueError, match="track_running_stats=False"):
+        io.from_torch(VGG, {key: value for key, value in state_dict.items() if key != "1.running_mean"})
+
+
+def test_the_bias_of_a_convolution_before_a_batch_normalization():
+    state_dict = {"0.weight": normal(4, 3, 3, 3), "0.bias": normal(4)}
+    state_dict |= {f"1.{kind}": np.abs(normal(4)) for kind in ("weight", "bias", "running_mean", "running_var")}
+    state_dict |= modules({"9": (2, 4)})
+    params = io.from_torch(VGG, state_dict)
+    np.testing.assert_array_equal(params["BatchNorm_0"]["mean"], state_dict["1.running_mean"] - state_dict["0.bias"])
+    new = io.to_torch(VGG, moved(VGG, params), state_dict)
+    assert not new["0.bias"].any()
+    assert list(new) == list(state_dict)
+    support.assert_identical(io.from_torch(VGG, new), moved(VGG, params))
+
+
+# --- tensors that are one tensor ------------------------------------------------------------------------------------
+
+
+def tied():
+    w = normal(8, 4)
+    return {"enc.weight": w, "enc.bias": normal(8), "dec.weight": w.T, "dec.bias": normal(4)}
+
+
+@pytest.mark.parametrize(("activation", "scaling"), [("relu", "permutation"), ("tanh", "sign")])
+def test_a_tied_autoencoder_stays_tied(activation, scaling):
+    whole, state_dict = sg.mlp((4, 8, 4), activation), tied()
+    arch = io.storable(whole, state_dict)
+    assert [neurons.scaling.value for neurons in arch.hidden] == [scaling]
+    params = io.from_torch(whole, state_dict)
+    new = io.to_torch(arch, moved(arch, params), state_dict)
+    np.testing.assert_array_equal(new["enc.weight"], new["dec.weight"].T)
+    assert not np.array_equal(new["enc.weight"], state_dict["enc.weight"])
+    with pytest.raises(ValueError, match=r"'enc.weight'\] and .*'dec.weight'\] are one tensor.*io.storable"):
+        io.to_torch(whole, support.random_params(whole), state_dict)
+
+
+def test_a_module_used_twice_fixes_the_neurons_beside_it_or_is_refused():
+    arch = sg.mlp((4, 8, 8, 8, 3))
+    state_dict = modules({"0": (8, 4), "2": (8, 8), "4": (8, 8), "6": (3, 8)})
+    state_dict["4.bias"] = state_dict["2.bias"]
+    assert [n.name for n in io.storable(arch, state_dict).hidden] == ["hidden_0"]
+    state_dict["4.weight"] = state_dict["2.weight"]
+    with pytest.raises(ValueError, match=r"'2\.\w+'\] and .*'4\.\w+'\] are one tensor, which leaves .* no symmetry"):
+        io.storable(arch, state_dict)
+    state_dict["4.bias"] = normal(8)
+    buffer = normal(100)
+    state_dict |= {"2.weight": buffer[:64].reshape(8, 8), "4.weight": buffer[36:].reshape(8, 8)}
+    with pytest.raises(ValueError, match=r"'2.weight'\] and .*'4.weight'\] overlap"):
+        io.storable(arch, state_dict)
+    flat = normal(128)  # disjoint views of one buffer are two tensors
+    views = {"2.weight": flat[:64].reshape(8, 8), "4.weight": flat[64:].reshape(8, 8), "4.bias": normal(8)}
+    assert io.storable(arch, state_dict | views) is arch
+
+
+def test_tensors_that_a_file_says_are_one_are_one_in_memory(tmp_path):
+    arch, state_dict = sg.mlp((4, 8, 4)), tied()
+    copies = {key: value.copy() for key, value in state_dict.items()}
+    groups = (("enc.weight", "dec.weight"),)
+    file = io.as_network(io.ArrayFile(tmp_path / "a.pt", io.FileFormat(".pt"), copies, shared=groups), arch)
+    assert np.shares_memory(file.stored["enc.weight"], file.stored["dec.weight"])
+    assert io.storable(arch, file.stored) != arch
+    with pytest.raises(ValueError, match="are one tensor, and would be written as two"):
+        io.write_network(tmp_path / "b.pt", arch, support.random_params(arch), file)
+    groups = (("enc.bias", "dec.bias"),)
+    with pytest.raises(ValueError, match=r"'enc\.bias' and 'dec\.bias' share memory"):
+        io.as_network(io.ArrayFile(tmp_path / "a.pt", io.FileFormat(".pt"), copies, shared=groups), arch)

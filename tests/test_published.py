@@ -51,7 +51,7 @@ def test_the_weight_may_follow_its_bias():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seq.1.bias": None}, r"state_dict\['seq.1.bias'\] is missing; .* expects shape \(4,\)"),
+        ({"seq.1.weight": None}, r"state_dict\['seq.1.weight'\] is missing; .* expects shape \(4, 4\)"),
         ({"seq.2.weight": None, "seq.2.bias": None}, r"2 modules .* expects 3"),
         ({"seq.3.weight": np.zeros((1, 1))}, r"4 modules .* expects 3"),
         ({"seq.0.running_mean": np.zeros(4)}, r"\['seq.0.running_mean'\] is not a weight or bias"),

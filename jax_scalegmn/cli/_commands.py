@@ -51,6 +51,8 @@ def run(options: Command) -> dict[str, Any]:
     with _precision(stored):
         arch = _architecture(options, stored[0])
         files = [io.as_network(file, arch, order=_order(options)) for file in stored]
+        if files[0].order is not None:  # PyTorch's modules: the result is written like the first network
+            arch = io.storable(arch, files[0].stored, order=files[0].order)
         data = None if options.data is None else _examples(options.data, arch, files[0].params)
         key = jax.random.key(options.seed)
         inputs = data.x[:_NUM_COMPARED] if data else _report.random_inputs(arch, files[0].params, key)

@@ -17,7 +17,7 @@ from jax_scalegmn.io._networks import (
     read_network,
     write_network,
 )
-from jax_scalegmn.io.torch_layout import StateDict, from_torch, to_torch
+from jax_scalegmn.io.torch_layout import StateDict, from_torch, storable, to_torch
 
 __all__ = [
     "ArrayFile",
@@ -32,6 +32,7 @@ __all__ = [
     "infer_mlp",
     "read_arrays",
     "read_network",
+    "storable",
     "tensors",
     "to_torch",
     "torch_layout",

@@ -12,7 +12,7 @@ import numpy as np
 
 from jax_scalegmn import architecture, network, stacks
 from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.io import _atomic, _order, _trees, tensors, torch_layout
+from jax_scalegmn.io import _atomic, _order, _torch_modules, _trees, tensors, torch_layout
 from jax_scalegmn.types import Params
 
 
@@ -39,6 +39,7 @@ class ArrayFile(NamedTuple):
       path: The file or folder.
       format: The file's format.
       arrays: Tensors by name, or the nested dicts of a msgpack or Orbax file; arrays in their own dtypes.
+      shared: Groups of names whose tensors are one in the file, like those of tied layers.
 
     >>> import pathlib
     >>> from jax_scalegmn import io
@@ -49,6 +50,7 @@ class ArrayFile(NamedTuple):
     path: Path
     format: FileFormat
     arrays: dict[str, Any]
+    shared: tuple[tuple[str, ...], ...] = ()
 
 
 class NetworkFile(NamedTuple):
@@ -57,7 +59,7 @@ class NetworkFile(NamedTuple):
     Attributes:
       params: The network's params in float32 or wider, with the statistics of batch normalizations next to the weights.
       format: The file's format.
-      stored: The file's arrays, as in `ArrayFile.arrays`.
+      stored: The file's arrays, as in `ArrayFile.arrays`; those that are one in the file share memory.
       order: The names of PyTorch's modules in the order of the layers; None for Flax's names.
 
     >>> from jax_scalegmn import io
@@ -169,10 +171,11 @@ def as_network(file: ArrayFile, arch: Architecture, *, order: Sequence[str] | No
     try:
         keys = _keys(arch, file.format, file.arrays)
         if keys is None:
-            arrays = _in_known_order(file)
+            arrays = _torch_modules.tied(_in_known_order(file), file.shared)
             names = tuple(torch_layout.module_order(arch, arrays, order))
             params: dict[str, Any] = torch_layout.from_torch(arch, arrays, order=names)
-            return NetworkFile(stacks.at_least_float32(params), file.format, file.arrays, names)
+            stored = {name: arrays[name] for name in file.arrays}
+            return NetworkFile(stacks.at_least_float32(params), file.format, stored, names)
         if order is not None:
             raise ValueError(f"order {list(order)} is for PyTorch's names; Flax's name the layers. Leave it out.")
         return NetworkFile(_params(arch, keys, file.arrays), file.format, file.arrays)
@@ -298,7 +301,7 @@ def infer_mlp(file: ArrayFile, activation: str, *, order: Sequence[str] | None =
 
 _ORBAX = "orbax"
 _PASS_ARCHITECTURE = "Pass the architecture, as a builder or as JSON of Architecture.as_json."
-_TORCH_KINDS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
+_TORCH_KINDS = {*_torch_modules.KINDS, *_torch_modules.PARTS, *_torch_modules.COUNTERS}
 _Path: TypeAlias = tuple[str, ...]
 # Three layouts of weights and statistics: the paths as they are, all below "params", and Flax's variables.
 _PREFIXES: tuple[tuple[_Path, _Path], ...] = (
@@ -378,11 +381,10 @@ def _in_known_order(file: ArrayFile) -> dict[str, Any]:
 
 def _torch_chain(file: ArrayFile, order: Sequence[str] | None) -> list[tuple[int, ...]]:
     arrays = _in_known_order(file)
-    shapes = {
-        name.rpartition(".")[0]: np.shape(value)[::-1]
-        for name, value in arrays.items()
-        if name.rpartition(".")[-1] == "weight"
-    }
+    if (cause := _torch_modules.cause(arrays)) is not None:
+        raise ValueError(f"{file.path}: {cause}")
+    tensors_of = {name: _torch_modules.shapes(arrays, keys) for name, keys in _torch_modules.grouped(arrays).items()}
+    shapes = {name: of["weight"][::-1] for name, of in tensors_of.items() if "weight" in of}
     if any(len(shape) != 2 for shape in shapes.values()):
         return list(shapes.values())
     try:
@@ -394,7 +396,7 @@ def _torch_chain(file: ArrayFile, order: Sequence[str] | None) -> list[tuple[int
 
 def _dense_kernels(file: ArrayFile, order: Sequence[str] | None) -> list[tuple[int, ...]]:
     """The shapes [in, out] of the kernels Dense_0, Dense_1, ..., or of the weights of PyTorch's modules, in order."""
-    path, format, arrays = file
+    path, format, arrays = file.path, file.format, file.arrays
     if format.kind in tensors.SUFFIXES and _is_torch(arrays):
         return _torch_chain(file, order)
     leaves = architecture.flatten(arrays)
@@ -411,4 +413,5 @@ def _dense_kernels(file: ArrayFile, order: Sequence[str] | None) -> list[tuple[i
 
 
 def _is_torch(arrays: Mapping[str, Any]) -> bool:
-    return all(name.rpartition(".")[-1] in _TORCH_KINDS for name in arrays)
+    plain = all(_torch_modules.split(name)[1] in _TORCH_KINDS for name in arrays)
+    return plain or _torch_modules.cause(arrays) is not None

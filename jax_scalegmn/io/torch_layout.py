@@ -1,18 +1,30 @@
 """A network's params as PyTorch's tensors, and back. `tensors` reads and writes their files."""
 
+import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_scalegmn import architecture, stacks
-from jax_scalegmn.architecture import Architecture, BatchNorm, Conv, Dense, GroupNorm, LayerNorm, Parameter
-from jax_scalegmn.io import _order
+from jax_scalegmn.architecture import (
+    Architecture,
+    BatchNorm,
+    Conv,
+    Dense,
+    GroupNorm,
+    LayerNorm,
+    NeuronLayer,
+    Parameter,
+    Scaling,
+)
+from jax_scalegmn.io import _order, _torch_modules
 from jax_scalegmn.types import Params
 
-__all__ = ["StateDict", "array_of_tensor", "checked_tensor", "from_torch", "tensor_shape", "to_torch"]
+__all__ = ["StateDict", "array_of_tensor", "checked_tensor", "from_torch", "storable", "tensor_shape", "to_torch"]
 
 # Tensors by name, in PyTorch's layout and in the order of the modules.
 StateDict: TypeAlias = Mapping[str, np.ndarray]
@@ -31,10 +43,14 @@ def from_torch(
     scale, and running_mean and running_var its mean and var. The modules of a Residual are in the order branch,
     shortcut, as in torchvision; PyTorch's strided convolutions need padding=1 (`architecture.resnet`).
 
+    A bias that is not there is 0, and the scale of a BatchNorm with affine=False is 1. Weight normalization's weight
+    is g v / |v|, in both spellings. The bias of a convolution before a BatchNorm, which it undoes, is subtracted from
+    the mean if the architecture has none.
+
     Args:
       arch: The network's architecture, with layers.
-      state_dict: The tensors of each linear, convolutional or normalizing module, and no others, except BatchNorm's
-        num_batches_tracked, which is ignored.
+      state_dict: The tensors of each linear, convolutional or normalizing module, and no others, except the counters
+        num_batches_tracked and n_averaged, which are ignored.
       order: The names of modules in the order in which the network applies them: of all, or of those of equal shape
         whose order nothing else tells. Sorted names (safetensors, pytrees) need it, unless they are numbered.
 
@@ -52,9 +68,14 @@ def from_torch(
     >>> params["Dense_0"]["kernel"].tolist()
     [[1.0], [2.0]]
     """
+    modules = _modules(arch, state_dict, order)
+    folded = _folded(arch, modules)
     values = []
-    for parameter, key in zip(arch.parameters, _keys(arch, state_dict, order), strict=True):
-        value = checked_tensor(state_dict, key, tensor_shape(arch, parameter), arch.name)
+    for parameter in arch.parameters:
+        value = _read(arch, state_dict, modules[parameter.path[:-1]], parameter)
+        bias = folded.get(parameter.path[:-1]) if parameter.path[-1] == "mean" else None
+        if bias is not None:
+            value = value - checked_tensor(state_dict, bias, value.shape, arch.name)
         values.append(jnp.asarray(array_of_tensor(arch, parameter, value)))
     return architecture.pack(arch, values)
 
@@ -69,15 +90,17 @@ def to_torch(
       arch: The network's architecture, with layers.
       params: The params of one network.
       template: A state_dict of the same modules; the result has its names, order and dtypes, and a copy of its
-        num_batches_tracked. Without it the names are those of the layers, like "Dense_0.weight", and the dtypes those
-        of `params`.
+        counters. Weight normalization gets v and g = |v|, and the bias of a convolution before a BatchNorm 0. Without a
+        template the names are those of the layers, like "Dense_0.weight", and the dtypes those of `params`.
       order: The order of the template's modules, as in `from_torch`.
 
     Returns:
       The tensors by name, in PyTorch's layout.
 
     Raises:
-      ValueError: If the params or the template do not fit the architecture, or a number is too large for its dtype.
+      ValueError: If the params or the template do not fit the architecture, or a number is too large for its dtype; if
+        the template has no tensor for numbers that are not 0, or a BatchNorm's scales that are not 1; or if its
+        tensors that are one would differ.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -93,11 +116,73 @@ def to_torch(
     if template is None:
         names = [".".join((*parameter.path[:-1], kinds[parameter.path])) for parameter in arch.parameters]
         return dict(zip(names, tensors, strict=True))
-    keys = _keys(arch, template, order)
-    for key, parameter in zip(keys, arch.parameters, strict=True):
-        checked_tensor(template, key, tensor_shape(arch, parameter), arch.name)
-    own = {key: as_dtype(tensor, template[key].dtype, _named(key)) for key, tensor in zip(keys, tensors, strict=True)}
-    return {key: own[key] if key in own else np.array(value) for key, value in template.items()}
+    modules = _modules(arch, template, order)
+    own: dict[str, np.ndarray] = {
+        key: np.zeros_like(template[key]) for key in _folded(arch, modules).values() if key is not None
+    }
+    for parameter, tensor in zip(arch.parameters, tensors, strict=True):
+        own |= _written(arch, template, modules[parameter.path[:-1]], parameter, tensor)
+    own = {key: as_dtype(value, template[key].dtype, _named(key)) for key, value in own.items()}
+    written = {key: own[key] if key in own else np.array(value) for key, value in template.items()}
+    for first, second, transposed in _torch_modules.ties(template):
+        if not np.array_equal(written[first].T if transposed else written[first], written[second]):
+            raise ValueError(
+                f"{_named(first)} and {_named(second)} are one tensor, and would be written as two that differ. Align "
+                "with the arch that io.storable returns for the state_dict, which keeps them one."
+            )
+    return written
+
+
+def storable(arch: Architecture, state_dict: StateDict, *, order: Sequence[str] | None = None) -> Architecture:
+    """The architecture with the part of its group whose results fit into a state_dict.
+
+    A BatchNorm with affine=False stores no scale, so its channels are permuted alone. Where two tensors are one in
+    memory, W and its transpose in a tied autoencoder, (P W)^T stays W^T P^T under permutations and signs, not under
+    positive scales. Neurons on both sides of a module that is used twice stay where they are.
+
+    Args:
+      arch: The network's architecture, with layers.
+      state_dict: The tensors by name; those that are one share memory, as PyTorch's do after .numpy().
+      order: The order of the modules, as in `from_torch`.
+
+    Returns:
+      The architecture; `arch` itself if everything fits.
+
+    Raises:
+      ValueError: As `from_torch`; if tensors overlap otherwise; or if tensors that are one leave no symmetry.
+
+    >>> import numpy as np
+    >>> import jax_scalegmn as sg
+    >>> w = np.ones((3, 2), "float32")
+    >>> tensors = {"enc.weight": w, "enc.bias": np.zeros(3, "f"), "dec.weight": w.T, "dec.bias": np.zeros(2, "f")}
+    >>> sg.io.storable(sg.mlp((2, 3, 2)), tensors).hidden[0].scaling.value
+    'permutation'
+    """
+    modules = _modules(arch, state_dict, order)
+    limits: dict[str, set[Scaling]] = {}
+    parameter_of: dict[str, Parameter] = {}
+    for parameter in arch.parameters:
+        keys, kind = modules[parameter.path[:-1]][1], _TORCH_KIND[parameter.path[-1]]
+        parameter_of |= {
+            keys[k]: parameter for k in (kind, "weight_v") if k in keys and (k == kind or kind == "weight")
+        }
+        if parameter.path[-1] == "scale" and kind not in keys:
+            limits.setdefault(parameter.neuron_axes[0].neurons, set()).add(Scaling.PERMUTATION)
+    tied = list(_torch_modules.ties(state_dict))
+    for first, second, transposed in tied:
+        if first in parameter_of and second in parameter_of:
+            for neurons, scaling in _tie_limits(parameter_of[first], parameter_of[second], transposed):
+                limits.setdefault(neurons, set()).add(scaling)
+    neuron_layers = tuple(_limited(neurons, limits.get(neurons.name, set())) for neurons in arch.neuron_layers)
+    if neuron_layers == arch.neuron_layers:
+        return arch
+    restricted = dataclasses.replace(arch, neuron_layers=neuron_layers)
+    if not restricted.hidden:
+        raise ValueError(
+            f"{_named(tied[0][0])} and {_named(tied[0][1])} are one tensor, which leaves {arch.name!r} no symmetry: "
+            "moving the neurons of one would change the other. Copy one (.clone()), and save the network again."
+        )
+    return restricted
 
 
 def checked_tensor(state_dict: StateDict, key: str, shape: Sequence[int], network: str) -> np.ndarray:
@@ -232,76 +317,186 @@ def module_order(arch: Architecture, state_dict: StateDict, order: Sequence[str]
     Raises:
       ValueError: As `from_torch`, but for values that are not finite.
     """
-    kinds = _kinds(arch)
-    return [module for module, _ in _modules(arch, state_dict, kinds, order).values()]
+    return [module for module, _ in _modules(arch, state_dict, order).values()]
 
 
-def _keys(arch: Architecture, state_dict: StateDict, order: Sequence[str] | None) -> list[str]:
-    """The name of every parameter's tensor, in the order of `arch.parameters`."""
-    kind_of_path = _kinds(arch)
-    modules = _modules(arch, state_dict, kind_of_path, order)
-    expected = {(path[:-1], kind) for path, kind in kind_of_path.items()}
-    surplus = [
-        name for layer, (_, names) in modules.items() for kind, name in names.items() if (layer, kind) not in expected
-    ]
-    if surplus:
+_Module: TypeAlias = tuple[str, Mapping[str, str]]  # its name, and the names of its tensors by kind
+
+
+def _read(arch: Architecture, state_dict: StateDict, module: _Module, parameter: Parameter) -> np.ndarray:
+    """A parameter's tensor, computed or made up where the module has none."""
+    (name, keys), kind, shape = module, _TORCH_KIND[parameter.path[-1]], tensor_shape(arch, parameter)
+    if kind in keys:
+        return checked_tensor(state_dict, keys[kind], shape, arch.name)
+    if kind == "weight" and keys.keys() >= set(_torch_modules.PARTS):
+        size = checked_tensor(state_dict, keys["weight_g"], np.shape(state_dict[keys["weight_g"]]), arch.name)
+        direction = checked_tensor(state_dict, keys["weight_v"], shape, arch.name)
+        try:
+            return _torch_modules.weight_of(size, direction)
+        except ValueError as error:
+            raise ValueError(f"{_named(keys['weight_v'])}: {error}") from error
+    if kind == "bias" or parameter.path[-1] == "scale":
+        dtype = np.asarray(state_dict[next(iter(keys.values()))]).dtype
+        return np.full(shape, float(kind == "weight"), dtype)
+    cure = (
+        "A BatchNorm with track_running_stats=False has no function of one example."
+        if kind.startswith("running")
+        else "Export the network again."
+    )
+    raise ValueError(
+        f"{_named(f'{name}.{kind}'.lstrip('.'))} is missing; {arch.name!r} expects shape {shape} for "
+        f"{architecture.describe(parameter.path)}. {cure}"
+    )
+
+
+def _written(
+    arch: Architecture, template: StateDict, module: _Module, parameter: Parameter, tensor: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The tensors by name that store a parameter's tensor in a module."""
+    (name, keys), kind = module, _TORCH_KIND[parameter.path[-1]]
+    _read(arch, template, module, parameter)  # checks the template
+    if kind in keys:
+        return {keys[kind]: tensor}
+    if kind == "weight" and "weight_v" in keys:
+        size, direction = _torch_modules.parts_of(tensor, np.asarray(template[keys["weight_g"]]))
+        return {keys["weight_g"]: size, keys["weight_v"]: direction}
+    constant = float(kind == "weight")
+    if not (tensor == constant).all():
         raise ValueError(
-            f"The state_dict has {surplus}, for which {arch.name!r} has no parameters. It has other modules, or "
-            "the biases of convolutions must be folded into the means of the normalizations after them."
+            f"params{architecture.describe(parameter.path)} is not {constant:g} everywhere, and module {name!r} has no "
+            f"{kind} to store it. Align with the arch that io.storable returns, without REPAIR, or give the module one."
         )
-    keys = []
-    for parameter in arch.parameters:
-        module, names = modules[parameter.path[:-1]]
-        kind = kind_of_path[parameter.path]
-        if kind not in names:
-            raise ValueError(
-                f"{_named(f'{module}.{kind}'.lstrip('.'))} is missing; {arch.name!r} expects shape "
-                f"{tensor_shape(arch, parameter)} for {architecture.describe(parameter.path)}. A module without bias "
-                "needs a bias of zeros."
-            )
-        keys.append(names[kind])
-    return keys
+    return {}
 
 
-def _modules(
-    arch: Architecture, state_dict: StateDict, kind_of_path: Mapping[_Path, str], order: Sequence[str] | None
-) -> dict[_Path, tuple[str, dict[str, str]]]:
+def _folded(arch: Architecture, modules: Mapping[_Path, _Module]) -> dict[_Path, str | None]:
+    """For each BatchNorm the name of the bias of the convolution before it that the architecture does not have."""
+    own = {parameter.path for parameter in arch.parameters}
+    return {
+        norm: modules[conv][1].get("bias")
+        for conv, norm in _normalized(arch).items()
+        if (*conv, "bias") not in own and "bias" in modules[conv][1]
+    }
+
+
+def _normalized(arch: Architecture) -> dict[_Path, _Path]:
+    """The BatchNorm right after each convolution or dense layer that has one."""
+    layers = list(architecture.walk(arch.layers))
+    return {
+        (*at, layer.name): (*after, norm.name)
+        for (at, layer), (after, norm) in itertools.pairwise(layers)
+        if isinstance(layer, Conv | Dense) and layer.activation is None and isinstance(norm, BatchNorm) and at == after
+    }
+
+
+def _tie_limits(first: Parameter, second: Parameter, transposed: bool) -> list[tuple[str, Scaling]]:
+    """The largest group on neuron layers under which two parameters that are one tensor stay one."""
+    limits = []
+    axes = second.neuron_axes[::-1] if transposed else second.neuron_axes
+    if len(first.neuron_axes) != len(axes):
+        return [(axis.neurons, Scaling.FIXED) for axis in (*first.neuron_axes, *axes)]
+    for ours, theirs in zip(first.neuron_axes, axes, strict=True):
+        if (ours.neurons, ours.repeat) != (theirs.neurons, theirs.repeat):
+            limits += [(ours.neurons, Scaling.FIXED), (theirs.neurons, Scaling.FIXED)]
+        elif ours.power != theirs.power:  # q ** power is the same for both where q is a sign and the powers +1 and -1
+            even = (ours.power - theirs.power) % 2 == 0
+            limits.append((ours.neurons, Scaling.SIGN if even else Scaling.PERMUTATION))
+    return limits
+
+
+def _limited(neurons: NeuronLayer, limits: set[Scaling]) -> NeuronLayer:
+    if Scaling.FIXED in limits:
+        return dataclasses.replace(neurons, scaling=Scaling.FIXED)
+    if limits <= {neurons.scaling} or neurons.scaling is Scaling.FIXED:
+        return neurons
+    return dataclasses.replace(neurons, scaling=Scaling.PERMUTATION)
+
+
+def _modules(arch: Architecture, state_dict: StateDict, order: Sequence[str] | None) -> dict[_Path, _Module]:
     """For each layer, its module's name and the names of that module's tensors by kind, like "weight"."""
-    modules = _grouped(arch, state_dict, set(kind_of_path.values()))
+    kind_of_path = _kinds(arch)
+    modules = _torch_modules.grouped(state_dict)
+    _check_kinds(arch, state_dict, modules, set(kind_of_path.values()))
     layers = _layers(arch)
     if len(modules) != len(layers):
         raise ValueError(
             f"The state_dict has {len(modules)} modules {list(modules)}; {arch.name!r} expects {len(layers)}, one for "
-            f"each of {_listed(layers)}. Remove modules of other networks, or use another Architecture."
+            f"each of {_listed(layers)}. Take out modules of other networks, or use another Architecture; a module "
+            "without tensors, like a LayerNorm with elementwise_affine=False, is not in a state_dict."
         )
+    fits, expected = _fits(arch, state_dict, modules, kind_of_path)
+    norms = {
+        name for name, keys in modules.items() if len(_torch_modules.shapes(state_dict, keys).get("weight", ())) < 2
+    }
+    told = _order.is_told(state_dict)
+    names = _order.find(fits, list(modules), told=told, norms=norms, order=order)
+    if names is not None:
+        return {layer: (name, modules[name]) for layer, name in zip(layers, names, strict=True)}
+    in_turn = dict(zip(layers, modules.items(), strict=True))
+    _check_misfits(arch, in_turn, expected)
+    return dict(in_turn)  # an error of the first tensor of another shape
+
+
+def _fits(
+    arch: Architecture,
+    state_dict: StateDict,
+    modules: Mapping[str, Mapping[str, str]],
+    kind_of_path: Mapping[_Path, str],
+) -> tuple[list[set[str]], dict[_Path, dict[str, tuple[int, ...]]]]:
+    """For each layer the modules whose tensors fit it, and the shapes that it can have by kind."""
+    layer_at = {
+        (*at, layer.name): layer for at, layer in architecture.walk(arch.layers) if isinstance(layer, _WITH_PARAMS)
+    }
     expected: dict[_Path, dict[str, tuple[int, ...]]] = {}
     for parameter in arch.parameters:
         shapes = expected.setdefault(parameter.path[:-1], {})
         shapes[kind_of_path[parameter.path]] = tensor_shape(arch, parameter)
-    got = {module: {kind: np.shape(state_dict[key]) for kind, key in keys.items()} for module, keys in modules.items()}
-    fits = [{module for module, shapes in got.items() if shapes == expected[layer]} for layer in layers]
-    norms = {module for module, shapes in got.items() if len(shapes.get("weight", ())) < 2}
-    told = _order.is_told(state_dict)
-    names = _order.find(fits, list(modules), told=told, norms=norms, order=order)
-    if names is None:  # no order fits: an error, of the first module that does not
-        names = list(modules)
-    return {layer: (name, modules[name]) for layer, name in zip(layers, names, strict=True)}
+    needed = {
+        path: set(shapes) - ({"weight", "bias"} if isinstance(layer_at[path], BatchNorm) else {"bias"})
+        for path, shapes in expected.items()
+    }
+    for layer in _normalized(arch):
+        expected[layer].setdefault("bias", expected[layer]["weight"][:1])
+    got = {name: _torch_modules.shapes(state_dict, keys) for name, keys in modules.items()}
+    return [
+        {name for name, shapes in got.items() if needed[layer] <= shapes.keys() and shapes.items() <= own.items()}
+        for layer, own in ((layer, expected[layer]) for layer in layer_at)
+    ], expected
 
 
-def _grouped(arch: Architecture, state_dict: StateDict, kinds: set[str]) -> dict[str, dict[str, str]]:
-    """The names of the tensors by module and kind, in their order."""
-    modules: dict[str, dict[str, str]] = {}
-    for key in state_dict:
-        module, _, kind = key.rpartition(".")
-        if kind == "num_batches_tracked" and "running_mean" in kinds:
+def _check_kinds(
+    arch: Architecture, state_dict: StateDict, modules: Mapping[str, Mapping[str, str]], kinds: set[str]
+) -> None:
+    for key in (key for keys in modules.values() for kind, key in keys.items() if kind not in kinds):
+        kind = _torch_modules.split(key)[1]
+        if kind in _torch_modules.PARTS and "weight" in kinds:
             continue
-        if kind not in kinds:
+        if (cause := _torch_modules.cause(state_dict)) is not None:
+            raise ValueError(cause)
+        raise ValueError(
+            f"{_named(key)} is not a {' or '.join(sorted(kinds, reverse=True))}; {arch.name!r} expects no other. "
+            "Take it out, or use an Architecture that has it."
+        )
+    for keys in modules.values():
+        if len(parts := keys.keys() & set(_torch_modules.PARTS)) == 1:
             raise ValueError(
-                f"{_named(key)} is not a {' or '.join(sorted(kinds, reverse=True))}; {arch.name!r} expects no other. "
-                "Remove it."
+                f"{_named(keys[parts.pop()])} is one of the two tensors of weight normalization. Save both."
             )
-        modules.setdefault(module, {})[kind] = key
-    return modules
+
+
+def _check_misfits(arch: Architecture, modules: Mapping[_Path, _Module], expected: Mapping[_Path, Any]) -> None:
+    """Raises an error of tensors that a layer does not have, in a state_dict that fits in no order."""
+    surplus = [
+        name
+        for layer, (_, keys) in modules.items()
+        for kind, name in keys.items()
+        if kind not in (*expected[layer], *_torch_modules.PARTS)
+    ]
+    if surplus:
+        raise ValueError(
+            f"The state_dict has {surplus}, for which {arch.name!r} has no parameters, in whatever order its modules "
+            "are. The biases of layers that a LayerNorm or GroupNorm follows need an Architecture that has them."
+        )
 
 
 def _listed(layers: Sequence[_Path]) -> list[str]:
