@@ -285,11 +285,14 @@ def plane(
         )
     stacks.check_alike(a, b)
     stacks.check_alike(a, c, names=("a", "c"))
-    first, second = (jax.tree.map(jnp.subtract, other, a) for other in (b, c))
+    first, second = (jax.tree.map(_difference, other, a) for other in (b, c))
     across, u = _normalized(first)
     along = optax.tree.vdot(second, u)
     up, v = _normalized(jax.tree.map(lambda x, y: x - along * y, second, u))
-    _check_plane(across, up, jnp.sqrt(optax.tree.vdot((a, b, c), (a, b, c))))
+    floats = [leaf for leaf in jax.tree.leaves((a, b, c)) if stacks.is_floating(leaf)]
+    eps = max(float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in floats)
+    wide = stacks.at_least_float32(floats)
+    _check_plane(across, up, eps * jnp.sqrt(optax.tree.vdot(wide, wide)))
 
     zero = jnp.zeros_like(across)
     corners = jnp.stack([jnp.stack(corner) for corner in ((zero, zero), (across, zero), (along, up))])
@@ -298,7 +301,7 @@ def plane(
     xs, ys = (jnp.linspace(low[axis], high[axis], num_points) for axis in (0, 1))
 
     def loss(place: Float[Array, "2"]) -> Array:
-        return loss_fn(jax.tree.map(lambda p, e, f: p + place[0] * e + place[1] * f, a, u, v))
+        return loss_fn(jax.tree.map(lambda p, e, f: _moved(p, place[0] * e + place[1] * f), a, u, v))
 
     grid = jnp.stack(jnp.meshgrid(xs, ys), -1).reshape(-1, 2)
     return Plane(xs, ys, _map(loss, grid, batch_size).reshape(num_points, num_points), corners)
@@ -367,9 +370,23 @@ def _normalized(tree: Any) -> tuple[Array, Any]:
     return length, jax.tree.map(lambda leaf: leaf / jnp.where(length > 0, length, 1), tree)
 
 
-def _check_plane(across: Array, up: Array, size: Array) -> None:
+def _difference(x: Any, y: Any) -> Array:
+    """x - y at least in float32; 0 for arrays that are no floating-point numbers."""
+    if not stacks.is_floating(y):
+        return jnp.zeros(jnp.shape(y))
+    x, y = stacks.at_least_float32((x, y))
+    return jnp.subtract(x, y)
+
+
+def _moved(x: Any, step: Array) -> Array:
+    """x + step in the dtype of x; x if it is no floating-point number."""
+    x = jnp.asarray(x)
+    return (x + step).astype(x.dtype) if stacks.is_floating(x) else x
+
+
+def _check_plane(across: Array, up: Array, rounding: Array) -> None:
     # A difference of a few rounding errors has no direction.
-    if stacks.is_concrete(up) and not min(across, up) > 8 * jnp.finfo(up.dtype).eps * size:
+    if stacks.is_concrete(up) and not min(across, up) > 8 * rounding:
         raise ValueError(
             f"a, b and c lie on one line: b is {across} away from a, and c {up} from their line. Expected three "
             "networks that span a plane; for two use landscape.path."

@@ -15,8 +15,10 @@ __all__ = [
     "at_least_float32",
     "check_alike",
     "check_finite",
+    "check_floating",
     "count",
     "is_concrete",
+    "is_floating",
     "like",
     "member",
     "reader",
@@ -301,6 +303,43 @@ def check_finite(tree: Any, *, name: str = "params") -> None:
                 f"{name}{jax.tree_util.keystr(path)} holds {int((~finite).sum())} NaN or infinite entries, the first "
                 f"at {first}; expected finite numbers. The network diverged or its file is damaged: train or export "
                 "it again."
+            )
+
+
+def is_floating(leaf: Any) -> bool:
+    """Tells whether an array is of floating-point numbers, and not a counter, a mask or quantized weights.
+
+    >>> import numpy as np
+    >>> from jax_scalegmn import stacks
+    >>> stacks.is_floating(np.ones(2, "float16")), stacks.is_floating(np.ones(2, "int8"))
+    (True, False)
+    """
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
+
+
+def check_floating(tree: Any, *, name: str = "params") -> None:
+    """Checks that all arrays are of floating-point numbers; works on traced arrays.
+
+    Args:
+      tree: An array or a pytree of arrays.
+      name: What error messages call the tree.
+
+    Raises:
+      ValueError: If one is not; the message names it.
+
+    >>> import numpy as np
+    >>> from jax_scalegmn import stacks
+    >>> stacks.check_floating({"bias": np.zeros(2, "int8")})
+    Traceback (most recent call last):
+    ...
+    ValueError: params['bias'] is int8; expected floating-point numbers. Convert quantized weights.
+    """
+    for path, leaf in jax.tree.leaves_with_path(to_dict(tree)):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} is {dtype}; expected floating-point numbers. Convert quantized "
+                "weights."
             )
 
 

@@ -1,15 +1,17 @@
 """Kinds of fault that other software of this field has: each test holds the right value for one of their members."""
 
+import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 import support
 
 import jax_scalegmn as sg
-from jax_scalegmn import cli, io
+from jax_scalegmn import architecture, cli, io, landscape, matching, merge, network, stacks, testing
 from jax_scalegmn.io import tensors
 
 R = np.random.default_rng(0)
@@ -386,3 +388,143 @@ def test_tensors_that_a_file_says_are_one_are_one_in_memory(tmp_path):
     groups = (("enc.bias", "dec.bias"),)
     with pytest.raises(ValueError, match=r"'enc\.bias' and 'dec\.bias' share memory"):
         io.as_network(io.ArrayFile(tmp_path / "a.pt", io.FileFormat(".pt"), copies, shared=groups), arch)
+
+
+# --- merging in half precision --------------------------------------------------------------------------------------
+
+
+def test_half_precision_is_summed_in_float32_and_kept():
+    dtype = "float16"
+    one = {"w": jnp.ones((400, 400), dtype)}  # whose square is too large for it
+    two = {"w": 2 * one["w"]}
+    wide = np.linspace(0, 1, 3)[1]  # a float64
+    stack = stacks.stack(one, two)
+    results = {
+        "slerp": merge.slerp(one, two, 0.5),
+        "lerp": merge.lerp(one, two, wide),
+        "traced t": jax.jit(lambda t: merge.lerp(one, two, t))(jnp.asarray(0.5)),
+        "average": merge.average(stack),
+        "piecewise": merge.piecewise(stack, jnp.asarray(0.5)),
+        "soup": merge.soup(stack, jnp.array([0.0, 1.0])),
+        "greedy": merge.greedy_soup(lambda p: jnp.where(p["w"][0, 0] == 2, 0.0, 1.0), stack).params,
+        "tasks": merge.task_arithmetic(one, stacks.stack(merge.task_vector(one, two)), 0.5),
+        "ties": merge.ties(one, stacks.stack(two), density=1.0, weight=0.5),
+    }
+    for name, result in results.items():
+        assert result["w"].dtype == dtype, name
+        assert (result["w"] == 1.5).all(), name
+
+
+def test_sums_of_small_steps_in_half_precision_are_those_of_float32():
+    base = {"w": jnp.full(1, 256.0, "bfloat16")}
+    vectors = {"w": jnp.full((8, 1), 0.5, "bfloat16")}  # each of them alone is less than half a rounding
+    assert merge.task_arithmetic(base, vectors, 1.0)["w"] == 260
+
+
+def test_a_barrier_and_a_plane_of_half_precision():
+    p, q, r = ({"w": jnp.asarray(normal(3), "bfloat16")} for _ in range(3))
+
+    def loss(params):
+        assert params["w"].dtype == "bfloat16"
+        return params["w"].astype(jnp.float32).sum()
+
+    assert abs(landscape.barrier(loss, p, q, num_points=3).height) < 0.1
+    assert np.isfinite(landscape.plane(loss, p, q, r, num_points=2).losses).all()
+
+
+# --- leaves that are no floating-point numbers ----------------------------------------------------------------------
+
+
+def test_counters_and_masks_stay_as_they_are():
+    state = {"w": jnp.ones(3), "steps": jnp.array(7), "mask": jnp.array([True, False])}
+    other = {"w": 2 * jnp.ones(3), "steps": jnp.array(9), "mask": jnp.array([False, False])}
+    third = {"w": jnp.arange(3.0), "steps": jnp.array(9), "mask": jnp.array([False, False])}
+    stack = stacks.stack(state, other)
+    for result in (
+        merge.lerp(state, other, 0.5),
+        merge.slerp(state, other, 0.5),
+        merge.average(stack),
+        merge.greedy_soup(lambda p: -p["w"].sum(), stack).params,
+        merge.task_arithmetic(state, stacks.stack(merge.task_vector(state, other)), 0.5),
+        merge.ties(state, stack, density=1.0),
+    ):
+        support.assert_identical({k: result[k] for k in ("steps", "mask")}, {k: state[k] for k in ("steps", "mask")})
+
+    def loss(params):
+        assert params["steps"].dtype == jnp.int32
+        assert params["mask"].dtype == bool
+        return params["w"].sum() + params["steps"]
+
+    assert landscape.plane(loss, state, other, third, num_points=2, margin=0.0).losses[0, 0] == 10
+    assert landscape.path(loss, state, other, num_points=2).metrics[0] == 10
+
+
+def test_integer_weights_are_refused_at_the_door():
+    arch = sg.mlp((2, 4, 1))
+    params = support.random_params(arch)
+    whole = jax.tree.map(lambda leaf: jnp.round(leaf * 100).astype(jnp.int8), params)
+    for call in (
+        lambda: matching.weight_matching(arch, whole, params),
+        lambda: matching.weight_matching(arch, params, whole),
+        lambda: jax.eval_shape(lambda p: matching.weight_matching(arch, p, params), whole),
+        lambda: matching.canonical_matching(arch, whole, params),
+        lambda: matching.activation_matching(arch, whole, params, jnp.ones((3, 2))),
+        lambda: matching.sinkhorn_matching(arch, whole, params),
+        lambda: matching.align_all(arch, stacks.stack(whole, whole)),
+        lambda: network.apply(arch, whole, jnp.ones(2)),
+        lambda: io.to_torch(arch, whole),
+    ):
+        with pytest.raises(ValueError, match=r"\['Dense_0'\]\['bias'\] is int8; expected floating-point numbers"):
+            call()
+
+
+# --- one diverged network among many --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("assign", [matching.assignment.hungarian, matching.assignment.scipy])
+def test_a_diverged_network_does_not_stop_the_others(assign):
+    arch = sg.mlp((2, 4, 1))
+    reference = support.random_params(arch, seed=9)
+    zoo = stacks.stack(*(support.random_params(arch, seed) for seed in range(4)))
+    ill = jax.tree.map(lambda leaf: leaf, zoo)
+    ill["Dense_0"]["bias"] = zoo["Dense_0"]["bias"].at[2, 0].set(jnp.nan)
+    match = jax.jit(jax.vmap(lambda p: matching.weight_matching(arch, p, reference, assign=assign)))
+    well, result = match(zoo), match(ill)
+    others = jnp.array([0, 1, 3])
+    support.assert_identical(stacks.member(result, others), stacks.member(well, others))
+    assert np.isnan(result.similarity[2])
+    assert result.converged.tolist() == [*well.converged[:2].tolist(), False, bool(well.converged[3])]
+
+
+@pytest.mark.slow
+def test_every_matcher_marks_a_diverged_network():
+    arch = sg.mlp((2, 4, 1))
+    reference, x = support.random_params(arch, seed=9), jnp.ones((5, 2)) * jnp.arange(5.0)[:, None]
+    ill = support.random_params(arch)
+    ill["Dense_1"]["kernel"] = jnp.asarray(ill["Dense_1"]["kernel"]).at[0, 0].set(jnp.inf)
+    zoo = stacks.stack(support.random_params(arch), ill)
+    for match in (
+        matching.unmatched,
+        matching.canonical_matching,
+        lambda arch, p, target: matching.activation_matching(arch, p, target, x),
+    ):
+        result = jax.vmap(lambda p, match=match: match(arch, p, reference))(zoo)
+        assert np.isfinite(result.similarity[0])
+        assert np.isnan(result.similarity[1])
+        assert not result.converged[1]
+
+
+# --- a check that zeros and ones hide errors from -------------------------------------------------------------------
+
+
+def test_fresh_networks_hide_no_wrong_description():
+    arch = sg.vgg(((4,),), 2, norm="batch", input_channels=1)
+    params = network.init(arch, jax.random.key(0))
+    x = jnp.asarray(normal(2, 4, 4, 1))
+    apply = jax.jit(lambda p, x: jax.vmap(lambda v: network.apply(arch, p, v))(x))
+    assert testing.assert_function_preserved(arch, apply, params, x, samples=2) < 1e-5
+    index, mean = next((i, p) for i, p in enumerate(arch.parameters) if p.path[-1] == "mean")
+    bad = dataclasses.replace(mean, axes=(architecture.Axis(mean.axes[0].neurons, 1),))  # right is power 0
+    wrong = dataclasses.replace(arch, parameters=(*arch.parameters[:index], bad, *arch.parameters[index + 1 :]))
+    with pytest.raises(AssertionError, match="mean"):
+        testing.assert_function_preserved(wrong, apply, params, x, samples=2)

@@ -120,7 +120,8 @@ def check_params(arch: Architecture, params: Params, *, name: str = "params") ->
       name: What error messages call the params.
 
     Raises:
-      ValueError: As `unpack`, and if a value is NaN or infinite; the message names the array.
+      ValueError: As `unpack`, and if an array is not of floating-point numbers or a value is NaN or infinite; the
+        message names the array.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -132,6 +133,7 @@ def check_params(arch: Architecture, params: Params, *, name: str = "params") ->
     ValueError: params['Dense_0']['kernel'] is missing; 'mlp 2-3-1 relu' expects shape (2, 3).
     """
     unpack(arch, params, name=name)
+    stacks.check_floating(params, name=name)
     stacks.check_finite(params, name=name)
 
 
@@ -159,6 +161,7 @@ def check_stack(arch: Architecture, stack: Params, *, least: int = 1, name: str 
     """
     count = stacks.count(stack, least=least, name=name)
     jax.eval_shape(jax.vmap(lambda params: unpack(arch, params, name=name)), stacks.to_dict(stack))
+    stacks.check_floating(stack, name=name)
     stacks.check_finite(stack, name=name)
     return count
 

@@ -87,7 +87,7 @@ def activation_matching(
     if scale:
         element = symmetry.balanced_pair(arch, params, target).between_given(element)
     similarity = _weights.similarity(arch, symmetry.act(arch, element, params), target)
-    return Matching(element, similarity, jnp.asarray(1), jnp.asarray(True))
+    return _weights.marked(Matching(element, similarity, jnp.asarray(1), jnp.asarray(True)), params, target)
 
 
 # --- private ------------------------------------------------------------------------------------------------------

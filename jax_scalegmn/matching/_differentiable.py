@@ -278,7 +278,8 @@ def _matching(
     arch: Architecture, params: Params, target: Params, element: Element, track: _Track, num_steps: int
 ) -> Matching:
     similarity = _weights.similarity(arch, symmetry.act(arch, element, params), target)
-    return Matching(element, similarity, jnp.asarray(num_steps), track.unchanged >= max(1, num_steps // 10))
+    settled = track.unchanged >= max(1, num_steps // 10)
+    return _weights.marked(Matching(element, similarity, jnp.asarray(num_steps), settled), params, target)
 
 
 def _num_steps(batches: Any) -> int:

@@ -179,7 +179,8 @@ def canonical_matching(arch: Architecture, params: Params, target: Params) -> Ma
     to_form, target_to_form = (canonical.element(arch, network).element for network in (params, target))
     element = symmetry.compose(arch, symmetry.inverse(arch, target_to_form), to_form)
     aligned = symmetry.act(arch, element, params)
-    return Matching(element, similarity(arch, aligned, target), jnp.asarray(0), jnp.asarray(True))
+    matching = Matching(element, similarity(arch, aligned, target), jnp.asarray(0), jnp.asarray(True))
+    return marked(matching, params, target)
 
 
 @stacks.any_container("params", "target")
@@ -208,7 +209,9 @@ def unmatched(arch: Architecture, params: Params, target: Params) -> Matching:
     """
     architecture.check_params(arch, params)
     architecture.check_params(arch, target, name="target")
-    return Matching(symmetry.identity(arch), similarity(arch, params, target), jnp.asarray(0), jnp.asarray(True))
+    identity = symmetry.identity(arch)
+    matching = Matching(identity, similarity(arch, params, target), jnp.asarray(0), jnp.asarray(True))
+    return marked(matching, params, target)
 
 
 @stacks.any_container("params", "target")
@@ -305,6 +308,19 @@ def orbit_distance(arch: Architecture, params: Params, target: Params, **options
     return optax.tree.vdot(gaps, gaps) / jnp.where(size > 0, size, 1)
 
 
+def marked(matching: Matching, params: Params, target: Params) -> Matching:
+    """The matching; its similarity is NaN and it has not converged if one of the networks has diverged.
+
+    The values of a stack under `jax.vmap` are not known where they could be refused, and one diverged network must
+    not stop the others.
+    """
+    leaves = jax.tree.leaves((params, target))
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+    return matching._replace(
+        similarity=jnp.where(finite, matching.similarity, jnp.nan), converged=matching.converged & finite
+    )
+
+
 # --- private ------------------------------------------------------------------------------------------------------
 
 
@@ -347,7 +363,8 @@ def _weight_matching(
         matching = stacks.member(matchings, jnp.argmax(matchings.similarity))
     else:
         matching = ascend(first)
-    return matching._replace(element=pair.between_given(matching.element)) if scale else matching
+    matching = matching._replace(element=pair.between_given(matching.element)) if scale else matching
+    return marked(matching, params, target)
 
 
 # (element, layer, settled layers or None for all) -> the layer's best (permutation, scale), the others as in `element`.

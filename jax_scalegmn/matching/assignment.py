@@ -33,10 +33,11 @@ def hungarian(score: Float[Array, "n n"]) -> Int[Array, " n"]:
       score: The score of every pair, [n, n].
 
     Returns:
-      The column that each row is assigned to, [n].
+      The column that each row is assigned to, [n]; its own place if a score is NaN or infinite (a diverged network).
     """
-    rows, columns = optax.assignment.hungarian_algorithm(-score)
-    return columns[jnp.argsort(rows)]
+    finite = jnp.isfinite(score).all()
+    rows, columns = optax.assignment.hungarian_algorithm(-jnp.where(finite, score, 0))
+    return jnp.where(finite, columns[jnp.argsort(rows)], jnp.arange(len(score), dtype=columns.dtype))
 
 
 def scipy(score: Float[Array, "n n"]) -> Int[Array, " n"]:
@@ -57,13 +58,17 @@ def scipy(score: Float[Array, "n n"]) -> Int[Array, " n"]:
       score: The score of every pair, [n, n].
 
     Returns:
-      The column that each row is assigned to, [n].
+      The column that each row is assigned to, [n]; its own place if a score is NaN or infinite (a diverged network).
     """
 
     def solve(*blocks: Array) -> np.ndarray:
         scores = np.concatenate([np.asarray(block) for block in blocks], -2)
         problems = scores.reshape(-1, *scores.shape[-2:])
-        columns = [linear_sum_assignment(problem, maximize=True)[1] for problem in problems]
+        own = np.arange(scores.shape[-1])
+        columns = [
+            linear_sum_assignment(problem, maximize=True)[1] if np.isfinite(problem).all() else own
+            for problem in problems
+        ]
         return np.asarray(columns, np.int32).reshape(scores.shape[:-1])
 
     shape = jax.ShapeDtypeStruct(score.shape[:-1], jnp.int32)

@@ -59,13 +59,14 @@ def lerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
       t: The point; it may be outside [0, 1].
 
     Returns:
-      The network at t.
+      The network at t, in the networks' dtypes; counters, masks and other arrays that are no floating-point numbers are
+      those of a.
 
     Raises:
       ValueError: If a and b differ in structure or shapes.
     """
     stacks.check_alike(a, b)
-    return jax.tree.map(lambda x, y: (1 - t) * x + t * y, a, b)
+    return jax.tree.map(lambda x, y: _mixed(x, y, 1 - t, t), a, b)
 
 
 @stacks.any_container("a", "b", returns=True)
@@ -87,20 +88,23 @@ def slerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
       t: The share of the angle; it may be outside [0, 1].
 
     Returns:
-      The network at t.
+      The network at t, with dtypes and counters as in `lerp`. The angle is that of the floating-point arrays.
 
     Raises:
       ValueError: If a and b differ in structure or shapes.
     """
     stacks.check_alike(a, b)
-    dot, aa, bb = (optax.tree.vdot(*pair) for pair in ((a, b), (a, a), (b, b)))
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    floats = [stacks.at_least_float32(pair) for pair in pairs if all(map(stacks.is_floating, pair))]
+    x, y = [pair[0] for pair in floats], [pair[1] for pair in floats]
+    dot, aa, bb = (optax.tree.vdot(*pair) for pair in ((x, y), (x, x), (y, y)))
     some = aa * bb > 0  # guarded inside the root: its derivative at 0 is infinite
     cosine = jnp.where(some, dot / jnp.sqrt(jnp.where(some, aa * bb, 1)), 1)
     straight = jnp.abs(cosine) > 1 - 1e-6
     angle = jnp.arccos(jnp.where(straight, 0, cosine))
     left = jnp.where(straight, 1 - t, jnp.sin((1 - t) * angle) / jnp.sin(angle))
     right = jnp.where(straight, t, jnp.sin(t * angle) / jnp.sin(angle))
-    return jax.tree.map(lambda x, y: left * x + right * y, a, b)
+    return jax.tree.map(lambda x, y: _mixed(x, y, left, right), a, b)
 
 
 @stacks.any_container("stack", returns=True)
@@ -120,7 +124,7 @@ def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any
       weights: One weight for each network, divided by their sum; None for equal ones.
 
     Returns:
-      The mean, in the dtypes of the networks.
+      The mean, in the dtypes of the networks; arrays that are no floating-point numbers are those of the first one.
 
     Raises:
       ValueError: If the arrays disagree on the number of networks, if there is not one weight for each network, or
@@ -139,9 +143,11 @@ def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any
 
     def mean(leaf: Array) -> Array:
         # Half precision is summed in float32; the result has the networks' dtype, whatever the weights' dtype is.
+        if not stacks.is_floating(leaf):
+            return leaf[0]
         dtype = jnp.promote_types(leaf.dtype, jnp.float32)
         total = jnp.tensordot(weights.astype(dtype), leaf.astype(dtype), 1, precision="highest")
-        return total.astype(leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else total
+        return total.astype(leaf.dtype)
 
     return jax.tree.map(lambda leaf: mean(jnp.asarray(leaf)), stack)
 
@@ -253,16 +259,37 @@ def greedy_soup(score_fn: Callable[[Any], Array], stack: Any) -> Soup:
     order = jnp.argsort(-scores, stable=True)
     first = stacks.member(stack, order[0])
 
+    def narrow(mean: Any) -> Any:
+        return jax.tree.map(lambda m, x: m.astype(x.dtype), mean, first)
+
     def add(state: tuple[Any, Array, Array], index: Array) -> tuple[tuple[Any, Array, Array], None]:
-        mean, taken, score = state
+        mean, taken, score = state  # the mean at least in float32
         # A running mean: weights of 0 would not keep a diverged network's NaN out.
         share = 1 / (taken.sum() + 1)
-        wider = jax.tree.map(lambda m, x: (m + share * (x - m)).astype(m.dtype), mean, stacks.member(stack, index))
-        new = score_fn(wider)
+        wider = jax.tree.map(
+            lambda m, x: (m + share * (x - m)).astype(m.dtype) if stacks.is_floating(m) else m,
+            mean,
+            stacks.member(stack, index),
+        )
+        new = score_fn(narrow(wider))
         better = new >= score  # False for NaN
         state = jax.tree.map(lambda a, b: jnp.where(better, a, b), (wider, taken.at[index].set(True), new), state)
         return state, None
 
-    begin = (first, jnp.zeros(scores.shape, bool).at[order[0]].set(True), scores[order[0]])
+    wide = jax.tree.map(lambda x: stacks.at_least_float32(x) if stacks.is_floating(x) else x, first)
+    begin = (wide, jnp.zeros(scores.shape, bool).at[order[0]].set(True), scores[order[0]])
     (params, taken, score), _ = jax.lax.scan(add, begin, order[1:])
-    return Soup(params, taken, scores, score)
+    return Soup(narrow(params), taken, scores, score)
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _mixed(x: Any, y: Any, left: Any, right: Any) -> Any:
+    """left x + right y, summed at least in float32, in the dtype of x and y; x where the two are no floats."""
+    dtype = jnp.result_type(x, y)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.asarray(x)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    x, y, left, right = (jnp.asarray(value).astype(wide) for value in (x, y, left, right))
+    return (left * x + right * y).astype(dtype)

@@ -29,13 +29,13 @@ def task_vector(base: Any, tuned: Any) -> Any:
       tuned: The network after fine-tuning.
 
     Returns:
-      The task vector, with the structure of the networks.
+      The task vector, with the structure of the networks; 0 for arrays that are no floating-point numbers.
 
     Raises:
       ValueError: If the two differ in structure or shapes.
     """
     stacks.check_alike(tuned, base, names=("tuned", "base"))
-    return jax.tree.map(lambda x, y: y - x, base, tuned)
+    return jax.tree.map(lambda x, y: y - x if stacks.is_floating(x) else jnp.zeros_like(x), base, tuned)
 
 
 @stacks.any_container("base", "vectors", returns=True)
@@ -72,9 +72,15 @@ def task_arithmetic(
         )
     stacks.check_finite(weights, name="weights")
     weights = jnp.broadcast_to(weights, (count,))
-    return jax.tree.map(
-        lambda x, v: (x + jnp.tensordot(weights, v, 1, precision="highest")).astype(x.dtype), _arrays(base), vectors
-    )
+
+    def added(x: Array, v: Array) -> Array:
+        if not stacks.is_floating(x):
+            return x
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        total = jnp.tensordot(weights.astype(wide), jnp.asarray(v, wide), 1, precision="highest")
+        return (x.astype(wide) + total).astype(x.dtype)
+
+    return jax.tree.map(added, _arrays(base), vectors)
 
 
 @stacks.any_container("base", "stack", returns=True)
@@ -115,13 +121,20 @@ def ties(base: Any, stack: Any, *, density: float = 0.2, weight: Float[Array, ""
     _check_stack(base, stack, "stack")
     stacks.check_finite(base, name="base")
     stacks.check_finite(stack, name="stack")
-    vectors = jax.vmap(lambda tuned: ravel_pytree(task_vector(base, tuned))[0])(_arrays(stack))
+    leaves, structure = jax.tree.flatten(_arrays(base))
+    floats = [index for index, leaf in enumerate(leaves) if stacks.is_floating(leaf)]
+    whole = [leaf.dtype for leaf in leaves]
+    base_floats = stacks.at_least_float32([leaves[index] for index in floats])
+    tuned_floats = stacks.at_least_float32([jax.tree.leaves(_arrays(stack))[index] for index in floats])
+    vectors = jax.vmap(lambda tuned: ravel_pytree(task_vector(base_floats, tuned))[0])(tuned_floats)
     trimmed = jnp.where(jax.vmap(lambda v: _largest(v, density))(vectors), vectors, 0)
     elected = jnp.sign(trimmed.sum(0))
     agree = (jnp.sign(trimmed) == elected) & (elected != 0)
     merged = jnp.where(agree, trimmed, 0).sum(0) / jnp.maximum(agree.sum(0), 1)
-    flat, unravel = ravel_pytree(base)
-    return unravel((flat + weight * merged).astype(flat.dtype))
+    flat, unravel = ravel_pytree(base_floats)
+    for index, leaf in zip(floats, unravel((flat + weight * merged).astype(flat.dtype)), strict=True):
+        leaves[index] = leaf.astype(whole[index])
+    return jax.tree.unflatten(structure, leaves)
 
 
 # --- private ------------------------------------------------------------------------------------------------------

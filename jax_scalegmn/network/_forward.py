@@ -107,6 +107,7 @@ def forward(
     {('Dense_0',): (3,), ('Dense_1',): (1,)}
     """
     architecture.unpack(arch, params)
+    stacks.check_floating(params)
     rank, width = arch.input_rank, arch.neuron_layers[0].width
     if x.ndim != rank or x.shape[-1] != width:
         raise ValueError(
