@@ -142,8 +142,9 @@ def in_place_of(pixels: object, labels: object) -> bytes:
         (in_place_of(batch(2)[0].astype(np.float32), [1, 2, 3]), "not an array of unsigned bytes"),
         (in_place_of(batch(2)[0], [1, 2, "cat"]), "its labels are not integers"),
         (in_place_of(batch(2)[0], [1, 2, 10]), r"labels \[ 1  2 10\]; expected labels 0..9"),
-        (b"\x80\x02cos\nsystem\nX\x01\x00\x00\x00x\x85R.", "asks for os.system, which is refused"),
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "refers to the 2147483647th of its objects"),
+        (b"\x80\x02cos\nsystem\nX\x01\x00\x00\x00x\x85R.", "holds a Object, not a dict"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "holds a list, not a dict"),
+        (b"\x80\x02}(t" + b"2\x86" * 60 + b"K\x01s.", "expected an array under 'data'"),  # 2**60 values in a key
         (b"\x80\x02X\x01\x00\x00\x00xQ.", "refers to data outside of it"),
     ],
 )

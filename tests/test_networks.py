@@ -205,9 +205,10 @@ def test_truncated_files_and_foreign_names_are_refused(tmp_path):
             path.write_bytes(path.read_bytes()[:-40])
             with pytest.raises(ValueError, match=name):
                 io.read_network(path, MLP)
-    with pytest.raises(ValueError, match=r"x\.h5: expected a file \.safetensors"):
+    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(30))
+    with pytest.raises(ValueError, match=r"x\.h5: expected tensors by name"):
         io.read_arrays(tmp_path / "x.h5")
-    for suffix in (".pt", ".msgpack"):
+    for suffix in (".pt", ".msgpack", ".h5x"):
         with pytest.raises(FileNotFoundError, match="absent"):
             io.read_arrays(tmp_path / f"absent{suffix}")
 

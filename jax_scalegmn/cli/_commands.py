@@ -45,7 +45,7 @@ def run(options: Command) -> dict[str, Any]:
     if options.json is not None:
         io.check_writable(options.json, overwrite=options.overwrite)
     paths = (options.network, options.target) if isinstance(options, Align) else options.networks
-    stored = [io.read_arrays(path) for path in paths]
+    stored = [io.read_arrays(path, key=options.key) for path in paths]
     if not isinstance(options, Check):
         io.check_writable(options.out, stored[0].format, overwrite=options.overwrite)
     with _precision(stored):

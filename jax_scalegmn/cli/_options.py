@@ -23,6 +23,8 @@ class Common:
     order: str | None = None
     """The names of PyTorch's modules in the order in which the networks apply them, like input,hidden,output. It is
     asked for where a file sorts its names, as .safetensors does, and modules of equal shape have no numbers."""
+    key: str | None = None
+    """The dict of tensors to read in PyTorch files that hold several, like model_ema; dots lead into inner dicts."""
     data: Path | None = None
     """An .npz file with inputs x [N, ...] of the network, images as [N, height, width, channels]; --method
     straight-through also needs their labels y [N]. Without it, functions are compared on random inputs."""

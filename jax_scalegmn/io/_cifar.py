@@ -4,6 +4,7 @@ Both formats are described at https://www.cs.toronto.edu/~kriz/cifar.html (Krizh
 pickles, which are read here without running what they name.
 """
 
+import io
 import os
 import tarfile
 import zlib
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jax_scalegmn.io import _inert_pickle
+from jax_scalegmn.io._inert_pickle import Global, Object
 
 _PARTS = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 _FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-bin")
@@ -113,49 +115,33 @@ def _from_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    batch = _inert_pickle.load(content, _find, encoding="latin1")
+    batch = _inert_pickle.load(io.BytesIO(content), encoding="latin1")
     if not isinstance(batch, Mapping):
         raise ValueError(f"it holds a {type(batch).__name__}, not a dict")
-    batch = {name.decode() if isinstance(name, bytes) else name: value for name, value in batch.items()}
+    batch = {_key(name): value for name, value in batch.items()}
     pixels, labels = batch.get("data"), batch.get("labels")
-    if not isinstance(pixels, _Pickled) or not isinstance(labels, list):
-        raise ValueError(f"it holds {sorted(map(str, batch))}, expected an array under 'data', a list under 'labels'")
+    if not isinstance(pixels, Object) or not isinstance(labels, list):
+        names = sorted(str(name)[:60] for name in batch)[:10]
+        raise ValueError(f"it holds {names}, expected an array under 'data', a list under 'labels'")
     if not all(type(label) is int for label in labels):
         raise ValueError("its labels are not integers")
-    x = pixels.array()
+    x = _array(pixels)
     if x.shape != (len(labels), _PIXELS):
         raise ValueError(f"its data has shape {x.shape}, expected {(len(labels), _PIXELS)} for {len(labels)} labels")
     return x, np.array(labels)
 
 
-class _Pickled:
-    """A NumPy array, or its dtype, as a pickle describes it."""
-
-    state: tuple[Any, ...] = ()
-
-    def __init__(self, name: str = "") -> None:
-        self.name = name
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def array(self) -> np.ndarray:
-        """The entries of an array of unsigned bytes."""
-        _, shape, dtype, fortran, raw = self.state
-        if getattr(dtype, "name", None) not in ("u1", "uint8"):
-            raise ValueError("its data is not an array of unsigned bytes")
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw
-        return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
+def _key(name: Any) -> Any:
+    """A key of the batch as a text: Python 3 read some of them as bytes."""
+    value = name.value if isinstance(name, _inert_pickle.Key) else name
+    return value.decode("latin1") if isinstance(value, bytes) else value if isinstance(value, str) else id(value)
 
 
-def _find(module: str, name: str) -> Any:
-    match module, name:
-        case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
-            return lambda *_: _Pickled()
-        case "numpy", "ndarray":
-            return name
-        case "numpy", "dtype":
-            return lambda dtype, *_: _Pickled(dtype)
-        case "_codecs", "encode":  # how Python 3 writes bytes for Python 2
-            return lambda text, _: text.encode("latin1")
-    raise ValueError(f"it asks for {module}.{name}, which is refused: only arrays and labels are read")
+def _array(node: Object) -> np.ndarray:
+    """The array of unsigned bytes that a pickle describes: NumPy's _reconstruct, and its state."""
+    match node.call, node.state:
+        case Global(name="_reconstruct"), (_, tuple(shape), Object(args=("u1" | "uint8", *_)), fortran, raw):
+            raw = raw.encode("latin1") if isinstance(raw, str) else raw
+            if isinstance(raw, bytes) and all(type(n) is int for n in shape):
+                return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
+    raise ValueError("its data is not an array of unsigned bytes")

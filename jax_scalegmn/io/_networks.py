@@ -21,7 +21,7 @@ class FileFormat(NamedTuple):
 
     Attributes:
       kind: The ending of the file's name, like ".pt", or "orbax" for a folder.
-      wrapper: The key under which a .pt or .pth file holds its state_dict, if any.
+      wrapper: The key under which a PyTorch file holds its state_dict, if any; several for dicts within dicts.
 
     >>> from jax_scalegmn import io
     >>> io.FileFormat(".safetensors")
@@ -29,7 +29,7 @@ class FileFormat(NamedTuple):
     """
 
     kind: str
-    wrapper: str | None = None
+    wrapper: str | tuple[str, ...] | None = None
 
 
 class ArrayFile(NamedTuple):
@@ -39,7 +39,7 @@ class ArrayFile(NamedTuple):
       path: The file or folder.
       format: The file's format.
       arrays: Tensors by name, or the nested dicts of a msgpack or Orbax file; arrays in their own dtypes.
-      shared: Groups of names whose tensors are one in the file, like those of tied layers.
+      shared: The names of tensors that share entries, in groups, as in `tensors.shared`.
 
     >>> import pathlib
     >>> from jax_scalegmn import io
@@ -78,8 +78,8 @@ def read_network(
 ) -> NetworkFile:
     """Reads a network from a file in any of these formats:
 
-    - .safetensors, .npz, .pt, .pth: PyTorch's tensors by name, as `from_torch` reads them, or Flax's arrays by their
-      paths with "/" or "." between the keys. The names tell which.
+    - .safetensors, .npz, and PyTorch's files of any name: PyTorch's tensors by name, as `from_torch` reads them, or
+      Flax's arrays by their paths with "/" or "." between the keys. The names tell which.
     - .msgpack: flax.serialization.to_bytes or msgpack_serialize, of params or variables.
     - a folder: a checkpoint of params or variables by orbax.checkpoint.StandardCheckpointer.
 
@@ -115,16 +115,18 @@ def read_network(
     return as_network(read_arrays(path), arch, order=order)
 
 
-def read_arrays(path: str | os.PathLike[str]) -> ArrayFile:
+def read_arrays(path: str | os.PathLike[str], *, key: str | None = None) -> ArrayFile:
     """Reads the arrays of a file as they are stored; the first half of `read_network`.
 
     Args:
       path: The file or folder, in a format of `read_network`.
+      key: The dict of tensors to read in a PyTorch file that holds several, as in `tensors.read`.
 
     Raises:
       FileNotFoundError: If there is no such file or folder.
       ImportError: On an Orbax checkpoint, if Orbax is not installed.
-      ValueError: If it is damaged or foreign, or asks for code to be run.
+      ValueError: If it is damaged or foreign, or holds several dicts of tensors and no `key` is given; and if `key` is
+        given for another format.
 
     >>> import pathlib, tempfile
     >>> import numpy as np
@@ -135,17 +137,12 @@ def read_arrays(path: str | os.PathLike[str]) -> ArrayFile:
     ['Dense_0/kernel', 'Dense_0/bias']
     """
     path = Path(path)
-    if path.is_dir():
-        return ArrayFile(path, FileFormat(_ORBAX), _trees.read(path))
-    if path.suffix == _trees.MSGPACK:
-        return ArrayFile(path, FileFormat(path.suffix), _trees.read(path))
-    if path.suffix not in tensors.SUFFIXES:
-        raise ValueError(
-            f"{path}: expected a file {', '.join((*tensors.SUFFIXES, _trees.MSGPACK))}, or the folder of an Orbax "
-            "checkpoint. Rename it."
-        )
-    arrays, wrapper = tensors.read_wrapped(path)
-    return ArrayFile(path, FileFormat(path.suffix, wrapper), arrays)
+    if path.is_dir() or path.suffix == _trees.MSGPACK:
+        if key is not None:
+            raise ValueError(f"{path}: key is {key!r}, but only a file of PyTorch has dicts of tensors. Leave it out.")
+        return ArrayFile(path, FileFormat(_ORBAX if path.is_dir() else path.suffix), _trees.read(path))
+    file = tensors.read_wrapped(path, key=key)
+    return ArrayFile(path, FileFormat(file.kind, file.wrapper), file.tensors, file.shared)
 
 
 def as_network(file: ArrayFile, arch: Architecture, *, order: Sequence[str] | None = None) -> NetworkFile:
@@ -249,14 +246,14 @@ def check_writable(path: str | os.PathLike[str], format: FileFormat | None = Non
     if format is None:
         _atomic.check_free(path, overwrite=overwrite)
         return
-    kinds = (".pt", ".pth") if format.kind in (".pt", ".pth") else (format.kind,)
+    kinds = tensors.TORCH_SUFFIXES if format.kind in (".pt", ".pth") else (format.kind,)
     if format.kind == _ORBAX:
         if path.suffix in (*tensors.SUFFIXES, _trees.MSGPACK):
             raise ValueError(f"{path}: expected the name of a folder, since the network is from an Orbax checkpoint.")
     elif path.suffix not in kinds:
         raise ValueError(
-            f"{path}: expected a name that ends in {' or '.join(kinds)}, since the network is written in the format of "
-            f"the first one; got {path.suffix!r}. Rename it."
+            f"{path}: expected a name that ends in {' or '.join(kinds[:2])}, since the network is written in the "
+            f"format of the first one; got {path.suffix!r}. Rename it."
         )
     if format.kind in tensors.SUFFIXES:
         _atomic.check_free(path, overwrite=overwrite)
