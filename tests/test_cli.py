@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ NETWORKS = {
     "resnet": (sg.resnet(6, widths=(2, 3), outputs=2), ("--arch", "resnet:6,2-3,2,norm=batch")),
 }
 MLP = NETWORKS["relu mlp"][0]
+FIXTURES = Path(__file__).parent / "fixtures"
 SHALLOW, SHALLOW_RELU = sg.mlp((3, 5, 2)), ("--arch", "mlp:3-5-2,relu")  # where one hidden layer shows as much
 
 
@@ -285,8 +287,18 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, capsys, monkeypatc
     with zipfile.ZipFile(tmp_path / "bad.pt", "w") as archive:
         archive.writestr("bad/data.pkl", pickle.dumps({"x": Hostile()}, protocol=2))
     for first, second in ((a, "bad.pt"), ("bad.pt", a)):
-        assert_refused(capsys, tmp_path, "which is refused", "merge", first, second, "--out", "m.pt", *RELU)
-    assert_refused(capsys, tmp_path, "which is refused", "check", "bad.pt", *RELU)
+        assert_refused(
+            capsys,
+            tmp_path,
+            "got a dict with the keys ['x'], in which no dict of tensors",
+            "merge",
+            first,
+            second,
+            "--out",
+            "m.pt",
+            *RELU,
+        )
+    assert_refused(capsys, tmp_path, "no dict of tensors stands", "check", "bad.pt", *RELU)
     assert not (tmp_path / "hacked").exists()
 
 
@@ -338,6 +350,23 @@ def test_networks_that_cannot_be_read_are_named(tmp_path, capsys):
     foreign.write_bytes(serialization.to_bytes({"layer": {"w": np.ones(3)}}))
     assert_refused(capsys, tmp_path, "missing are", "check", foreign, *RELU)
     assert_refused(capsys, tmp_path, "there is no such file", "merge", a, tmp_path / "absent.pt", "--out", out, *RELU)
+
+
+def test_one_of_several_dicts_of_tensors_is_chosen_by_key(tmp_path, capsys):
+    (a, _), (params, _) = pair(tmp_path, "torch.pt", SHALLOW)
+    state = io.tensors.read(a)
+    io.tensors.write(tmp_path / "a.ckpt", state, wrapper=("ema", "net"))
+    out = tmp_path / "out.bin"
+    command = ("align", tmp_path / "a.ckpt", tmp_path / "a.ckpt", "--out", out, *SHALLOW_RELU, "--method", "none")
+    assert run(capsys, *command, "--key", "ema.net")[0] == 0
+    file = io.read_arrays(out)
+    assert file.format == io.FileFormat(".pt", ("ema", "net"))
+    assert list(file.arrays) == list(state)
+    support.assert_identical(io.as_network(file, SHALLOW).params, params)
+    out.unlink()
+    both = FIXTURES / "torch" / "ema.pt"
+    assert_refused(capsys, tmp_path, "--key on the command line", *command[:1], both, both, *command[3:])
+    assert_refused(capsys, tmp_path, "no dict of tensors has the key 'net'", *command, "--key", "net")
 
 
 def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):

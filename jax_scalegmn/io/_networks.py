@@ -74,7 +74,11 @@ class NetworkFile(NamedTuple):
 
 
 def read_network(
-    path: str | os.PathLike[str], arch: Architecture, *, order: Sequence[str] | None = None
+    path: str | os.PathLike[str],
+    arch: Architecture,
+    *,
+    order: Sequence[str] | None = None,
+    key: str | None = None,
 ) -> NetworkFile:
     """Reads a network from a file in any of these formats:
 
@@ -92,6 +96,7 @@ def read_network(
       arch: The network's architecture.
       order: The names of PyTorch's modules in the order in which the network applies them, as in `from_torch`. Files
         whose names are sorted, like .safetensors, need it if shapes and numbers in the names leave several orders.
+      key: The dict of tensors to read in a PyTorch file that holds several, as in `tensors.read`.
 
     Returns:
       The network and the file's format, which `write_network` needs.
@@ -99,7 +104,7 @@ def read_network(
     Raises:
       FileNotFoundError: If there is no such file or folder.
       ImportError: On an Orbax checkpoint, if Orbax is not installed.
-      ValueError: If the file is damaged, foreign or of another network, asks for code to be run, or holds a NaN; and
+      ValueError: If the file is damaged, foreign or of another network, holds a NaN, or several dicts of tensors; and
         if the order of its modules is unknown.
 
     >>> import pathlib, tempfile
@@ -112,7 +117,7 @@ def read_network(
     >>> file.params["Dense_0"]["kernel"].shape
     (2, 4)
     """
-    return as_network(read_arrays(path), arch, order=order)
+    return as_network(read_arrays(path, key=key), arch, order=order)
 
 
 def read_arrays(path: str | os.PathLike[str], *, key: str | None = None) -> ArrayFile:

@@ -84,7 +84,7 @@ def shared(path: str | os.PathLike[str], *, key: str | None = None) -> tuple[tup
     """Says which tensors of a PyTorch file are one tensor, or overlap: a change of one changes the others.
 
     Such are tied weights, like a decoder's that are the transposed ones of its encoder, and a module used twice. Views
-    of one storage without common entries, like those of a flattened LSTM, are not shared.
+    of one storage without common entries, like the parts of one long vector, are not shared.
 
     Args:
       path: The file.
