@@ -362,3 +362,18 @@ def test_vectors_with_spatial_axes_take_several_columns_of_a_graph():
     assert graph.topology(arch).kernel_size == (4, 3)
     params = support.random_params(arch)
     support.assert_identical(jax.jit(graph.to_params)(arch, jax.jit(graph.from_params)(arch, params)), params)
+
+
+def test_what_is_passed_in_place_of_an_architecture_or_its_params_is_told_with_its_cure():
+    arch = Architecture(
+        "variables",
+        (NeuronLayer("input", 2, Scaling.FIXED),),
+        (Parameter(("params", "bias"), (Axis("input", 1),)),),
+    )
+    params = {"bias": np.zeros(2)}
+    with pytest.raises(ValueError, match=r"arch is of type dict; expected an Architecture\. The architecture comes"):
+        architecture.unpack(params, arch)
+    with pytest.raises(ValueError, match=r"of type Inference; expected an Architecture\. Pass its \.arch"):
+        architecture.unpack(sg.Inference(arch, ()), params)
+    with pytest.raises(ValueError, match=r"pass \{'params': params\}, or infer it from params alone"):
+        architecture.unpack(arch, params)

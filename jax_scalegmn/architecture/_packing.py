@@ -35,6 +35,9 @@ def unpack(arch: Architecture, params: Params, *, name: str = "params") -> list[
     >>> [value.shape for value in sg.architecture.unpack(arch, params)]
     [(2, 3), (3,), (3, 1), (1,)]
     """
+    if not isinstance(arch, Architecture):
+        cure = "Pass its .arch." if hasattr(arch, "arch") else "The architecture comes first, then params."
+        raise ValueError(f"arch is of type {type(arch).__name__}; expected an Architecture. {cure}")
     leaves = flatten(stacks.to_dict(params))
     expected = arch.array_shapes
     for path in leaves:
@@ -43,6 +46,8 @@ def unpack(arch: Architecture, params: Params, *, name: str = "params") -> list[
             if path[:1] in (("params",), ("batch_stats",)):
                 stored = any(other[:1] == ("batch_stats",) for other in leaves)
                 cure = f"Pass network.merge_variables({name})." if stored else f"Pass {name}['params']."
+            elif ("params", *path) in expected:
+                cure = f"The description is of variables: pass {{'params': {name}}}, or infer it from params alone."
             raise ValueError(
                 f"{name}{describe(path)} is no parameter of {arch.name!r}, which has {_listed(expected)}. {cure}"
             )

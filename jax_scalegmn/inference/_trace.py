@@ -125,7 +125,8 @@ def _paths(params: Params) -> dict[tuple[str, ...], Any]:
         if not all(isinstance(key, jax.tree_util.DictKey) for key in keys):
             raise ValueError(
                 f"{where} is in a sequence or an object; expected nested mappings of arrays. Turn lists into "
-                "mappings, and an NNX state by nnx.to_pure_dict."
+                "mappings, an NNX state by nnx.to_pure_dict, and the leaves of any other object by "
+                '{f"{i:03}": x for i, x in enumerate(jax.tree.leaves(params))}.'
             )
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, np.number):
             raise ValueError(
