@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -364,16 +366,29 @@ def test_vectors_with_spatial_axes_take_several_columns_of_a_graph():
     support.assert_identical(jax.jit(graph.to_params)(arch, jax.jit(graph.from_params)(arch, params)), params)
 
 
-def test_what_is_passed_in_place_of_an_architecture_or_its_params_is_told_with_its_cure():
+def test_params_of_a_description_of_variables_are_told_with_their_cure():
     arch = Architecture(
         "variables",
         (NeuronLayer("input", 2, Scaling.FIXED),),
         (Parameter(("params", "bias"), (Axis("input", 1),)),),
     )
-    params = {"bias": np.zeros(2)}
-    with pytest.raises(ValueError, match=r"arch is of type dict; expected an Architecture\. The architecture comes"):
-        architecture.unpack(params, arch)
-    with pytest.raises(ValueError, match=r"of type Inference; expected an Architecture\. Pass its \.arch"):
-        architecture.unpack(sg.Inference(arch, ()), params)
     with pytest.raises(ValueError, match=r"pass \{'params': params\}, or infer it from params alone"):
-        architecture.unpack(arch, params)
+        architecture.unpack(arch, {"bias": np.zeros(2)})
+
+
+def test_what_is_passed_in_place_of_an_architecture_is_told_with_its_cure():
+    # A user's program does not check types at run time, as the tests do.
+    code = """
+import jax_scalegmn as sg
+arch = sg.mlp((2, 3, 1))
+for other in ({}, sg.Inference(arch, ())):
+    try:
+        sg.architecture.unpack(other, {})
+    except ValueError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [
+        "arch is of type dict; expected an Architecture. The architecture comes first, then params.",
+        "arch is of type Inference; expected an Architecture. Pass its .arch.",
+    ]
