@@ -151,7 +151,7 @@ def any_container(
             template = networks[names[0]]
             given |= {name: to_dict(network) for name, network in networks.items()}
             given |= {name: reader(given[name], template) for name in calls if callable(given.get(name))}
-            bound = inspect.BoundArguments(signature, given)  # type: ignore[arg-type]
+            bound = inspect.BoundArguments(signature, given)
             result = function(*bound.args, **bound.kwargs)
             if fields:
                 return result._replace(**{field: like(template, getattr(result, field)) for field in fields})

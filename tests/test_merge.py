@@ -47,13 +47,6 @@ def test_networks_of_two_kinds_do_not_merge(interpolate, other):
         interpolate({"x": jnp.zeros(3)}, other, 0.5)
 
 
-def test_integer_keys_that_became_strings_are_told_with_their_cure():
-    with pytest.raises(ValueError, match=r"types of keys or mappings alone.*Number the leaves"):
-        merge.lerp({"layers": {0: jnp.zeros(3)}}, {"layers": {"0": jnp.zeros(3)}}, 0.5)
-    with pytest.raises(ValueError, match="Merge networks of one kind"):
-        merge.lerp({"layers": {0: jnp.zeros(3)}}, {"layers": {"0": jnp.zeros(2)}}, 0.5)
-
-
 def test_average_needs_a_weight_for_each_network():
     with pytest.raises(ValueError, match=r"weights have shape \(3,\); expected \(2,\)"):
         merge.average({"x": jnp.zeros((2, 3))}, jnp.ones(3))

@@ -53,15 +53,16 @@ def infer(apply_fn: Callable[[Any, Any], Any], params: Params, example_input: An
     Args:
       apply_fn: Any function (params, inputs) -> outputs that JAX can trace, in evaluation mode: no dropout, stored
         batch statistics.
-      params: Nested mappings of arrays or of `jax.ShapeDtypeStruct`. For a module of Flax with batch_stats:
-        `network.merge_variables(variables)`, and a function that separates them by `network.split_variables`.
+      params: The network, of arrays or of `jax.ShapeDtypeStruct`, in any container that `stacks.to_dict` reads. For
+        a module of Flax with batch_stats: `network.merge_variables(variables)`, and a function that separates them by
+        `network.split_variables`.
       example_input: What the function takes, an array or a pytree of arrays, with any batch axes.
 
     Returns:
       The architecture, and notes on what was left fixed.
 
     Raises:
-      ValueError: If params hold anything but arrays in mappings, if the function fails, or if nothing that it returns
+      ValueError: If params hold tuples or anything but arrays, if the function fails, or if nothing that it returns
         depends on the params.
 
     >>> import jax
@@ -124,9 +125,7 @@ def _paths(params: Params) -> dict[tuple[str, ...], Any]:
         where = f"params{jax.tree_util.keystr(keys)}"
         if not all(isinstance(key, jax.tree_util.DictKey) for key in keys):
             raise ValueError(
-                f"{where} is in a sequence or an object; expected nested mappings of arrays. Turn lists into "
-                "mappings, an NNX state by nnx.to_pure_dict, and the leaves of any other object by "
-                '{f"{i:03}": x for i, x in enumerate(jax.tree.leaves(params))}.'
+                f"{where} is in a tuple; expected a module, or mappings and lists of arrays. Turn it into a list."
             )
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, np.number):
             raise ValueError(
