@@ -100,7 +100,22 @@ class Table(NamedTuple):
 
 
 def inr_methods(results: Results) -> Table:
-    methods = results["digits.json"]["merging"]["independent fits"]
+    return _inr_methods(results, "digits.json", "python -m experiments.inr digits")
+
+
+MNIST_ON_A_GPU = (
+    "python -m experiments.inr mnist --data mnist.npz --zoo.train-images 40000 --zoo.selection-images 500 "
+    "--zoo.scoring-images 200 --zoo.chunk 2048 --train.micro-batch None --train.epochs 22 --train.warmup-steps 300 "
+    "--train.orbit-weight 0 --train.minutes 4"
+)
+
+
+def inr_methods_mnist(results: Results) -> Table:
+    return _inr_methods(results, "mnist_h200.json", MNIST_ON_A_GPU)
+
+
+def _inr_methods(results: Results, file: str, command: str) -> Table:
+    methods = results[file]["merging"]["independent fits"]
     rows = [
         (
             method["label"],
@@ -113,8 +128,8 @@ def inr_methods(results: Results) -> Table:
     ]
     return Table(
         "Two independent fits of each unseen image, merged: mean squared error against the true image",
-        "python -m experiments.inr digits",
-        ["digits.json"],
+        command,
+        [file],
         ("method", "midpoint", "barrier", "end-point gap", "digits read"),
         rows,
     )
@@ -535,6 +550,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     table.__name__: table
     for table in (
         inr_methods,
+        inr_methods_mnist,
         inr_noise,
         inr_orbit_weight,
         merging_digits,
@@ -653,7 +669,8 @@ LENT_TABLES: dict[str, Callable[[Results], Table]] = {
 def values(results: Results) -> dict[str, dict[str, str]]:
     """The numbers that the pages' sentences name, as text, by topic: `{{ inr.reconstruction }}` in Markdown."""
     return {
-        "inr": _inr_values(results),
+        "inr": _inr_values(results, "digits.json"),
+        "inr_mnist": _inr_values(results, "mnist_h200.json"),
         "merging": _merging_values(results),
         "cnn_digits": _cnn_values(results, "cnn_digits.json"),
         "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
@@ -664,10 +681,10 @@ def values(results: Results) -> dict[str, dict[str, str]]:
     }
 
 
-def _inr_values(results: Results) -> dict[str, str]:
-    digits_file = results["digits.json"]
-    reconstruction, zoo = digits_file["reconstruction"], digits_file["zoo"]
-    merging = digits_file["merging"]["independent fits"]
+def _inr_values(results: Results, name: str) -> dict[str, str]:
+    file = results[name]
+    reconstruction, zoo = file["reconstruction"], file["zoo"]
+    merging = file["merging"]["independent fits"]
     return {
         "networks": f"{sum(part['networks'] for part in zoo.values()):,}",
         "train_networks": f"{zoo['train']['networks']:,}",
@@ -677,9 +694,11 @@ def _inr_values(results: Results) -> dict[str, str]:
         "reconstruction": percent(reconstruction["share_of_variance"]),
         "decoded_read": percent(reconstruction["recognized"]["decoded"]),
         "originals_read": percent(reconstruction["recognized"]["original"]),
-        "orbit_ratio": power_of_ten(digits_file["orbit"]["ratio"]),
-        "parameters": f"{digits_file['model']['parameters']:,}",
-        "minutes": f"{digits_file['seconds']['total'] / 60:.0f}",
+        "orbit_ratio": power_of_ten(file["orbit"]["ratio"]),
+        "parameters": f"{file['model']['parameters']:,}",
+        "minutes": f"{file['seconds']['total'] / 60:.0f}",
+        "epochs": str(len(file["training"])),
+        "psnr": f"{zoo['train']['psnr_db']['50']:.1f} dB",
         "naive": f"{merging['naive']['midpoint']['mean']:.3f}",
         "pairwise": f"{merging['matching_pd_forward']['midpoint']['mean']:.4f}",
         "fixed_frame": f"{merging['fixed_frame']['midpoint']['mean']:.4f}",
