@@ -330,7 +330,8 @@ def test_the_group_is_found_and_keeps_the_function(name):
     assert scalings(inferred.arch) == expected, inferred.notes
     assert change(inferred.arch, apply, params, x) < 1e-5
     support.assert_identical(graph_round_trip(inferred.arch, params), params)
-    assert architecture.from_json(json.loads(json.dumps(inferred.arch.as_json()))) == inferred.arch
+    plain = dataclasses.replace(inferred.arch, function=None)
+    assert architecture.from_json(json.loads(json.dumps(inferred.arch.as_json()))) == plain
     # Every layer that has less than a scale, and is no input or output, has a note for each of its axes.
     for neurons in inferred.arch.neuron_layers:
         if neurons.scaling in (FIXED, PERMUTATION) and neurons.name.split("_")[0] not in ("input", "output"):

@@ -13,6 +13,7 @@ from jax_scalegmn.architecture._description import (
     from_json,
     restrict,
 )
+from jax_scalegmn.architecture._function import Place, TracedFunction, called_program, operations
 from jax_scalegmn.architecture._layers import (
     SCALED,
     SCALING_OF_ACTIVATION,
@@ -65,9 +66,12 @@ __all__ = [
     "NeuronLayer",
     "Norm",
     "Parameter",
+    "Place",
     "Residual",
     "Scaling",
+    "TracedFunction",
     "abstract_params",
+    "called_program",
     "check_params",
     "check_stack",
     "cnn",
@@ -76,6 +80,7 @@ __all__ = [
     "from_json",
     "known_activation",
     "mlp",
+    "operations",
     "pack",
     "parse",
     "resnet",

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jax_scalegmn.architecture._function import TracedFunction
 from jax_scalegmn.architecture._layers import Conv, Layer, Scaling, layer_as_json, layer_from_json, walk
 
 
@@ -99,9 +100,9 @@ class Architecture:
       name: Short and printable, like "siren 2-16-16-1".
       neuron_layers: The neuron layers in topological order, inputs first.
       parameters: Every array of the params pytree, or the blocks that it consists of.
-      layers: How `network.apply` computes the function. It is empty for a network with a function of its own: then
-        everything but `network` works, and `testing.assert_function_preserved` checks the description against that
-        function.
+      layers: How `network.apply` computes the function. It is empty for a network with a function of its own.
+      function: The network's own function, as `infer` traced it; None where `layers` compute the network, and where
+        neither does: then everything works that does not need the function.
 
     Raises:
       ValueError: If the parts do not fit together.
@@ -125,6 +126,7 @@ class Architecture:
     neuron_layers: tuple[NeuronLayer, ...]
     parameters: tuple[Parameter, ...]
     layers: tuple[Layer, ...] = ()
+    function: TracedFunction | None = None
 
     def __post_init__(self) -> None:
         names = [neurons.name for neurons in self.neuron_layers]
@@ -199,8 +201,8 @@ class Architecture:
         """
         if not self.layers:
             raise ValueError(
-                f"{self.name!r} does not say how to compute its function (layers is empty). Call your own function, or "
-                "use a builder: architecture.mlp, siren or cnn."
+                f"{self.name!r} does not say how to compute its function (layers is empty, function is None). "
+                "Describe it by sg.infer, or by a builder: architecture.mlp, siren or cnn."
             )
         return 3 if any(isinstance(layer, Conv) for _, layer in walk(self.layers)) else 1
 
@@ -210,7 +212,11 @@ class Architecture:
         return sum(math.prod(self.shape(parameter)) for parameter in self.parameters)
 
     def as_json(self) -> dict[str, Any]:
-        """The description as plain JSON values, for files; `from_json` reads it."""
+        """The description as plain JSON values, for files; `from_json` reads it.
+
+        A function of the user's own cannot be written and is left out: what is read back equals this description with
+        `function=None`. Infer it again where the function is needed.
+        """
         return {
             "name": self.name,
             "neurons": [[neurons.name, neurons.width, neurons.scaling.value] for neurons in self.neuron_layers],

@@ -1,13 +1,23 @@
 """Writes what was read of a program as an `Architecture`: which layers are described, their groups and their names."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
-from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling, describe
-from jax_scalegmn.inference._powers import Equation, Solution, Unknowns, solve
-from jax_scalegmn.inference._reading import Reading, Value
+from jax_scalegmn.architecture import (
+    Architecture,
+    Axis,
+    NeuronLayer,
+    Parameter,
+    Place,
+    Scaling,
+    TracedFunction,
+    describe,
+)
+from jax_scalegmn.inference._powers import Equation, Solution, Unknowns, moving, solve
+from jax_scalegmn.inference._reading import Reading, Seen, Value
 
 # An array that is cut into more blocks is left whole, and fixed.
 MOST_BLOCKS = 256
@@ -63,7 +73,9 @@ class LeafBlock(NamedTuple):
     neurons: tuple[int, ...]
 
 
-def assemble(name: str, reading: Reading, leaves: Sequence[Leaf]) -> tuple[Architecture, tuple[str, ...]]:
+def assemble(
+    name: str, reading: Reading, leaves: Sequence[Leaf], function: TracedFunction
+) -> tuple[Architecture, tuple[str, ...]]:
     """Writes the description, and notes on what it leaves out."""
     order = {path: index for index, path in enumerate(reading.read)}
     for leaf in leaves:
@@ -85,7 +97,15 @@ def assemble(name: str, reading: Reading, leaves: Sequence[Leaf]) -> tuple[Archi
         Parameter(block.leaf.path, _axes(block, names, solutions), block.start if block.leaf.path in cut else ())
         for block in blocks
     )
-    return Architecture(name, neurons, parameters), tuple(_notes(reading, leaves, blocks, names, solutions))
+    places = tuple(_placed(reading, reading.places.values(), blocks, parameters, names, solutions))
+    there = {place.at for place in places}
+    others = [seen for seen in reading.values.values() if seen.at not in there]
+    sums = tuple(_placed(reading, others, blocks, parameters, names, solutions))
+    replaced = {seen.at for number, seen in reading.places.items() if number not in reading.values}
+    function = dataclasses.replace(function, places=places, sums=sums, replaced=frozenset(replaced))
+    return Architecture(name, neurons, parameters, function=function), tuple(
+        _notes(reading, leaves, blocks, names, solutions)
+    )
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -209,13 +229,40 @@ def _names(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key]) -
     return names
 
 
+def _placed(
+    reading: Reading,
+    seen: Iterable[Seen],
+    blocks: Sequence[LeafBlock],
+    parameters: Sequence[Parameter],
+    names: dict[Key, str],
+    solutions: dict[Key, Solution],
+) -> Iterator[Place]:
+    """Where the described layers have these pre-activations, with the parameters that multiply each."""
+    for value in seen:
+        before = _by_layer(reading, value.equations)
+        for axis, row in enumerate(value.axes):
+            start = 0
+            for segment in reading.layers.resolve(row):
+                key = ((segment.layer, 1),)
+                if key in solutions and segment.repeat == 1 and segment.degrees[0]:
+                    own = [
+                        (index, piece.degree, len(block.neurons))
+                        for index, block in enumerate(blocks)
+                        for piece in block.pieces
+                        if piece.key == key and piece.degree is not None
+                    ]
+                    # Powers of 0 are preferred on kernels: then only what normalizes is moved.
+                    degrees = [degree for _, degree, _ in sorted(own, key=lambda item: -item[2])]
+                    powers = moving(list(before.get(segment.layer, ())), segment.degrees[0], degrees)
+                    gains = tuple((index, powers[degree]) for index, degree, _ in own if degree in powers)
+                    shifts = [i for i, _ in gains if parameters[i].path == value.unit and not parameters[i].start]
+                    yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None)
+                start += reading.layers.size(segment)
+
+
 def _solutions(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key]) -> dict[Key, Solution]:
     """The group of every layer that is not fixed."""
-    equations: dict[int, dict[Equation, None]] = {}
-    for equation in reading.equations:
-        for layer, parts in reading.layers.roots(equation.layer):
-            terms = tuple((coefficient, (*degree, *parts)) for coefficient, degree in equation.terms)
-            equations.setdefault(layer, {}).setdefault(equation._replace(layer=layer, terms=terms))
+    equations = _by_layer(reading)
     roles: dict[Key, tuple[dict, dict, dict]] = {}
     for block in blocks:
         for place, axis in enumerate(block.neurons):
@@ -228,6 +275,16 @@ def _solutions(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key
         for key in keys
         if key in roles
     }
+
+
+def _by_layer(reading: Reading, count: int | None = None) -> dict[int, dict[Equation, None]]:
+    """The equations, or the first `count` of them, by the layers that theirs turned out to be."""
+    equations: dict[int, dict[Equation, None]] = {}
+    for equation in reading.equations[:count]:
+        for layer, parts in reading.layers.roots(equation.layer):
+            terms = tuple((coefficient, (*degree, *parts)) for coefficient, degree in equation.terms)
+            equations.setdefault(layer, {}).setdefault(equation._replace(layer=layer, terms=terms))
+    return equations
 
 
 def _axes(block: LeafBlock, names: dict[Key, str], solutions: dict[Key, Solution]) -> tuple[Axis | int, ...]:

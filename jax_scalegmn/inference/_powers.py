@@ -91,6 +91,28 @@ def solve(equations: Sequence[Equation], unknowns: Unknowns) -> Solution:
     return Solution(Scaling.PERMUTATION, {}, refused, 0, frozenset())
 
 
+def moving(equations: Sequence[Equation], value: Unknown, parameters: Sequence[Unknown]) -> dict[Unknown, int]:
+    """The powers of the parameters that multiply one value of the program by a number; {} if none do.
+
+    Args:
+      equations: Those of the operations that compute the value, on its layer.
+      value: The value's degree.
+      parameters: The degrees of the layer's parameters: power 0 is preferred for the first.
+    """
+    system = _System(None)
+    for equation in equations:
+        if Scaling.POSITIVE in equation.scalings and not system.add(_terms(equation)):
+            return {}
+    if not system.add({value: Fraction(1)}, 1):
+        return {}
+    for unknown in parameters:
+        system.add({unknown: Fraction(1)}, 0)
+    powers = {unknown: system.reduce({unknown: Fraction(1)})[1] for unknown in parameters}
+    if any(power.denominator != 1 for power in powers.values()):
+        return {}
+    return {unknown: -int(power) for unknown, power in powers.items() if power}
+
+
 # --- private ------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,40 @@ from jax_scalegmn.inference._powers import Equation, equation
 from jax_scalegmn.inference._segments import Degree, Entries, Row, Segment, UnifiedLayers, without_layer
 
 
+class Flow(NamedTuple):
+    """Where an array of the program comes from.
+
+    Attributes:
+      data: Whether it depends on the inputs.
+      unit: The vector that it is, moved and repeated at most, or that was added to it.
+      place: The pre-activation that it is, up to what does not mix its neurons, by its number in `Reading.places`.
+      value: The same in `Reading.values`, where sums are pre-activations too.
+      origins: The numbers of all pre-activations that it depends on; of what no input goes into, the parameters' paths.
+    """
+
+    data: bool = False
+    unit: tuple[str, ...] | None = None
+    place: int | None = None
+    value: int | None = None
+    origins: frozenset[Any] = frozenset()
+
+
+class Seen(NamedTuple):
+    """A pre-activation that the program computes.
+
+    Attributes:
+      at: Which operation computes it.
+      axes: The neuron layers along its axes.
+      equations: The number of equations before the operations that read it.
+      unit: The vector that was added to it last.
+    """
+
+    at: tuple[int, ...]
+    axes: "tuple[Row, ...]"
+    equations: int
+    unit: tuple[str, ...] | None
+
+
 class Value(NamedTuple):
     """What is known of an array of the program.
 
@@ -23,6 +57,7 @@ class Value(NamedTuple):
       constant: The number that all entries are, if it is known.
       depends: Whether it depends on the params.
       path: The path of the parameter that it is, if it is one.
+      flow: Where it comes from.
     """
 
     shape: tuple[int, ...]
@@ -30,6 +65,7 @@ class Value(NamedTuple):
     constant: float | None = None
     depends: bool = False
     path: tuple[str, ...] | None = None
+    flow: Flow = Flow()
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -47,6 +83,9 @@ class Reading:
       read: The paths of the parameters, in the order in which the program reads them.
       contracted: The unknown degrees of axes that a product or a convolution sums over.
       spatial: The unknown degrees of the spatial axes of convolution kernels.
+      places: The pre-activations right after their last parameter, by number.
+      values: These, and sums of them with other values.
+      num_values: How many there were, those that others replaced included.
     """
 
     def __init__(self) -> None:
@@ -56,6 +95,9 @@ class Reading:
         self.read: dict[tuple[str, ...], None] = {}
         self.contracted: set[int] = set()
         self.spatial: set[int] = set()
+        self.places: dict[int, Seen] = {}
+        self.values: dict[int, Seen] = {}
+        self.num_values = 0
         self._num_unknowns = 0
 
     def unknown(self) -> tuple[int, ...]:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_scalegmn import stacks
-from jax_scalegmn.architecture import Architecture, describe
-from jax_scalegmn.inference import _operations
+from jax_scalegmn.architecture import Architecture, TracedFunction, called_program, describe, operations
+from jax_scalegmn.inference import _operations, _places
 from jax_scalegmn.inference._assembly import Leaf, assemble
-from jax_scalegmn.inference._reading import Reading, Value, of_numbers
+from jax_scalegmn.inference._reading import Flow, Reading, Value, of_numbers
 from jax_scalegmn.inference._segments import Segment
 from jax_scalegmn.types import Params
 
@@ -26,7 +26,7 @@ class Inference(NamedTuple):
     """An inferred architecture, with notes on what was left out.
 
     Attributes:
-      arch: The description. Its `layers` are empty, since the function itself computes the network.
+      arch: The description. Its `layers` are empty; its `function` computes the network.
       notes: For every axis of an array that was left fixed, or whose layer's group was made smaller, a sentence with
         the reason and the operation. Inputs and outputs, which are always fixed, have none.
 
@@ -99,7 +99,10 @@ def infer(apply_fn: Callable[[Any, Any], Any], params: Params, example_input: An
     for output in outputs:
         for row in output.axes:
             reading.layers.fix_output(row)
-    return Inference(*assemble(f"inferred from {name}", reading, leaves))
+    arrays = jax.tree.leaves(example_input)
+    shapes = tuple((tuple(np.shape(array)), str(jnp.result_type(array))) for array in arrays)
+    function = TracedFunction(apply_fn, shapes, tuple(operations(closed)))
+    return Inference(*assemble(f"inferred from {name}", reading, leaves, function))
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -143,36 +146,34 @@ def _leaf(reading: Reading, path: tuple[str, ...], array: Any) -> Leaf:
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         for row in rows:
             reading.layers.fix(row, "its entries are integers")
-    return Leaf(path, Value(tuple(array.shape), rows, depends=True, path=path))
+    return Leaf(
+        path, Value(tuple(array.shape), rows, depends=True, path=path, flow=Flow(unit=path, origins=frozenset({path})))
+    )
 
 
 def _input(reading: Reading, array: Any) -> Value:
     shape = np.shape(array)
-    return Value(shape, tuple(reading.input_row(size) for size in shape))
+    return Value(shape, tuple(reading.input_row(size) for size in shape), flow=Flow(data=True))
 
 
-# Operations that call a function, and the name of the parameter that holds it.
-_CALLS = {
-    **dict.fromkeys(("jit", "pjit", "remat", "remat2", "checkpoint"), "jaxpr"),
-    **dict.fromkeys(("closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-}
-
-
-def _run(reading: Reading, jaxpr: Any, consts: Sequence[Any], values: Sequence[Value]) -> list[Value]:
-    """Reads a jaxpr, and returns the values of its outputs."""
+def _run(
+    reading: Reading, jaxpr: Any, consts: Sequence[Any], values: Sequence[Value], at: tuple[int, ...] = ()
+) -> list[Value]:
+    """Reads a jaxpr, and returns the values of its outputs; `at` is the operation that calls it."""
     known: dict[Any, Value] = dict(zip(jaxpr.constvars, map(of_numbers, consts), strict=True))
     known |= dict(zip(jaxpr.invars, values, strict=True))
 
     def value(atom: Any) -> Value:
         return of_numbers(atom.val) if hasattr(atom, "val") else known[atom]
 
-    for eqn in jaxpr.eqns:
+    for index, eqn in enumerate(jaxpr.eqns):
         operands = [value(atom) for atom in eqn.invars]
-        called = eqn.params.get(_CALLS.get(eqn.primitive.name, ""))
+        called, where = called_program(eqn), (*at, index)
         if called is None:
             results = _operations.apply(reading, eqn, operands)
+            results = _places.follow(reading, eqn.primitive.name, where, operands, results)
         else:  # a closed jaxpr with its constants, or an open one without
-            results = _run(reading, getattr(called, "jaxpr", called), getattr(called, "consts", ()), operands)
+            inner = getattr(called, "jaxpr", called)
+            results = _run(reading, inner, getattr(called, "consts", ()), operands, where)
         known |= dict(zip(eqn.outvars, results, strict=True))
     return [value(atom) for atom in jaxpr.outvars]

@@ -7,7 +7,7 @@ network has the same architecture, without anything added.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_scalegmn import architecture, network, stacks
-from jax_scalegmn.architecture import Architecture, BatchNorm, Conv, Dense, Layer, Norm, Residual
+from jax_scalegmn.architecture import Architecture, Axis, BatchNorm, Conv, Dense, Layer, Norm, Place, Residual
 from jax_scalegmn.merge import _paths
 from jax_scalegmn.network import Unit, moments
 from jax_scalegmn.network.moments import Moments
@@ -50,8 +50,11 @@ def repair(
     batch normalization stores become those of the data first.
 
     Unchanged are: the last layer, whose outputs are not neurons; the scale of channels that do not vary on the data
-    (g = 1); means where there is no bias (the channel is only rescaled). A residual sum is corrected through its two
-    sides.
+    (g = 1); means where there is no bias: there g is the ratio of the second moments, mean^2 + std^2, because the
+    standard deviation alone could enlarge the mean. A residual sum is corrected through its two sides.
+
+    Of the user's own function (`infer`) the values right after the last parameter that acts on them are corrected,
+    through the parameters that multiply them and the bias that is added to them, as far as there are any.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -84,6 +87,8 @@ def repair(
     """
     _check(arch, merged, x, name="merged")
     architecture.check_stack(arch, networks, name="networks")
+    if arch.function is not None:
+        return _repaired_traced(arch, merged, networks, x, weights, batch_size)
     last = _last(arch.layers)
     hidden = {path: layer for path, layer in _units(arch.layers) if path not in last}
 
@@ -128,6 +133,11 @@ def reset_batch_norm(
       ValueError: If params or x do not fit, or if the architecture does not say how to compute its function.
     """
     _check(arch, params, x, name="params")
+    if arch.function is not None:
+        raise ValueError(
+            f"{arch.name!r} is a function of your own: which of its parameters store statistics is not known. Use "
+            "merge.repair, which corrects what follows a normalization, or set them in your function's training mode."
+        )
     return _corrected_network(arch, params, x, {}, batch_size)
 
 
@@ -163,6 +173,11 @@ def _measured(
         none: dict[Any, Any] = {}
         return network.forward(arch, params, x, visit, none)[1]
 
+    return _over_batches(of_example, x, batch_size)
+
+
+def _over_batches(of_example: Callable[[Array], Any], x: Array, batch_size: int | None) -> Any:
+    """The moments over all examples, by key, of what `of_example` computes inside `jax.vmap` over `EXAMPLES`."""
     of_batch = jax.vmap(of_example, axis_name=moments.EXAMPLES, out_axes=None)
     if batch_size is None:
         return of_batch(x)
@@ -227,12 +242,81 @@ def _corrected(layer: Unit, params: Params, measured: Moments, goal: Goal | None
         measured = Moments(params["bias"], jnp.square(params["scale"]) * shrink)
         alive &= measured.var > 0
     if goal is not None:
-        gain = jnp.where(alive, goal.std * jax.lax.rsqrt(jnp.where(alive, measured.var, 1)), 1.0)
+        gain = _gain(measured, alive, goal, shifted="bias" in params)
         name = "scale" if isinstance(layer, Norm) else "kernel"
         values[name] = params[name] * gain
         if "bias" in params:
             values["bias"] = (params["bias"] - measured.mean) * gain + goal.mean
     return {name: value.astype(params[name].dtype) for name, value in values.items()}
+
+
+def _gain(measured: Moments, alive: Array, goal: Goal, *, shifted: bool) -> Array:
+    """The factor to the goal's standard deviation, or, where the mean cannot be moved, to its second moment."""
+    if shifted:
+        return jnp.where(alive, goal.std * jax.lax.rsqrt(jnp.where(alive, measured.var, 1)), 1.0)
+    own = measured.var + jnp.square(measured.mean)
+    wanted = jnp.square(goal.std) + jnp.square(goal.mean)
+    return jnp.where(alive, jnp.sqrt(wanted / jnp.where(alive, own, 1)), 1.0)
+
+
+def _repaired_traced(
+    arch: Architecture,
+    merged: Params,
+    networks: Params,
+    x: Array,
+    weights: Array | None,
+    batch_size: int | None,
+) -> dict[str, Any]:
+    """REPAIR of a network with a function of its own: one place after the other, those before it repaired already."""
+    assert arch.function is not None
+    places = arch.function.places
+    numbers = [number for number, place in enumerate(places) if place.gains]
+
+    def measured(params: Params) -> dict[int, Moments]:
+        def of_example(x: Array) -> dict[int, Moments]:
+            values = network.at_places(arch, params, x)
+            return {number: moments.over_examples(value) for number, value in values.items()}
+
+        return _over_batches(of_example, x, batch_size)
+
+    def statistics(params: Params) -> dict[int, Goal]:
+        return {number: Goal(mean, jnp.sqrt(var)) for number, (mean, var) in measured(params).items()}
+
+    begin = [jnp.asarray(value) for value in architecture.unpack(arch, merged)]
+    if not numbers:
+        return architecture.pack(arch, begin)
+    goals = _paths.average(jax.lax.map(statistics, networks), weights)
+
+    def correct(turn: Array, values: list[Array]) -> list[Array]:
+        now = measured(architecture.pack(arch, values))
+        new = list(values)
+        for index, number in enumerate(numbers):
+            corrected = _corrected_place(arch, places[number], values, now[number], goals[number])
+            for which, value in corrected.items():
+                new[which] = jnp.where(turn == index, value, new[which])
+        return new
+
+    return architecture.pack(arch, jax.lax.fori_loop(0, len(numbers), correct, begin))
+
+
+def _corrected_place(
+    arch: Architecture, place: Place, values: list[Array], measured: Moments, goal: Goal
+) -> dict[int, Array]:
+    """The parameters that change for one place to have the goal, by their index."""
+    gain = _gain(measured, moments.varies(measured), goal, shifted=place.shift is not None)
+    corrected: dict[int, Array] = {}
+    for index, power in place.gains:
+        value = values[index]
+        for position, axis in enumerate(arch.parameters[index].axes):
+            if isinstance(axis, Axis) and axis.neurons == place.neurons:
+                factor = jnp.tile(gain**power, axis.repeat)
+                value = value * jnp.expand_dims(factor, [i for i in range(value.ndim) if i != position])
+        corrected[index] = value.astype(values[index].dtype)
+    if place.shift is not None:
+        old = values[place.shift]
+        shift = (goal.mean - gain * measured.mean).reshape(old.shape)
+        corrected[place.shift] = (corrected[place.shift] + shift).astype(old.dtype)
+    return corrected
 
 
 def _units(layers: tuple[Layer, ...], at: Path = ()) -> Iterator[tuple[Path, Unit]]:

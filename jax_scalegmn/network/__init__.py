@@ -14,6 +14,7 @@ from jax_scalegmn.network._layer_functions import (
     layer_output,
     preactivation,
 )
+from jax_scalegmn.network._traced import at_places
 from jax_scalegmn.network._variables import STATISTICS
 from jax_scalegmn.network._variables import merge as merge_variables
 from jax_scalegmn.network._variables import replace as replace_variables
@@ -29,6 +30,7 @@ __all__ = [
     "activate",
     "activations",
     "apply",
+    "at_places",
     "check_examples",
     "convolve",
     "convolve_by_patches",

@@ -22,7 +22,7 @@ from jax_scalegmn.architecture import (
     MaxPool,
     Residual,
 )
-from jax_scalegmn.network import _layer_functions, _variables, moments
+from jax_scalegmn.network import _layer_functions, _traced, _variables, moments
 from jax_scalegmn.network._layer_functions import Convolve, Unit
 from jax_scalegmn.types import Params
 
@@ -39,18 +39,19 @@ _Moved: TypeAlias = dict[tuple[str, ...], Array]
 @stacks.any_container("params")
 def apply(
     arch: Architecture, params: Params, x: Float[Array, "..."], *, convolve: Convolve = _layer_functions.convolve
-) -> Float[Array, " outputs"]:
+) -> Float[Array, "*outputs"]:
     """Computes the network's function on one example; `jax.vmap` for more.
 
     Args:
       arch: The architecture.
       params: The network.
-      x: The example: [inputs] for dense networks, [height, width, channels] for convolutional ones.
+      x: The example: [inputs] for dense networks, [height, width, channels] for convolutional ones. The user's own
+        function, of an inferred architecture, takes inputs as it was traced with, or without their batch axis.
       convolve: How a convolution is computed: `convolve`, or `convolve_by_patches`, which is faster under `jax.vmap`
         over networks and inside compiled loops on CPU.
 
     Returns:
-      The outputs, [outputs].
+      The outputs, [outputs]; of the user's own function whatever it returns.
 
     Raises:
       ValueError: If params or x do not fit the architecture.
@@ -62,6 +63,9 @@ def apply(
     >>> sg.network.apply(arch, params, jax.numpy.ones(2)).shape
     (1,)
     """
+
+    if arch.function is not None:
+        return _traced.output(arch, params, x)
 
     def visit(_: tuple[str, ...], layer: Unit | Residual, params: Params, x: Array, state: None) -> tuple[Array, None]:
         return _layer_functions.layer_output(layer, params, x, convolve=convolve), state
@@ -121,6 +125,9 @@ def forward(
 def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> dict[str, tuple[Array, ...]]:
     """Returns the values of every hidden neuron layer on one example, after its activation.
 
+    For the user's own function they are the values right after the last parameter that acts on them, before the
+    activation, and sums of residual streams.
+
     The group acts on them as on the neurons: activations of act(Q, params) are the same, permuted and scaled by Q.
     Inputs of normalizations and the two summands of a residual are omitted: the group acts on them with another power.
 
@@ -143,6 +150,8 @@ def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> d
     >>> {name: [value.shape for value in places] for name, places in values.items()}
     {'hidden_0': [(3,)], 'hidden_1': [(4,)]}
     """
+    if arch.function is not None:
+        return _traced.activations(arch, params, x)
     places = _places(arch)
 
     def visit(
@@ -226,12 +235,10 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str = "x
     ...
     ValueError: x[0] holds a NaN or an infinity; expected finite numbers. Leave such examples out.
     """
-    rank, width = arch.input_rank, arch.neuron_layers[0].width
-    if jnp.ndim(x) != rank + 1 or jnp.shape(x)[-1] != width or 0 in jnp.shape(x):
-        raise ValueError(
-            f"{name} has shape {jnp.shape(x)}; {arch.name!r} expects one example or more, [examples, "
-            f"{_INPUTS[rank][1:]} with {width} in the last axis. Pass x[None] for one example."
-        )
+    if arch.function is not None:
+        _traced.check_examples(arch, x, name=name)
+    else:
+        _check_shape(arch, x, name)
     if stacks.is_concrete(x) and not np.isfinite(finite := np.asarray(x)).all():
         example = int(np.argwhere(~np.isfinite(finite))[0, 0])
         raise ValueError(
@@ -240,6 +247,16 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str = "x
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _check_shape(arch: Architecture, x: Float[Array, "..."], name: str) -> None:
+    rank, width = arch.input_rank, arch.neuron_layers[0].width
+    if jnp.ndim(x) != rank + 1 or jnp.shape(x)[-1] != width or 0 in jnp.shape(x):
+        raise ValueError(
+            f"{name} has shape {jnp.shape(x)}; {arch.name!r} expects one example or more, [examples, "
+            f"{_INPUTS[rank][1:]} with {width} in the last axis. Pass x[None] for one example."
+        )
+
 
 # The rank of one example -> its shape in words.
 _INPUTS = {1: "[inputs]", 3: "[height, width, channels]"}

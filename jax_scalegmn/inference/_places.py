@@ -1,0 +1,99 @@
+"""Where a program's neurons have their pre-activations: right after the last parameter that acts on them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax_scalegmn.inference._reading import Flow, Reading, Seen, Value
+from jax_scalegmn.inference._segments import Entries
+
+
+def follow(
+    reading: Reading, name: str, at: tuple[int, ...], operands: Sequence[Value], results: Sequence[Value]
+) -> list[Value]:
+    """The results of one operation, with where they come from; pre-activations are added to `reading`."""
+    data = [operand for operand in operands if operand.flow.data]
+    weights = [operand for operand in operands if operand.depends and not operand.flow.data]
+    origins: frozenset[Any] = frozenset().union(*(operand.flow.origins for operand in data or operands))
+    if not data or len(results) != 1:
+        unit = None if data else _unit(name, operands)
+        return [result._replace(flow=Flow(bool(data), unit, origins=origins)) for result in results]
+    flow = _continued(reading, name, data)
+    if weights and name in _JOINS:
+        flow = _joined(reading, name, at, results[0], flow, operands)
+    elif len(data) == 2 and name in _SUMS and flow.value is None and _is_sum(*data):
+        for operand in data:
+            reading.values.pop(operand.flow.value, None)
+        flow = Flow(True, value=_record(reading, at, results[0], None, place=False))
+    own = origins if flow.value is None else origins | {flow.value}
+    return [results[0]._replace(flow=flow._replace(origins=own))]
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+_SUMS = frozenset({"add", "add_any", "sub"})
+_PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
+_JOINS = _SUMS | _PRODUCTS | {"mul", "div"}
+# Operations that leave every entry as it is.
+_MOVES = frozenset(
+    {
+        *("broadcast_in_dim", "convert_element_type", "copy", "copy_p", "reshape", "squeeze", "stop_gradient"),
+        *("transpose", "sharding_constraint", "optimization_barrier", "expand_dims"),
+    }
+)
+
+
+def _record(reading: Reading, at: tuple[int, ...], value: Value, unit: tuple[str, ...] | None, *, place: bool) -> int:
+    """Adds a pre-activation, and returns its number."""
+    number = reading.num_values = reading.num_values + 1
+    seen = Seen(at, value.axes, len(reading.equations), unit)
+    reading.values[number] = seen
+    if place:
+        reading.places[number] = seen
+    return number
+
+
+def _unit(name: str, operands: Sequence[Value]) -> tuple[str, ...] | None:
+    """The vector that the result of an operation on parameters is, or that is added to it."""
+    if not operands or name not in _MOVES | _SUMS:
+        return None
+    flows = [operand.flow for operand in operands]
+    for flow in flows[:1] if name == "sub" else flows:
+        if flow.unit and not any(flow.unit in other.origins for other in flows if other is not flow):
+            return flow.unit
+    return None
+
+
+def _is_sum(left: Value, right: Value) -> bool:
+    """Whether a pre-activation is added to something that is not computed from it, as an activation can be."""
+    pairs = ((left.flow, right.flow), (right.flow, left.flow))
+    return any(one.value is not None and one.value not in other.origins for one, other in pairs)
+
+
+def _mixes(reading: Reading, operand: Value) -> bool:
+    """Whether it has neurons of its own along some axis: a mean over the neurons has not."""
+    rows = (reading.layers.resolve(row) for row in operand.axes)
+    return any(not isinstance(s.layer, Entries) and s.layer not in reading.layers.fixed for row in rows for s in row)
+
+
+def _continued(reading: Reading, name: str, data: Sequence[Value]) -> Flow:
+    """What the first operand was is what the result is, where the operation is affine in each of its neurons."""
+    first = next((operand for operand in data if operand.flow.value is not None), data[0])
+    others = [operand for operand in data if operand is not first]
+    if name not in _MOVES | _SUMS | {"mul", "div"} or any(_mixes(reading, other) for other in others):
+        return Flow(True)
+    return first.flow._replace(unit=first.flow.unit if name in _MOVES | _SUMS else None)
+
+
+def _joined(
+    reading: Reading, name: str, at: tuple[int, ...], result: Value, flow: Flow, operands: Sequence[Value]
+) -> Flow:
+    """A pre-activation, instead of the one that was there before the parameter."""
+    unit = flow.unit if name in _SUMS else None
+    if name in _SUMS and not (name == "sub" and operands[1].flow.unit):
+        unit = next((o.flow.unit for o in operands if not o.flow.data and o.flow.unit), unit)
+    if name not in _PRODUCTS:
+        for known, number in ((reading.places, flow.place), (reading.values, flow.value)):
+            if number is not None:
+                known.pop(number, None)
+    number = _record(reading, at, result, unit, place=True)
+    return Flow(True, unit, number, number)

@@ -1,0 +1,135 @@
+"""A network with a function of its own: computed, looked into, matched by activations and repaired like a builder's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_scalegmn as sg
+from jax_scalegmn import merge, network, symmetry
+from jax_scalegmn.matching import activation_matching
+
+KEYS = jax.random.split(jax.random.key(0), 12)
+
+
+def without_biases(params, x):
+    h = jax.nn.relu(x @ params["fc1"])
+    return jax.nn.relu(h @ params["fc2"]) @ params["fc3"]
+
+
+def weights(key):
+    keys = jax.random.split(key, 3)
+    shapes = {"fc1": (4, 9), "fc2": (9, 7), "fc3": (7, 2)}
+    return {name: jax.random.normal(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+
+
+X = jax.random.normal(KEYS[0], (40, 4)) + 0.5
+OWN = sg.infer(without_biases, weights(KEYS[1]), X[:3]).arch
+
+
+def test_the_function_is_computed_on_batches_and_on_single_examples():
+    params = weights(KEYS[1])
+    expected = without_biases(params, X)
+    np.testing.assert_allclose(network.apply(OWN, params, X), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(lambda x: network.apply(OWN, params, x))(X), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="was traced with inputs of shape"):
+        network.apply(OWN, params, X[None, None])
+    with pytest.raises(ValueError, match=r"x has shape \(40, 3\).* fails on one example"):
+        network.check_examples(OWN, X[:, :3])
+
+
+def test_pre_activations_are_found_and_follow_the_group():
+    params = weights(KEYS[1])
+    element = symmetry.random(OWN, KEYS[2])
+    before, after = (network.activations(OWN, p, X[0]) for p in (params, symmetry.act(OWN, element, params)))
+    np.testing.assert_allclose(before["fc1"][0], X[0] @ params["fc1"], rtol=1e-5)
+    for name, (value,) in before.items():
+        expected = value[element.permutation[name]] * element.scale[name]
+        np.testing.assert_allclose(after[name][0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_two_descriptions_are_equal_if_they_hold_the_same_function():
+    again = sg.infer(without_biases, weights(KEYS[1]), X[:3]).arch
+    other = sg.infer(lambda params, x: without_biases(params, x), weights(KEYS[1]), X[:3]).arch
+    assert again == OWN
+    assert hash(again) == hash(OWN)
+    assert other != OWN
+
+
+def test_a_planted_element_is_found_from_activations():
+    target = weights(KEYS[1])
+    moved = symmetry.act(OWN, symmetry.random(OWN, KEYS[2]), target)
+    back = symmetry.act(OWN, activation_matching(OWN, moved, target, X).element, moved)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), back, target)
+
+
+def test_without_biases_repair_restores_second_moments():
+    ends = sg.stacks.stack(weights(KEYS[1]), weights(KEYS[3]))
+    merged = merge.average(ends)
+    repaired = merge.repair(OWN, merged, ends, X)
+
+    def moments(params):
+        values = jax.vmap(lambda x: network.activations(OWN, params, x))(X)
+        return {name: (v.mean(0), v.std(0)) for name, (v,) in values.items()}
+
+    each = jax.vmap(moments)(ends)
+    for name, (mean, std) in moments(repaired).items():
+        goal = jnp.square(each[name][0].mean(0)) + jnp.square(each[name][1].mean(0))
+        np.testing.assert_allclose(jnp.square(mean) + jnp.square(std), goal, rtol=1e-3)
+    assert (repaired["fc3"] == merged["fc3"]).all()
+
+
+def test_repair_of_a_builders_network_is_the_same_by_its_layers_and_by_its_function():
+    arch = sg.mlp((4, 6, 5, 2), "tanh")
+    one, two = (network.init(arch, key) for key in KEYS[4:6])
+    ends = sg.stacks.stack(one, two)
+    own = sg.infer(lambda p, x: jax.vmap(lambda v: network.apply(arch, p, v))(x), one, X[:3]).arch
+    merged = merge.average(ends)
+    results = [merge.repair(arch, merged, ends, X), merge.repair(own, merged, ends, X)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
+    with pytest.raises(ValueError, match="which of its parameters store statistics"):
+        merge.reset_batch_norm(own, merged, X)
+
+
+def test_channels_first_convolutions_and_residual_sums_have_places():
+    def conv(params, x):
+        return jax.lax.conv_general_dilated(x, params["weight"], (1, 1), "SAME")
+
+    def norm(params, x):
+        mean, var, scale, bias = (params[k][:, None, None] for k in ("running_mean", "running_var", "weight", "bias"))
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+    def apply(params, x):
+        x = jax.nn.relu(norm(params["bn"], conv(params["stem"], x)))
+        x = jax.nn.relu(x + norm(params["bn2"], conv(params["conv"], x)))
+        return x.mean((2, 3)) @ params["fc"]["weight"].T
+
+    def draw(key):
+        keys = iter(jax.random.split(key, 11))
+        bn = {
+            k: lambda: jax.random.uniform(next(keys), (5,), minval=0.5, maxval=1.5)
+            for k in ("running_mean", "running_var", "weight", "bias")
+        }
+        shapes = {"stem": (5, 2, 3, 3), "conv": (5, 5, 3, 3), "fc": (3, 5)}
+        params = {name: {"weight": jax.random.normal(next(keys), shape) / 3} for name, shape in shapes.items()}
+        return params | {name: {k: make() for k, make in bn.items()} for name in ("bn", "bn2")}
+
+    one, two = draw(KEYS[6]), draw(KEYS[7])
+    x = jax.random.normal(KEYS[8], (12, 2, 4, 4))
+    arch = sg.infer(apply, one, x[:2]).arch
+    written = [[str(arch.parameters[i]) for i, _ in place.gains] for place in arch.function.places]
+    assert [place.axis for place in arch.function.places] == [1, 1]
+    assert written == [["['bn']['weight']", "['bn']['bias']"], ["['bn2']['weight']", "['bn2']['bias']"]]
+    assert [len(values) for values in network.activations(arch, one, x[0]).values()] == [2]
+    back = symmetry.act(arch, symmetry.random(arch, KEYS[9]), one)
+    element = activation_matching(arch, back, one, x).element
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), symmetry.act(arch, element, back), one
+    )
+    ends = sg.stacks.stack(one, two)
+    repaired = merge.repair(arch, merge.average(ends), ends, x)
+
+    def std(params):
+        return norm(params["bn"], conv(params["stem"], x)).std((0, 2, 3))
+
+    np.testing.assert_allclose(std(repaired), jax.vmap(std)(ends).mean(0), rtol=1e-3)
