@@ -368,7 +368,7 @@ def _is_plain(tree: Any) -> bool:
     if isinstance(tree, dict):
         names = all(isinstance(name, str) for name in tree)
         return type(tree) is dict and names and all(map(_is_plain, tree.values()))
-    return isinstance(tree, tuple) or jax.tree_util.all_leaves([tree])
+    return tree is None or isinstance(tree, tuple) or jax.tree_util.all_leaves([tree])
 
 
 def _arrays(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

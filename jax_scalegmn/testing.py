@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture, symmetry
+from jax_scalegmn import architecture, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, Axis
 from jax_scalegmn.types import Key, Params
 
 __all__ = ["assert_equivariant", "assert_function_preserved", "assert_invariant"]
 
 
+@stacks.any_container("params", calls=("fn",))
 def assert_invariant(
     arch: Architecture,
     fn: Callable[[Params], Any],
@@ -59,6 +60,7 @@ def assert_invariant(
     return _assert_commutes(arch, fn, lambda _, out: out, params, key, tolerance, "invariant", **options)
 
 
+@stacks.any_container("params", calls=("fn",))
 def assert_equivariant(
     arch: Architecture,
     fn: Callable[[Params], Params],
@@ -97,11 +99,12 @@ def assert_equivariant(
     """
 
     def moved(element: symmetry.Element, out: Any) -> Any:
-        return symmetry.act(arch, element, out)
+        return symmetry.act(arch, element, stacks.to_dict(out))
 
     return _assert_commutes(arch, fn, moved, params, key, tolerance, "equivariant", **options)
 
 
+@stacks.any_container("params", calls=("apply",))
 def assert_function_preserved(
     arch: Architecture,
     apply: Callable[..., Any],
