@@ -180,6 +180,6 @@ def _walk(module: Any) -> Iterator[tuple[str, Entry]]:
         waiting += [(f"{prefix}{name}.", value, depth + 1) for name, value in reversed(inner)]
 
 
-def scalar(value: float) -> np.ndarray:
+def scalar(value: int | float) -> np.ndarray:
     """A plain number as an array without axes."""
     return np.array(value, np.int64 if isinstance(value, int) else np.float64)
