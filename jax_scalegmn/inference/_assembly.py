@@ -243,7 +243,7 @@ def _placed(
         for axis, row in enumerate(value.axes):
             start = 0
             for segment in reading.layers.resolve(row):
-                key = ((segment.layer, 1),)
+                key: Key = ((segment.layer, 1),)  # type: ignore[assignment]  # entries of no layer are no key
                 if key in solutions and segment.repeat == 1 and segment.degrees[0]:
                     own = [
                         (index, piece.degree, len(block.neurons))
@@ -253,7 +253,7 @@ def _placed(
                     ]
                     # Powers of 0 are preferred on kernels: then only what normalizes is moved.
                     degrees = [degree for _, degree, _ in sorted(own, key=lambda item: -item[2])]
-                    powers = moving(list(before.get(segment.layer, ())), segment.degrees[0], degrees)
+                    powers = moving(list(before.get(key[0][0], ())), segment.degrees[0], degrees)
                     gains = tuple((index, powers[degree]) for index, degree, _ in own if degree in powers)
                     shifts = [i for i, _ in gains if parameters[i].path == value.unit and not parameters[i].start]
                     yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None)

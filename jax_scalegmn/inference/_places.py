@@ -22,7 +22,8 @@ def follow(
         flow = _joined(reading, name, at, results[0], flow, operands)
     elif len(data) == 2 and name in _SUMS and flow.value is None and _is_sum(*data):
         for operand in data:
-            reading.values.pop(operand.flow.value, None)
+            if operand.flow.value is not None:
+                reading.values.pop(operand.flow.value, None)
         flow = Flow(True, value=_record(reading, at, results[0], None, place=False))
     own = origins if flow.value is None else origins | {flow.value}
     return [results[0]._replace(flow=flow._replace(origins=own))]
