@@ -658,7 +658,7 @@ def _each(row: Mapping[str, Any]) -> str:
 
 
 # Tables of machines that are not always at hand: without their file they say that nothing is measured yet.
-LENT_TABLES: dict[str, Callable[[Results], Table]] = {
+ACCELERATOR_TABLES: dict[str, Callable[[Results], Table]] = {
     table.__name__: table for table in (accelerator_rates, accelerator_models, accelerator_jobs)
 }
 
@@ -957,7 +957,7 @@ def write(results: Results, folder: Path = GENERATED) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, make in (TABLES | LENT_TABLES).items():
+    for name, make in (TABLES | ACCELERATOR_TABLES).items():
         path, text = folder / f"{name}.md", NOT_MEASURED
         if name in TABLES or (results.folder / ACCELERATOR).is_file():
             table = make(results)

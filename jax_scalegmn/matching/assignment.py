@@ -81,8 +81,8 @@ def default(width: int) -> Assign:
     """Returns the faster solver for layers of a width, as measured on CPU (`python -m benchmarks.matching`).
 
     Up to 8 neurons `hungarian` is as fast as the way to the host and back; from there on `scipy` is 1.4 to 12 times as
-    fast, one problem at a time and in batches. On a GPU pass `hungarian` for many pairs at once: 4,096 pairs of width 32
-    took 0.13 ms a pair on an H200, and 1.24 ms by `scipy` (`python -m benchmarks.accelerator`).
+    fast, one problem at a time and in batches. On a GPU pass `hungarian` for many pairs at once: for 4,096 pairs of
+    width 32 it took 0.13 ms a pair on an H200, `scipy` 1.24 ms (`python -m benchmarks.accelerator`).
 
     >>> from jax_scalegmn.matching import assignment
     >>> assignment.default(4) is assignment.hungarian, assignment.default(512) is assignment.scipy
