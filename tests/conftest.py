@@ -37,6 +37,9 @@ gc.set_threshold(200_000, 100, 1000)  # JAX's traced programs are many small obj
 import support  # noqa: E402 (after the hook)
 
 
+collect_ignore = ["fixtures"]  # with a script that needs PyTorch
+
+
 def pytest_configure(config):
     """Keeps compiled programs in pytest's cache folder: modules, workers and later runs share them."""
     if jax.config.jax_compilation_cache_dir is None and hasattr(config, "cache"):

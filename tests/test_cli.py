@@ -364,7 +364,7 @@ def test_one_of_several_dicts_of_tensors_is_chosen_by_key(tmp_path, capsys):
     assert list(file.arrays) == list(state)
     support.assert_identical(io.as_network(file, SHALLOW).params, params)
     out.unlink()
-    both = FIXTURES / "torch" / "ema.pt"
+    both = FIXTURES / "pytorch" / "ema.pt"
     assert_refused(capsys, tmp_path, "--key on the command line", *command[:1], both, both, *command[3:])
     assert_refused(capsys, tmp_path, "no dict of tensors has the key 'net'", *command, "--key", "net")
 

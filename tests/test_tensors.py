@@ -310,7 +310,7 @@ def test_absent_and_unknown_files_are_named(tmp_path):
 
 # --- files of PyTorch 2.2.2 (fixtures/make_torch_files.py) -----------------------------------------------------------
 
-TORCH = FIXTURES / "torch"
+TORCH = FIXTURES / "pytorch"
 PLAIN = dict(np.load(TORCH / "plain.npz"))
 BOTH = (".pt", ".legacy")  # since PyTorch 1.6, and before
 # Name of the fixture -> the keys of the dict that holds the state_dict, and the prefix of its names.
