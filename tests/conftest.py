@@ -36,7 +36,6 @@ gc.set_threshold(200_000, 100, 1000)  # JAX's traced programs are many small obj
 
 import support  # noqa: E402 (after the hook)
 
-
 collect_ignore = ["fixtures"]  # with a script that needs PyTorch
 
 

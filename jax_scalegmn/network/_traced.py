@@ -86,6 +86,33 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str) -> 
     )
 
 
+def at_places(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Mapping[int, Array]:
+    """The pre-activations of the user's own function that REPAIR corrects, on one example.
+
+    Args:
+      arch: An architecture of `infer`, which holds the function.
+      params: The network.
+      x: The example, without the batch axis of the inputs that the function was traced with.
+
+    Returns:
+      The values by the number of their place in `arch.function.places`, each [*positions, neurons].
+
+    Raises:
+      ValueError: If params or x do not fit, or if the function computes other operations on x than when it was traced.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> params = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
+    >>> arch = sg.infer(lambda params, x: jnp.tanh(x @ params["up"]) @ params["down"], params, jnp.ones((5, 3))).arch
+    >>> {number: value.tolist() for number, value in sg.network.at_places(arch, params, jnp.ones(3)).items()}
+    {0: [3.0, 3.0, 3.0, 3.0]}
+    """
+    function = _function(arch)
+    numbers = [number for number, place in enumerate(function.places) if place.gains]
+    found = values(arch, params, x, [function.places[number] for number in numbers])
+    return dict(zip(numbers, found, strict=True))
+
+
 # --- private ------------------------------------------------------------------------------------------------------
 
 
@@ -144,11 +171,3 @@ def _evaluate(
             seen[where] = results[0]
         known |= dict(zip(eqn.outvars, results, strict=True))
     return [value(atom) for atom in program.outvars]
-
-
-def at_places(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Mapping[int, Array]:
-    """The pre-activations that REPAIR corrects, on one example, by the number of their place."""
-    function = _function(arch)
-    numbers = [number for number, place in enumerate(function.places) if place.gains]
-    found = values(arch, params, x, [function.places[number] for number in numbers])
-    return dict(zip(numbers, found, strict=True))
