@@ -89,3 +89,49 @@ def test_repair_of_a_builders_network_is_the_same_by_its_layers_and_by_its_funct
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
     with pytest.raises(ValueError, match="which of its parameters store statistics"):
         merge.reset_batch_norm(own, merged, X)
+
+
+def conv(kernel, x):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME")  # NCHW and OIHW, as PyTorch has them
+
+
+def norm(params, x):
+    mean, var, scale, bias = (params[k][:, None, None] for k in ("running_mean", "running_var", "weight", "bias"))
+    return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+
+def channels_first(params, x):
+    x = jax.nn.relu(norm(params["bn"], conv(params["stem"]["weight"], x)))
+    branch = jax.nn.relu(norm(params["bn1"], conv(params["conv1"]["weight"], x)))
+    x = jax.nn.relu(x + norm(params["bn2"], conv(params["conv2"]["weight"], branch)))
+    return x.mean((2, 3)) @ params["fc"]["weight"].T
+
+
+def torch_like(key):
+    keys = iter(jax.random.split(key, 20))
+    shapes = {"stem": (5, 2, 3, 3), "conv1": (4, 5, 3, 3), "conv2": (5, 4, 3, 3), "fc": (3, 5)}
+    params = {name: {"weight": jax.random.normal(next(keys), shape) / 3} for name, shape in shapes.items()}
+    for name, width in {"bn": 5, "bn1": 4, "bn2": 5}.items():
+        stored = ("running_mean", "running_var", "weight", "bias")
+        params[name] = {k: jax.random.uniform(next(keys), (width,), minval=0.5, maxval=1.5) for k in stored}
+    return params
+
+
+@pytest.mark.slow
+def test_channels_first_convolutions_and_residual_sums_are_matched_and_repaired():
+    one, two = torch_like(KEYS[6]), torch_like(KEYS[7])
+    x = jax.random.normal(KEYS[8], (12, 2, 4, 4))
+    arch = sg.infer(channels_first, one, x[:2]).arch
+    written = [[str(arch.parameters[i]) for i, _ in place.gains] for place in arch.function.places]
+    assert written == [[f"['{name}']['{k}']" for k in ("weight", "bias")] for name in ("bn", "bn1", "bn2")]
+    assert sorted(len(values) for values in network.activations(arch, one, x[0]).values()) == [1, 2]
+    moved = symmetry.act(arch, symmetry.random(arch, KEYS[9]), one)
+    back = symmetry.act(arch, activation_matching(arch, moved, one, x).element, moved)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), back, one)
+    ends = sg.stacks.stack(one, two)
+    repaired = merge.repair(arch, merge.average(ends), ends, x)
+
+    def std(params):
+        return norm(params["bn"], conv(params["stem"]["weight"], x)).std((0, 2, 3))
+
+    np.testing.assert_allclose(std(repaired), jax.vmap(std)(ends).mean(0), rtol=1e-3)
