@@ -7,7 +7,7 @@
 Every measurement is one JSON line, appended to `--out` as soon as it is there, with the device, the versions and the
 command. A measurement that fails leaves a line with its error, one that no time is left for a line that says so, and
 the others go on. Float32 products run at JAX's default precision, on recent NVIDIA cards that of TensorFloat-32; the
-rates at the highest precision stand beside them.
+rates at the highest precision are next to them.
 """
 
 import dataclasses

@@ -357,7 +357,11 @@ def at_least_float32(tree: Any) -> Any:
     >>> stacks.at_least_float32(jnp.zeros(3, jnp.bfloat16)).dtype
     dtype('float32')
     """
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.promote_types(jnp.asarray(leaf).dtype, jnp.float32)), tree)
+
+    def wide(leaf: Any) -> Any:
+        return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)) if is_floating(leaf) else leaf
+
+    return jax.tree.map(wide, tree)
 
 
 # --- private ------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def outputs(arch: Architecture, params, x):
 
 
 def deviation(got, expected) -> float:
-    """The largest deviation of any array, relative to its counterpart's largest entry; beside zeros absolute."""
+    """The largest deviation of any array, relative to its counterpart's largest entry; absolute where that is 0."""
     worst = 0.0
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a), np.asarray(b)
@@ -182,7 +182,7 @@ def layer_norm_mlp() -> tuple[Architecture, object]:
 
 
 def residual_mlp(activation: str) -> tuple[Architecture, object]:
-    """A stream that two kernels feed, the second behind batch normalizations, and its function.
+    """A stream that two kernels feed, the second after batch normalizations, and its function.
 
     The stream and the units carry the group of the activation. One normalization divides by its gain, which so goes
     against a rescaling.

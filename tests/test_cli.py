@@ -298,7 +298,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, capsys, monkeypatc
             "m.pt",
             *RELU,
         )
-    assert_refused(capsys, tmp_path, "no dict of tensors stands", "check", "bad.pt", *RELU)
+    assert_refused(capsys, tmp_path, "holds no dict of tensors", "check", "bad.pt", *RELU)
     assert not (tmp_path / "hacked").exists()
 
 

@@ -214,7 +214,7 @@ def test_convolutions_and_normalizations_of_equal_shape():
 
 
 def test_a_sorted_residual_network_of_torchvision_is_read():
-    """Its numbers, its shapes, and each normalization beside its convolution leave one order."""
+    """Its numbers, its shapes, and each normalization next to its convolution leave one order."""
     arch = sg.resnet(10, widths=(4, 4), outputs=2, input_channels=3)
     params = support.random_params(arch)
     module_of = {}

@@ -121,7 +121,7 @@ def test_the_distance_to_the_mean_never_goes_up():
 
 
 def test_aligned_networks_are_balanced_and_keep_their_functions():
-    """In the gauge that the docstring names; the similarity is that of the networks as they stand in it."""
+    """In the gauge that the docstring names; the similarity is that of the networks in it."""
     frame = aligned(MIXED)(FIVE)
     after, before = (balance(networks).scale["hidden_1"] for networks in (frame.aligned, FIVE))
     np.testing.assert_allclose(after, 1, atol=1e-4)

@@ -331,7 +331,7 @@ def test_a_network_without_any_label_is_named(tmp_path):
 def test_a_hostile_network_is_refused_and_not_run(mnist, attack):
     marker = mnist / "owned"
     write_torch(mnist / ONE, mapping({"seq.0.weight": HOSTILE[attack](marker)}), {})
-    with pytest.raises(ValueError, match=r"training_5_0.*no dict of tensors stands"):
+    with pytest.raises(ValueError, match=r"training_5_0.*holds no dict of tensors"):
         inr_folders.load(mnist / "mnist_splits.json", INR, part="train", root=mnist)
     assert not marker.exists()
 

@@ -62,7 +62,7 @@ def test_signs_are_the_second_half_of_a_larger_transport_problem():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_large_logits_soften_to_what_they_harden_to(seed):
-    """Where one assignment stands out; nearly hard columns come to 1 as slowly as one over the iterations."""
+    """Where one assignment is by far the best; nearly hard columns come to 1 as slowly as one over the iterations."""
     planted = support.rows(support.random_elements(MIXED, 5, seed=1), seed)
     noise = random_logits(MIXED, seed, size=0.2)
     logits = jax.tree.map(jnp.add, _relaxation.logits_of(MIXED, planted), noise)

@@ -227,7 +227,7 @@ def one(*args: Any) -> bytes:
         (one("ostr", "0", 2, 0, (2,), (1,)), FOUR, "'x' is quantized or of an unknown kind"),
         (mapping({"x": number(1)}), {}, r"keys \['x'\]"),
         (mapping({}), {}, r"keys \[\]"),
-        (b"]", {}, "got a list, in which no dict of tensors stands"),
+        (b"]", {}, "got a list, which holds no dict of tensors"),
         (b"garbage", {}, "expected tensors by name"),
         (b"\x97", {}, "holds the opcode NEXT_BUFFER, which no checkpoint needs"),
         (b"a", {}, "damaged at the opcode APPEND"),
@@ -496,7 +496,7 @@ DEEP = b")" + b"2\x86" * 60  # t = (t, t), 60 times: 2**60 values to hash, compa
         (mapping({"y": text("a") + DEEP + b"R", "x": GOOD}), None),
         (mapping({"y": b"](" + DEEP + b"e", "x": GOOD}), None),
         (b"}q\x01(" + text("self") + b"h\x01" + text("x") + GOOD + b"u", None),  # a dict that holds itself
-        (DEEP, "got a tuple, in which no dict"),
+        (DEEP, "got a tuple, which holds no dict"),
         (text("a") + DEEP + b"R", "got an object of something"),
     ],
     ids=["key", "size", "call", "list", "itself", "all", "object"],

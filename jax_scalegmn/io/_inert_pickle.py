@@ -28,7 +28,7 @@ class Object:
     """What calling `call` with `args` would have made, and what was put into it: never called.
 
     Attributes:
-      call: A `Global`, or whatever else stood there.
+      call: A `Global`, or whatever else was there.
       args: The arguments, a tuple in a sound pickle.
       state: What would have become its attributes.
       items: The entries of a subclass of dict.
@@ -55,7 +55,7 @@ class Key:
 
 
 def load(stream: io.BufferedIOBase, *, persistent: Callable[[Any], Any] | None = None, encoding: str = "utf-8") -> Any:
-    """Reads one pickle, and leaves the stream behind its end.
+    """Reads one pickle, and leaves the stream after its end.
 
     Args:
       stream: The pickle; whatever follows it stays unread.

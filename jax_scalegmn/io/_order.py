@@ -25,7 +25,7 @@ def find(
     """The modules in the order of the layers, if that order is known.
 
     Used in turn: `order`; the order of `modules` if it is `told` and no numbers in the names contradict it; the shapes
-    if they leave one order; and the shapes and the numbers in the names (`fc1` before `fc2`, `bn1` beside `conv1`) if
+    if they leave one order; and the shapes and the numbers in the names (`fc1` before `fc2`, `bn1` next to `conv1`) if
     these leave one. A name without a number tells nothing.
 
     Args:
@@ -53,8 +53,8 @@ def find(
         return None
     if len(by_shape) == 1 and order is None:
         return by_shape[0]
-    beside = _beside(modules, norms)
-    possible = _solutions(fits, by_number, beside)
+    neighbors = _neighbors(modules, norms)
+    possible = _solutions(fits, by_number, neighbors)
     if order is not None and not possible:
         possible = _solutions(fits, _earlier(modules, order, numbers=False), {})
         if not possible:
@@ -63,8 +63,8 @@ def find(
     if len(possible) == 1 and not contradiction:
         return possible[0]
     if len(possible) < 2:  # the numbers do not count
-        by_number, beside = {module: set() for module in modules}, {}
-    open_pairs = _open_pairs(fits, by_number, beside)
+        by_number, neighbors = {module: set() for module in modules}, {}
+    open_pairs = _open_pairs(fits, by_number, neighbors)
     alike = [module for module in modules if module in set(itertools.chain(*open_pairs))]
     reason = (
         "the order of the state_dict contradicts the numbers in their names or the shapes"
@@ -178,7 +178,7 @@ def _earlier(modules: Sequence[str], order: Sequence[str], *, numbers: bool = Tr
     return before
 
 
-def _beside(modules: Sequence[str], norms: Set[str]) -> dict[str, set[str]]:
+def _neighbors(modules: Sequence[str], norms: Set[str]) -> dict[str, set[str]]:
     """For normalizations the modules with the same numbers, one of which is its neighbor, like conv1 of bn1."""
     numbered: dict[tuple[str, tuple[str, ...]], set[str]] = {}
     for module in modules:
@@ -196,7 +196,7 @@ def _beside(modules: Sequence[str], norms: Set[str]) -> dict[str, set[str]]:
 def _solutions(
     fits: Sequence[Set[str]],
     before: Mapping[str, Set[str]],
-    beside: Mapping[str, Set[str]],
+    neighbors: Mapping[str, Set[str]],
     links: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[list[str]]:
     """The first two orders that are possible; with `links`, shapes [in, out] of a chain, two of different shapes."""
@@ -206,8 +206,8 @@ def _solutions(
     def candidates(placed: list[str]) -> list[str]:
         fitting = [m for m in sorted(fits[len(placed)]) if m not in placed and before[m] <= set(placed)]
         last = placed[-1] if placed else ""
-        if last in beside and not beside[last] & set(placed[-2:]):  # its neighbor must come next
-            fitting = [m for m in fitting if m in beside[last]]
+        if last in neighbors and not neighbors[last] & set(placed[-2:]):  # its neighbor must come next
+            fitting = [m for m in fitting if m in neighbors[last]]
         if links is None:
             return fitting
         linked = [m for m in fitting if not placed or links[last][1] == links[m][0]]
@@ -215,7 +215,7 @@ def _solutions(
 
     def search(placed: list[str]) -> Iterator[list[str]]:
         if len(placed) == len(fits):
-            if not placed or beside.get(placed[-1], {placed[-1]}) & set(placed[-2:]):
+            if not placed or neighbors.get(placed[-1], {placed[-1]}) & set(placed[-2:]):
                 yield placed
             return
         for module in candidates(placed):
@@ -238,7 +238,7 @@ def _is_chain(shapes: Mapping[str, tuple[int, ...]], modules: Sequence[str]) -> 
 
 
 def _open_pairs(
-    fits: Sequence[Set[str]], before: Mapping[str, Set[str]], beside: Mapping[str, Set[str]]
+    fits: Sequence[Set[str]], before: Mapping[str, Set[str]], neighbors: Mapping[str, Set[str]]
 ) -> list[tuple[str, str]]:
     """Pairs of modules of equal shape, either of which may come first."""
     pairs = {pair for fitting in fits for pair in itertools.combinations(sorted(fitting), 2)}
@@ -248,5 +248,5 @@ def _open_pairs(
     return [
         (a, b)
         for a, b in loose
-        if all(_solutions(fits, {**before, y: {*before[y], x}}, beside) for x, y in ((a, b), (b, a)))
+        if all(_solutions(fits, {**before, y: {*before[y], x}}, neighbors) for x, y in ((a, b), (b, a)))
     ] or loose

@@ -25,7 +25,7 @@ class TensorDict(NamedTuple):
 
     Attributes:
       path: The keys of the dicts, and places in the lists, that lead to it.
-      tensors: Its tensors, and the numbers that stand between nothing but tensors.
+      tensors: Its tensors, and the numbers that are among nothing but tensors.
       in_optimizer: Whether it belongs to an optimizer.
       is_plain: Whether it held nothing else.
     """
@@ -44,7 +44,7 @@ def choose(content: Any, key: str | None) -> TensorDict:
     """The dict of tensors that `key` names, or the only one.
 
     An optimizer's state is never the only one. Nor is a dict without a tensor of two axes, such as the statistics of
-    the data or the state of a random generator, beside a dict with one; nor what stands next to such a dict.
+    the data or the state of a random generator, next to a dict with one; nor what is next to such a dict.
 
     Raises:
       ValueError: If there is none, or there are several and no key; the message lists them.
@@ -62,7 +62,7 @@ def choose(content: Any, key: str | None) -> TensorDict:
     if len(inner) == 1:
         return inner[0]
     if not inner:
-        raise ValueError(f"got {_described(content)}, in which no dict of tensors stands: not a state_dict")
+        raise ValueError(f"got {_described(content)}, which holds no dict of tensors: not a state_dict")
     raise ChoiceError(
         f"it holds several dicts of tensors: {_listed(inner)}. Choose one: key={inner[0].key[:100]!r} in Python, --key "
         "on the command line"
@@ -145,7 +145,7 @@ def _module_parts(node: Any) -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, 
     """The parameters, persistent buffers and submodules of a pickled torch.nn.Module of any class; None for others."""
     state = node.state if isinstance(node, Object) else None
     if isinstance(state, tuple) and state:
-        state = state[0]  # beside the state of __slots__
+        state = state[0]  # next to the state of __slots__
     if not isinstance(state, dict):
         return None
     parts = [state.get(name) for name in ("_parameters", "_buffers", "_modules")]

@@ -24,7 +24,7 @@ STORAGES = {
     "ComplexFloatStorage": np.dtype(np.complex64),
     "ComplexDoubleStorage": np.dtype(np.complex128),
 }
-# Dtypes whose tensors name them beside an untyped storage, as torch._utils._rebuild_tensor_v3 takes them.
+# Dtypes whose tensors name them next to an untyped storage, as torch._utils._rebuild_tensor_v3 takes them.
 DTYPES = {
     "uint16": np.dtype(np.uint16),
     "uint32": np.dtype(np.uint32),
@@ -213,7 +213,7 @@ def shared(views: dict[str, View]) -> tuple[tuple[str, ...], ...]:
 
 
 def _extent(view: View) -> tuple[int, int]:
-    """The first byte of the view in its storage, and the byte behind its last one."""
+    """The first byte of the view in its storage, and the byte after its last one."""
     first = view.storage.start * (view.storage.itemsize or 1) + view.offset * view.dtype.itemsize
     steps = sum((n - 1) * step for n, step in zip(view.size, view.stride, strict=True))
     return first, first + (steps + 1) * view.dtype.itemsize

@@ -1,7 +1,7 @@
 """Tensors by name in files: any checkpoint of PyTorch, safetensors and npz, without PyTorch or running a pickle.
 
 The content of a file says what it is, not its name. A checkpoint's pickle is read as data (`_inert_pickle`): the
-tensors of one dict, or of one pickled module, become arrays. Whatever else stands in the file is left unread.
+tensors of one dict, or of one pickled module, become arrays. Whatever else is in the file is left unread.
 """
 
 import io
@@ -137,7 +137,7 @@ def write(
     """Writes tensors by name to a file of PyTorch, .safetensors or .npz, from which `read` returns the same bits.
 
     A PyTorch file is what torch.save writes: an OrderedDict of contiguous tensors on the CPU, which torch.load reads,
-    also with weights_only=True, and load_state_dict takes. What stood beside the state_dict in a file that it was read
+    also with weights_only=True, and load_state_dict takes. What was next to the state_dict in a file that it was read
     from, like an optimizer's state, belongs to the old weights and is not written. The same tensors always give the
     same bytes. The file is written completely or not at all.
 

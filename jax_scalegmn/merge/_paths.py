@@ -276,8 +276,7 @@ def greedy_soup(score_fn: Callable[[Any], Array], stack: Any) -> Soup:
         state = jax.tree.map(lambda a, b: jnp.where(better, a, b), (wider, taken.at[index].set(True), new), state)
         return state, None
 
-    wide = jax.tree.map(lambda x: stacks.at_least_float32(x) if stacks.is_floating(x) else x, first)
-    begin = (wide, jnp.zeros(scores.shape, bool).at[order[0]].set(True), scores[order[0]])
+    begin = (stacks.at_least_float32(first), jnp.zeros(scores.shape, bool).at[order[0]].set(True), scores[order[0]])
     (params, taken, score), _ = jax.lax.scan(add, begin, order[1:])
     return Soup(narrow(params), taken, scores, score)
 
