@@ -290,7 +290,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, capsys, monkeypatc
         assert_refused(
             capsys,
             tmp_path,
-            "got a dict with the keys ['x'], in which no dict of tensors",
+            "got a dict with the keys ['x'], which holds no dict of tensors",
             "merge",
             first,
             second,
