@@ -81,7 +81,7 @@ nitpicky = True
 suppress_warnings = ["myst-nb.lexer"]
 nitpick_ignore_regex = [
     ("py:.*", r"(?s)(?!jax_scalegmn\b).*"),
-    ("py:class", r"jax_scalegmn\.network\._forward\.State"),  # a type variable
+    ("py:class", r"jax_scalegmn\.(network\._forward\.State|stacks\.Function)"),  # type variables
 ]
 spelling_lang = "en_US"
 spelling_word_list_filename = ["spelling_wordlist.txt"]

@@ -29,6 +29,13 @@ from jax_scalegmn.models import Canonical, baselines
 from jax_scalegmn.training import losses
 from jax_scalegmn.zoo import Zoo
 
+LABELS = {
+    "equivariant": "scale-equivariant",
+    "permutation": "permutation-only",
+    "ablated": "symmetry-ablated",
+    "query": "function-query",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(autoencoders.ScaleGMNConfig):
@@ -61,6 +68,8 @@ class Config(inr_zoo.Config):
     """The number of trainings of every encoder, each with its own initialization and order of batches."""
     copies: int = 4
     """The number of random group elements that move every scoring network, the same for all encoders and seeds."""
+    encoders: tuple[str, ...] = tuple(LABELS)
+    """The encoders that are trained, all with as many parameters as the equivariant one."""
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
 
@@ -103,24 +112,20 @@ PRESETS = {
     ),
 }
 
-LABELS = {
-    "equivariant": "scale-equivariant",
-    "permutation": "permutation-only",
-    "ablated": "symmetry-ablated",
-    "query": "function-query",
-}
 MEASURES = {"accuracy": "accuracy %", "moved_accuracy": "moved %", "agreement": "same %"}
 
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    encoders.check(config)
+    encoders.check(config, LABELS)
     images = runs.load_images(config, config.zoo)
     classes = 1 + max(int(part.labels.max()) for part in images.values())
     with runs.Run(config) as run:
         with run.timed("zoo"):
             zoos = inr_zoo.fit_all(config, images, run.interruption)
-        matched = matched_encoders(config.model, zoos["train"].arch, classes, zoo.scales(zoos["train"]))
+        matched = matched_encoders(
+            config.model, zoos["train"].arch, classes, zoo.scales(zoos["train"]), config.encoders
+        )
         pairs = encoders.train_pairs(config, TASK, matched, zoos, config.out / "pairs", run.interruption)
         shares = np.bincount(zoos["scoring"].records["label"]) / len(zoos["scoring"])
         results = {
@@ -140,9 +145,9 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def matched_encoders(
-    settings: ModelConfig, arch: Architecture, classes: int, scales: tuple[float, ...]
+    settings: ModelConfig, arch: Architecture, classes: int, scales: tuple[float, ...], names: Iterable[str] = LABELS
 ) -> dict[str, encoders.Encoder]:
-    """The four encoders, with as many parameters as the scale-equivariant one has.
+    """The named encoders, all four by default, with as many parameters as the scale-equivariant one has.
 
     Raises:
       ValueError: If no width of an encoder comes within the tolerance.
@@ -163,7 +168,7 @@ def matched_encoders(
         "ablated": gmn(arch, canonical=Canonical.ABLATED),
         "query": query,
     }
-    return encoders.match(make, LABELS, arch, settings.features, settings.tolerance)
+    return encoders.match(make, names, LABELS, arch, settings.features, settings.tolerance)
 
 
 # --- scoring ------------------------------------------------------------------------------------------------------

@@ -48,6 +48,9 @@ class Config(Protocol):
     def copies(self) -> int: ...
 
     @property
+    def encoders(self) -> tuple[str, ...]: ...
+
+    @property
     def train(self) -> TrainConfig: ...
 
 
@@ -88,12 +91,15 @@ class Task(NamedTuple):
     measures: tuple[str, ...]
 
 
-def check(config: Config) -> None:
-    """Checks the numbers of a run.
+def check(config: Config, known: Iterable[str]) -> None:
+    """Checks the numbers of a run, and the encoders that it names.
 
     Raises:
-      ValueError: If one is below 1.
+      ValueError: If a number is below 1, or the encoders are none, unknown or named twice.
     """
+    names = config.encoders
+    if not names or len(set(names)) < len(names) or not set(names) <= set(known):
+        raise ValueError(f"encoders are {names}; expected one or more of {tuple(known)}, none of them twice.")
     numbers = {"seeds": config.seeds, "copies": config.copies, "train.epochs": config.train.epochs}
     if min(numbers.values()) < 1:
         raise ValueError(f"Got {numbers}; expected numbers >= 1.")
@@ -119,12 +125,18 @@ def gmn(
 
 
 def match(
-    make: Mapping[str, Make], labels: Mapping[str, str], arch: Architecture, size: int, tolerance: float
+    make: Mapping[str, Make],
+    names: Iterable[str],
+    labels: Mapping[str, str],
+    arch: Architecture,
+    size: int,
+    tolerance: float,
 ) -> dict[str, Encoder]:
-    """Encoders with as many parameters as the first, which has `size` features and hidden layers of that width.
+    """Encoders with as many parameters as the first of `make`, of `size` features and hidden layers of that width.
 
     Args:
       make: How to make every encoder.
+      names: Those that are wanted.
       labels: What people call them.
       arch: The architecture of the networks that they read.
       size: The features of the first encoder.
@@ -137,8 +149,8 @@ def match(
     first = next(iter(make))
     target = models.num_parameters(make[first](size, size), example)
     found = {}
-    for name, one in make.items():
-        encoder = _nearest(labels[name], one, example, size, target, tolerance)
+    for name in names:
+        encoder = _nearest(labels[name], make[name], example, size, target, tolerance)
         if abs(encoder.parameters / target - 1) > tolerance:
             raise ValueError(
                 f"The {labels[name]} encoder has {encoder.parameters} parameters at best for the {labels[first]} one's "

@@ -33,6 +33,13 @@ from jax_scalegmn.models import Canonical, baselines
 from jax_scalegmn.training import losses
 from jax_scalegmn.zoo import Zoo
 
+LABELS = {
+    "equivariant": "scale-equivariant",
+    "permutation": "permutation-only",
+    "ablated": "symmetry-ablated",
+    "statistics": "statistics-of-weights",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(autoencoders.ScaleGMNConfig):
@@ -68,6 +75,8 @@ class Config(cnn_zoo.Config):
     """The number of trainings of every encoder, each with its own initialization and order of batches."""
     copies: int = 4
     """The number of random group elements that move every scoring network, the same for all encoders and seeds."""
+    encoders: tuple[str, ...] = tuple(LABELS)
+    """The encoders that are trained, all with as many parameters as the equivariant one."""
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
 
@@ -105,12 +114,6 @@ PRESETS = {
     ),
 }
 
-LABELS = {
-    "equivariant": "scale-equivariant",
-    "permutation": "permutation-only",
-    "ablated": "symmetry-ablated",
-    "statistics": "statistics-of-weights",
-}
 MEASURES = {
     "tau": "τ",
     "moved_tau": "moved τ",
@@ -146,7 +149,7 @@ def main(config: Config) -> dict[str, Any]:
 def train_and_score(run: runs.Run, config: Config, activation: str, cnns: Zoo) -> dict[str, Any]:
     """All that is found on the CNNs of one activation, as JSON values."""
     parts = cnn_zoo.split(cnns, config.seed)
-    matched = matched_encoders(config.model, parts["train"])
+    matched = matched_encoders(config.model, parts["train"], config.encoders)
     pairs = encoders.train_pairs(
         config,
         task(parts["train"]),
@@ -163,8 +166,15 @@ def train_and_score(run: runs.Run, config: Config, activation: str, cnns: Zoo) -
 # --- encoders -----------------------------------------------------------------------------------------------------
 
 
-def matched_encoders(settings: ModelConfig, networks: Zoo) -> dict[str, encoders.Encoder]:
-    """The four encoders, with as many parameters as the scale-equivariant one has, for networks like these.
+def matched_encoders(
+    settings: ModelConfig, networks: Zoo, names: Iterable[str] = LABELS
+) -> dict[str, encoders.Encoder]:
+    """The named encoders, all four by default, with as many parameters as the scale-equivariant one has.
+
+    Args:
+      settings: The sizes.
+      networks: Networks like those that they read.
+      names: Those that are wanted.
 
     Raises:
       ValueError: If no width of an encoder comes within the tolerance.
@@ -184,7 +194,7 @@ def matched_encoders(settings: ModelConfig, networks: Zoo) -> dict[str, encoders
         "ablated": gmn(arch, canonical=Canonical.ABLATED),
         "statistics": statistics,
     }
-    return encoders.match(make, LABELS, arch, settings.features, settings.tolerance)
+    return encoders.match(make, names, LABELS, arch, settings.features, settings.tolerance)
 
 
 def task(networks: Zoo) -> encoders.Task:
@@ -251,7 +261,7 @@ def explained(predicted: np.ndarray, truth: np.ndarray) -> float | None:
 
 
 def _check(config: Config) -> None:
-    encoders.check(config)
+    encoders.check(config, LABELS)
     if not config.activations or len(set(config.activations)) < len(config.activations):
         raise ValueError(f"activations are {config.activations}; expected one or more, none of them twice.")
 
