@@ -528,3 +528,116 @@ def test_fresh_networks_hide_no_wrong_description():
     wrong = dataclasses.replace(arch, parameters=(*arch.parameters[:index], bad, *arch.parameters[index + 1 :]))
     with pytest.raises(AssertionError, match="mean"):
         testing.assert_function_preserved(wrong, apply, params, x, samples=2)
+
+
+# --- groups that are right but too small ------------------------------------------------------------------------------
+
+EVEN = {"cos": jnp.cos, "square": jnp.square, "gaussian": lambda z: jnp.exp(-z * z)}
+ODD = {
+    "clip": lambda z: jnp.clip(z, -1, 1),
+    "min of max": lambda z: jnp.minimum(jnp.maximum(z, -0.5), 0.5),
+    "max of min": lambda z: jnp.maximum(jnp.minimum(z, 0.5), -0.5),
+    "clamp": lambda z: jax.lax.clamp(-1.0, z, 1.0),
+}
+NEITHER = {
+    "relu6": jax.nn.relu6,
+    "another bound": lambda z: jnp.clip(z, -1, 2),
+    "a half that is used twice": lambda z: jnp.minimum(low := jnp.maximum(z, -1.0), 1.0) + low,
+    "no data": lambda z: jax.nn.gelu(z),
+}
+
+
+@pytest.mark.parametrize("layout", ["in, out", "out, in"])
+@pytest.mark.parametrize("name", [*EVEN, *ODD, *NEITHER])
+def test_even_activations_and_odd_clips_have_signs(name, layout):
+    act = (EVEN | ODD | NEITHER)[name]
+    turned = layout == "out, in"
+
+    def fn(params, x):
+        w, v = (params[name].T if turned else params[name] for name in "wv")
+        return act(x @ w + params["b"]) @ v
+
+    params = {"w": normal(4, 6), "b": normal(6), "v": normal(6, 3)}
+    params = {key: jnp.asarray(value.T if turned else value) for key, value in params.items()}
+    arch = sg.infer(fn, params, normal(5, 4)).arch
+    (units,) = arch.hidden
+    assert units.name == "w"  # the parameter that writes it, in both layouts
+    assert units.scaling.value == ("permutation" if name in NEITHER else "sign")
+    if name in NEITHER:
+        return
+    testing.assert_function_preserved(arch, jax.jit(fn), params, normal(5, 4), samples=1)
+    if name not in ("cos", "clip"):
+        return
+    signs = jnp.array([1.0, -1.0, 1.0, -1.0, -1.0, 1.0])
+    moved = {"w": params["w"] * (signs[:, None] if turned else signs), "b": params["b"] * signs, "v": params["v"]}
+    if name in ODD:
+        moved["v"] = params["v"] * (signs if turned else signs[:, None])
+    support.assert_identical(matching.align(arch, moved, params), params)
+
+
+# --- smaller groups without a reason ----------------------------------------------------------------------------------
+
+
+def convolved(params, x):
+    """Two convolutions with max pooling, in PyTorch's layout; the second has 5 channels on 2 x 2 places."""
+    for i in "12":
+        x = jax.lax.conv_general_dilated(x, params[f"{i}.weight"], (1, 1), "VALID") + params[f"{i}.bias"][:, None, None]
+        x = jax.lax.reduce_window(jax.nn.relu(x), -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+    return x
+
+
+def flattened(params, x):
+    maps = convolved(params, x)
+    assert x.reshape(len(x), -1).ndim == 2  # a result that nothing uses pins no layer
+    hidden = jax.nn.relu(maps.reshape(len(x), -1) @ params["3.weight"].T + params["3.bias"])
+    return hidden @ params["4.weight"].T
+
+
+def summed(params, x):
+    return jnp.einsum("ochw,nchw->no", params["3.weight"], convolved(params, x))
+
+
+def channels_first(head):
+    shapes = {"1.weight": (4, 2, 3, 3), "1.bias": (4,), "2.weight": (5, 4, 3, 3), "2.bias": (5,)} | head
+    return {name: jnp.asarray(normal(*shape)) for name, shape in shapes.items()}
+
+
+HEADS = {
+    flattened: {"3.weight": (6, 20), "3.bias": (6,), "4.weight": (3, 6)},
+    summed: {"3.weight": (6, 5, 2, 2)},
+}
+
+
+@pytest.mark.parametrize("fn", HEADS, ids=lambda fn: fn.__name__)
+def test_maps_that_are_flattened_with_channels_slowest(fn):
+    params, x = channels_first(HEADS[fn]), normal(3, 2, 14, 14)
+    arch, notes = sg.infer(fn, params, x)
+    names = ["1.weight", "2.weight", "3.weight"] if fn is flattened else ["1.weight", "2.weight"]
+    assert [(n.name, n.scaling.value) for n in arch.hidden] == [(name, "positive") for name in names]
+    assert not [note for note in notes if "output" in note]
+    assert arch.array_shapes == {(key,): value.shape for key, value in params.items()}
+    assert architecture.from_json(arch.as_json()) == dataclasses.replace(arch, function=None)
+    testing.assert_function_preserved(arch, jax.jit(fn), params, x, samples=1)
+    if fn is summed:
+        return
+    aligned = matching.align(arch, moved(arch, params), params)
+    for name, value in params.items():
+        np.testing.assert_allclose(aligned[name], value, rtol=1e-4, atol=1e-5)
+    position = next(i for i, parameter in enumerate(arch.parameters) if parameter.joined)
+    right = arch.parameters[position]
+    assert right.joined == (2,)
+    fastest = dataclasses.replace(right, axes=(right.axes[0], architecture.Axis("2.weight", 1, 4)), joined=())
+    other = dataclasses.replace(
+        arch, parameters=(*arch.parameters[:position], fastest, *arch.parameters[position + 1 :])
+    )
+    with pytest.raises(AssertionError, match=r"2\.weight"):  # channels fastest is another function
+        testing.assert_function_preserved(other, jax.jit(fn), params, x, samples=1)
+
+
+def test_joined_axes_of_blocks_and_of_no_size_are_refused():
+    neurons = (sg.NeuronLayer("a", 2, sg.Scaling.FIXED), sg.NeuronLayer("b", 3, sg.Scaling.POSITIVE))
+    axes = (sg.Axis("a", -1), 4, sg.Axis("b", 1))
+    assert sg.Architecture("n", neurons, (sg.Parameter(("w",), axes, joined=(1,)),)).array_shapes == {("w",): (8, 3)}
+    for options in ({"joined": (2,)}, {"joined": (0,)}, {"joined": (1,), "start": (0, 0, 0)}):
+        with pytest.raises(ValueError, match="joins axes"):
+            sg.Architecture("n", neurons, (sg.Parameter(("w",), axes, **options),))

@@ -63,6 +63,9 @@ class Parameter:
       path: The keys that lead to the array.
       axes: For each axis of the array the neuron layer that it indexes, or a number, the size of a spatial axis.
       start: Where a block begins along every axis of its array; empty for a whole array.
+      joined: The positions of those axes that are one axis of the array together with the axis before them, as where a
+        [channels, h, w] map was flattened: (Axis("channels", -1), h * w, Axis("units", 1)) with joined (1,) is an array
+        [channels * h * w, units]. Empty for blocks.
 
     >>> import jax_scalegmn as sg
     >>> bias = sg.Parameter(("Dense_0", "bias"), (sg.Axis("hidden_0", 1),))
@@ -73,6 +76,7 @@ class Parameter:
     path: tuple[str, ...]
     axes: tuple[Axis | int, ...]
     start: tuple[int, ...] = ()
+    joined: tuple[int, ...] = ()
 
     @property
     def neuron_axes(self) -> tuple[Axis, ...]:
@@ -155,7 +159,7 @@ class Architecture:
         raise ValueError(f"{self.name!r} has no neuron layer {name!r}; it has {[n.name for n in self.neuron_layers]}.")
 
     def shape(self, parameter: Parameter) -> tuple[int, ...]:
-        """The shape of a parameter: of its array, or of its block of one."""
+        """The shape of a parameter: of its array, or of its block of one; axes that are joined are apart."""
         return tuple(
             axis if isinstance(axis, int) else self.neuron_layer(axis.neurons).width * axis.repeat
             for axis in parameter.axes
@@ -310,11 +314,17 @@ def describe(path: Sequence[str]) -> str:
 def _parameter_as_json(parameter: Parameter) -> list[Any]:
     axes = [axis if isinstance(axis, int) else dataclasses.astuple(axis) for axis in parameter.axes]
     # Whole arrays are written without a start, as they were before blocks existed, so that old files stay readable.
-    return [list(parameter.path), axes, *([list(parameter.start)] if parameter.start else [])]
+    more = [list(parameter.start), list(parameter.joined)]
+    while more and not more[-1]:
+        more.pop()
+    return [list(parameter.path), axes, *more]
 
 
-def _parameter_from_json(path: Sequence[str], axes: Sequence[Any], start: Sequence[int] = ()) -> Parameter:
-    return Parameter(tuple(path), tuple(a if isinstance(a, int) else Axis(*a) for a in axes), tuple(start))
+def _parameter_from_json(
+    path: Sequence[str], axes: Sequence[Any], start: Sequence[int] = (), joined: Sequence[int] = ()
+) -> Parameter:
+    every = tuple(a if isinstance(a, int) else Axis(*a) for a in axes)
+    return Parameter(tuple(path), every, tuple(start), tuple(joined))
 
 
 def _blocks(arch: Architecture) -> dict[tuple[str, ...], list[Parameter]]:
@@ -327,13 +337,25 @@ def _blocks(arch: Architecture) -> dict[tuple[str, ...], list[Parameter]]:
 
 def _whole_shape(arch: Architecture, blocks: Sequence[Parameter]) -> tuple[int, ...]:
     ends = [[at + size for at, size in zip(block.offset, arch.shape(block), strict=True)] for block in blocks]
-    return tuple(max(along) for along in zip(*ends, strict=True))
+    whole: list[int] = []
+    for position, along in enumerate(zip(*ends, strict=True)):
+        if position in blocks[0].joined:
+            whole[-1] *= max(along)
+        else:
+            whole.append(max(along))
+    return tuple(whole)
 
 
 def _check_axes(arch: Architecture, parameter: Parameter) -> None:
     where = f"{arch.name!r}: parameter {parameter}"
     if len(parameter.neuron_axes) > 2:
         raise ValueError(f"{where} has {len(parameter.neuron_axes)} neuron axes; expected 1 (a bias) or 2 (a kernel).")
+    wrong = [i for i in parameter.joined if not (0 < i < len(parameter.axes) and isinstance(parameter.axes[i], int))]
+    if wrong or (parameter.joined and parameter.start):
+        raise ValueError(
+            f"{where} joins axes {parameter.joined} of {len(parameter.axes)}; expected positions of "
+            "sizes after the first axis, in a whole array."
+        )
     for axis in parameter.neuron_axes:
         arch.neuron_layer(axis.neurons)
         if axis.power not in (-1, 0, 1):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_scalegmn import stacks
-from jax_scalegmn.architecture._description import Architecture, describe
+from jax_scalegmn.architecture._description import Architecture, Parameter, describe
 from jax_scalegmn.types import Params
 
 
@@ -60,10 +60,17 @@ def unpack(arch: Architecture, params: Params, *, name: str = "params") -> list[
                 f"{where} has shape {np.shape(leaves[path])}; {arch.name!r} expects {shape}. "
                 "PyTorch kernels are transposed (use io.from_torch); a stack of networks needs jax.vmap."
             )
-    return [
-        leaves[parameter.path][arch.block(parameter)] if parameter.start else leaves[parameter.path]
-        for parameter in arch.parameters
-    ]
+    return [cut(arch, parameter, leaves[parameter.path]) for parameter in arch.parameters]
+
+
+def cut(arch: Architecture, parameter: Parameter, array: Any) -> Any:
+    """A parameter out of its whole array: its block, with joined axes apart."""
+    if parameter.start:
+        return array[arch.block(parameter)]
+    if not parameter.joined:
+        return array
+    shape = arch.shape(parameter)
+    return jax.ShapeDtypeStruct(shape, array.dtype) if not hasattr(array, "reshape") else array.reshape(shape)
 
 
 def pack(arch: Architecture, values: Sequence[Any]) -> dict[str, Any]:
@@ -87,7 +94,9 @@ def pack(arch: Architecture, values: Sequence[Any]) -> dict[str, Any]:
     shapes = arch.array_shapes
     for parameter, value in zip(arch.parameters, values, strict=True):
         if not parameter.start:
-            leaves[parameter.path] = value
+            leading = value.shape[: value.ndim - len(parameter.axes)] if parameter.joined else ()
+            joined = value.reshape(*leading, *shapes[parameter.path]) if parameter.joined else value
+            leaves[parameter.path] = joined
             continue
         if parameter.path not in leaves:
             leading = value.shape[: value.ndim - len(parameter.axes)]

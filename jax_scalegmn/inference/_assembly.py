@@ -44,6 +44,7 @@ class Piece(NamedTuple):
       repeat: The number of copies of the layer.
       degree: The unknown power, of a layer on which a group may act.
       spatial: Whether it is a spatial axis of a convolution.
+      inner: The number of neighboring entries of each neuron.
     """
 
     key: Key
@@ -51,10 +52,11 @@ class Piece(NamedTuple):
     repeat: int
     degree: tuple[int, ...] | None
     spatial: bool
+    inner: int = 1
 
     @property
     def size(self) -> int:
-        return self.width * self.repeat
+        return self.width * self.repeat * self.inner
 
 
 class LeafBlock(NamedTuple):
@@ -86,17 +88,14 @@ def assemble(
     _fix_what_has_no_place(reading, leaves)
     blocks = _blocks(reading, leaves)
     keys = _ordered(reading, blocks)
-    names = _names(reading, blocks, keys)
     solutions = _solutions(reading, blocks, keys)
+    names = _names(reading, blocks, keys, solutions)
     neurons = tuple(
         NeuronLayer(names[key], width, solutions[key].scaling if key in solutions else Scaling.FIXED)
         for key, width in keys.items()
     )
     cut = {block.leaf.path for block in blocks if any(block.start)}
-    parameters = tuple(
-        Parameter(block.leaf.path, _axes(block, names, solutions), block.start if block.leaf.path in cut else ())
-        for block in blocks
-    )
+    parameters = tuple(_parameter(block, names, solutions, cut=block.leaf.path in cut) for block in blocks)
     places = tuple(_placed(reading, reading.places.values(), blocks, parameters, names, solutions))
     there = {place.at for place in places}
     others = [seen for seen in reading.values.values() if seen.at not in there]
@@ -120,13 +119,15 @@ def _pieces(reading: Reading, leaf: Leaf) -> list[list[Piece]]:
             continue
         pieces: list[Piece] = []
         for fixed, run in itertools.groupby(layers.resolve(row), layers.is_fixed):
-            segments = [(s.layer, s.repeat, s.degrees[0]) for s in run if isinstance(s.layer, int)]
-            if fixed and len(segments) > 1:
-                width = sum(layers.width(layer) * repeat for layer, repeat, _ in segments)
-                pieces.append(Piece(tuple((layer, repeat) for layer, repeat, _ in segments), width, 1, None, False))
+            segments = [(s.layer, s) for s in run if isinstance(s.layer, int)]
+            if fixed and (len(segments) > 1 or any(s.inner > 1 for _, s in segments)):
+                width = sum(layers.size(s) for _, s in segments)
+                key = tuple((layer, s.repeat * s.inner) for layer, s in segments)
+                pieces.append(Piece(key, width, 1, None, False))
                 continue
-            for layer, repeat, degree in segments:
-                pieces.append(Piece(((layer, 1),), layers.width(layer), repeat, None if fixed else degree, False))
+            for layer, s in segments:
+                degree = None if fixed else s.degrees[0]
+                pieces.append(Piece(((layer, 1),), layers.width(layer), s.repeat, degree, False, s.inner))
         axes.append(pieces)
     return axes
 
@@ -148,6 +149,9 @@ def _fix_what_has_no_place(reading: Reading, leaves: Sequence[Leaf]) -> None:
         axes = _pieces(reading, leaf)
         if math.prod(len(pieces) for pieces in axes) > MOST_BLOCKS:
             return max(axes, key=len), f"params{describe(leaf.path)} falls into too many blocks"
+        slow = [piece for pieces in axes for piece in pieces if piece.degree is not None and piece.inner > 1]
+        if slow and any(len(pieces) > 1 for pieces in axes):
+            return slow, f"params{describe(leaf.path)} falls into blocks, and its neurons are not fastest there"
         for _, pieces in _starts(axes):
             moved = [piece for piece in pieces if piece.degree is not None]
             twice = [piece for index, piece in enumerate(moved) if piece.key in [p.key for p in moved[:index]]]
@@ -182,6 +186,9 @@ def _blocks(reading: Reading, leaves: Sequence[Leaf]) -> list[LeafBlock]:
             moved = [axis for axis, piece in enumerate(pieces) if piece.degree is not None]
             still = [axis for axis, piece in enumerate(pieces) if piece.degree is None and not piece.spatial]
             wide = [axis for axis in still if pieces[axis].size > 1 or pieces[axis].key in of_kernels]
+            # Inputs and outputs rather than the places of a map.
+            ends = reading.layers.inputs | reading.layers.outputs
+            wide.sort(key=lambda axis: ({layer for layer, _ in pieces[axis].key} <= ends, axis))
             if not moved and not wide:
                 wide = still[-1:]
             neurons = sorted([*moved, *wide[len(wide) - min(len(wide), 2 - len(moved)) :]])
@@ -208,12 +215,15 @@ def _ordered(reading: Reading, blocks: Sequence[LeafBlock]) -> dict[Key, int]:
     return dict(sorted(widths.items(), key=place))
 
 
-def _names(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key]) -> dict[Key, str]:
-    """The names of the layers: input, output, or the module whose kernel feeds the layer."""
+def _names(
+    reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key], solutions: dict[Key, Solution]
+) -> dict[Key, str]:
+    """The names of the layers: input, output, or the module whose kernel feeds the layer, the first that has it."""
     names: dict[Key, str] = {}
     for key in keys:
         own = [block for block in blocks if key in [block.pieces[axis].key for axis in block.neurons]]
-        feeding = [b for b in own if len(b.neurons) == 2 and b.pieces[b.neurons[1]].key == key]
+        kernels = [block for block in own if len(block.neurons) == 2]
+        feeding = [b for b in kernels if b.pieces[b.neurons[1]].key == key or key in solutions]
         path = (feeding or own)[0].leaf.path
         name = "/".join(path[:-1] or path)
         if not feeding and len(own[0].neurons) == 2:
@@ -244,7 +254,7 @@ def _placed(
             start = 0
             for segment in reading.layers.resolve(row):
                 key: Key = ((segment.layer, 1),)  # type: ignore[assignment]  # entries of no layer are no key
-                if key in solutions and segment.repeat == 1 and segment.degrees[0]:
+                if key in solutions and segment.repeat == segment.inner == 1 and segment.degrees[0]:
                     own = [
                         (index, piece.degree, len(block.neurons))
                         for index, block in enumerate(blocks)
@@ -287,6 +297,17 @@ def _by_layer(reading: Reading, count: int | None = None) -> dict[int, dict[Equa
     return equations
 
 
+def _parameter(block: LeafBlock, names: dict[Key, str], solutions: dict[Key, Solution], *, cut: bool) -> Parameter:
+    axes: list[Axis | int] = []
+    joined = []
+    for axis, piece in zip(_axes(block, names, solutions), block.pieces, strict=True):
+        axes.append(axis)
+        if isinstance(axis, Axis) and piece.inner > 1:
+            joined.append(len(axes))
+            axes.append(piece.inner)
+    return Parameter(block.leaf.path, tuple(axes), block.start if cut else (), tuple(joined))
+
+
 def _axes(block: LeafBlock, names: dict[Key, str], solutions: dict[Key, Solution]) -> tuple[Axis | int, ...]:
     axes: list[Axis | int] = [piece.size for piece in block.pieces]
     for place, axis in enumerate(block.neurons):
@@ -310,7 +331,9 @@ def _notes(
     solutions: dict[Key, Solution],
 ) -> Iterator[str]:
     """A sentence for every axis that was left fixed, or whose group was made smaller."""
-    read = {block.pieces[block.neurons[0]].key for block in blocks if len(block.neurons) == 2}
+    kernels = [block for block in blocks if len(block.neurons) == 2]
+    first, second = ({block.pieces[block.neurons[end]].key for block in kernels} for end in (0, 1))
+    read = first & second  # one kernel writes it, another one reads it, whether they are [in, out] or [out, in]
     for leaf in leaves:
         for axis, pieces in enumerate(_pieces(reading, leaf)):
             for piece in dict.fromkeys(pieces):

@@ -36,6 +36,12 @@ def product(require: Require, operands: Sequence[Degree], result: Degree) -> Non
     require([*((1, degree) for degree in operands), (-1, result)], SCALED)
 
 
+def product_of_data(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """A product of two values that depend on the inputs: like a square it hides the sign of both."""
+    product(require, operands, result)
+    require([(1, operands[0])], frozenset())
+
+
 def quotient(require: Require, operands: Sequence[Degree], result: Degree) -> None:
     """A quotient: the denominator's degree is subtracted."""
     numerator, denominator = operands
@@ -68,16 +74,25 @@ def odd(require: Require, operands: Sequence[Degree], result: Degree) -> None:
     alike(require, operands, result, _SIGN)
 
 
+def odd_in(x: int) -> Rule:
+    """The rule of a function that is odd in one operand, whatever numbers the others are."""
+
+    def rule(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+        odd(require, [operands[x]], result)
+
+    return rule
+
+
 def even(require: Require, operands: Sequence[Degree], result: Degree) -> None:
     """An even function: signs do not show, positive scales do not pass."""
     free(require, operands, result, _POSITIVE)
-    require([(1, result)], _SIGN)
+    _hides_signs(require, operands, result)
 
 
 def absolute(require: Require, operands: Sequence[Degree], result: Degree) -> None:
     """An absolute value: positive scales pass, signs do not show."""
     alike(require, operands, result, _POSITIVE)
-    require([(1, result)], _SIGN)
+    _hides_signs(require, operands, result)
 
 
 def sign(require: Require, operands: Sequence[Degree], result: Degree) -> None:
@@ -97,7 +112,7 @@ def power(exponent: int | float | Fraction) -> Rule:
         elif exact % 2:
             alike(require, operands[:1], result, _SIGN)
         else:
-            require([(1, result)], _SIGN)
+            _hides_signs(require, operands[:1], result)
 
     return rule
 
@@ -106,6 +121,12 @@ def cube_root(require: Require, operands: Sequence[Degree], result: Degree) -> N
     """A cube root: the degree is divided by 3, signs pass."""
     require([(Fraction(1, 3), operands[0]), (-1, result)], _POSITIVE)
     alike(require, operands, result, _SIGN)
+
+
+def _hides_signs(require: Require, operands: Sequence[Degree], result: Degree) -> None:
+    """An even function. That its operand may flip holds for no group: `solve` looks for such operands."""
+    require([(1, result)], _SIGN)
+    require([(1, operands[0])], frozenset())
 
 
 # The rules of jax.lax's primitives. Primitives that are missing here are not known to be element-wise.

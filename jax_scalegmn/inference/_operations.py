@@ -22,14 +22,28 @@ Operation: TypeAlias = Callable[[Reading, Any, Sequence[Value]], list[Axes] | No
 _SIGN = frozenset({Scaling.SIGN})
 
 
-def apply(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Value]:
-    """The values that one equation of a jaxpr computes; what follows for layers and degrees is added to `reading`."""
+def apply(reading: Reading, eqn: Any, values: Sequence[Value], *, clips: bool = False) -> list[Value]:
+    """The values that one equation of a jaxpr computes; what follows for layers and degrees is added to `reading`.
+
+    With `clips` the equation is one half of an odd clip, min(max(x, -c), c).
+    """
     reading.note_order(values)
     name = eqn.primitive.name
+    if clips or (name == "clamp" and values[0].constant is not None and values[0].constant == -_number(values[2])):
+        x = next(i for i, value in enumerate(values) if not value.constant)
+        return _results(reading, eqn, values, _entry_by_entry(reading, eqn, values, rule=_elementwise.odd_in(x)))
     operation = OPERATIONS.get(name, _entry_by_entry if name in _elementwise.RULES else _unknown)
     rows = operation(reading, eqn, values)
     if rows is None:
         rows = _unknown(reading, eqn, values)
+    return _results(reading, eqn, values, rows)
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _results(reading: Reading, eqn: Any, values: Sequence[Value], rows: list[Axes]) -> list[Value]:
+    name = eqn.primitive.name
     depends = any(value.depends for value in values)
     constant = values[0].constant if name in _KEEPS_CONSTANT else None
     if name == "convert_element_type" and constant != 0 and not _is_inexact(eqn.params["new_dtype"]):
@@ -41,7 +55,8 @@ def apply(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Value]:
     return results
 
 
-# --- private ------------------------------------------------------------------------------------------------------
+def _number(value: Value) -> float:
+    return math.nan if value.constant is None else value.constant
 
 
 def _unknown(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
@@ -54,18 +69,13 @@ def _unknown(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
     ]
 
 
-def _entry_by_entry(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+def _entry_by_entry(
+    reading: Reading, eqn: Any, values: Sequence[Value], *, rule: _elementwise.Rule | None = None
+) -> list[Axes]:
     """An element-wise operation: the axes of all operands are unified."""
     name = eqn.primitive.name
-    rule = _elementwise.RULES[name]
-    if name == "integer_pow":
-        rule = _elementwise.power(eqn.params["y"])
-    elif name == "pow" and values[1].constant is not None and math.isfinite(values[1].constant):
-        rule = _elementwise.power(values[1].constant)
-    elif name == "convert_element_type" and _is_inexact(eqn.params["new_dtype"]):
-        rule = _elementwise.alike
-    elif name in ("max", "min"):  # an infinity does not change under any scale, just as 0 does not
-        values = [v._replace(constant=0.0) if v.constant in (math.inf, -math.inf) else v for v in values]
+    if rule is None:
+        rule, values = _rule(eqn, values)
     shape = eqn.outvars[0].aval.shape
     operands = [_spread(reading, value, shape, name).rows for value in values]
     axes = []
@@ -75,6 +85,22 @@ def _entry_by_entry(reading: Reading, eqn: Any, values: Sequence[Value]) -> list
             met = reading.layers.meet(met, row, f"`{name}` meets it with numbers that differ from neuron to neuron")
         axes.append(tuple(_related(reading, segment, rule, name) for segment in met))
     return [tuple(axes)]
+
+
+def _rule(eqn: Any, values: Sequence[Value]) -> tuple[_elementwise.Rule, Sequence[Value]]:
+    """The rule of an operation, and its operands as the rule takes them."""
+    name = eqn.primitive.name
+    if name == "integer_pow":
+        return _elementwise.power(eqn.params["y"]), values
+    if name == "pow" and values[1].constant is not None and math.isfinite(values[1].constant):
+        return _elementwise.power(values[1].constant), values
+    if name == "convert_element_type" and _is_inexact(eqn.params["new_dtype"]):
+        return _elementwise.alike, values
+    if name == "mul" and all(value.flow.data for value in values):
+        return _elementwise.product_of_data, values
+    if name in ("max", "min"):  # an infinity does not change under any scale, just as 0 does not
+        values = [v._replace(constant=0.0) if v.constant in (math.inf, -math.inf) else v for v in values]
+    return _elementwise.RULES[name], values
 
 
 def _spread(reading: Reading, value: Value, shape: tuple[int, ...], name: str) -> Value:
@@ -100,7 +126,7 @@ def _related(reading: Reading, segment: Segment, rule: _elementwise.Rule, name: 
         reading.relate(segment, terms, name, scalings)
 
     rule(require, segment.degrees, result)
-    return Segment(segment.layer, segment.repeat, (result,))
+    return segment._replace(degrees=(result,))
 
 
 def _reduction(extremum: bool = False, product: bool = False, index: bool = False) -> Operation:

@@ -15,13 +15,16 @@ from jax_scalegmn.inference._segments import ANY_DEGREE, Degree
 Unknown: TypeAlias = tuple[int, ...]
 Form: TypeAlias = dict[Unknown, Fraction]
 
-# `solve` tries the groups with a scale in this order. The degrees of positive scales are rational numbers; those of
-# signs are numbers modulo 2, since (-1) ** 2 is 1.
-PREFERENCE = (Scaling.POSITIVE, Scaling.SIGN)
+# `solve` tries the groups with a scale in this order, each with the power of the kernels that read the layer. The
+# degrees of positive scales are rational numbers; those of signs are numbers modulo 2, since (-1) ** 2 is 1.
+PREFERENCE = ((Scaling.POSITIVE, -1), (Scaling.SIGN, -1), (Scaling.SIGN, 0))
 
 
 class Equation(NamedTuple):
-    """sum(coefficient * degree) = 0 on one layer, for some groups, as an operation requires it."""
+    """sum(coefficient * degree) = 0 on one layer, for some groups, as an operation requires it.
+
+    Without groups it requires nothing: it names the operand of an even function, whose signs are seen by nothing else.
+    """
 
     layer: int
     terms: tuple[tuple[Fraction, Unknown], ...]
@@ -70,21 +73,23 @@ def equation(
 def solve(equations: Sequence[Equation], unknowns: Unknowns) -> Solution:
     """The largest group on a layer: positive scales, or else signs, or else permutations alone.
 
-    Kernels that read the layer have power -1. If several rescalings act, the solution is the one with power 0 on the
+    Kernels that read the layer have power -1; or 0, if only signs that nothing after an even activation sees are left,
+    as of w and b in cos(x @ w + b) @ v. If several rescalings act, the solution is the one with power 0 on the
     kernels that feed the layer, if possible, then on the first vectors: with a normalization, only its scale and bias
     are moved.
     """
     refused: dict[Scaling, str] = {}
-    for scaling in PREFERENCE:
+    for scaling, read in PREFERENCE:
         system = _System(2 if scaling is Scaling.SIGN else None)
         own = [equation for equation in equations if scaling in equation.scalings]
-        powers = _powers(system, own, unknowns)
+        even = [_terms(equation) for equation in equations if not equation.scalings]
+        powers = _powers(system, own, unknowns, read, even)
         if isinstance(powers, str):
-            refused[scaling] = powers
+            refused.setdefault(scaling, powers)
             continue
         signed = _representable(powers, unknowns, scaling)
         if signed is None:
-            refused[scaling] = "a kernel that is stored [out, in], or a power other than -1, 0 and 1"
+            refused.setdefault(scaling, "a kernel that is stored [out, in], or a power other than -1, 0 and 1")
             continue
         generators, movable = _freedom(own, unknowns, system.modulus)
         return Solution(scaling, signed, refused, generators, frozenset(u for u in movable if not signed[u]))
@@ -164,16 +169,23 @@ def _terms(equation: Equation) -> Form:
     return terms
 
 
-def _powers(system: _System, equations: Sequence[Equation], unknowns: Unknowns) -> Form | str:
-    """The powers of all unknowns, or the operation at which there is no solution."""
+def _powers(
+    system: _System, equations: Sequence[Equation], unknowns: Unknowns, read: int, even: Sequence[Form]
+) -> Form | str:
+    """The powers of all unknowns, or the operation at which there is no solution.
+
+    Kernels that read the layer have the degree `read`. If it is 0, one of the operands of `even` functions must flip.
+    """
     for unknown in unknowns.reads:
-        system.add({unknown: Fraction(1)}, -1)
+        system.add({unknown: Fraction(1)}, read)
     # The equations of the reading kernels come first, so that the one that fails names the operation that makes the
     # group smaller.
     for equation in sorted(equations, key=lambda equation: not _terms(equation).keys() & set(unknowns.reads)):
         if not system.add(_terms(equation)):
             return f"`{equation.operation}`"
     free = (*unknowns.feeds, *unknowns.vectors)
+    if not read and not any(system.add(operand, 1) for operand in even):
+        return "every operation that would hide it"
     if not unknowns.reads:
         movable = [unknown for unknown in free if system.reduce({unknown: Fraction(1)})[0]]
         if not movable:

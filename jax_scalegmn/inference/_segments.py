@@ -1,6 +1,7 @@
 """The neuron layers along the axes of a program's values, which are found, cut and unified while the program is read.
 
-An axis is a row of segments. A segment is a layer, repeated with its neurons fastest, or entries of no layer. Layers
+An axis is a row of segments. A segment is a layer, repeated with its neurons fastest, or entries of no layer; each
+neuron of a layer may have several neighboring entries, as where a [channels, h, w] map is flattened. Layers
 are unified where two axes meet, and cut where only a part of one does, as types are in type inference.
 """
 
@@ -30,11 +31,13 @@ class Segment(NamedTuple):
       layer: The neuron layer, by its number, or what is known of entries without one.
       repeat: The number of copies of the layer, or the number of entries.
       degrees: The degree of each of the values that met along this axis.
+      inner: The number of neighboring entries that each neuron of the layer has.
     """
 
     layer: int | Entries
     repeat: int
     degrees: tuple[Degree, ...] = (None,)
+    inner: int = 1
 
 
 Row: TypeAlias = tuple[Segment, ...]
@@ -56,7 +59,8 @@ class UnifiedLayers:
 
     def __init__(self) -> None:
         self._widths: list[int] = []
-        self._parts: dict[int, tuple[tuple[int, int], ...]] = {}  # a layer -> the layers it turned out to be, repeated
+        # A layer -> the layers it turned out to be, each with its repeat and inner.
+        self._parts: dict[int, tuple[tuple[int, int, int], ...]] = {}
         self.fixed: dict[int, str] = {}
         self.inputs: set[int] = set()
         self.outputs: set[int] = set()
@@ -71,7 +75,7 @@ class UnifiedLayers:
 
     def size(self, segment: Segment) -> int:
         """How many entries a segment has."""
-        return segment.repeat * (1 if isinstance(segment.layer, Entries) else self._widths[segment.layer])
+        return segment.repeat * self._unit(segment)
 
     def resolve(self, row: Iterable[Segment]) -> Row:
         """The axis in terms of the layers that are known so far."""
@@ -81,12 +85,14 @@ class UnifiedLayers:
             if parts is None:
                 resolved: Iterable[Segment] = (segment,)
             elif len(parts) == 1:
-                ((layer, repeat),) = parts
-                resolved = self.resolve((Segment(layer, repeat * segment.repeat, segment.degrees),))
+                ((layer, repeat, inner),) = parts
+                resolved = self.resolve(
+                    (Segment(layer, repeat * segment.repeat, segment.degrees, inner * segment.inner),)
+                )
             else:
                 pieces = [
-                    Segment(layer, repeat, tuple(_part(degree, i) for degree in segment.degrees))
-                    for i, (layer, repeat) in enumerate(parts)
+                    Segment(layer, repeat, tuple(_part(degree, i) for degree in segment.degrees), inner * segment.inner)
+                    for i, (layer, repeat, inner) in enumerate(parts)
                 ]
                 resolved = self.resolve(pieces) * segment.repeat
             for piece in resolved:
@@ -168,16 +174,16 @@ class UnifiedLayers:
         if isinstance(x.layer, Entries) or isinstance(y.layer, Entries):
             other, blank = (y, x) if isinstance(x.layer, Entries) else (x, y)
             assert isinstance(other.layer, int)
-            size = min(sizes)
-            if size % self._widths[other.layer] and other.repeat == 1:
-                self._cut(other.layer, size)
+            size, unit = min(sizes), self._unit(other)
+            if size % unit and other.repeat == 1 and not size % other.inner:
+                self._cut(other.layer, size // other.inner)
                 return 0
-            uncut = blank.layer is not Entries.VARYING and not size % self._widths[other.layer]
+            uncut = blank.layer is not Entries.VARYING and not size % unit
             if not uncut and not self.is_fixed(other):
                 self.fix((other,), reason)
                 return 0
             return size
-        if x.layer == y.layer:
+        if x.layer == y.layer and (x.inner == y.inner or self.is_fixed(x)):
             return min(sizes)
         return 0 if self._identify(x, y, reason) else min(sizes)
 
@@ -188,11 +194,17 @@ class UnifiedLayers:
         small, large = sorted((x, y), key=lambda s: (self._widths[s.layer], s.layer))  # type: ignore[index]
         assert isinstance(small.layer, int)
         assert isinstance(large.layer, int)
-        width, wide = self._widths[small.layer], self._widths[large.layer]
-        if wide > self.size(small):
-            self._cut(large.layer, self.size(small))
+        # Neighboring entries of a neuron of both are one; the rest belong to the smaller layer's neurons.
+        inner, uneven = small.inner // large.inner, small.inner % large.inner > 0
+        width, wide = self._widths[small.layer] * inner, self._widths[large.layer]
+        if x.layer == y.layer or uneven:
+            if self.is_fixed(x) and self.is_fixed(y):
+                return False
+            self.fix((x, y), reason)
+        elif wide > small.repeat * width:
+            self._cut(large.layer, small.repeat * width)
         elif wide % width == 0:
-            self._bind(large.layer, small.layer, wide // width)
+            self._bind(large.layer, small.layer, wide // width, inner)
         elif self.is_fixed(x) and self.is_fixed(y):
             return False
         else:
@@ -203,11 +215,15 @@ class UnifiedLayers:
         parts = self.new(at), self.new(self._widths[layer] - at)
         for part in parts:
             self._inherit(part, layer)
-        self._parts[layer] = tuple((part, 1) for part in parts)
+        self._parts[layer] = tuple((part, 1, 1) for part in parts)
 
-    def _bind(self, layer: int, to: int, repeat: int) -> None:
+    def _bind(self, layer: int, to: int, repeat: int, inner: int) -> None:
         self._inherit(to, layer)
-        self._parts[layer] = ((to, repeat),)
+        self._parts[layer] = ((to, repeat, inner),)
+
+    def _unit(self, segment: Segment) -> int:
+        """How many entries each copy of a segment's layer has."""
+        return 1 if isinstance(segment.layer, Entries) else self._widths[segment.layer] * segment.inner
 
     def _inherit(self, layer: int, of: int) -> None:
         if of in self.fixed:
@@ -222,10 +238,10 @@ class UnifiedLayers:
         left = self.size(first) - size
         if not left:
             return first, rest
-        width = 1 if isinstance(first.layer, Entries) else self._widths[first.layer]
-        if size % width:  # the layer is fixed; it would have been cut otherwise
+        unit = self._unit(first)
+        if size % unit:  # the layer is fixed; it would have been cut otherwise
             return Segment(Entries.VARYING, size, first.degrees), (Segment(Entries.VARYING, left, first.degrees), *rest)
-        return first._replace(repeat=size // width), (first._replace(repeat=left // width), *rest)
+        return first._replace(repeat=size // unit), (first._replace(repeat=left // unit), *rest)
 
     def _join(self, x: Segment, y: Segment) -> Segment:
         degrees = x.degrees + y.degrees
@@ -233,16 +249,16 @@ class UnifiedLayers:
         if not layers:
             equal = Entries.VARYING not in (x.layer, y.layer)
             return Segment(Entries.EQUAL if equal else Entries.VARYING, x.repeat, degrees)
-        if len(layers) == 2 and x.layer != y.layer:  # both fixed, and of widths that do not fit
+        if len(layers) == 2 and (x.layer, x.inner) != (y.layer, y.inner):  # both fixed, and of widths that do not fit
             return Segment(Entries.VARYING, self.size(x), degrees)
-        return Segment(layers[0], (x if isinstance(x.layer, int) else y).repeat, degrees)
+        return (x if isinstance(x.layer, int) else y)._replace(degrees=degrees)
 
 
 def _continues(segment: Segment, following: Segment) -> bool:
     """Whether two neighbors are one segment. Two runs of equal entries are not: their numbers may differ."""
     if following.layer in (Entries.EQUAL, Entries.ZERO):
         return False
-    return segment.layer == following.layer and segment.degrees == following.degrees
+    return segment.layer == following.layer and segment[2:] == following[2:]
 
 
 def _part(degree: Degree, index: int) -> Degree:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_scalegmn.architecture import SCALED
 from jax_scalegmn.inference._reading import Reading, Value
-from jax_scalegmn.inference._segments import Entries, Row, Segment, without_layer
+from jax_scalegmn.inference._segments import Entries, Row, without_layer
 
 Axes: TypeAlias = tuple[Row, ...]
 
@@ -154,7 +154,7 @@ def pad(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
 
 
 def reshape(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes] | None:
-    """Axes merged and split: neurons must be fastest in a merged axis, and a part that is split off must have all."""
+    """Axes merged and split: one of those merged may have neurons, and a part that is split off must have all."""
     shape = _integers(eqn.params["new_sizes"])
     if eqn.params["dimensions"] is not None or 0 in shape:
         return None
@@ -185,7 +185,7 @@ def _alike(reading: Reading, met: Row, operation: str) -> Row:
         result = reading.unknown()
         for degree in segment.degrees:
             reading.relate(segment, [(1, degree), (-1, result)], operation, SCALED)
-        row.append(Segment(segment.layer, segment.repeat, (None if isinstance(segment.layer, Entries) else result,)))
+        row.append(segment._replace(degrees=(None if isinstance(segment.layer, Entries) else result,)))
     return tuple(row)
 
 
@@ -234,8 +234,12 @@ def _merge(reading: Reading, rows: Sequence[Row], sizes: Sequence[int]) -> Row:
     """Merges axes into one, the last fastest."""
     if len(rows) == 1:
         return rows[0]
+    rows = [reading.layers.resolve(row) for row in rows]
+    free = [i for i, row in enumerate(rows) if not all(reading.layers.is_fixed(segment) for segment in row)]
+    if len(free) == 1 and free[0] < len(rows) - 1:
+        return _with_neighbors(rows[free[0]], math.prod(sizes[: free[0]]), math.prod(sizes[free[0] + 1 :]))
     for row in rows[:-1]:
-        reading.layers.fix(row, "`reshape` merges its axis, and its neurons are not fastest there")
+        reading.layers.fix(row, "`reshape` merges its axis with another one that has neurons")
     last = reading.layers.resolve(rows[-1])
     every = [segment for row in (*rows[:-1], last) for segment in reading.layers.resolve(row)]
     if any(isinstance(s.layer, int) and s.layer not in reading.layers.inputs for s in last):
@@ -248,6 +252,19 @@ def _merge(reading: Reading, rows: Sequence[Row], sizes: Sequence[int]) -> Row:
     return reading.give_up(tuple(every), math.prod(sizes), "`reshape` merges inputs")
 
 
+def _with_neighbors(row: Row, times: int, inner: int) -> Row:
+    """An axis merged with slower axes of `times` entries and faster ones of `inner`, which have no neurons."""
+    merged = [
+        segment._replace(inner=segment.inner * inner)
+        if isinstance(segment.layer, int)
+        else without_layer(Entries.ZERO if segment.layer is Entries.ZERO else Entries.VARYING, segment.repeat * inner)[
+            0
+        ]
+        for segment in row
+    ]
+    return (merged[0]._replace(repeat=merged[0].repeat * times),) if len(merged) == 1 else tuple(merged) * times
+
+
 def _unmerge(reading: Reading, row: Row, sizes: Sequence[int]) -> list[Row]:
     """Splits an axis into several of these sizes, the last fastest."""
     if len(sizes) == 1:
@@ -257,8 +274,13 @@ def _unmerge(reading: Reading, row: Row, sizes: Sequence[int]) -> list[Row]:
     if all(isinstance(segment.layer, Entries) for segment in row):
         equal = len(row) == 1 and row[0].layer is not Entries.VARYING
         return [without_layer(Entries.EQUAL if equal else Entries.VARYING, size) for size in sizes]
-    if len(row) == 1 and isinstance(row[0].layer, int) and sizes[-1] % layers.width(row[0].layer) == 0:
-        return [*lead, (row[0]._replace(repeat=sizes[-1] // layers.width(row[0].layer)),)]
+    if len(row) == 1 and isinstance(row[0].layer, int):
+        width = layers.width(row[0].layer)
+        for axis, size in enumerate(sizes):
+            if row[0].inner == math.prod(sizes[axis + 1 :]) and size % width == 0:
+                parts = [without_layer(Entries.VARYING, other) for other in sizes]
+                parts[axis] = (row[0]._replace(repeat=size // width, inner=1),)
+                return parts
     whole = math.prod(sizes[:-1])
     if len(row) % whole == 0:
         period = row[: len(row) // whole]

@@ -6,6 +6,7 @@ rescaling (`_elementwise`). These equations are solved layer by layer (`_powers`
 `Architecture` (`_assembly`). What has no rule is fixed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +29,8 @@ class Inference(NamedTuple):
     Attributes:
       arch: The description. Its `layers` are empty; its `function` computes the network.
       notes: For every axis of an array that was left fixed, or whose layer's group was made smaller, a sentence with
-        the reason and the operation. Inputs and outputs, which are always fixed, have none.
+        the reason and the operation. Inputs and outputs, which are always fixed, have none, unless another kernel
+        reads the output.
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
@@ -166,14 +168,67 @@ def _run(
     def value(atom: Any) -> Value:
         return of_numbers(atom.val) if hasattr(atom, "val") else known[atom]
 
+    live, clips = _live(jaxpr), set[int]()
     for index, eqn in enumerate(jaxpr.eqns):
+        if not live[index]:  # nothing that it says of its neurons matters
+            continue
         operands = [value(atom) for atom in eqn.invars]
         called, where = called_program(eqn), (*at, index)
         if called is None:
-            results = _operations.apply(reading, eqn, operands)
+            clips |= _odd_clip(jaxpr, index, operands, known)
+            results = _operations.apply(reading, eqn, operands, clips=index in clips)
             results = _places.follow(reading, eqn.primitive.name, where, operands, results)
         else:  # a closed jaxpr with its constants, or an open one without
             inner = getattr(called, "jaxpr", called)
             results = _run(reading, inner, getattr(called, "consts", ()), operands, where)
         known |= dict(zip(eqn.outvars, results, strict=True))
     return [value(atom) for atom in jaxpr.outvars]
+
+
+def _live(jaxpr: Any) -> list[bool]:
+    """For every operation of a jaxpr whether an output depends on it."""
+    needed = {id(var) for var in jaxpr.outvars}
+    live = [False] * len(jaxpr.eqns)
+    for index, eqn in reversed(list(enumerate(jaxpr.eqns))):
+        live[index] = bool(eqn.effects) or any(id(var) in needed for var in eqn.outvars)
+        if live[index]:
+            needed |= {id(atom) for atom in eqn.invars}
+    return live
+
+
+# The two halves of a clip, in either order.
+_OTHER_HALF = {"max": "min", "min": "max"}
+
+
+def _odd_clip(jaxpr: Any, index: int, operands: Sequence[Value], known: dict[Any, Value]) -> set[int]:
+    """The two operations of min(max(x, -c), c) if this is the first of them: together they are odd, alone they are not.
+
+    Args:
+      jaxpr: The program.
+      index: The operation's number in it.
+      operands: The operation's operands.
+      known: The values of the program so far.
+    """
+    eqn = jaxpr.eqns[index]
+    bounds = [operand.constant for operand in operands if operand.constant]
+    uses = [(i, e) for i, e in enumerate(jaxpr.eqns) if any(atom is eqn.outvars[0] for atom in e.invars)]
+    if eqn.primitive.name not in _OTHER_HALF or len(bounds) != 1 or len(uses) != 1:
+        return set()
+    number, other = uses[0]
+    if any(var is eqn.outvars[0] for var in jaxpr.outvars) or other.primitive.name != _OTHER_HALF[eqn.primitive.name]:
+        return set()
+    bound = next((atom for atom in other.invars if atom is not eqn.outvars[0]), None)
+    symmetric = _constant(jaxpr, bound, known) == -bounds[0] and math.isfinite(bounds[0])
+    return {index, number} if symmetric else set()
+
+
+def _constant(jaxpr: Any, atom: Any, known: dict[Any, Value]) -> float | None:
+    """The number that a value is, also if the program has yet to convert it."""
+    if hasattr(atom, "val"):
+        return of_numbers(atom.val).constant
+    if atom in known:
+        return known[atom].constant
+    origin = next((eqn for eqn in jaxpr.eqns if any(var is atom for var in eqn.outvars)), None)
+    if origin is None or origin.primitive.name not in ("broadcast_in_dim", "convert_element_type"):
+        return None
+    return _constant(jaxpr, origin.invars[0], known)

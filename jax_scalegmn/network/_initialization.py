@@ -120,7 +120,7 @@ def init(arch: Architecture, key: Key, *, initialization: Initialization = stand
             f"{arch.name!r} has parameters that belong to none of its layers: {foreign}. Name a layer for each, or "
             "initialize the network yourself."
         )
-    return architecture.pack(arch, [values[parameter.path][arch.block(parameter)] for parameter in arch.parameters])
+    return architecture.pack(arch, architecture.unpack(arch, architecture.unflatten(values)))
 
 
 class Affine(NamedTuple):
