@@ -13,6 +13,7 @@ The packages, from what a network is to what is done with many of them:
 
 - `architecture`: the description from which all else follows, and builders of the usual ones.
 - `inference`: reads a description off a network's own function.
+- `layers`: describes a network by a list of layers.
 - `network`: computes the networks that a description describes.
 - `symmetry`: the group of a description, how it acts on params, canonical forms.
 - `matching`: from networks to the group elements that align them.
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         inference,
         io,
         landscape,
+        layers,
         matching,
         merge,
         models,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
         vgg,
     )
     from jax_scalegmn.inference import Inference, infer
+    from jax_scalegmn.layers import sequential
     from jax_scalegmn.matching import Matching
     from jax_scalegmn.models import Autoencoder, Decoder, Editor, Encoder, ScaleGMN, autoencoder
     from jax_scalegmn.symmetry import Element
@@ -75,6 +78,7 @@ _MODULE_OF = {
     **dict.fromkeys(("Architecture", "Axis", "NeuronLayer", "Parameter", "Scaling"), "architecture"),
     **dict.fromkeys(("cnn", "mlp", "resnet", "siren", "vgg"), "architecture"),
     **dict.fromkeys(("Inference", "infer"), "inference"),
+    "sequential": "layers",
     "Matching": "matching",
     **dict.fromkeys(("Autoencoder", "Decoder", "Editor", "Encoder", "ScaleGMN", "autoencoder"), "models"),
     "Element": "symmetry",
@@ -107,6 +111,7 @@ __all__ = [
     "inference",
     "io",
     "landscape",
+    "layers",
     "matching",
     "merge",
     "mlp",
@@ -114,6 +119,7 @@ __all__ = [
     "network",
     "report",
     "resnet",
+    "sequential",
     "siren",
     "stacks",
     "symmetry",

@@ -12,7 +12,7 @@ FLOORS = (
     {"stacks"},
     {"architecture"},
     {"network", "inference", "symmetry"},
-    {"merge", "io", "testing"},
+    {"merge", "io", "testing", "layers"},
     {"zoo", "models", "matching", "landscape"},
     {"training", "cli", "report"},
     {"__main__"},

@@ -313,7 +313,7 @@ NETWORKS = {
     "doubled": (doubled, arrays(**{"in": (3, 4), "bias": (4,), "out": (8, 2)}), VECTORS, {"in": POSITIVE}),
     "root mean square": (root_mean_square, arrays(**{"in": (3, 4), "out": (4, 2)}), VECTORS, {"in": SIGN}),
     "powers": (powers, arrays(**{"in": (3, 4), "out": (4, 2), "other": (4, 2)}), VECTORS, {"in": PERMUTATION}),
-    "transposed": (transposed, arrays(**{"in": (4, 3), "out": (2, 4)}), VECTORS, {"out": POSITIVE}),
+    "transposed": (transposed, arrays(**{"in": (4, 3), "out": (2, 4)}), VECTORS, {"in": POSITIVE}),
     "twice": (twice, arrays(**{"in": (3, 4), "out": (4, 3)}), VECTORS, {"in": SIGN}),
 }
 
@@ -397,11 +397,6 @@ def on_units(function, width: int = 4):
     return lambda params, x: function(jnp.tanh(x @ params["in"])) @ params["out"], (3, 4), (width, 2), VECTORS
 
 
-def flattened_channels_first(params, x):
-    h = jnp.tanh(lax.conv_general_dilated(x, params["in"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NCHW")))
-    return h.reshape(len(x), -1) @ params["out"]
-
-
 def recurrent(params, x):
     carry, _ = lax.scan(lambda h, u: (jnp.tanh(u @ params["in"] + h), None), jnp.zeros((2, 4)), x.swapaxes(0, 1))
     return carry @ params["out"]
@@ -417,7 +412,6 @@ def self_fed(params, x):
 
 
 FORCED = {
-    "channels first": ((flattened_channels_first, (3, 3, 2, 4), (192, 2), IMAGES), "not fastest there"),
     "constants": (on_units(lambda h: h * ROW), "`mul` meets it with numbers that differ from neuron to neuron"),
     "places": (on_units(lambda h: h + lax.iota("float32", 4)), "`add` meets it with numbers"),
     "constant kernel": (on_units(lambda h: h @ np.diag(ROW)), "`dot_general` sums it with numbers"),

@@ -51,9 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jax_scalegmn.cli import _options
 
     options = tyro.cli(_options.Command, args=argv, prog="jax-scalegmn", description=_options.DESCRIPTION)
-    from jax_scalegmn.cli import _commands  # imports JAX, which takes longer than to print the help
+    from jax_scalegmn.cli import _headers
 
     try:
+        _options.check(options)
+        _headers.check(_options.paths(options), by_name=options.module is not None)
+        from jax_scalegmn.cli import _commands  # imports JAX, which takes longer than to print the help
+
         _commands.run(options)
     except (ImportError, ValueError, OSError) as error:
         print(f"jax-scalegmn: {' '.join(str(error).split())}", file=sys.stderr)

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture, io, matching, merge, network, stacks, symmetry
+from jax_scalegmn import architecture, io, layers, matching, merge, network, stacks, symmetry
 from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.cli import _options, _report
+from jax_scalegmn.cli import _function, _headers, _options, _report
 from jax_scalegmn.cli._options import Align, Alignment, Check, Command, Common, Merge
 from jax_scalegmn.io import ArrayFile, NetworkFile, tensors
 from jax_scalegmn.matching import Matching
@@ -24,6 +24,7 @@ from jax_scalegmn.zoo import classifiers
 _act = jax.jit(symmetry.act)
 _NUM_COMPARED = 256  # examples on which functions are compared
 _BATCH_SIZE = 1024  # examples computed at once in REPAIR: more may not fit into memory
+_NUM_NOTES = 5  # of what `infer` left fixed
 _STEPS, _STEP_SIZE = 100, 128  # updates of straight-through matching, and the examples of each
 
 
@@ -41,19 +42,14 @@ def run(options: Command) -> dict[str, Any]:
       OSError, ValueError: On bad input, and if an output file exists.
       ImportError: If a format or method needs a package that is not installed.
     """
-    _options.check(options)
     if options.json is not None:
         io.check_writable(options.json, overwrite=options.overwrite)
-    paths = (options.network, options.target) if isinstance(options, Align) else options.networks
-    stored = [io.read_arrays(path, key=options.key) for path in paths]
+    stored = [io.read_arrays(path, key=options.key) for path in _options.paths(options)]
+    _check_shapes(options, stored)
     if not isinstance(options, Check):
         io.check_writable(options.out, stored[0].format, overwrite=options.overwrite)
     with _precision(stored):
-        arch = _architecture(options, stored[0])
-        files = [io.as_network(file, arch, order=_order(options)) for file in stored]
-        if files[0].order is not None:  # PyTorch's modules: the result is written like the first network
-            arch = io.storable(arch, files[0].stored, order=files[0].order)
-        data = None if options.data is None else _examples(options.data, arch, files[0].params)
+        arch, files, data = _described(options, stored) if options.module is None else _own(options, stored)
         key = jax.random.key(options.seed)
         inputs = data.x[:_NUM_COMPARED] if data else _report.random_inputs(arch, files[0].params, key)
         print(f"architecture  {arch.name}, {arch.num_parameters} numbers")
@@ -86,7 +82,7 @@ def _align(
     aligned = _act(arch, result.element, params)
     row = {"path": str(options.network), "target": str(options.target)}
     row |= _report.row(arch, params, aligned, target, result, inputs)
-    _print_row(row)
+    _print_row(row, options.module)
     io.write_network(options.out, arch, aligned, files[0], overwrite=options.overwrite)
     print(f"written       {options.out}")
     return {"method": options.method, "scale": options.scale, "networks": [row], "out": str(options.out)}
@@ -109,9 +105,18 @@ def _merge(
         row |= _report.row(arch, params, moved, target, result, inputs)
         rows.append(row)
         if target is not params:
-            _print_row(row)
+            _print_row(row, options.module)
     weights = _options.merge_weights(options)
-    merged = _merged(options, arch, aligned, weights, data)
+    merged = _merged(options, arch, aligned, weights, data, repair=False)
+    repaired = _merged(options, arch, aligned, weights, data, repair=True) if options.repair else merged
+    table = []
+    if arch.function is not None and data is not None:
+        networks = {str(path): params for path, params in zip(options.networks, originals, strict=True)}
+        networks |= {"naive": _merged(options, arch, originals, weights, data, repair=False), "merged": merged}
+        networks |= {"repaired": repaired} if options.repair else {}
+        table = _report.table(arch, networks, data.x, data.y)
+    merged = repaired
+    _print_table(table)
     difference = _report.function_change(arch, originals[0], merged, inputs)
     if difference is not None:
         print(f"merged        differs from {options.networks[0]} by {difference:.2g} of its largest output")
@@ -123,13 +128,14 @@ def _merge(
         "weights": weights,
         "networks": rows,
         "difference_from_first": difference,
+        "table": table,
         "out": str(options.out),
     }
 
 
 def _check(options: Check, arch: Architecture, files: list[NetworkFile], inputs: jax.Array | None) -> dict[str, Any]:
     for layer in _neuron_layers(arch):
-        print(f"  {layer['name']:<12}{layer['neurons']} neurons, {layer['group']}")
+        print(f"  {layer['name']:<11} {layer['neurons']} neurons, {layer['group']}")
     rows = []
     for path, file in zip(options.networks, files, strict=True):
         change = _report.orbit_change(arch, file.params, jax.random.key(options.seed), inputs)
@@ -140,7 +146,7 @@ def _check(options: Check, arch: Architecture, files: list[NetworkFile], inputs:
         if file.order is not None:
             rows[-1]["order"] = list(file.order)
             print(f"  modules     {', '.join(file.order)}")
-        print(f"  function    {_change_in_words(change)}")
+        print(f"  function    {_change_in_words(change, options.module)}")
     return {"networks": rows}
 
 
@@ -187,6 +193,15 @@ def _match(
 def _straight_through(
     options: Alignment, arch: Architecture, params: Params, target: Params, data: LabeledExamples
 ) -> Matching:
+    if arch.function is not None:
+        _report.check_labels(arch, params, data.x, data.y, needed="--method straight-through")
+
+        def own_loss(params: Params, batch: LabeledExamples) -> jax.Array:
+            return _report.loss(network.apply(arch, params, batch.x), batch.y)
+
+        own_rows = jax.random.randint(jax.random.key(options.seed), (_STEPS, _STEP_SIZE), 0, len(data.x))
+        own_batches = LabeledExamples(data.x[own_rows], jnp.asarray(data.y)[own_rows])
+        return matching.straight_through_matching(arch, params, target, own_loss, own_batches)
     expected, got = data.x.shape[:1], "none" if data.y is None else f"{data.y.dtype} {data.y.shape}"
     if data.y is None or data.y.shape != expected or data.y.dtype.kind not in "iu":
         raise ValueError(f"{options.data}: --method straight-through needs labels, integers y {expected}; got {got}.")
@@ -202,7 +217,13 @@ def _straight_through(
 
 
 def _merged(
-    options: Merge, arch: Architecture, aligned: list[Params], weights: list[float], data: LabeledExamples | None
+    options: Merge,
+    arch: Architecture,
+    aligned: list[Params],
+    weights: list[float],
+    data: LabeledExamples | None,
+    *,
+    repair: bool,
 ) -> Params:
     """The one network that aligned networks are merged into."""
     stack = stacks.stack(*aligned)
@@ -211,7 +232,7 @@ def _merged(
         merged = interpolate(aligned[0], aligned[1], weights[1])
     else:
         merged = merge.average(stack, jnp.asarray(weights))
-    if options.repair:
+    if repair:
         assert data is not None  # _options.check refuses it
         batch_size = None if len(data.x) <= _BATCH_SIZE else _BATCH_SIZE
         merged = merge.repair(arch, merged, stack, data.x, weights=jnp.asarray(weights), batch_size=batch_size)
@@ -236,14 +257,57 @@ def _architecture(options: Common, first: ArrayFile) -> Architecture:
                 f"{architecture.EXAMPLES['siren']}."
             )
         return io.infer_mlp(first, options.activation, order=_order(options))
+    if "(" in options.arch:
+        return layers.parse(options.arch)
     if not options.arch.endswith(".json"):
         return architecture.parse(options.arch, activation=options.activation)
     if options.activation is not None:
         raise ValueError(f"{options.arch} already holds the activations. Leave --activation out.")
     try:
-        return architecture.from_json(json.loads(Path(options.arch).read_bytes()))
+        description = json.loads(Path(options.arch).read_bytes())
+        own_layers = isinstance(description, dict) and "input_shape" in description
+        return layers.from_json(description) if own_layers else architecture.from_json(description)
     except ValueError as error:
         raise ValueError(f"{options.arch}: {error}") from error
+
+
+def _check_shapes(options: Common, stored: list[ArrayFile]) -> None:
+    shapes = [
+        {".".join(path): np.shape(leaf) for path, leaf in architecture.flatten(file.arrays).items()} for file in stored
+    ]
+    for file, own in zip(stored[1:], shapes[1:], strict=True):
+        _headers.compare(stored[0].path, shapes[0], file.path, own, by_name=options.module is not None)
+
+
+def _described(
+    options: Common, stored: list[ArrayFile]
+) -> tuple[Architecture, list[NetworkFile], LabeledExamples | None]:
+    """The architecture of --arch, the networks as its params, and the examples."""
+    arch = _architecture(options, stored[0])
+    files = [io.as_network(file, arch, order=_order(options)) for file in stored]
+    if files[0].order is not None:  # PyTorch's modules: the result is written like the first network
+        arch = io.storable(arch, files[0].stored, order=files[0].order)
+    return arch, files, None if options.data is None else _examples(options.data, arch, files[0].params)
+
+
+def _own(options: Common, stored: list[ArrayFile]) -> tuple[Architecture, list[NetworkFile], LabeledExamples]:
+    """The architecture of --module, the networks with the names and shapes of their files, and the examples."""
+    assert options.module is not None
+    assert options.data is not None
+    files = [io.as_stored(file) for file in stored]
+    function = _function.with_constants(options.module, _function.load(options.module), stored)
+    arrays = _arrays(options.data)
+    x = jnp.asarray(arrays["x"], float if arrays["x"].dtype.kind in "fb" else None)
+    arch, notes = _function.infer(options.module, function, files[0], options.data, x)
+    network.check_examples(arch, x, name=f"{options.data}: x")
+    for note in notes[:_NUM_NOTES]:
+        print(f"note          {note}")
+    if len(notes) > _NUM_NOTES:
+        print(f"note          and {len(notes) - _NUM_NOTES} more; sg.infer returns all")
+    data = LabeledExamples(x, arrays.get("y"))
+    if data.y is not None:
+        _report.check_labels(arch, files[0].params, x, data.y, needed=f"{options.data}")
+    return arch, files, data
 
 
 def _order(options: Common) -> list[str] | None:
@@ -252,10 +316,7 @@ def _order(options: Common) -> list[str] | None:
 
 def _examples(path: Path, arch: Architecture, params: Params) -> LabeledExamples:
     """The examples of a file, checked against the network."""
-    arrays = tensors.read(path)
-    if path.suffix != ".npz" or "x" not in arrays or arrays["x"].dtype.kind not in "fiub":
-        dtypes = {name: str(value.dtype) for name, value in arrays.items()}
-        raise ValueError(f"{path}: expected an .npz file with numbers x [N, ...]; it holds {dtypes}.")
+    arrays = _arrays(path)
     x = jnp.asarray(arrays["x"], float)
     try:
         network.check_examples(arch, x)
@@ -265,6 +326,15 @@ def _examples(path: Path, arch: Architecture, params: Params) -> LabeledExamples
     return LabeledExamples(x, arrays.get("y"))
 
 
+def _arrays(path: Path) -> dict[str, Any]:
+    """The arrays of --data."""
+    arrays = tensors.read(path)
+    if path.suffix != ".npz" or "x" not in arrays or arrays["x"].dtype.kind not in "fiub" or not arrays["x"].shape:
+        dtypes = {name: str(value.dtype) for name, value in arrays.items()}
+        raise ValueError(f"{path}: expected an .npz file with numbers x [N, ...]; it holds {dtypes}.")
+    return arrays
+
+
 # --- private: the output --------------------------------------------------------------------------------------------
 
 
@@ -272,7 +342,7 @@ def _neuron_layers(arch: Architecture) -> list[dict[str, Any]]:
     return [{"name": n.name, "neurons": n.width, "group": n.scaling.value} for n in arch.neuron_layers]
 
 
-def _print_row(row: dict[str, Any]) -> None:
+def _print_row(row: dict[str, Any], own: str | None) -> None:
     state = "converged" if row["converged"] else "not converged"
     similarity = f"{row['similarity_before']:.4f} -> {row['similarity_after']:.4f}"
     print(f"{row['path']} -> {row['target']}")
@@ -280,13 +350,26 @@ def _print_row(row: dict[str, Any]) -> None:
     for name, layer in row["layers"].items():
         low, high = layer["scales"]
         print(
-            f"  {name:<12}{layer['neurons']} neurons: {layer['moved']} moved, {layer['flipped']} flipped, scales "
+            f"  {name:<11} {layer['neurons']} neurons: {layer['moved']} moved, {layer['flipped']} flipped, scales "
             f"{low:.3g} to {high:.3g}"
         )
-    print(f"  function    {_change_in_words(row['function_change'])}")
+    print(f"  function    {_change_in_words(row['function_change'], own)}")
 
 
-def _change_in_words(change: float | None) -> str:
+def _print_table(table: list[dict[str, Any]]) -> None:
+    """Both ends, the merged networks, and how they do on --data."""
+    if not table:
+        return
+    columns = [name for name in table[0] if name != "network"]
+    width = max(len("network"), *(len(row["network"]) for row in table))
+    print(f"{'network':<{width}}" + "".join(f"  {name:>12}" for name in columns))
+    for row in table:
+        print(f"{row['network']:<{width}}" + "".join(f"  {row[name]:>12.4g}" for name in columns))
+
+
+def _change_in_words(change: float | None, own: str | None) -> str:
+    if own is not None:
+        return f"of {own}, preserved: changed by at most {change:.2g} of its largest output"
     if change is None:
         return "not compared: pass --data, since the architecture has no layers or its input size is unknown"
     return (

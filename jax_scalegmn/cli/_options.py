@@ -17,17 +17,24 @@ class Common:
     arch: str = "auto"
     """The architecture of the networks. Give a JSON file written from Architecture.as_json; or a builder with its
     options, like mlp:784-64-10,relu, siren:2-32-32-1,w0=30, cnn:1-16-16,10,relu, vgg:64+64-128+128,10,norm=batch or
-    resnet:20,16-32-64,norm=batch; or auto, which reads the widths of a chain of dense layers from the file."""
+    resnet:20,16-32-64,norm=batch; or a list of layers with the shape of one example, like "sequential([Conv(16, 3),
+    'relu', Flatten(), Dense(10)], (1, 28, 28))", which is parsed and never run, or JSON of layers.as_json; or auto,
+    which reads the widths of a chain of dense layers from the file."""
     activation: str | None = None
     """The activation of the hidden layers. It is needed if --arch does not name one."""
+    module: str | None = None
+    """Your own function (params, x) -> outputs, as module:function, like my_model:apply. Params are the tensors of the
+    file by name, as stored there; x is a batch of --data. The architecture is inferred from it, and functions are
+    compared by calling it. Importing it runs your module."""
     order: str | None = None
     """The names of PyTorch's modules in the order in which the networks apply them, like input,hidden,output. It is
     asked for where a file sorts its names, as .safetensors does, and modules of equal shape have no numbers."""
     key: str | None = None
     """The dict of tensors to read in PyTorch files that hold several, like model_ema; dots lead into inner dicts."""
     data: Path | None = None
-    """An .npz file with inputs x [N, ...] of the network, images as [N, height, width, channels]; --method
-    straight-through also needs their labels y [N]. Without it, functions are compared on random inputs."""
+    """An .npz file with inputs x [N, ...] of the network, images as [N, height, width, channels] or as --module takes
+    them, and if there are any with their labels y [N], which --method straight-through needs. Without it, functions are
+    compared on random inputs."""
     seed: int = 0
     """The seed of the random inputs and of the random group elements."""
     json: Path | None = None
@@ -96,12 +103,19 @@ def check(options: Command) -> None:
     Raises:
       ValueError: On options that exclude each other, or if one is missing that another needs.
     """
+    if options.module is not None:
+        _check_module(options)
     if isinstance(options, Alignment):
         _check_alignment(options)
     if isinstance(options, Merge):
         _check_merge(options)
     if isinstance(options, Check) and not options.networks:
         raise ValueError("Got no network to check; expected one or more.")
+
+
+def paths(options: Command) -> tuple[Path, ...]:
+    """The files of the networks."""
+    return (options.network, options.target) if isinstance(options, Align) else options.networks
 
 
 def merge_weights(options: Merge) -> list[float]:
@@ -125,6 +139,15 @@ def merge_weights(options: Merge) -> list[float]:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _check_module(options: Common) -> None:
+    given = {"--arch": options.arch != "auto", "--activation": options.activation, "--order": options.order}
+    others = [name for name, value in given.items() if value]
+    if others:
+        raise ValueError(f"--module says how the network computes, so leave out {', '.join(others)}.")
+    if options.data is None:
+        raise ValueError("--module needs examples for your function: pass --data x.npz.")
 
 
 def _check_alignment(options: Alignment) -> None:

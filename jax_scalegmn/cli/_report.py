@@ -1,11 +1,13 @@
 """Summarizes an alignment in numbers: how it moved the neurons, and that it preserved the function."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from jax_scalegmn import matching, network, stacks, symmetry
@@ -111,8 +113,65 @@ def orbit_change(
 
 @jax.jit
 def outputs(arch: Architecture, params: Params, inputs: Float[Array, "examples ..."]) -> Float[Array, "examples out"]:
-    """The network's function on a batch."""
+    """The network's function on a batch; the user's own function gets the batch."""
+    if arch.function is not None:
+        return network.apply(arch, params, inputs)
     return jax.vmap(lambda x: network.apply(arch, params, x))(inputs)
+
+
+def table(arch: Architecture, networks: Mapping[str, Params], x: Array, y: Any) -> list[dict[str, Any]]:
+    """How networks do on data, the first one first.
+
+    Args:
+      arch: Their architecture.
+      networks: The networks by what they are called.
+      x: The examples.
+      y: Labels or values, as in `loss`; None if there are none.
+
+    Returns:
+      By network its name; `differs`, the largest difference of its outputs from the first one's, relative to the
+      largest of those; and with y the `loss`, and for labels the `accuracy` in percent.
+    """
+    rows: list[dict[str, Any]] = []
+    first = None
+    for name, params in networks.items():
+        out = np.concatenate([np.asarray(outputs(arch, params, some)) for some in _batches(x)])
+        first = out if first is None else first
+        row: dict[str, Any] = {
+            "network": name,
+            "differs": float(np.abs(out - first).max() / (np.abs(first).max() or 1)),
+        }
+        if y is not None:
+            row["loss"] = float(loss(jnp.asarray(out), y))
+            if np.asarray(y).dtype.kind in "iu":
+                row["accuracy %"] = 100 * float((out.argmax(-1) == y).mean())
+        rows.append(row)
+    return rows
+
+
+def loss(outputs: Float[Array, "examples ..."], y: Any) -> Array:
+    """The mean cross-entropy of labels, in nats; of numbers with the outputs' shape the mean squared error."""
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        return optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(outputs), y).mean()
+    return jnp.square(outputs - y).mean()
+
+
+def check_labels(arch: Architecture, params: Params, x: Array, y: Any, *, needed: str) -> None:
+    """Checks that y are labels of the network's outputs, or numbers to compare them with.
+
+    Raises:
+      ValueError: If they are not.
+    """
+    shape = (len(x), *jax.eval_shape(outputs, arch, params, x[:1]).shape[1:])
+    got = "none" if y is None else f"{y.dtype} {y.shape}"
+    labels = y is not None and y.dtype.kind in "iu" and y.shape == shape[:-1] and shape[-1] > 1
+    if not labels and not (y is not None and y.dtype.kind == "f" and y.shape == shape):
+        raise ValueError(
+            f"{needed}: outputs of {arch.name!r} are {shape}; expected y as whole-number labels {shape[:-1]} of two "
+            f"classes or more, or as numbers {shape}; got {got}. Leave y out where there are none."
+        )
+    if labels and not (y.min(initial=0) >= 0 and y.max(initial=0) < shape[-1]):
+        raise ValueError(f"{needed}: y is from {y.min()} to {y.max()}; expected labels from 0 to {shape[-1] - 1}.")
 
 
 def random_inputs(
@@ -124,6 +183,9 @@ def random_inputs(
       The inputs; None if the architecture has no layers to compute, or accepts no square images of 1 to 64, 96, 128 or
       224 pixels a side.
     """
+    if arch.function is not None:
+        ((shape, _),) = arch.function.inputs
+        return jax.random.uniform(key, (count, *shape[1:]), minval=-1, maxval=1)
     if not arch.layers:
         return None
     channels = arch.neuron_layers[0].width
@@ -142,6 +204,13 @@ def random_inputs(
 # --- private ------------------------------------------------------------------------------------------------------
 
 _similarity = jax.jit(matching.similarity)
+_BATCH_SIZE = 1024
+
+
+def _batches(x: Array) -> list[Array]:
+    return [x[start : start + _BATCH_SIZE] for start in range(0, len(x), _BATCH_SIZE)]
+
+
 _orbit = jax.jit(symmetry.orbit, static_argnums=3)
 
 

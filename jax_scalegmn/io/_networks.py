@@ -171,6 +171,8 @@ def as_network(file: ArrayFile, arch: Architecture, *, order: Sequence[str] | No
     (2, 1)
     """
     try:
+        if arch.function is not None and all(len(path) == 1 for path in arch.array_shapes):
+            return _by_name(arch, file, order)
         keys = _keys(arch, file.format, file.arrays)
         if keys is None:
             arrays = _torch_modules.tied(_in_known_order(file), file.shared)
@@ -183,6 +185,49 @@ def as_network(file: ArrayFile, arch: Architecture, *, order: Sequence[str] | No
         return NetworkFile(_params(arch, keys, file.arrays), file.format, file.arrays)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
+
+
+def as_stored(file: ArrayFile) -> NetworkFile:
+    """Reads a file's arrays as params with the names and shapes that they have there, for a function of your own.
+
+    Params are the tensors by name, like {"fc.weight": [out, in]} of a PyTorch file, or the nested dicts of Flax's
+    formats. Whole numbers, like counters, are no params; `write_network` writes them unchanged.
+
+    Args:
+      file: What `read_arrays` returned.
+
+    Returns:
+      The network, in float32 or wider, and the file's format.
+
+    Raises:
+      ValueError: If a number is NaN or infinite, if there are no floating-point numbers, or if tensors share memory.
+
+    >>> import pathlib
+    >>> import numpy as np
+    >>> import jax_scalegmn as sg
+    >>> arrays = {"0.weight": np.ones((1, 2), "float16"), "steps": np.array(3)}
+    >>> file = sg.io.ArrayFile(pathlib.Path("a.pt"), sg.io.FileFormat(".pt"), arrays)
+    >>> sg.io.as_stored(file).params["0.weight"].dtype
+    dtype('float32')
+    """
+    if file.shared:
+        names = " and ".join(map(repr, file.shared[0]))
+        raise ValueError(
+            f"{file.path}: {names} are one tensor, or overlap, and a function of your own would get them as two. "
+            "Describe the network by --arch or a builder, which keeps the tie, or save copies."
+        )
+    leaves = architecture.flatten(file.arrays)
+    weights = {path: leaf for path, leaf in leaves.items() if jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)}
+    if not weights:
+        raise ValueError(
+            f"{file.path}: no floating-point numbers, only {[architecture.describe(path) for path in leaves][:5]}."
+        )
+    params = stacks.at_least_float32(architecture.unflatten(weights))
+    try:
+        stacks.check_finite(params)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    return NetworkFile(params, file.format, file.arrays)
 
 
 @stacks.any_container("params")
@@ -354,15 +399,32 @@ def _keys(arch: Architecture, format: FileFormat, stored: Mapping[str, Any]) -> 
     return max(layouts, key=lambda keys: len(leaves.keys() & set(keys.values())))  # the nearest, for the error
 
 
+def _by_name(arch: Architecture, file: ArrayFile, order: Sequence[str] | None) -> NetworkFile:
+    """A network whose params are the file's tensors by name."""
+    own = as_stored(file)
+    names, wanted = own.params.keys(), {name for (name,) in arch.array_shapes}
+    if order is not None:
+        raise ValueError(f"order {list(order)} is given, but {arch.name!r} has the names of the file. Leave it out.")
+    if names != wanted:
+        raise ValueError(
+            f"{arch.name!r} expects the names {sorted(wanted)[:10]}; missing are {sorted(wanted - names)[:5]}, "
+            f"additional {sorted(names - wanted)[:5]}. Give the layers the file's names, by name=."
+        )
+    architecture.check_params(arch, own.params)
+    return own
+
+
 def _content(arch: Architecture, params: Params, like: NetworkFile) -> dict[str, Any]:
     """The file's arrays, with those of the params in place of the stored ones."""
     architecture.check_params(arch, params)
+    new = architecture.flatten(params)
+    if new.keys() <= architecture.flatten(like.stored).keys():  # the file's own names
+        return _replaced(like.stored, new, ())
     keys = _keys(arch, like.format, like.stored)
     if keys is None:
         return dict(torch_layout.to_torch(arch, params, like.stored, order=like.order))
     if set(keys.values()) != architecture.flatten(like.stored).keys():
         raise ValueError(f"like is not a network of {arch.name!r}. Pass what io.read_network returned for one.")
-    new = architecture.flatten(params)
     return _replaced(like.stored, {key: new[path] for path, key in keys.items()}, ())
 
 
@@ -370,6 +432,8 @@ def _replaced(node: Any, values: Mapping[_Path, Any], key: _Path) -> Any:
     """Nested dicts like `node`, empty ones included, with new values in the order and dtypes of the old ones."""
     if isinstance(node, Mapping):
         return {name: _replaced(inner, values, (*key, name)) for name, inner in node.items()}
+    if key not in values:
+        return node
     value, name = np.asarray(values[key]), architecture.describe(key)
     if value.shape != node.shape:
         raise ValueError(f"{name} has shape {node.shape} in the file, the new one {value.shape}; expected one shape.")

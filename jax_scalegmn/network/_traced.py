@@ -71,7 +71,8 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str) -> 
     example = jnp.shape(x)[1:]
     fits = len(shapes) == 1 and jnp.ndim(x) and len(x) and len(example) in (len(shapes[0]), len(shapes[0]) - 1)
     if fits:
-        params = architecture.abstract_params(arch)
+        kind = jnp.dtype(function.inputs[0][1])
+        params = architecture.abstract_params(arch, kind if jnp.issubdtype(kind, jnp.floating) else jnp.dtype(float))
         try:
             jax.eval_shape(lambda p, x: output(arch, p, x), params, jax.ShapeDtypeStruct(example, jnp.result_type(x)))
         except Exception as error:

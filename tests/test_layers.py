@@ -1,0 +1,199 @@
+"""Lists of layers: they compute what PyTorch's modules do, and have the groups of the function that they are."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+
+import jax_scalegmn as sg
+from jax_scalegmn import cli, layers, matching, merge, network, stacks, testing
+from jax_scalegmn.io import tensors
+from jax_scalegmn.layers import (
+    Activation,
+    AvgPool,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    MaxPool,
+    PReLU,
+)
+
+LAYERS = [
+    *(Conv(4, 3, padding=1, name="conv1"), "relu", MaxPool(2)),
+    *(Conv(3, 3, use_bias=False, name="conv2"), Activation("leaky_relu", slope=0.2), AvgPool(2)),
+    *(Flatten(), Dense(6, name="fc1"), "tanh", Dense(5, use_bias=False, name="fc2")),
+]
+SHAPE = (1, 10, 10)
+TEXT = (
+    "sg.sequential([Conv(4, 3, padding=1, name='conv1'), 'relu', MaxPool(2), layers.Conv(3, 3, use_bias=False, "
+    "name='conv2'), Activation('leaky_relu', slope=0.2), AvgPool(2), Flatten(), Dense(6, name='fc1'), 'tanh', "
+    "Dense(5, use_bias=False, name='fc2')], input_shape=(1, 10, 10))"
+)
+
+
+def random_params(arch, seed=0):
+    rng = np.random.default_rng(seed)
+    sizes = arch.array_shapes.items()
+    params = {name: jnp.asarray(rng.normal(size=shape), "float32") / len(shape) for (name,), shape in sizes}
+    return {name: jnp.abs(value) if name.endswith("var") else value for name, value in params.items()}
+
+
+def normal(*shape):
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape), "float32")
+
+
+def by_hand(params, x):
+    """The same network, written in JAX."""
+    conv = functools.partial(jax.lax.conv_general_dilated, window_strides=(1, 1))
+    x = jax.nn.relu(conv(x, params["conv1.weight"], padding=[(1, 1)] * 2) + params["conv1.bias"][:, None, None])
+    x = x.reshape(len(x), 4, 5, 2, 5, 2).max((3, 5))
+    x = conv(x, params["conv2.weight"], padding="VALID")
+    x = jnp.where(x > 0, x, 0.2 * x)[:, :, :2, :2].mean((2, 3))
+    return jnp.tanh(x @ params["fc1.weight"].T + params["fc1.bias"]) @ params["fc2.weight"].T
+
+
+def test_a_list_of_layers_is_the_function_written_by_hand():
+    arch = sg.sequential(LAYERS, SHAPE)
+    params, x = random_params(arch), normal(3, *SHAPE)
+    np.testing.assert_allclose(network.apply(arch, params, x), by_hand(params, x), rtol=1e-4, atol=1e-5)
+    inferred = sg.infer(by_hand, params, x).arch
+    assert inferred.neuron_layers[1:] == arch.neuron_layers[1:]
+    assert set(inferred.parameters) == set(arch.parameters)
+    assert arch is sg.sequential(list(LAYERS), SHAPE)
+    assert arch == layers.parse(TEXT) == layers.from_json(layers.as_json(LAYERS, SHAPE))
+
+
+def test_the_last_map_may_be_flattened_in_both_orders():
+    arches = {order: sg.sequential([Conv(3, 1), "relu", Flatten(order), Dense(2)], (2, 2, 2)) for order in ORDERS}
+    params = random_params(arches["channels_first"])
+    x = normal(2, 2, 2, 2)
+    maps = jax.nn.relu(jnp.einsum("oc,nchw->nohw", params["0.weight"][:, :, 0, 0], x) + params["0.bias"][:, None, None])
+    for order, arch in arches.items():
+        flat = (maps if order == "channels_first" else maps.transpose(0, 2, 3, 1)).reshape(2, -1)
+        expected = flat @ params["3.weight"].T + params["3.bias"]
+        np.testing.assert_allclose(network.apply(arch, params, x), expected, rtol=1e-4, atol=1e-5)
+        assert arch.hidden[0].scaling.value == "positive"
+        apply = jax.jit(functools.partial(network.apply, arch))
+        testing.assert_function_preserved(arch, apply, params, x, samples=1)
+
+
+ORDERS = ("channels_first", "channels_last")
+
+# The layer, its input's shape, what it computes with these tensors by NumPy, and the group of the neurons before it.
+V = np.array([[-7.0, -0.5, 0.0, 0.5, 7.0]], "f")
+ACTIVATIONS = {
+    "relu6": (Activation("relu6"), V.clip(0, 6), "permutation"),
+    "elu": (Activation("elu"), np.where(V > 0, V, np.expm1(np.minimum(V, 0))), "permutation"),
+    "leaky": (Activation("leaky_relu", slope=0.3), np.where(V > 0, V, 0.3 * V), "positive"),
+    "sine": (Activation("sine", w0=30.0), np.sin(30 * V), "sign"),
+    "hardtanh": (Activation("hardtanh"), V.clip(-1, 1), "sign"),
+    "gelu_exact": (
+        Activation("gelu_exact"),
+        V * (1 + jax.scipy.special.erf(V / np.sqrt(2, dtype="f"))) / 2,
+        "permutation",
+    ),
+    "gelu_tanh": (
+        Activation("gelu_tanh"),
+        0.5 * V * (1 + np.tanh(np.sqrt(2 / np.pi) * (V + 0.044715 * V**3))),
+        "permutation",
+    ),
+    "prelu": (PReLU(), np.where(V > 0, V, 0.5 * V), "positive"),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_pytorchs_and_have_their_groups(name):
+    layer, expected, group = ACTIVATIONS[name]
+    np.testing.assert_allclose(layer({"weight": jnp.full(1, 0.5)}, jnp.asarray(V)), expected, rtol=2e-4, atol=1e-5)
+    assert sg.sequential([Dense(5), layer, Dense(2)], (3,)).hidden[0].scaling.value == group
+
+
+def test_normalization_pooling_and_strides_are_pytorchs():
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype("f")
+    t = {name: jnp.arange(1.0, 5) / 4 for name in ("weight", "bias", "running_mean", "running_var")}
+    scaled = (x.transpose(0, 2, 3, 1) - t["running_mean"]) / np.sqrt(t["running_var"] + 1e-5)
+    got = BatchNorm()(t, jnp.asarray(x))
+    np.testing.assert_allclose(got, (scaled * t["weight"] + t["bias"]).transpose(0, 3, 1, 2), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(GlobalAvgPool()({}, jnp.asarray(x)), x.mean((2, 3)), rtol=1e-4, atol=1e-6)
+    padded = {fill: np.pad(x, [(0, 0)] * 2 + [(1, 1)] * 2, constant_values=fill) for fill in (0, -np.inf)}
+    first = {fill: values[:, :, :3, :3] for fill, values in padded.items()}
+    pooled = MaxPool(3, stride=2, padding=1)({}, jnp.asarray(x))
+    assert pooled.shape == (2, 4, 3, 3)
+    np.testing.assert_allclose(pooled[:, :, 0, 0], first[-np.inf].max((2, 3)))
+    averaged = AvgPool(3, stride=2, padding=1)({}, jnp.asarray(x))
+    np.testing.assert_allclose(averaged[:, :, 0, 0], first[0].sum((2, 3)) / 9, rtol=1e-4, atol=1e-6)
+    weight = normal(4, 2, 3, 3)
+    out = Conv(4, 3, stride=(2, 1), padding=(1, 0), groups=2, use_bias=False)({"weight": weight}, jnp.asarray(x))
+    assert out.shape == (2, 4, 3, 4)
+    window = padded[0][:, :, :3, 1:4]  # padding on the first side alone
+    np.testing.assert_allclose(out[:, 0, 0, 0], (window[:, :2] * weight[0]).sum((1, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_with_batch_normalization_keeps_its_function_and_is_merged():
+    arch = sg.sequential([Conv(4, 3, use_bias=False), BatchNorm(), "relu", GlobalAvgPool(), Dense(2)], (1, 5, 5))
+    assert arch.hidden[0].scaling.value == "positive"
+    params, other = random_params(arch), random_params(arch, 1)
+    x = normal(6, 1, 5, 5)
+    moved = support.act(arch, support.rows(support.random_elements(arch, 1), 0), params)
+    np.testing.assert_allclose(network.apply(arch, moved, x), network.apply(arch, params, x), rtol=1e-4, atol=1e-5)
+    merged = merge.repair(arch, merge.lerp(params, other, 0.5), stacks.stack(params, other), x)
+    ends = [np.asarray(network.activations(arch, p, x)["0.weight"][0]).std((0, 1, 2)) for p in (params, other, merged)]
+    np.testing.assert_allclose(ends[2], (ends[0] + ends[1]) / 2, rtol=1e-3)
+
+
+def test_a_file_and_a_list_of_layers_are_aligned_by_the_command_line(tmp_path, capsys):
+    arch = sg.sequential(LAYERS, SHAPE)
+    a = random_params(arch)
+    moved = support.act(arch, support.rows(support.random_elements(arch, 1), 0), a)
+    for name, params in (("a", a), ("b", moved)):
+        tensors.write(tmp_path / f"{name}.pt", {key: np.asarray(value) for key, value in params.items()})
+    paths = [str(tmp_path / f"{name}.pt") for name in "bac"]
+    assert cli.main(["align", *paths[:2], "--arch", TEXT, "--out", paths[2]]) == 0
+    assert "function    of the described network, preserved" in capsys.readouterr().out
+    back = tensors.read(paths[2])
+    assert list(back) == list(tensors.read(paths[0]))
+    for key, value in a.items():
+        np.testing.assert_allclose(back[key], value, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(sg.io.read_network(paths[1], arch).params["fc1.bias"], a["fc1.bias"])
+    assert cli.main(["check", paths[1], "--arch", TEXT.replace("fc1", "fc9")]) == 2
+    assert "missing are ['fc9.bias', 'fc9.weight']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sequential([Dense(3)", "no Python expression"),
+        ("print('x')", "not a call of sequential"),
+        ("sequential([__import__('os')], (2,))", "is no layer; expected one of Dense"),
+        ("sequential([Dense(open('x'))], (2,))", "is no layer"),
+        ("sequential([Dense(2 ** 9)], (2,))", "is no literal"),
+        ("sequential([Dense(3, **{})], (2,))", "unpacks a mapping"),
+        ("sequential([Dense(3, bias=False)], (2,))", "does not fit"),
+        ("sequential([Dense(3)])", "expected a call like"),
+        ("sequential(['gelu'], (2,))", r"Say gelu_exact \(PyTorch's default\)"),
+        ("sequential([Activation('relu', slope=0.1), Dense(2)], (2,))", "slope is 0.1, which relu does not have"),
+        ("sequential([Dense(3)], (1, 4, 4))", "expected a vector .*put Flatten"),
+        ("sequential([Dense(3), MaxPool(2)], (2,))", "expected a map"),
+        ("sequential([MaxPool(9), Flatten(), Dense(2)], (1, 4, 4))", "too small"),
+        ("sequential([Dense(3, name='a'), Dense(3, name='a')], (2,))", "Two modules are named 'a'"),
+        ("sequential(['relu'], (2,))", "hold no tensors"),
+        ("sequential([Flatten('rows'), Dense(2)], (2,))", "expected 'channels_first' or 'channels_last'"),
+    ],
+)
+def test_what_is_no_list_of_layers_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        layers.parse(text)
+
+
+def test_a_planted_element_is_recovered_from_activations():
+    arch = sg.sequential(LAYERS, SHAPE)
+    params, x = random_params(arch), normal(8, *SHAPE)
+    element = support.rows(support.random_elements(arch, 1), 0)
+    moved = support.act(arch, element, params)
+    found = matching.activation_matching(arch, moved, params, x)
+    assert found.similarity > 0.999
