@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import jax_scalegmn as sg
-from jax_scalegmn import merge, network, symmetry
-from jax_scalegmn.matching import activation_matching
+from jax_scalegmn import landscape, merge, network, symmetry
+from jax_scalegmn.matching import activation_matching, straight_through_matching
 
 KEYS = jax.random.split(jax.random.key(0), 12)
 
@@ -54,6 +54,47 @@ def test_two_descriptions_are_equal_if_they_hold_the_same_function():
     assert again == OWN
     assert hash(again) == hash(OWN)
     assert other != OWN
+
+
+def test_what_repair_cannot_correct_is_named():
+    second = "its mean: it has no bias, so that its second moment is restored instead"
+    assert merge.uncorrected(OWN) == {"fc1": second, "fc2": second}
+    assert merge.uncorrected(sg.mlp((2, 3, 3, 1))) == {}
+    assert merge.uncorrected(sg.vgg(((3,), (3,)), 2, norm="batch", input_channels=1)) == {}
+    some = {"w": jnp.ones((4, 3)), "b": jnp.ones(3), "g": jnp.ones((4, 3)), "v": jnp.ones((3, 2))}
+
+    def gated(params, x):
+        return (jnp.tanh(x @ params["w"] + params["b"]) * (x @ params["g"])) @ params["v"]
+
+    assert merge.uncorrected(sg.infer(gated, some, X[:3]).arch) == {"w": second}  # g has no bias
+    with pytest.raises(ValueError, match="does not say how to compute"):
+        merge.uncorrected(sg.architecture.from_json(OWN.as_json()))
+
+
+def test_the_loss_between_networks_is_that_of_the_function():
+    p, q = weights(KEYS[1]), weights(KEYS[2])
+
+    def loss(params):
+        return jnp.square(network.apply(OWN, params, X)).mean()
+
+    found = landscape.barrier(loss, p, q, num_points=3)
+    middle = {name: (p[name] + q[name]) / 2 for name in p}
+    losses = [float(jnp.square(without_biases(params, X)).mean()) for params in (p, middle, q)]
+    assert float(found.height) == pytest.approx(max(0, losses[1] - (losses[0] + losses[2]) / 2), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_straight_through_brings_a_moved_copy_back():
+    target = weights(KEYS[1])
+    params = symmetry.act(OWN, symmetry.random(OWN, KEYS[3], log_scale_std=0.1), target)
+    y = without_biases(target, X)
+
+    def loss(params, rows):
+        return jnp.square(network.apply(OWN, params, X[rows]) - y[rows]).mean()
+
+    rows = jax.random.randint(KEYS[4], (60, 16), 0, len(X))
+    found = straight_through_matching(OWN, params, target, loss, rows)
+    assert found.similarity > 0.99
 
 
 def test_a_planted_element_is_found_from_activations():

@@ -117,6 +117,9 @@ def _merge(
         table = _report.table(arch, networks, data.x, data.y)
     merged = repaired
     _print_table(table)
+    left = merge.uncorrected(arch) if options.repair else {}
+    for name, reason in left.items():
+        print(f"not repaired  {name}: {reason}")
     difference = _report.function_change(arch, originals[0], merged, inputs)
     if difference is not None:
         print(f"merged        differs from {options.networks[0]} by {difference:.2g} of its largest output")
@@ -129,6 +132,7 @@ def _merge(
         "networks": rows,
         "difference_from_first": difference,
         "table": table,
+        "uncorrected": left,
         "out": str(options.out),
     }
 

@@ -1,7 +1,7 @@
 """Merges several networks into one: paths, averages, soups, REPAIR and task vectors."""
 
 from jax_scalegmn.merge._paths import Soup, average, greedy_soup, lerp, piecewise, slerp, soup
-from jax_scalegmn.merge._repair import repair, reset_batch_norm
+from jax_scalegmn.merge._repair import repair, reset_batch_norm, uncorrected
 from jax_scalegmn.merge._task_vectors import task_arithmetic, task_vector, ties
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "task_arithmetic",
     "task_vector",
     "ties",
+    "uncorrected",
 ]

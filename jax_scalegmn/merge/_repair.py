@@ -55,6 +55,7 @@ def repair(
 
     Of the user's own function (`infer`) the values right after the last parameter that acts on them are corrected,
     through the parameters that multiply them and the bias that is added to them, as far as there are any.
+    `uncorrected` says which are left.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -101,6 +102,48 @@ def repair(
     # A single layer has no hidden channels.
     goals = _paths.average(each, weights) if each else {}
     return _corrected_network(arch, merged, x, goals, batch_size)
+
+
+def uncorrected(arch: Architecture) -> dict[str, str]:
+    """What `repair` cannot correct in networks of an architecture, and why.
+
+    Args:
+      arch: The architecture; it has to describe how it computes (`arch.layers`, or `infer`).
+
+    Returns:
+      By hidden neuron layer a sentence; {} if the mean and standard deviation of all of them are restored. Channels
+      that do not vary on the data are left as they are in any case.
+
+    Raises:
+      ValueError: If the architecture does not say how to compute its function.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> params = {"up": jnp.ones((3, 4)), "down": jnp.ones((4, 2))}
+    >>> arch = sg.infer(lambda params, x: jnp.tanh(x @ params["up"]) @ params["down"], params, jnp.ones((5, 3))).arch
+    >>> sg.merge.uncorrected(arch)
+    {'up': 'its mean: it has no bias, so that its second moment is restored instead'}
+    """
+    shifted: dict[str, bool] = {}  # by layer with a size that can be set: whether all of its means can be moved
+    if arch.function is not None:
+        for place in arch.function.places:
+            if place.gains:
+                shifted[place.neurons] = shifted.get(place.neurons, True) and place.shift is not None
+    else:
+        assert arch.input_rank  # it raises for an architecture without a function
+        last = _last(arch.layers)
+        own = {parameter.path: parameter.neuron_axes[-1].neurons for parameter in arch.parameters}
+        for path, layer in _units(arch.layers):
+            if path not in last:
+                neurons = own[*path, "scale" if isinstance(layer, Norm) else "kernel"]
+                shifted[neurons] = shifted.get(neurons, True) and (*path, "bias") in own
+    left = {}
+    for layer in arch.hidden:
+        if layer.name not in shifted:
+            left[layer.name] = "its mean and standard deviation: no parameters set them alone"
+        elif not shifted[layer.name]:
+            left[layer.name] = "its mean: it has no bias, so that its second moment is restored instead"
+    return left
 
 
 @stacks.any_container("params", returns=True)
