@@ -8,17 +8,20 @@ import dataclasses
 import functools
 import json
 import time
+import unittest.mock
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 
 import jax_scalegmn as sg
 from benchmarks import timing
 from experiments.runs import environment
-from jax_scalegmn import models, network, training, zoo
+from jax_scalegmn import models, network, stacks, training, zoo
 from jax_scalegmn.training import losses
 
 
@@ -135,6 +138,49 @@ def zoo_row(config: Config, chunk: int) -> dict[str, Any]:
     }
 
 
+def sine_rows(config: Config, networks: int) -> list[dict[str, Any]]:
+    """Fitting, drawing and midpoints of INRs with the sine of networks and with XLA's own, in turn."""
+    arch, size = sg.siren(config.widths), (config.side, config.side)
+    keys = jax.random.split(jax.random.key(0), networks)
+    stack = jax.vmap(lambda key: network.init(arch, key, initialization=network.near_zero))(keys)
+    targets = jax.vmap(lambda key: jax.random.uniform(key, (*size, config.widths[-1])))(keys)
+    tx, num_steps = optax.adam(1e-3), max(1, config.zoo_steps // 5)
+
+    def loss_fn(params: Any, target: Any) -> jax.Array:
+        return jnp.square(network.render(arch, params, size).reshape(target.shape) - target).mean()
+
+    def fit(params: Any, target: Any) -> Any:
+        def step(carry: Any, _: None) -> tuple[Any, None]:
+            updates, state = tx.update(jax.grad(loss_fn)(carry[0], target), carry[1])
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), length=num_steps)[0][0]
+
+    def midpoint(params: Any, target: Any) -> jax.Array:
+        return loss_fn(sg.merge.lerp(params, stacks.member(stack, 0), 0.5), target)
+
+    jobs = {"fit": fit, "loss": loss_fn, "midpoint": midpoint}
+    calls = {}
+    for name, sine in (("polynomial", network.sine), ("xla", jnp.sin)):
+        with unittest.mock.patch.dict(network.ACTIVATIONS, {"sine": sine}):
+            for job, fn in jobs.items():
+                program = timing.compile_once(jax.vmap(lambda *row, fn=fn: fn(*row)), stack, targets)
+                calls[f"{job}, {name}"] = functools.partial(program.call, stack, targets)
+    seconds = timing.in_turn(calls, repeats=config.repeats)
+    return [
+        {
+            "benchmark": f"sine_{job}",
+            "network": str(arch),
+            "side": config.side,
+            "networks": networks,
+            "steps": num_steps if job == "fit" else 1,
+            "times_as_fast": seconds[f"{job}, xla"]["median_s"] / seconds[f"{job}, polynomial"]["median_s"],
+            "seconds": {name: seconds[f"{job}, {name}"] for name in ("polynomial", "xla")},
+        }
+        for job in jobs
+    ]
+
+
 # --- private ------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +190,7 @@ def _rows(config: Config) -> Iterator[dict[str, Any]]:
             yield from model_rows(config, batch_size, dtype)
     for chunk in config.zoo_chunks:
         yield zoo_row(config, chunk)
+    yield from sine_rows(config, config.zoo_networks)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ def test_inr_measures_every_part(capsys):
     config = inr.Config((4,), (2,), (2, 4, 4, 1), 6, 8, 2, repeats=1, zoo_networks=4, zoo_steps=2, zoo_chunks=(2,))
     rows = inr.main(dataclasses.replace(config, matmul_size=64))
     names = [row["benchmark"] for row in rows]
-    assert names == ["encoder_forward", "training_step", "training_step_micro_2", "zoo_fit"]
+    assert names == [
+        *("encoder_forward", "training_step", "training_step_micro_2", "zoo_fit"),
+        *("sine_fit", "sine_loss", "sine_midpoint"),
+    ]
     assert [json.loads(line)["benchmark"] for line in capsys.readouterr().out.splitlines()] == names
 
 

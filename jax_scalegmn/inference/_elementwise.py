@@ -129,7 +129,8 @@ def _hides_signs(require: Require, operands: Sequence[Degree], result: Degree) -
     require([(1, operands[0])], frozenset())
 
 
-# The rules of jax.lax's primitives. Primitives that are missing here are not known to be element-wise.
+# The rules of jax.lax's primitives and those of `network.sine`. Primitives that are missing here are not known to be
+# element-wise.
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("add", "sub", "add_any"), alike),
     "mul": product,
@@ -137,8 +138,8 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("max", "min", "clamp"), larger),
     **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne", "atan2"), comparison),
     "select_n": selection,
-    **dict.fromkeys(("tanh", "sin", "tan", "sinh", "asin", "atan", "asinh", "atanh", "erf", "erf_inv"), odd),
-    **dict.fromkeys(("cos", "cosh"), even),
+    **dict.fromkeys(("tanh", "sin", "sine", "tan", "sinh", "asin", "atan", "asinh", "atanh", "erf", "erf_inv"), odd),
+    **dict.fromkeys(("cos", "cosine", "cosh"), even),
     "abs": absolute,
     "sign": sign,
     "square": power(2),

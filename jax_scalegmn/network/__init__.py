@@ -14,6 +14,7 @@ from jax_scalegmn.network._layer_functions import (
     layer_output,
     preactivation,
 )
+from jax_scalegmn.network._sine import sine
 from jax_scalegmn.network._traced import at_places
 from jax_scalegmn.network._variables import STATISTICS
 from jax_scalegmn.network._variables import merge as merge_variables
@@ -44,6 +45,7 @@ __all__ = [
     "preactivation",
     "render",
     "replace_variables",
+    "sine",
     "split_variables",
     "standard",
     "train_apply",

@@ -22,10 +22,11 @@ from jax_scalegmn.architecture import (
     Norm,
     Residual,
 )
+from jax_scalegmn.network._sine import sine
 from jax_scalegmn.types import Params
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "sine": jnp.sin,
+    "sine": sine,
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
     "leaky_relu": jax.nn.leaky_relu,
