@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jax_scalegmn import merge, stacks
+from jax_scalegmn import stacks
 from jax_scalegmn.types import Interpolate, Key
 
 __all__ = ["Barrier", "Interval", "PathMetrics", "Plane", "barrier", "bootstrap", "height", "interval", "path", "plane"]
@@ -99,7 +99,7 @@ def path(
     a: Any,
     b: Any,
     *,
-    interpolate: Interpolate = merge.lerp,
+    interpolate: Interpolate = stacks.lerp,
     num_points: int = 25,
     batch_size: int | None = None,
 ) -> PathMetrics:
@@ -138,7 +138,7 @@ def barrier(
     a: Any,
     b: Any,
     *,
-    interpolate: Interpolate = merge.lerp,
+    interpolate: Interpolate = stacks.lerp,
     num_points: int = 25,
     batch_size: int | None = None,
 ) -> Barrier:

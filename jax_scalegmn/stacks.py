@@ -1,4 +1,4 @@
-"""Params as pytrees: containers, stacks of networks with a leading axis [networks], and checks of their values."""
+"""Params as pytrees: containers, stacks of networks with a leading axis [networks], means, and checks of values."""
 
 import functools
 import inspect
@@ -8,17 +8,20 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Float
 
 __all__ = [
     "any_container",
     "at_least_float32",
+    "average",
     "check_alike",
     "check_finite",
     "check_floating",
+    "combine",
     "count",
     "is_concrete",
     "is_floating",
+    "lerp",
     "like",
     "member",
     "reader",
@@ -362,6 +365,105 @@ def at_least_float32(tree: Any) -> Any:
         return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)) if is_floating(leaf) else leaf
 
     return jax.tree.map(wide, tree)
+
+
+@any_container("a", "b", returns=True)
+def lerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
+    """Interpolates linearly between two networks: (1 - t) a + t b, array by array.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> sg.merge.lerp({"bias": jnp.array([0.0, 4.0])}, {"bias": jnp.array([1.0, 0.0])}, 0.25)["bias"].tolist()
+    [0.25, 3.0]
+
+    Args:
+      a: The network at t = 0.
+      b: The network at t = 1.
+      t: The point; it may be outside [0, 1].
+
+    Returns:
+      The network at t, in the networks' dtypes; counters, masks and other arrays that are no floating-point numbers are
+      those of a.
+
+    Raises:
+      ValueError: If a and b differ in structure or shapes.
+    """
+    check_alike(a, b)
+    return combine(a, b, 1 - t, t)
+
+
+@any_container("stack", returns=True)
+def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any:
+    """The (weighted) mean of N networks: sum_i w_i a_i / sum_i w_i.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> stack = {"bias": jnp.array([[0.0, 4.0], [4.0, 0.0]])}
+    >>> sg.merge.average(stack)["bias"].tolist()
+    [2.0, 2.0]
+    >>> sg.merge.average(stack, jnp.array([3.0, 1.0]))["bias"].tolist()
+    [1.0, 3.0]
+
+    Args:
+      stack: The networks, every array with a leading axis [networks].
+      weights: One weight for each network, divided by their sum; None for equal ones.
+
+    Returns:
+      The mean, in the dtypes of the networks; arrays that are no floating-point numbers are those of the first one.
+
+    Raises:
+      ValueError: If the arrays disagree on the number of networks, if there is not one weight for each network, or
+        (where their values are known) if weights are not finite or their sum is 0.
+    """
+    number = count(stack)
+    weights = jnp.ones(number) if weights is None else jnp.asarray(weights)
+    if weights.shape != (number,):
+        raise ValueError(f"weights have shape {weights.shape}; expected ({number},), one for each network.")
+    if is_concrete(weights):
+        total = float(np.asarray(weights, np.float64).sum())
+        # Relative: 0.1 + 0.2 - 0.3 is a rounding error.
+        if not np.isfinite(total) or abs(total) <= 1e-6 * float(jnp.abs(weights).sum()):
+            raise ValueError(f"weights are {weights} with sum {total}; expected finite ones whose sum is not 0.")
+    weights = weights / weights.sum()
+
+    def mean(leaf: Array) -> Array:
+        # Half precision is summed in float32; the result has the networks' dtype, whatever the weights' dtype is.
+        if not is_floating(leaf):
+            return leaf[0]
+        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        total = jnp.tensordot(weights.astype(dtype), leaf.astype(dtype), 1, precision="highest")
+        return total.astype(leaf.dtype)
+
+    return jax.tree.map(lambda leaf: mean(jnp.asarray(leaf)), stack)
+
+
+def combine(a: Any, b: Any, left: ArrayLike, right: ArrayLike) -> Any:
+    """The linear combination of two networks: left a + right b, array by array.
+
+    Args:
+      a: A params pytree.
+      b: Another one, of the same structure and shapes.
+      left: The factor of a.
+      right: The factor of b.
+
+    Returns:
+      The network, summed at least in float32, in the networks' dtypes; arrays that are no floats are those of a.
+
+    >>> import numpy as np
+    >>> from jax_scalegmn import stacks
+    >>> stacks.combine({"bias": np.float16([1.0, 2.0])}, {"bias": np.float16([3.0, 4.0])}, 2.0, -1.0)["bias"].tolist()
+    [-1.0, 0.0]
+    """
+
+    def mixed(x: Any, y: Any) -> Array:
+        dtype = jnp.result_type(x, y)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            return jnp.asarray(x)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        x, y, one, other = (jnp.asarray(value).astype(wide) for value in (x, y, left, right))
+        return (one * x + other * y).astype(dtype)
+
+    return jax.tree.map(mixed, a, b)
 
 
 # --- private ------------------------------------------------------------------------------------------------------

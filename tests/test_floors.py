@@ -12,8 +12,8 @@ FLOORS = (
     {"stacks"},
     {"architecture"},
     {"network", "inference", "symmetry"},
-    {"merge", "io", "testing", "layers"},
-    {"zoo", "models", "matching", "landscape"},
+    {"matching", "io", "testing", "layers"},
+    {"zoo", "models", "merge", "landscape"},
     {"training", "cli", "report"},
     {"__main__"},
 )

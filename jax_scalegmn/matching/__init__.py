@@ -2,6 +2,7 @@
 
 from jax_scalegmn.matching import assignment
 from jax_scalegmn.matching._activations import activation_matching
+from jax_scalegmn.matching._choice import Choice, best_of
 from jax_scalegmn.matching._differentiable import sinkhorn_matching, straight_through_matching
 from jax_scalegmn.matching._frames import (
     Consistency,
@@ -13,6 +14,7 @@ from jax_scalegmn.matching._frames import (
     pairwise,
     relative,
 )
+from jax_scalegmn.matching._search import cross_entropy, search_matching, squared_error
 from jax_scalegmn.matching._weights import (
     Matching,
     Start,
@@ -25,6 +27,7 @@ from jax_scalegmn.matching._weights import (
 )
 
 __all__ = [
+    "Choice",
     "Consistency",
     "Frame",
     "Matching",
@@ -35,13 +38,17 @@ __all__ = [
     "align_all",
     "align_to",
     "assignment",
+    "best_of",
     "canonical_matching",
+    "cross_entropy",
     "cycle_consistency",
     "orbit_distance",
     "pairwise",
     "relative",
+    "search_matching",
     "similarity",
     "sinkhorn_matching",
+    "squared_error",
     "straight_through_matching",
     "unmatched",
     "weight_matching",

@@ -90,6 +90,30 @@ def activation_matching(
     return _weights.marked(Matching(element, similarity, jnp.asarray(1), jnp.asarray(True)), params, target)
 
 
+def correlations(
+    arch: Architecture, params: Params, target: Params, x: Float[Array, "examples ..."], *, batch_size: int = 256
+) -> dict[str, Float[Array, "n n"]]:
+    """By hidden layer the scores of `activation_matching`: |C| where signs may be used, C elsewhere.
+
+    Args:
+      arch: The architecture of both networks.
+      params: The network whose neurons are the columns.
+      target: The network whose neurons are the rows.
+      x: The data, [examples, ...].
+      batch_size: The number of examples that are computed at a time.
+
+    Returns:
+      Layer name -> [target's neurons, params' neurons].
+    """
+    found = _all_products(arch, params, target, x, batch_size, signed=True)
+    scores = {}
+    for neurons in arch.hidden:
+        products = found[neurons.name]
+        score = _inverse_std(products.theirs)[:, None] * products.covariance * _inverse_std(products.ours)
+        scores[neurons.name] = jnp.abs(score) if neurons.scaling is Scaling.SIGN else score
+    return scores
+
+
 # --- private ------------------------------------------------------------------------------------------------------
 
 

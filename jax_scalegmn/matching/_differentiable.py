@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from jax_scalegmn import architecture, merge, stacks, symmetry
+from jax_scalegmn import architecture, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, Scaling
 from jax_scalegmn.matching import _relaxation, _weights
 from jax_scalegmn.matching._weights import Matching
@@ -253,7 +253,7 @@ def _segment_loss(pair: BalancedPair, loss_fn: Callable[[Any], Array]) -> Callab
     """(moved, t) -> the loss between goal (t = 0) and moved (t = 1), in the gauge of the target as it was given."""
 
     def loss(moved: Params, t: Array) -> Array:
-        return loss_fn(symmetry.act(pair.arch, pair.from_goal, merge.lerp(pair.goal, moved, t)))
+        return loss_fn(symmetry.act(pair.arch, pair.from_goal, stacks.lerp(pair.goal, moved, t)))
 
     return loss
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_scalegmn import architecture, merge, stacks, symmetry
+from jax_scalegmn import architecture, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, Scaling
 from jax_scalegmn.matching import _weights
 from jax_scalegmn.matching._weights import Matching, Start
@@ -344,7 +344,7 @@ def _rounds(
         to_reference = jnp.arange(count) == reference
         others = jnp.arange(count) != index
         # With weights of 0, not as a difference: that would round by more than a tie.
-        target = merge.average(progress.aligned, jnp.where(progress.passes == 0, to_reference, others).astype(float))
+        target = stacks.average(progress.aligned, jnp.where(progress.passes == 0, to_reference, others).astype(float))
         params, element = stacks.member((stack, progress.elements), index)
         element, aligned, changed = _closer(arch, params, element, target, options)
         elements, networks = jax.tree.map(
@@ -390,7 +390,7 @@ def _closer(
 
 def _frame(arch: Architecture, stack: Any, elements: Element, rounds: Array, converged: Array) -> Frame:
     aligned = _act(arch, elements, stack)
-    mean = merge.average(aligned)
+    mean = stacks.average(aligned)
     # Without positive layers nothing is balanced before the cosine is taken.
     signs_only, center = _without_positive(arch), stacks.at_least_float32(mean)
     similarity = jax.vmap(lambda params: _weights.similarity(signs_only, params, center))(

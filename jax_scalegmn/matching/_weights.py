@@ -55,12 +55,18 @@ class Matching(NamedTuple):
       similarity: The `similarity` of the aligned network and the target, comparable between methods, starts and scales.
       sweeps: The number of passes over the hidden layers; for methods that train, the number of steps.
       converged: Whether the last sweep changed nothing.
+      loss: What the element reaches in the loss of a matcher that searches by one; None for the others.
+      start_loss: The start's loss, likewise.
+      evaluations: How many times that loss was computed.
     """
 
     element: Element
     similarity: Float[Array, "*networks"]
     sweeps: Int[Array, "*networks"]
     converged: Bool[Array, "*networks"]
+    loss: Float[Array, "*networks"] | None = None
+    start_loss: Float[Array, "*networks"] | None = None
+    evaluations: Int[Array, "*networks"] | None = None
 
 
 @stacks.any_container("params", "target")

@@ -19,6 +19,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from jax_scalegmn import stacks
+from jax_scalegmn.stacks import average, lerp
 from jax_scalegmn.types import Interpolate
 
 
@@ -42,31 +43,6 @@ class Soup(NamedTuple):
     taken: Bool[Array, "*batch networks"]
     scores: Float[Array, "*batch networks"]
     score: Float[Array, "*batch"]
-
-
-@stacks.any_container("a", "b", returns=True)
-def lerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
-    """Interpolates linearly between two networks: (1 - t) a + t b, array by array.
-
-    >>> import jax.numpy as jnp
-    >>> import jax_scalegmn as sg
-    >>> sg.merge.lerp({"bias": jnp.array([0.0, 4.0])}, {"bias": jnp.array([1.0, 0.0])}, 0.25)["bias"].tolist()
-    [0.25, 3.0]
-
-    Args:
-      a: The network at t = 0.
-      b: The network at t = 1.
-      t: The point; it may be outside [0, 1].
-
-    Returns:
-      The network at t, in the networks' dtypes; counters, masks and other arrays that are no floating-point numbers are
-      those of a.
-
-    Raises:
-      ValueError: If a and b differ in structure or shapes.
-    """
-    stacks.check_alike(a, b)
-    return jax.tree.map(lambda x, y: _mixed(x, y, 1 - t, t), a, b)
 
 
 @stacks.any_container("a", "b", returns=True)
@@ -104,52 +80,7 @@ def slerp(a: Any, b: Any, t: Float[Array, ""] | float) -> Any:
     angle = jnp.arccos(jnp.where(straight, 0, cosine))
     left = jnp.where(straight, 1 - t, jnp.sin((1 - t) * angle) / jnp.sin(angle))
     right = jnp.where(straight, t, jnp.sin(t * angle) / jnp.sin(angle))
-    return jax.tree.map(lambda x, y: _mixed(x, y, left, right), a, b)
-
-
-@stacks.any_container("stack", returns=True)
-def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any:
-    """The (weighted) mean of N networks: sum_i w_i a_i / sum_i w_i.
-
-    >>> import jax.numpy as jnp
-    >>> import jax_scalegmn as sg
-    >>> stack = {"bias": jnp.array([[0.0, 4.0], [4.0, 0.0]])}
-    >>> sg.merge.average(stack)["bias"].tolist()
-    [2.0, 2.0]
-    >>> sg.merge.average(stack, jnp.array([3.0, 1.0]))["bias"].tolist()
-    [1.0, 3.0]
-
-    Args:
-      stack: The networks, every array with a leading axis [networks].
-      weights: One weight for each network, divided by their sum; None for equal ones.
-
-    Returns:
-      The mean, in the dtypes of the networks; arrays that are no floating-point numbers are those of the first one.
-
-    Raises:
-      ValueError: If the arrays disagree on the number of networks, if there is not one weight for each network, or
-        (where their values are known) if weights are not finite or their sum is 0.
-    """
-    count = stacks.count(stack)
-    weights = jnp.ones(count) if weights is None else jnp.asarray(weights)
-    if weights.shape != (count,):
-        raise ValueError(f"weights have shape {weights.shape}; expected ({count},), one for each network.")
-    if stacks.is_concrete(weights):
-        total = float(np.asarray(weights, np.float64).sum())
-        # Relative: 0.1 + 0.2 - 0.3 is a rounding error.
-        if not np.isfinite(total) or abs(total) <= 1e-6 * float(jnp.abs(weights).sum()):
-            raise ValueError(f"weights are {weights} with sum {total}; expected finite ones whose sum is not 0.")
-    weights = weights / weights.sum()
-
-    def mean(leaf: Array) -> Array:
-        # Half precision is summed in float32; the result has the networks' dtype, whatever the weights' dtype is.
-        if not stacks.is_floating(leaf):
-            return leaf[0]
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-        total = jnp.tensordot(weights.astype(dtype), leaf.astype(dtype), 1, precision="highest")
-        return total.astype(leaf.dtype)
-
-    return jax.tree.map(lambda leaf: mean(jnp.asarray(leaf)), stack)
+    return stacks.combine(a, b, left, right)
 
 
 @stacks.any_container("stack", returns=True)
@@ -279,16 +210,3 @@ def greedy_soup(score_fn: Callable[[Any], Array], stack: Any) -> Soup:
     begin = (stacks.at_least_float32(first), jnp.zeros(scores.shape, bool).at[order[0]].set(True), scores[order[0]])
     (params, taken, score), _ = jax.lax.scan(add, begin, order[1:])
     return Soup(narrow(params), taken, scores, score)
-
-
-# --- private ------------------------------------------------------------------------------------------------------
-
-
-def _mixed(x: Any, y: Any, left: Any, right: Any) -> Any:
-    """left x + right y, summed at least in float32, in the dtype of x and y; x where the two are no floats."""
-    dtype = jnp.result_type(x, y)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.asarray(x)
-    wide = jnp.promote_types(dtype, jnp.float32)
-    x, y, left, right = (jnp.asarray(value).astype(wide) for value in (x, y, left, right))
-    return (left * x + right * y).astype(dtype)

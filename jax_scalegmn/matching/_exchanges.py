@@ -1,0 +1,240 @@
+"""The objective of `search_matching`, of one element and of all elements that one exchange of two neurons makes."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jax_scalegmn import network, stacks, symmetry
+from jax_scalegmn.architecture import Activation, Architecture, Axis, Dense
+from jax_scalegmn.matching import _differentiable
+from jax_scalegmn.symmetry import BalancedPair, Element
+from jax_scalegmn.types import Params
+
+# (outputs, expected outputs), [examples, outputs] each -> a scalar.
+Distance: TypeAlias = Callable[[Array, Array], Array]
+
+# (element, layer, neuron, partners [partners], signs [signs, 2]) -> the objectives [partners, signs].
+Exchanged: TypeAlias = Callable[[Element, str, Array, Array, Any], Float[Array, "partners signs"]]
+
+
+class Objective(NamedTuple):
+    """What is searched, of elements between the balanced networks.
+
+    Attributes:
+      loss: The objective of an element.
+      exchanged: The objectives of all elements that one exchange with a neuron makes of an element.
+      ends: By the name of an end point a number that is finite if the network can be searched with.
+    """
+
+    loss: Callable[[Element], Float[Array, ""]]
+    exchanged: Exchanged
+    ends: dict[str, Float[Array, ""]]
+
+
+def objective(
+    pair: BalancedPair,
+    x: Array | None,
+    points: Float[Array, " points"],
+    distance: Distance,
+    loss_fn: Callable[[Any], Array] | None,
+    apply_fn: Callable[[Any, Array], Array] | None,
+) -> Objective:
+    """The objective on the segment between the goal and the moved source, at the points of it."""
+    if loss_fn is not None:
+        of_point = _differentiable._segment_loss(pair, loss_fn)
+        ends = {"target": of_point(pair.source, jnp.asarray(0.0)), "params": of_point(pair.source, jnp.asarray(1.0))}
+
+        def at_point(moved: Params, index: Array) -> Array:
+            return of_point(moved, points[index])
+
+        return Objective(*_one_by_one(pair, len(points), at_point), ends)
+
+    def outputs(params: Params) -> Array:
+        if apply_fn is not None:
+            return apply_fn(params, jnp.asarray(x))
+        convolve = network.convolve_by_patches
+        return jax.vmap(lambda one: network.apply(pair.arch, params, one, convolve=convolve))(x)
+
+    first, last = outputs(pair.goal), outputs(pair.source)
+    ends = {"target": jnp.abs(first).max(), "params": jnp.abs(last).max()}
+    weights = points.reshape(-1, *(1,) * first.ndim).astype(first.dtype)
+    expected = (1 - weights) * first + weights * last
+    if apply_fn is None and (layers := _chain(pair.arch)):
+        return Objective(
+            *_in_a_chain(pair, layers, jnp.asarray(x), points.astype(first.dtype), expected, distance), ends
+        )
+
+    def at_expected(moved: Params, index: Array) -> Array:
+        return distance(outputs(stacks.lerp(pair.goal, moved, points[index])), expected[index])
+
+    return Objective(*_one_by_one(pair, len(points), at_expected), ends)
+
+
+def exchange(element: Element, name: str, i: Array, j: Array, signs: Float[Array, "2"]) -> Element:
+    """The element with what is at the places i and j of a layer exchanged, times one sign each; i = j takes the first.
+
+    Args:
+      element: The element.
+      name: The layer.
+      i: A place.
+      j: Another, or the same.
+      signs: The factor of what comes to place i, and of what comes to place j.
+    """
+    order, scale = element.permutation[name], element.scale[name]
+    signs = jnp.asarray(signs, scale.dtype)
+    new_order = order.at[j].set(order[i]).at[i].set(order[j])
+    new_scale = scale.at[j].set(signs[1] * scale[i]).at[i].set(signs[0] * scale[j])
+    return Element(element.permutation | {name: new_order}, element.scale | {name: new_scale})
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _one_by_one(
+    pair: BalancedPair, count: int, at: Callable[[Params, Array], Array]
+) -> tuple[Callable[[Element], Array], Exchanged]:
+    """Each element by itself, by whole forward passes: the mean over the points of the segment."""
+
+    def loss(element: Element) -> Array:
+        moved = symmetry.act(pair.arch, element, pair.source)
+        return _or_infinity(jax.vmap(lambda index: at(moved, index))(jnp.arange(count)).mean())
+
+    def exchanged(element: Element, name: str, i: Array, partners: Array, signs: Any) -> Array:
+        def of(j: Array, both: Array) -> Array:
+            return loss(exchange(element, name, i, j, both))
+
+        return jax.vmap(lambda j: jax.vmap(lambda both: of(j, both))(jnp.asarray(signs)))(partners)
+
+    return loss, exchanged
+
+
+def _chain(arch: Architecture) -> list[Dense]:
+    """The layers, if all are dense, each feeds the next, and nothing is added between them; else []."""
+    layers = [layer for layer in arch.layers or () if isinstance(layer, Dense)]
+    if len(layers) != len(arch.layers or ()):
+        return []
+    names = [neurons.name for neurons in arch.neuron_layers]
+    axes = {parameter.path: parameter.axes for parameter in arch.parameters}
+    kernels = [axes.get((layer.name, "kernel"), ()) for layer in layers]
+    fed = [tuple(axis.neurons for axis in kernel if isinstance(axis, Axis)) for kernel in kernels]
+    plain = all(layer.activation is not None and layer.offset == 0 for layer in layers[:-1])
+    return layers if plain and fed == list(itertools.pairwise(names)) else []
+
+
+class _Merged(NamedTuple):
+    """One layer's share of both ends in the merged layer, at all points: the merged kernel is their sum."""
+
+    goal: Float[Array, "points inputs outputs"]
+    moved: Float[Array, "points inputs outputs"]
+    goal_bias: Float[Array, "points one outputs"]
+    moved_bias: Float[Array, "points one outputs"]
+
+    def __call__(self, x: Float[Array, "any rows inputs"]) -> Float[Array, "points rows outputs"]:
+        return x @ (self.goal + self.moved) + (self.goal_bias + self.moved_bias)
+
+
+def _in_a_chain(
+    pair: BalancedPair,
+    layers: list[Dense],
+    x: Array,
+    points: Float[Array, " points"],
+    expected: Array,
+    distance: Distance,
+) -> tuple[Callable[[Element], Array], Exchanged]:
+    """All exchanges with a neuron at once: only what they change is computed."""
+    place = {neurons.name: index for index, neurons in enumerate(pair.arch.hidden)}
+    t = points[:, None, None]
+
+    def merged(element: Element) -> list[_Merged]:
+        moved = symmetry.act(pair.arch, element, pair.source)
+        ends = [(pair.goal[layer.name], moved[layer.name]) for layer in layers]
+        none = jnp.zeros(1, x.dtype)
+        return [
+            _Merged((1 - t) * a["kernel"], t * b["kernel"], (1 - t) * a.get("bias", none), t * b.get("bias", none))
+            for a, b in ends
+        ]
+
+    def output(layer: Dense, z: Array) -> Array:
+        return _activate(layer.activation, z) + layer.offset
+
+    def after(parts: list[_Merged], index: int, z: Array) -> Array:
+        """The outputs, from the preactivations of a layer, [points, rows, outputs]."""
+        for layer, part in zip(layers[index:], parts[index + 1 :], strict=False):
+            z = part(output(layer, z))
+        return output(layers[-1], z)
+
+    def loss(element: Element) -> Array:
+        parts = merged(element)
+        return _or_infinity(jax.vmap(distance)(after(parts, 0, parts[0](x[None])), expected).mean())
+
+    def exchanged(element: Element, name: str, i: Array, partners: Array, signs: Any) -> Array:
+        index = place[name]
+        parts = merged(element)
+        inputs = x[None]
+        for layer, part in zip(layers[:index], parts, strict=False):
+            inputs = output(layer, part(inputs))
+        z = _next_inputs(parts, index, layers[index], inputs, i, partners, np.asarray(signs))
+        rows = z.reshape(len(points), -1, z.shape[-1])
+        outputs = after(parts, index + 1, rows).reshape(*z.shape[:4], -1)
+        of_points = jax.vmap(jax.vmap(jax.vmap(distance, (0, None)), (0, None)))(outputs, expected)
+        return _or_infinity(of_points.mean(0))
+
+    return loss, exchanged
+
+
+def _next_inputs(
+    parts: list[_Merged], index: int, layer: Dense, inputs: Array, i: Array, partners: Array, signs: np.ndarray
+) -> Float[Array, "points partners signs rows out"]:
+    """The next layer's preactivations for every exchange of neuron i: those now, and the change of two neurons."""
+    own, following = parts[index], parts[index + 1]
+    goal = inputs @ own.goal + own.goal_bias  # [points, rows, n]
+    moved = inputs @ own.moved + own.moved_bias
+    activations = _activate(layer.activation, goal + moved)
+    now = following(activations)
+
+    def change(places: Array, others: Array) -> Float[Array, "points places factors rows out"]:
+        """Of the neurons at `places` when what is at `others` comes there, with either sign."""
+        factors = jnp.asarray(np.unique(signs)[::-1].copy(), goal.dtype)
+        z = goal[..., places, None] + moved[..., others, None] * factors  # [points, rows, places, factors]
+        into = following.goal[:, places, None] + following.moved[:, others, None] * factors[:, None]
+        # Without the barrier the compiler may compute an activation again for every one of its uses.
+        values = jax.lax.optimization_barrier(_activate(layer.activation, z))
+        new = jnp.einsum("trpf,tpfo->tpfro", values, into)
+        kernel = (following.goal + following.moved)[:, places]
+        return new - jnp.einsum("trp,tpo->tpro", activations[..., places], kernel)[:, :, None]
+
+    here = jnp.full_like(partners, i)
+    first, second = change(here, partners), change(partners, here)
+    second = jnp.where((partners == i)[:, None, None, None], 0, second)
+    both = now[:, None, None, None] + first[:, :, :, None] + second[:, :, None]
+    return jax.lax.optimization_barrier(both.reshape(*both.shape[:2], -1, *both.shape[4:]))
+
+
+def _activate(activation: Activation | None, z: Array) -> Array:
+    """As `network.activate`, with a sine in float32 that compilers vectorize: most of a search is spent in it."""
+    if activation is None or activation.name != "sine" or z.dtype != jnp.float32:
+        return network.activate(activation, z)
+    return _sine(activation.frequency * z)
+
+
+def _sine(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The sine by its Taylor polynomial of degree 11 on [-pi/2, pi/2]; errors < 1e-6 for |z| < 1000."""
+    half_turns = jnp.round(z * np.float32(1 / np.pi))
+    high = np.float32(3.140625)  # the product with a small integer is exact
+    r = (z - half_turns * high) - half_turns * np.float32(np.pi - 3.140625)
+    polynomial = jnp.zeros((), z.dtype)
+    for power in (11, 9, 7, 5, 3, 1):
+        polynomial = polynomial * (r * r) + np.float32((-1) ** (power // 2) / math.factorial(power))
+    odd = half_turns - 2 * jnp.floor(half_turns / 2)
+    return r * polynomial * (1 - 2 * odd)
+
+
+def _or_infinity(loss: Array) -> Array:
+    """Losses that compare: a network whose loss is not a number is the worst."""
+    return jnp.where(jnp.isnan(loss), jnp.inf, loss)

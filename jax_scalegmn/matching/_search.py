@@ -1,0 +1,331 @@
+"""Search matching: exchanges neurons two at a time while the function of the merged network improves.
+
+Weight matching minimizes the distance of two networks' weights. That is not what a merge is for: many elements with a
+larger distance merge much better. Here the objective is what the merged network computes, and the search is local, over
+the whole group of permutations and signs, in the norm-balanced gauge, which settles positive scales.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from jax_scalegmn import architecture, network, stacks, symmetry
+from jax_scalegmn.architecture import Architecture, NeuronLayer, Scaling
+from jax_scalegmn.matching import _activations, _differentiable, _exchanges, _weights
+from jax_scalegmn.matching._exchanges import Distance, Objective
+from jax_scalegmn.matching._weights import Matching
+from jax_scalegmn.symmetry import BalancedPair, Element
+from jax_scalegmn.types import Key, Params
+
+
+def squared_error(
+    outputs: Float[Array, "examples outputs"], expected: Float[Array, "examples outputs"]
+) -> Float[Array, ""]:
+    """The mean squared difference: how far a merged INR or regressor is from what it should compute.
+
+    Args:
+      outputs: What the merged network computes.
+      expected: What it should compute.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> float(sg.matching.squared_error(jnp.zeros((2, 3)), jnp.full((2, 3), 2.0)))
+    4.0
+    """
+    return jnp.square(outputs - expected).mean()
+
+
+def cross_entropy(
+    outputs: Float[Array, "examples classes"], expected: Float[Array, "examples classes"]
+) -> Float[Array, ""]:
+    """The mean cross-entropy of a merged classifier, in nats, to the probabilities of the expected logits.
+
+    Args:
+      outputs: The logits of the merged network.
+      expected: The logits whose softmax it should compute.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> round(float(sg.matching.cross_entropy(jnp.zeros((2, 4)), jnp.zeros((2, 4)))), 4)  # log 4
+    1.3863
+    """
+    return -(jax.nn.softmax(expected) * jax.nn.log_softmax(outputs)).sum(-1).mean()
+
+
+def search_matching(
+    arch: Architecture,
+    params: Params,
+    target: Params,
+    x: ArrayLike | None,
+    key: Key,
+    *,
+    distance: Distance = squared_error,
+    loss_fn: Callable[[Any], Array] | None = None,
+    apply_fn: Callable[[Any, Array], Array] | None = None,
+    start: Element | Matching | None = None,
+    times: Sequence[float] | Float[Array, " points"] = (0.25, 0.5, 0.75),
+    candidates: int = 64,
+    max_sweeps: int = 10,
+    temperature: float = 0.0,
+) -> Matching:
+    """Finds an element by local search on what the merged network computes; labels are not needed.
+
+    The objective is the mean over t in `times` of distance(f(lerp(target, moved, t)), (1 - t) f(target) + t f(params))
+    on the inputs x: the merged network against the interpolated outputs of the two. With `loss_fn` it is the mean of
+    loss_fn(lerp(target, moved, t)). One step takes one neuron and exchanges it with others of its layer, in SIGN layers
+    with every sign of the two; the exchange that lowers the objective most is made (2-opt). A sweep takes every hidden
+    neuron once, and in layers of up to `candidates` exchanges a step tries every pair once. In wider layers the
+    partners of a neuron are those whose activations on x promise most, with noise so that they vary. The result is
+    never worse than the start.
+
+    The exchanges of a step differ in one layer. In chains of dense layers everything before it is computed once, at the
+    layer itself only the two neurons are, and their change is added to the next layer's inputs: an exchange costs the
+    layers after that. For other architectures, and with `loss_fn` or `apply_fn`, each is a whole forward pass.
+
+    Positive scales are settled by the norm-balanced gauge, as in `matching.weight_matching`. Neurons that are silent on
+    x cannot be told from each other.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((1, 3, 1), "tanh")
+    >>> params, target = (sg.network.init(arch, key) for key in jax.random.split(jax.random.key(0)))
+    >>> x, identity = jax.numpy.linspace(-1, 1, 8)[:, None], sg.symmetry.identity(arch)
+    >>> found = sg.matching.search_matching(arch, params, target, x, jax.random.key(1), start=identity)
+    >>> bool(found.loss <= found.start_loss)
+    True
+
+    Args:
+      arch: The architecture of both networks.
+      params: The network to transform.
+      target: The network to come close to.
+      x: The inputs on which functions are compared, [examples, ...] as `network.apply` takes one; None with `loss_fn`.
+      key: Draws the order of the neurons, and their partners in wide layers; it is consumed.
+      distance: (outputs, expected outputs) -> a scalar: `squared_error`, or `cross_entropy` for classifiers.
+      loss_fn: Maps params to a scalar, in place of `distance`: a loss with labels, say.
+      apply_fn: (params, x) -> outputs of the whole batch; None for `network.apply`.
+      start: The element to begin with, or the matching that holds it: `symmetry.identity`, or the result of another
+        matcher. Its positive scales are replaced by the balanced gauge's. None: `matching.weight_matching`.
+      times: The points of the segment between target (0) and the moved network (1). (0.5,) costs a third, but the path
+        bulges next to its middle.
+      candidates: The most exchanges that a step tries, and has in memory.
+      max_sweeps: The most sweeps; the search ends when a sweep changes nothing.
+      temperature: Simulated annealing: every step draws an exchange from the Boltzmann distribution of this
+        temperature, in units of the start's objective, falling linearly to 0 in the last sweep. 0 takes the best.
+
+    Returns:
+      The matching, with its `loss`, the start's `start_loss` and the number of `evaluations` of the objective.
+
+    Raises:
+      ValueError: If networks, start or inputs do not fit the architecture, on options out of their range, without x and
+        `loss_fn`, or (where values are known) if an end point or the start has no finite loss.
+    """
+    _check_options(times, candidates=candidates, max_sweeps=max_sweeps, temperature=temperature)
+    _check_data(arch, x, loss_fn, apply_fn)
+    begin = start.element if isinstance(start, Matching) else start
+
+    def solve(
+        params: Params, target: Params, x: Any, key: Key, begin: Element | None, points: Array
+    ) -> tuple[Matching, dict[str, Array]]:
+        pair, first = _differentiable._begin(arch, params, target, begin)
+        objective = _exchanges.objective(pair, x, points, distance, loss_fn, apply_fn)
+        best, start_loss = _search(pair, objective, x, key, first, candidates, max_sweeps, temperature)
+        element = pair.between_given(best.best)
+        similarity = _weights.similarity(arch, symmetry.act(arch, element, params), target)
+        found = Matching(element, similarity, best.sweeps, ~best.changed, best.best_loss, start_loss, best.evaluations)
+        return found, objective.ends
+
+    architecture.check_params(arch, params)
+    architecture.check_params(arch, target, name="target")
+    found, ends = jax.jit(solve)(
+        params, target, None if x is None else jnp.asarray(x), key, begin, jnp.asarray(times, float)
+    )
+    _check_losses(found, ends)
+    return found
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+class _State(NamedTuple):
+    """The current element and the best one, each with its objective."""
+
+    element: Element
+    loss: Float[Array, ""]
+    best: Element
+    best_loss: Float[Array, ""]
+    evaluations: Int[Array, ""]
+    sweeps: Int[Array, ""]
+    changed: Bool[Array, ""]
+
+
+def _search(
+    pair: BalancedPair,
+    objective: Objective,
+    x: Array | None,
+    key: Key,
+    begin: Element,
+    candidates: int,
+    max_sweeps: int,
+    temperature: float,
+) -> tuple[_State, Float[Array, ""]]:
+    """Sweeps until one changes nothing: the last state, and the objective of the first element."""
+    start_loss = objective.loss(begin)
+    layers = [_layer(neurons, candidates) for neurons in pair.arch.hidden]
+    promise = _promise(pair, x) if any(layer.chosen for layer in layers) else {}
+
+    def sweep(carry: tuple[_State, Key]) -> tuple[_State, Key]:
+        state, key = carry
+        key, own = jax.random.split(key)
+        heat = temperature * start_loss * (1 - (state.sweeps + 1) / max_sweeps)
+        before = state.element
+        for layer, layer_key in zip(layers, jax.random.split(own, max(1, len(layers))), strict=False):
+            state = _sweep_layer(objective, layer, state, layer_key, heat, promise.get(layer.name))
+        _, unchanged = _weights.compared(before, state.element)
+        return state._replace(sweeps=state.sweeps + 1, changed=~unchanged), key
+
+    def unfinished(carry: tuple[_State, Key]) -> Array:
+        return (carry[0].sweeps < max_sweeps) & (carry[0].changed | (temperature > 0))
+
+    state = _State(begin, start_loss, begin, start_loss, jnp.asarray(1), jnp.asarray(0), jnp.asarray(True))
+    state, _ = jax.lax.while_loop(unfinished, sweep, (state, key))
+    return state, start_loss
+
+
+class _Layer(NamedTuple):
+    """How a layer is swept.
+
+    Attributes:
+      name: Its name.
+      width: The number of its neurons.
+      signs: The factors that the first and the second of two exchanged neurons get, one row for each exchange.
+      offsets: The partners of neuron i are i + these, so that a sweep has every pair once.
+      chosen: The number of partners that are chosen among all instead; 0 if none are.
+    """
+
+    name: str
+    width: int
+    signs: Float[np.ndarray, "signs 2"]
+    offsets: Int[np.ndarray, " partners"]
+    chosen: int
+
+
+def _layer(neurons: NeuronLayer, candidates: int) -> _Layer:
+    signed = neurons.scaling is Scaling.SIGN
+    signs = _SIGNS if signed else _SIGNS[:1]
+    # With signs a neuron is its own partner too: its sign flips.
+    offsets = np.arange(0 if signed else 1, neurons.width // 2 + 1)
+    most = max(1, candidates // len(signs))
+    return _Layer(neurons.name, neurons.width, signs, offsets, most if len(offsets) > most else 0)
+
+
+_SIGNS = np.asarray([[1, 1], [1, -1], [-1, 1], [-1, -1]], np.float32)
+
+
+def _sweep_layer(
+    objective: Objective, layer: _Layer, state: _State, key: Key, heat: Array, promise: Float[Array, "n n"] | None
+) -> _State:
+    """One step for every neuron of a layer, in random order."""
+    if not len(layer.offsets):
+        return state
+
+    def step(state: _State, inputs: tuple[Array, Key]) -> tuple[_State, None]:
+        i, key = inputs
+        draw_key, heat_key = jax.random.split(key)
+        if layer.chosen:
+            partners = _most_promising(promise, state.element.permutation[layer.name], i, layer.chosen, draw_key)
+        else:
+            partners = (i + layer.offsets) % layer.width
+        losses = objective.exchanged(state.element, layer.name, i, partners, layer.signs).reshape(-1)
+        noise = heat * jax.random.gumbel(heat_key, (len(losses) + 1,))
+        noisy = losses - noise[1:]
+        best = jnp.argmin(noisy)
+        taken = noisy[best] < state.loss - noise[0]
+        partner, signs = partners[best // len(layer.signs)], jnp.asarray(layer.signs)[best % len(layer.signs)]
+        moved = _exchanges.exchange(state.element, layer.name, i, partner, signs)
+        element = jax.tree.map(lambda old, new: jnp.where(taken, new, old), state.element, moved)
+        loss = jnp.where(taken, losses[best], state.loss)
+        better = loss < state.best_loss
+        return state._replace(
+            element=element,
+            loss=loss,
+            best=jax.tree.map(lambda old, new: jnp.where(better, new, old), state.best, element),
+            best_loss=jnp.minimum(loss, state.best_loss),
+            evaluations=state.evaluations + len(losses),
+        ), None
+
+    order_key, step_key = jax.random.split(key)
+    each = jax.random.permutation(order_key, layer.width), jax.random.split(step_key, layer.width)
+    return jax.lax.scan(step, state, each)[0]
+
+
+def _promise(pair: BalancedPair, x: Array | None) -> dict[str, Float[Array, "n n"]]:
+    """By layer the correlations of the target's neurons with params' neurons on x; {} where they are not known."""
+    if x is None or not pair.arch.layers:
+        return {}
+    values = jax.eval_shape(lambda one: network.activations(pair.arch, pair.source, one), x[0])
+    if not all(values.values()):
+        return {}
+    return _activations.correlations(pair.arch, pair.source, pair.goal, x)
+
+
+def _most_promising(
+    promise: Float[Array, "n n"] | None, order: Int[Array, " n"], i: Array, count: int, key: Key
+) -> Int[Array, " partners"]:
+    """The partners of neuron i by the gain of correlation, with noise; without correlations they are drawn."""
+    noise = jax.random.gumbel(key, order.shape)
+    if promise is None:
+        return jax.lax.top_k(noise, count)[1]
+    matched = promise[:, order]  # [target's neuron, place]
+    gain = matched[i] + matched[:, i] - matched[i, i] - jnp.diagonal(matched)
+    return jax.lax.top_k(gain + _NOISE * noise, count)[1]
+
+
+_NOISE = 0.1  # of the gain, in units of a correlation
+
+
+def _check_options(times: Any, *, candidates: int, max_sweeps: int, temperature: float) -> None:
+    if len(np.shape(times)) != 1 or not np.shape(times)[0] or (stacks.is_concrete(times) and not _within(times)):
+        raise ValueError(f"times are {times}; expected one or more numbers in [0, 1], like (0.25, 0.5, 0.75).")
+    if candidates < 1 or max_sweeps < 1:
+        raise ValueError(f"candidates is {candidates}, max_sweeps {max_sweeps}; expected numbers >= 1.")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; expected a finite number >= 0; 0 for no annealing.")
+
+
+def _within(times: Any) -> bool:
+    values = np.asarray(times)
+    return bool(((values >= 0) & (values <= 1)).all())
+
+
+def _check_data(arch: Architecture, x: Any, loss_fn: Any, apply_fn: Any) -> None:
+    """Checks that there is something to compare functions by."""
+    if loss_fn is not None:
+        if apply_fn is not None:
+            raise ValueError("Got both loss_fn and apply_fn; expected one: loss_fn computes the outputs itself.")
+        return
+    if x is None:
+        raise ValueError("x is None and there is no loss_fn; expected inputs [examples, ...] or a loss of params.")
+    if apply_fn is None:
+        network.check_examples(arch, x)
+    elif jnp.ndim(x) < 1 or not jnp.size(x):
+        raise ValueError(f"x has shape {jnp.shape(x)}; expected one example or more, [examples, ...].")
+
+
+def _check_losses(found: Matching, ends: dict[str, Array]) -> None:
+    """Checks, where the values are known, that the search began from finite numbers."""
+    if not stacks.is_concrete((found, ends)):
+        return
+    for name, value in ends.items():
+        if not np.isfinite(value):
+            raise ValueError(
+                f"The loss or an output of {name} is {value}; expected finite numbers at both ends of the segment. "
+                "Check that network on the data."
+            )
+    if found.start_loss is not None and not np.isfinite(found.start_loss):
+        raise ValueError(
+            f"The loss at the start is {found.start_loss}; expected a finite number. Begin at another start."
+        )

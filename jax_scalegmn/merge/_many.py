@@ -1,0 +1,138 @@
+"""Many networks into one, each searched against the mean of those before it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from jax_scalegmn import matching, stacks, symmetry
+from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.symmetry import Element
+from jax_scalegmn.types import Key, Params
+
+
+class Many(NamedTuple):
+    """The result of `merge_many`.
+
+    >>> from jax_scalegmn.merge import Many
+    >>> Many._fields
+    ('params', 'elements', 'losses', 'start_losses', 'evaluations')
+
+    Attributes:
+      params: The merged network, the mean of the moved ones.
+      elements: The element that moves each network, with a leading axis [networks]; act(element, network) keeps its
+        function.
+      losses: What each network's last search reached; 0 for the first network without a last round.
+      start_losses: The loss that each of these searches began with.
+      evaluations: How many times each network's objective was computed, over all its searches.
+    """
+
+    params: Any
+    elements: Element
+    losses: Float[Array, "*batch networks"]
+    start_losses: Float[Array, "*batch networks"]
+    evaluations: Int[Array, "*batch networks"]
+
+
+def merge_many(
+    arch: Architecture,
+    stack: Params,
+    x: ArrayLike | None,
+    key: Key,
+    *,
+    order: Sequence[int] | None = None,
+    last_round: bool = False,
+    **options: Any,
+) -> Many:
+    """Merges N networks into one: the k-th is searched against the mean of those before it, at t = 1 / (k + 1).
+
+    The search is `matching.search_matching`, at the very point at which the network joins the mean; it begins at weight
+    matching. The result is one good mean, and no frame: a merge of some of the moved networks can be a bad one.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((1, 2, 1), "gelu")
+    >>> stack = jax.vmap(lambda key: sg.network.init(arch, key))(jax.random.split(jax.random.key(0), 3))
+    >>> many = sg.merge.merge_many(arch, stack, jax.numpy.linspace(-1, 1, 4)[:, None], jax.random.key(1), max_sweeps=1)
+    >>> bool((many.losses <= many.start_losses).all()), many.params["Dense_0"]["kernel"].shape
+    (True, (1, 2))
+
+    Args:
+      arch: The architecture of all networks.
+      stack: At least 2 networks, every array with a leading axis [networks].
+      x: The inputs on which functions are compared, [examples, ...], as for `matching.search_matching`.
+      key: Consumed by the searches.
+      order: The places of the networks in the order in which they join; None for that of the stack. The first keeps its
+        element, the identity.
+      last_round: Whether each network is searched once more, from its element, against the mean of all others.
+      **options: As in `matching.search_matching`, except `times` and `start`.
+
+    Returns:
+      The merged network, in the dtypes of the networks, with their elements in the order of the stack.
+
+    Raises:
+      ValueError: As `matching.search_matching`, on fewer than 2 networks, an order that does not have every place once,
+        or the options `times` and `start`.
+    """
+    count = stacks.count(stack, least=2)
+    places = list(range(count)) if order is None else [int(place) for place in order]
+    if sorted(places) != list(range(count)):
+        raise ValueError(f"order is {order}; expected every number from 0 to {count - 1} once.")
+    if taken := {"times", "start"} & options.keys():
+        raise ValueError(f"The options have {sorted(taken)}; expected neither times nor start: merge_many sets them.")
+    wide = stacks.member(stacks.at_least_float32(dict(stack)), jnp.asarray(places))
+
+    def run(wide: Params, x: Any, key: Key) -> Many:
+        join_key, round_key = jax.random.split(key)
+        many = _join_all(arch, wide, x, join_key, options)
+        return _again(arch, wide, many, x, round_key, options) if last_round else many
+
+    many = jax.jit(run)(wide, x, key)
+    back = jnp.argsort(jnp.asarray(places))
+    params = jax.tree.map(lambda mean, leaf: mean.astype(jnp.asarray(leaf).dtype), many.params, dict(stack))
+    return Many(params, *stacks.member(tuple(many[1:]), back))
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _join_all(arch: Architecture, stack: Params, x: Any, key: Key, options: dict[str, Any]) -> Many:
+    """The networks in the order of the stack, each joined to the mean of those before it."""
+    first = stacks.member(stack, 0)
+
+    def join(mean: Params, inputs: tuple[Params, Array, Key]) -> tuple[Params, tuple[Any, ...]]:
+        params, before, key = inputs
+        t = 1 / (before + 1)
+        found = matching.search_matching(arch, params, mean, x, key, times=t[None], **options)
+        moved = symmetry.act(arch, found.element, params)
+        return stacks.lerp(mean, moved, t), (found.element, found.loss, found.start_loss, found.evaluations)
+
+    rest = jax.tree.map(lambda leaf: leaf[1:], stack)
+    befores = jnp.arange(1, stacks.count(stack))
+    mean, found = jax.lax.scan(join, first, (rest, befores, jax.random.split(key, len(befores))))
+    begin = (symmetry.identity(arch), *(jnp.zeros((), values.dtype) for values in found[1:]))
+
+    def with_first(one: Array, others: Array) -> Array:
+        return jnp.concatenate([one[None].astype(others.dtype), others])
+
+    return Many(mean, *jax.tree.map(with_first, begin, found))
+
+
+def _again(arch: Architecture, stack: Params, many: Many, x: Any, key: Key, options: dict[str, Any]) -> Many:
+    """Each network in turn searched once more, against the mean of all others as they are moved so far."""
+    count = stacks.count(stack)
+    share = jnp.asarray(1 / count)
+
+    def again(mean: Params, inputs: tuple[Params, Element, Array, Key]) -> tuple[Params, tuple[Any, ...]]:
+        params, element, evaluations, key = inputs
+        moved = symmetry.act(arch, element, params)
+        others = stacks.lerp(moved, mean, count / (count - 1))
+        found = matching.search_matching(arch, params, others, x, key, start=element, times=share[None], **options)
+        mean = stacks.lerp(others, symmetry.act(arch, found.element, params), share)
+        return mean, (found.element, found.loss, found.start_loss, evaluations + jnp.asarray(found.evaluations))
+
+    each = (stack, many.elements, many.evaluations, jax.random.split(key, count))
+    mean, (elements, losses, start_losses, evaluations) = jax.lax.scan(again, many.params, each)
+    return Many(mean, elements, losses, start_losses, evaluations)

@@ -1,0 +1,243 @@
+"""Search matching: never above its start, exact at both ends, better than weights on independently fitted networks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_scalegmn as sg
+from jax_scalegmn import matching, merge, network, stacks, symmetry
+from jax_scalegmn.matching import _differentiable, _exchanges
+
+SIREN = sg.siren((2, 6, 6, 1), w0=10.0, offset=0.5)
+RELU = sg.mlp((3, 4, 5, 2), "relu")
+NONE = sg.mlp((3, 4, 2), "gelu")
+X = jnp.asarray(network.coordinates(5, 5)).reshape(-1, 2)
+DATA = jax.random.normal(jax.random.key(9), (16, 3))
+
+
+def networks(arch, count, seed=0):
+    return jax.vmap(functools.partial(network.init, arch))(jax.random.split(jax.random.key(seed), count))
+
+
+def outputs(arch, params, x):
+    return jax.vmap(functools.partial(network.apply, arch, params))(x)
+
+
+@functools.cache
+def fitted():
+    """Two independent fits of each of three images."""
+    yy, xx = np.mgrid[:5, :5] / 4
+    images = np.stack([xx * yy, np.sin(3 * xx + yy) ** 2, (xx - yy) ** 2]).astype(np.float32)
+    zoo = sg.zoo.fit_images(SIREN, images, np.arange(3), image_index=np.repeat(np.arange(3), 2), num_steps=200)
+    return [jax.tree.map(lambda leaf, k=k: jnp.asarray(leaf)[k::2], zoo.params) for k in (0, 1)]
+
+
+@functools.cache
+def found():
+    """The pairs, their weight matchings and the searches from there: vmapped, and one by one."""
+    target, params = fitted()
+    keys = jax.random.split(jax.random.key(0), 3)
+    weights = jax.jit(jax.vmap(functools.partial(matching.weight_matching, SIREN)))(params, target)
+    search = jax.jit(lambda p, t, key, start: matching.search_matching(SIREN, p, t, X, key, start=start))
+    return weights, jax.jit(jax.vmap(search))(params, target, keys, weights.element), search, keys
+
+
+def middle_error(element):
+    target, params = fitted()
+    moved = jax.vmap(functools.partial(symmetry.act, SIREN))(element, params)
+    middle = jax.vmap(functools.partial(outputs, SIREN, x=X))(merge.lerp(target, moved, 0.5))
+    ends = [jax.vmap(functools.partial(outputs, SIREN, x=X))(stack) for stack in (target, params)]
+    return jnp.square(middle - (ends[0] + ends[1]) / 2).mean()
+
+
+def check_valid(arch, element):
+    symmetry.check(arch, element)
+    for neurons in arch.hidden:
+        assert sorted(np.asarray(element.permutation[neurons.name]).tolist()) == list(range(neurons.width))
+        scale = np.asarray(element.scale[neurons.name])
+        allowed = {"sign": np.abs(scale) == 1, "positive": scale > 0, "permutation": scale == 1}
+        assert allowed[neurons.scaling.value].all()
+
+
+def test_search_is_never_above_its_start_and_says_what_it_took():
+    weights, searched, _, _ = found()
+    assert (searched.loss <= searched.start_loss).all()
+    assert (searched.loss < 0.9 * searched.start_loss).any()
+    # One for the start, then by neuron 4 partners with 4 signs each.
+    assert (searched.evaluations == 1 + searched.sweeps * 12 * 4 * 4).all()
+    assert weights.loss is None
+
+
+def test_search_beats_weights_on_independent_fits_and_chance_does_not():
+    weights, searched, _, keys = found()
+    assert middle_error(searched.element) < 0.8 * middle_error(weights.element)
+    # The negative control: elements that nothing was searched by.
+    drawn = jax.vmap(functools.partial(symmetry.random, SIREN))(keys)
+    assert middle_error(drawn) > middle_error(weights.element)
+
+
+def test_end_points_are_exact():
+    _, searched, _, _ = found()
+    _, params = fitted()
+    moved = jax.vmap(functools.partial(symmetry.act, SIREN))(searched.element, params)
+    render = jax.vmap(functools.partial(outputs, SIREN, x=X))
+    np.testing.assert_allclose(render(moved), render(params), atol=1e-5)
+    for index in range(3):
+        check_valid(SIREN, stacks.member(searched.element, index))
+
+
+def test_vmapped_equals_one_by_one():
+    weights, searched, search, keys = found()
+    target, params = fitted()
+    pairs = (stacks.member((params, target), 1), keys[1], stacks.member(weights.element, 1))
+    single = search(*pairs[0], *pairs[1:])
+    jax.tree.map(np.testing.assert_array_equal, single.element.permutation, stacks.member(searched, 1).element[0])
+    np.testing.assert_allclose(single.loss, searched.loss[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("arch", [SIREN, RELU, NONE], ids=["sign", "positive", "permutation"])
+def test_the_change_of_two_neurons_is_what_a_whole_pass_says(arch, monkeypatch):
+    """Two routes to one number: all exchanges with a neuron at once, and each as a network of its own."""
+    params, target = (stacks.member(networks(arch, 2), index) for index in (0, 1))
+    x = X if arch is SIREN else DATA
+    signs = np.asarray([[1, 1], [1, -1], [-1, 1], [-1, -1]] if arch is SIREN else [[1, 1]], np.float32)
+    start = symmetry.random(arch, jax.random.key(3))
+    partners = jnp.arange(4)
+    losses = []
+    for chain in (_exchanges._chain, lambda arch: []):
+        monkeypatch.setattr(_exchanges, "_chain", chain)
+
+        def of(params, target):
+            pair, first = _differentiable._begin(arch, params, target, start)
+            points = jnp.asarray([0.3, 0.5])
+            objective = _exchanges.objective(pair, x, points, matching.squared_error, None, None)
+            each = [objective.exchanged(first, n.name, jnp.asarray(1), partners, signs) for n in arch.hidden]
+            return objective.loss(first), each
+
+        losses.append(jax.jit(of)(params, target))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), *losses)
+    if arch is not SIREN:  # a neuron exchanged with itself
+        np.testing.assert_allclose(losses[0][1][0][1, 0], losses[0][0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("arch", [RELU, NONE], ids=["positive", "permutation"])
+def test_a_planted_element_is_kept_at_loss_0_in_any_gauge(arch):
+    params = stacks.member(networks(arch, 1), 0)
+    planted = symmetry.random(arch, jax.random.key(5))
+    target = symmetry.act(arch, planted, params)
+    search = functools.partial(matching.search_matching, arch, params, target, DATA, jax.random.key(0), max_sweeps=3)
+    kept = search(start=planted)
+    assert float(kept.loss) < 1e-9
+    check_valid(arch, kept.element)
+    # The merged function, not the params: neurons that are silent on the data cannot be told apart.
+    aligned = symmetry.act(arch, kept.element, params)
+    middle = outputs(arch, merge.lerp(target, aligned, 0.5), DATA)
+    np.testing.assert_allclose(middle, outputs(arch, target, DATA), rtol=1e-3, atol=1e-4)
+
+
+def test_a_planted_exchange_is_found():
+    params = stacks.member(networks(NONE, 1), 0)
+    planted = symmetry.Element({"hidden_0": jnp.array([2, 1, 0, 3])}, {"hidden_0": jnp.ones(4)})
+    target = symmetry.act(NONE, planted, params)
+    start = matching.unmatched(NONE, params, target)  # a matching, which holds the identity
+    result = matching.search_matching(NONE, params, target, DATA, jax.random.key(0), start=start)
+    assert float(result.start_loss) > 1e-4
+    assert float(result.loss) < 1e-9
+    assert bool(result.converged)
+    assert result.element.permutation["hidden_0"].tolist() == [2, 1, 0, 3]
+
+
+def test_own_losses_functions_annealing_and_wide_layers():
+    params, target = (stacks.member(networks(NONE, 2), index) for index in (0, 1))
+    start, key = symmetry.identity(NONE), jax.random.key(0)
+    search = functools.partial(matching.search_matching, NONE, params, target, start=start, max_sweeps=3)
+    labels = jnp.arange(16) % 2
+    run = functools.partial(outputs, NONE)
+
+    def loss_fn(params):
+        return -jax.nn.log_softmax(run(params, DATA))[jnp.arange(16), labels].mean()
+
+    by_loss = search(None, key, loss_fn=loss_fn)
+    moved = symmetry.act(NONE, by_loss.element, params)
+    path = [float(loss_fn(merge.lerp(target, moved, t))) for t in (0.25, 0.5, 0.75)]
+    np.testing.assert_allclose(by_loss.loss, np.mean(path), rtol=1e-4)
+    assert by_loss.loss <= by_loss.start_loss
+    options = {
+        "function": {"apply_fn": run, "distance": matching.cross_entropy},
+        "annealing": {"temperature": 0.5},
+        "wide": {"candidates": 1},
+    }
+    for name, option in options.items():
+        result = search(DATA, key, **option)
+        assert result.loss <= result.start_loss, name
+    assert int(search(DATA, key, candidates=1).evaluations) in {1 + 4 * sweeps for sweeps in (1, 2, 3)}
+
+
+def test_bad_input_is_named():
+    params, target = (stacks.member(networks(NONE, 2), index) for index in (0, 1))
+    search = functools.partial(matching.search_matching, NONE, params, target)
+    key, start = jax.random.key(0), symmetry.identity(NONE)
+    with pytest.raises(ValueError, match=r"x is None and there is no loss_fn; expected inputs"):
+        search(None, key)
+    with pytest.raises(ValueError, match=r"x has shape \(16, 2\).*expects one example or more"):
+        search(DATA[:, :2], key)
+    with pytest.raises(ValueError, match=r"both loss_fn and apply_fn"):
+        search(None, key, loss_fn=lambda p: 0.0, apply_fn=lambda p, x: x)
+    with pytest.raises(ValueError, match=r"times are \(1.5,\)"):
+        search(DATA, key, times=(1.5,))
+    with pytest.raises(ValueError, match=r"candidates is 0"):
+        search(DATA, key, candidates=0)
+    with pytest.raises(ValueError, match=r"temperature is -1"):
+        search(DATA, key, temperature=-1.0)
+    with pytest.raises(ValueError, match=r"element.permutation has layers"):
+        search(DATA, key, start=symmetry.identity(RELU))
+    broken = jax.tree.map(lambda leaf: leaf * 1e30, params)
+    with pytest.raises(ValueError, match=r"an output of params is .*; expected finite numbers at both ends"):
+        matching.search_matching(NONE, broken, target, DATA * 1e30, key, start=start)
+
+
+def test_best_of_keeps_the_lowest_loss_on_data():
+    params = stacks.member(networks(NONE, 1), 0)
+    target = symmetry.act(NONE, symmetry.random(NONE, jax.random.key(1)), params)
+    run = functools.partial(outputs, NONE, x=DATA)
+
+    def loss_fn(merged):
+        return jnp.square(run(merged) - run(target)).mean()
+
+    methods = [functools.partial(method, NONE) for method in (matching.unmatched, matching.canonical_matching)]
+    methods.append(lambda p, t: matching.unmatched(NONE, p, t)._replace(similarity=jnp.asarray(9.0)))
+    choice = jax.jit(lambda p, t: matching.best_of(NONE, p, t, methods, loss_fn))(params, target)
+    assert int(choice.best) == 1
+    assert choice.losses.shape == (3,)
+    assert float(choice.matching.loss) == float(choice.losses[1]) < 1e-9 < float(choice.losses[0])
+    with pytest.raises(ValueError, match=r"Got 0 methods"):
+        matching.best_of(NONE, params, target, [], loss_fn)
+    with pytest.raises(ValueError, match=r"losses are .*; expected a finite one"):
+        matching.best_of(NONE, params, target, methods[:1], lambda p: jnp.nan * run(p).mean())
+
+
+@pytest.mark.parametrize("last_round", [False, True])
+def test_many_networks_become_their_mean(last_round):
+    stack = networks(NONE, 3)
+    merge_many = functools.partial(merge.merge_many, NONE, stack, DATA, jax.random.key(0))
+    many = merge_many(order=(2, 0, 1), last_round=last_round, max_sweeps=2)
+    moved = jax.vmap(functools.partial(symmetry.act, NONE))(many.elements, stack)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), merge.average(moved), many.params)
+    run = jax.vmap(functools.partial(outputs, NONE, x=DATA))
+    np.testing.assert_allclose(run(moved), run(stack), atol=1e-5)
+    assert (many.losses <= many.start_losses).all()
+    if not last_round:  # the first of the order is where the others go
+        assert many.elements.permutation["hidden_0"][2].tolist() == [0, 1, 2, 3]
+        assert many.losses[2] == 0
+
+
+def test_bad_input_of_many_is_named():
+    stack = networks(NONE, 3)
+    merge_many = functools.partial(merge.merge_many, NONE, stack, DATA, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"order is \(0, 0, 1\); expected every number from 0 to 2 once"):
+        merge_many(order=(0, 0, 1))
+    with pytest.raises(ValueError, match=r"neither times nor start"):
+        merge_many(times=(0.5,))
