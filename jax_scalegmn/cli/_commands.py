@@ -120,6 +120,10 @@ def _merge(
     left = merge.uncorrected(arch) if options.repair else {}
     for name, reason in left.items():
         print(f"not repaired  {name}: {reason}")
+    losses = {}
+    if options.method == "search":
+        assert data is not None  # _options.check refuses it
+        losses = {"losses": _print_search(arch, originals, merged, data)}
     difference = _report.function_change(arch, originals[0], merged, inputs)
     if difference is not None:
         print(f"merged        differs from {options.networks[0]} by {difference:.2g} of its largest output")
@@ -128,6 +132,7 @@ def _merge(
     settings = {name: getattr(options, name) for name in ("method", "scale", "frame", "interpolate", "repair")}
     return {
         **settings,
+        **losses,
         "weights": weights,
         "networks": rows,
         "difference_from_first": difference,
@@ -169,6 +174,9 @@ def _align_to_one_frame(
             for element, similarity in zip(elements, frame.similarity, strict=True)
         ]
         return frame.mean, results
+    if options.method == "search":
+        assert data is not None  # _options.check refuses it
+        return _searched_together(options, arch, originals, data)
     first = originals[0]
     unmoved = matching.unmatched(arch, first, first)
     return first, [unmoved, *(_match(options, arch, params, first, data) for params in originals[1:])]
@@ -188,10 +196,44 @@ def _match(
         case "straight-through":
             assert data is not None  # _options.check refuses it
             return _straight_through(options, arch, params, target, data)
+        case "search":
+            assert data is not None  # _options.check refuses it
+            return matching.search_matching(arch, params, target, data.x[:_NUM_COMPARED], jax.random.key(options.seed))
         case "canonical":
             return matching.canonical_matching(arch, params, target)
         case "none":
             return matching.unmatched(arch, params, target)
+
+
+def _searched_together(
+    options: Merge, arch: Architecture, originals: list[Params], data: LabeledExamples
+) -> tuple[Params, list[Matching]]:
+    """The first network, and the matchings with which each joins the mean of those before it."""
+    x, key = data.x[:_NUM_COMPARED], jax.random.key(options.seed)
+    many = merge.merge_many(arch, stacks.stack(*originals), x, key)
+    results = []
+    for index, params in enumerate(originals):
+        element, loss, start_loss, evaluations = stacks.member(tuple(many[1:]), index)
+        similarity = matching.similarity(arch, _act(arch, element, params), originals[0])
+        results.append(Matching(element, similarity, jnp.asarray(1), jnp.asarray(True), loss, start_loss, evaluations))
+    return originals[0], results
+
+
+def _print_search(
+    arch: Architecture, originals: list[Params], merged: Params, data: LabeledExamples
+) -> dict[str, float]:
+    """The squared errors to the mean of all networks' outputs: of the first, the last, naive merging and this one."""
+    x = data.x[:_NUM_COMPARED]
+
+    def outputs(params: Params) -> jax.Array:
+        return jax.vmap(lambda one: network.apply(arch, params, one))(x)
+
+    stack = stacks.stack(*originals)
+    expected = jax.lax.map(outputs, stack).mean(0)
+    networks = {"first": originals[0], "last": originals[-1], "naive": merge.average(stack), "merged": merged}
+    losses = {name: float(matching.squared_error(outputs(params), expected)) for name, params in networks.items()}
+    print("loss          " + ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items()))
+    return losses
 
 
 def _straight_through(

@@ -49,10 +49,12 @@ class Alignment(Common):
 
     out: Path
     """The file that the resulting network is written to. It gets the format, names and dtypes of the first network."""
-    method: Literal["weights", "activations", "sinkhorn", "straight-through", "canonical", "none"] = "weights"
+    method: Literal["weights", "activations", "sinkhorn", "straight-through", "search", "canonical", "none"] = "weights"
     """How networks are aligned. weights compares their weights; activations compares their activations on --data;
     sinkhorn takes gradient steps on relaxed permutations; straight-through lowers the merged classifier's loss on
-    --data; canonical brings each network to its canonical form; none leaves them unaligned."""
+    --data; search exchanges neurons until the merged network's outputs on --data are close to the networks' own, and
+    merge then brings each next to the mean of those before it; canonical brings each network to its canonical form;
+    none leaves them unaligned."""
     scale: bool = True
     """Align with signs and positive scales as well as permutations."""
 
@@ -151,7 +153,7 @@ def _check_module(options: Common) -> None:
 
 
 def _check_alignment(options: Alignment) -> None:
-    if options.method in ("activations", "straight-through") and options.data is None:
+    if options.method in ("activations", "straight-through", "search") and options.data is None:
         raise ValueError(f"--method {options.method} needs examples: pass --data x.npz.")
     if not options.scale and options.method not in ("weights", "activations"):
         raise ValueError(f"--no-scale goes with --method weights or activations, got {options.method}. Leave it out.")
@@ -166,6 +168,11 @@ def _check_merge(options: Merge) -> None:
         raise ValueError(f"--frame mean goes with --method weights, got {options.method}. Use --frame first.")
     if options.interpolate == "slerp" and len(options.networks) > 2:
         raise ValueError(f"--interpolate slerp is between two networks, got {len(options.networks)}. Use lerp.")
+    if options.method == "search" and (options.t is not None or options.weights or options.interpolate != "lerp"):
+        raise ValueError(
+            "--method search merges with equal weights and lerp; expected no --t, --weights or --interpolate. Leave "
+            "them out."
+        )
     if options.repair and options.data is None:
         raise ValueError("--repair needs examples: pass --data x.npz.")
     merge_weights(options)
