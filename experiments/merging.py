@@ -61,6 +61,12 @@ class MatchConfig:
     """The number of steps of Sinkhorn matching and of straight-through matching."""
     batch_size: int = 128
     """The number of training images of one step of straight-through matching."""
+    search_examples: int = 256
+    """The number of training images on which networks are compared in search matching, without their labels."""
+    search_sweeps: int = 3
+    """The most sweeps over all neurons of search matching."""
+    search_candidates: int = 16
+    """The most exchanges that a step of search matching tries."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +142,7 @@ PRESETS = {
             test_images=50,
             points=3,
             train=TrainConfig(epochs=2, batch_size=32),
-            match=MatchConfig(64, steps=3, batch_size=32),
+            match=MatchConfig(64, steps=3, batch_size=32, search_examples=8, search_sweeps=1, search_candidates=2),
         ),
     ),
 }
@@ -296,6 +302,19 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
     def by_weights(params: Params, target: Params, key: Key, **options: Any) -> Matching:
         return matching.weight_matching(arch, params, target, **options)
 
+    def search(params: Params, target: Params, key: Key) -> Matching:
+        return matching.search_matching(
+            arch,
+            params,
+            target,
+            x[: settings.search_examples],
+            key,
+            distance=matching.cross_entropy,
+            times=(0.5,),
+            candidates=settings.search_candidates,
+            max_sweeps=settings.search_sweeps,
+        )
+
     return {
         "naive": Method("naive", naive),
         "canonical": Method("canonical form", closed_form),
@@ -304,6 +323,7 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
         "activations": Method("activations", by_activations),
         "sinkhorn": Method("Sinkhorn", sinkhorn),
         "straight_through": Method("straight-through", straight_through),
+        "search": Method("search", search),
     }
 
 

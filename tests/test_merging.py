@@ -28,7 +28,8 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert results["config"] == runs.plain(config)
     (one,) = results["pairs"].values()
     assert set(one["methods"]) == {
-        *("naive", "canonical", "weights_permutation", "weights", "activations", "sinkhorn", "straight_through")
+        *("naive", "canonical", "weights_permutation", "weights", "activations", "sinkhorn", "straight_through"),
+        "search",
     }
     for method in one["methods"].values():
         assert len(method["pairs"]) == config.pairs
