@@ -211,14 +211,24 @@ def test_straight_through_lowers_the_loss_of_the_merged_classifier(tmp_path, cap
 
 def test_search_merges_networks_by_what_they_compute(tmp_path, capsys):
     paths, _ = pair(tmp_path, "bare.msgpack", MLP, extra=1)
-    data(tmp_path / "x.npz", MLP)
-    command = ("merge", *paths, "--out", tmp_path / "m.msgpack", *RELU, "--data", tmp_path / "x.npz")
-    code, out, _ = run(capsys, *command, "--method", "search", "--json", tmp_path / "m.json")
-    losses = json.loads((tmp_path / "m.json").read_text())["losses"]
-    assert code == 0
-    assert losses.keys() == {"first", "last", "naive", "merged"}
-    assert losses["merged"] < losses["naive"]
-    assert f"merged {losses['merged']:.4g}" in out
+    labels, inputs = tmp_path / "labels.npz", tmp_path / "x.npz"
+    np.savez(inputs, x=np.asarray(data(labels, MLP)))
+    command = ("merge", *paths, "--out", tmp_path / "m.msgpack", *RELU, "--method", "search", "--overwrite")
+    command += ("--json", tmp_path / "m.json")
+    for file, option, distance in (
+        (inputs, (), "squared-error"),
+        (labels, (), "cross-entropy"),  # the data of a classifier
+        (labels, ("--distance", "squared-error"), "squared-error"),
+    ):
+        code, out, _ = run(capsys, *command, "--data", file, *option)
+        summary = json.loads((tmp_path / "m.json").read_text())
+        losses = summary["losses"]
+        assert code == 0
+        assert summary["distance"] == distance
+        assert losses.keys() == {"first", "last", "naive", "merged"}
+        assert losses["merged"] < losses["naive"]
+        assert f"{distance}  first" in out
+        assert f"merged {losses['merged']:.4g}" in out
 
 
 def test_half_and_double_precision_are_kept(tmp_path, capsys):
@@ -402,6 +412,7 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
         ("frequency of sines", (*both, "--activation", "sine")),
         ("--method activations needs", (*both, *RELU, "--method", "activations")),
         ("--method straight-through needs examples", (*both, *RELU, "--method", "straight-through")),
+        ("--distance goes with --method search", (*both, *RELU, "--distance", "cross-entropy")),
         ("--method search needs examples", (*both, *RELU, "--method", "search")),
         ("expected no --t", (*both, *RELU, "--method", "search", "--t", "0.3", "--data", tmp_path / "nan.npz")),
         ("--no-scale goes with", (*both, *RELU, "--method", "sinkhorn", "--no-scale")),

@@ -108,6 +108,13 @@ FUNCTIONS = {
     "matching.sinkhorn_matching": lambda a, b, stack, f: sg.matching.sinkhorn_matching(
         ARCH, a, b, KEY, loss_fn=loss(f), num_steps=2
     ),
+    "matching.search_matching": lambda a, b, stack, f: sg.matching.search_matching(
+        ARCH, a, b, None, KEY, loss_fn=loss(f), start=ELEMENT, max_sweeps=1
+    ),
+    "matching.best_of": lambda a, b, stack, f: sg.matching.best_of(
+        ARCH, a, b, [functools.partial(sg.matching.unmatched, ARCH)], loss(f)
+    ),
+    "merge.merge_many": lambda a, b, stack, f: sg.merge.merge_many(ARCH, stack, X, KEY, max_sweeps=1).params,
     "merge.lerp": lambda a, b, stack, f: sg.merge.lerp(a, b, 0.25),
     "merge.slerp": lambda a, b, stack, f: sg.merge.slerp(a, b, 0.25),
     "merge.average": lambda a, b, stack, f: sg.merge.average(stack),

@@ -338,8 +338,59 @@ def test_sinkhorn_refuses_knobs_that_are_not_positive(name, value):
 
 def test_sinkhorn_refuses_a_key_that_nothing_would_use():
     params = support.random_params(TANH)
-    with pytest.raises(ValueError, match="expected a loss_fn with it"):
+    with pytest.raises(ValueError, match="expected loss_fn or x with it"):
         sinkhorn_matching(TANH, params, params, jax.random.key(0))
+
+
+def test_objectives_that_miss_or_exclude_each_other_are_named():
+    params, x, key = support.random_params(TANH), jnp.zeros((3, 2)), jax.random.key(0)
+    with pytest.raises(ValueError, match="Got x without a key"):
+        sinkhorn_matching(TANH, params, params, x=x)
+    with pytest.raises(ValueError, match="Got both loss_fn and x"):
+        sinkhorn_matching(TANH, params, params, key, x=x, loss_fn=zero_loss)
+    through = functools.partial(straight_through_matching, TANH, params, params)
+    with pytest.raises(ValueError, match="Got x without a key"):
+        through(x=x)
+    with pytest.raises(ValueError, match=r"x has shape \(3, 1\).*expects one example or more"):
+        through(x=x[:, :1], key=key)
+    for mixture in (
+        {},
+        {"loss_fn": zero_loss},
+        {"batches": x, "x": x, "key": key},
+        {"loss_fn": zero_loss, "batches": x, "key": key},
+        {"loss_fn": zero_loss, "batches": x, "num_steps": 3},
+    ):
+        with pytest.raises(ValueError, match="Got a mixture of loss_fn and batches with x"):
+            through(**mixture)
+
+
+@pytest.mark.parametrize("name", ["sinkhorn", "straight-through"])
+def test_without_labels_the_merged_function_comes_close_to_both(name):
+    params, target, _, (x, _) = regression()
+    match = {
+        "sinkhorn": functools.partial(sinkhorn_matching, learning_rate=0.2),
+        "straight-through": straight_through_matching,
+    }[name]
+    options = {"num_steps": 40, "assign": assignment.scipy}
+    run = jax.vmap(functools.partial(network.apply, TANH), (None, 0))
+
+    @jax.jit
+    @jax.vmap
+    def gaps(params, target, key):
+        """The mean error to the interpolated outputs, aligned by the weights and from there by the function."""
+        start = matching.weight_matching(TANH, params, target, assign=assignment.scipy).element
+        found = match(TANH, params, target, x=x, key=key, start=start, **options)
+        ends = run(target, x), run(params, x)
+
+        def gap(element, t):
+            merged = merge.lerp(target, symmetry.act(TANH, element, params), t)
+            return jnp.square(run(merged, x) - (1 - t) * ends[0] - t * ends[1]).mean()
+
+        return jnp.stack([jnp.mean(jnp.stack([gap(e, t) for t in TIMES])) for e in (start, found.element)])
+
+    before, after = gaps(params, target, jax.random.split(jax.random.key(0), 8)).T
+    assert (after <= before * (1 + 1e-4) + 1e-9).all()
+    assert after.mean() < 0.9 * before.mean()
 
 
 @pytest.mark.parametrize(

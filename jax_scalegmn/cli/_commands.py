@@ -5,6 +5,7 @@ This is the one module of the library that prints results.
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +124,7 @@ def _merge(
     losses = {}
     if options.method == "search":
         assert data is not None  # _options.check refuses it
-        losses = {"losses": _print_search(arch, originals, merged, data)}
+        losses = _print_search(options, arch, originals, merged, data)
     difference = _report.function_change(arch, originals[0], merged, inputs)
     if difference is not None:
         print(f"merged        differs from {options.networks[0]} by {difference:.2g} of its largest output")
@@ -198,7 +199,9 @@ def _match(
             return _straight_through(options, arch, params, target, data)
         case "search":
             assert data is not None  # _options.check refuses it
-            return matching.search_matching(arch, params, target, data.x[:_NUM_COMPARED], jax.random.key(options.seed))
+            x, key = data.x[:_NUM_COMPARED], jax.random.key(options.seed)
+            distance = _distance(options, arch, data)
+            return matching.search_matching(arch, params, target, x, key, distance=distance)
         case "canonical":
             return matching.canonical_matching(arch, params, target)
         case "none":
@@ -210,20 +213,35 @@ def _searched_together(
 ) -> tuple[Params, list[Matching]]:
     """The first network, and the matchings with which each joins the mean of those before it."""
     x, key = data.x[:_NUM_COMPARED], jax.random.key(options.seed)
-    many = merge.merge_many(arch, stacks.stack(*originals), x, key)
-    results = []
-    for index, params in enumerate(originals):
-        element, loss, start_loss, evaluations = stacks.member(tuple(many[1:]), index)
-        similarity = matching.similarity(arch, _act(arch, element, params), originals[0])
-        results.append(Matching(element, similarity, jnp.asarray(1), jnp.asarray(True), loss, start_loss, evaluations))
+    many = merge.merge_many(arch, stacks.stack(*originals), x, key, distance=_distance(options, arch, data))
+    results = [matching.unmatched(arch, originals[0], originals[0])]
+    for index, params in enumerate(originals[1:], start=1):
+        one = stacks.member(many._replace(params={}), index)
+        similarity = matching.similarity(arch, _act(arch, one.elements, params), originals[0])
+        searched = (one.losses, one.start_losses, one.evaluations)
+        results.append(Matching(one.elements, similarity, one.sweeps, one.converged, *searched))
     return originals[0], results
 
 
+def _distance(options: Alignment, arch: Architecture, data: LabeledExamples) -> Callable[..., jax.Array]:
+    """How outputs are compared: --distance, or cross-entropy where the data have the labels of classes."""
+    classes = arch.neuron_layers[-1].width
+    labeled = data.y is not None and data.y.shape == data.x.shape[:1] and data.y.dtype.kind in "iu"
+    if options.distance == "cross-entropy" and classes < 2:
+        raise ValueError(
+            f"--distance cross-entropy is for the logits of classes, but {arch.name} has {classes} output; expected 2 "
+            "or more. Use squared-error."
+        )
+    if options.distance == "cross-entropy" or (options.distance == "auto" and labeled and classes > 1):
+        return matching.cross_entropy
+    return matching.squared_error
+
+
 def _print_search(
-    arch: Architecture, originals: list[Params], merged: Params, data: LabeledExamples
-) -> dict[str, float]:
-    """The squared errors to the mean of all networks' outputs: of the first, the last, naive merging and this one."""
-    x = data.x[:_NUM_COMPARED]
+    options: Merge, arch: Architecture, originals: list[Params], merged: Params, data: LabeledExamples
+) -> dict[str, Any]:
+    """The distances to the mean of all networks' outputs: of the first, the last, naive merging and this one."""
+    x, distance = data.x[:_NUM_COMPARED], _distance(options, arch, data)
 
     def outputs(params: Params) -> jax.Array:
         return jax.vmap(lambda one: network.apply(arch, params, one))(x)
@@ -231,9 +249,10 @@ def _print_search(
     stack = stacks.stack(*originals)
     expected = jax.lax.map(outputs, stack).mean(0)
     networks = {"first": originals[0], "last": originals[-1], "naive": merge.average(stack), "merged": merged}
-    losses = {name: float(matching.squared_error(outputs(params), expected)) for name, params in networks.items()}
-    print("loss          " + ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items()))
-    return losses
+    losses = {name: float(distance(outputs(params), expected)) for name, params in networks.items()}
+    name = distance.__name__.replace("_", "-")
+    print(f"{name}  " + ", ".join(f"{network} {loss:.4g}" for network, loss in losses.items()))
+    return {"distance": name, "losses": losses}
 
 
 def _straight_through(

@@ -55,6 +55,10 @@ class Alignment(Common):
     --data; search exchanges neurons until the merged network's outputs on --data are close to the networks' own, and
     merge then brings each next to the mean of those before it; canonical brings each network to its canonical form;
     none leaves them unaligned."""
+    distance: Literal["auto", "squared-error", "cross-entropy"] = "auto"
+    """How --method search compares outputs. squared-error is for values, cross-entropy for the logits of classifiers;
+    auto takes cross-entropy for networks of several outputs where --data has whole numbers y [N], the labels of
+    classes, and squared-error elsewhere. The labels themselves are not used."""
     scale: bool = True
     """Align with signs and positive scales as well as permutations."""
 
@@ -155,6 +159,8 @@ def _check_module(options: Common) -> None:
 def _check_alignment(options: Alignment) -> None:
     if options.method in ("activations", "straight-through", "search") and options.data is None:
         raise ValueError(f"--method {options.method} needs examples: pass --data x.npz.")
+    if options.distance != "auto" and options.method != "search":
+        raise ValueError(f"--distance goes with --method search, got {options.method}. Leave it out.")
     if not options.scale and options.method not in ("weights", "activations"):
         raise ValueError(f"--no-scale goes with --method weights or activations, got {options.method}. Leave it out.")
     if options.json is not None and options.json.absolute() == options.out.absolute():

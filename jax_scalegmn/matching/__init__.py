@@ -14,7 +14,8 @@ from jax_scalegmn.matching._frames import (
     pairwise,
     relative,
 )
-from jax_scalegmn.matching._search import cross_entropy, search_matching, squared_error
+from jax_scalegmn.matching._functions import cross_entropy, squared_error
+from jax_scalegmn.matching._search import search_matching
 from jax_scalegmn.matching._weights import (
     Matching,
     Start,

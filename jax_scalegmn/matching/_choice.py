@@ -22,7 +22,7 @@ class Choice(NamedTuple):
     ('matching', 'best', 'losses')
 
     Attributes:
-      matching: The best matching, with its `loss`; `start_loss` and `evaluations` are None.
+      matching: The best matching. Its `loss` is that of `losses`; `start_loss` and `evaluations` are None.
       best: Which method found it.
       losses: The loss of every method's merged network.
     """
@@ -47,19 +47,18 @@ def best_of(
     rank them: of two alignments of one pair, the less similar one can have the better midpoint. The loss should be on
     held-out data. A loss that is NaN is the worst.
 
-    >>> import functools
     >>> import jax
     >>> import jax_scalegmn as sg
     >>> arch = sg.mlp((2, 3, 1), "tanh")
     >>> target = sg.network.init(arch, jax.random.key(0))
-    >>> params = sg.symmetry.act(arch, sg.symmetry.random(arch, jax.random.key(1)), target)
-    >>> x = jax.random.normal(jax.random.key(2), (8, 2))
-    >>> outputs = lambda params: jax.vmap(lambda x: sg.network.apply(arch, params, x))(x)
-    >>> loss_fn = lambda params: ((outputs(params) - outputs(target)) ** 2).mean()
-    >>> both = (sg.matching.unmatched, sg.matching.canonical_matching)
-    >>> methods = [functools.partial(method, arch) for method in both]
-    >>> int(sg.matching.best_of(arch, params, target, methods, loss_fn).best)
-    1
+    >>> element = sg.symmetry.random(arch, jax.random.key(1))
+    >>> params = sg.symmetry.act(arch, sg.symmetry.inverse(arch, element), target)
+    >>> loss_fn = lambda params: sg.network.apply(arch, params, jax.numpy.ones(2)).sum() ** 2
+    >>> unmoved = lambda params, target: sg.matching.unmatched(arch, params, target)
+    >>> moved = lambda params, target: unmoved(params, target)._replace(element=element)
+    >>> choice = jax.jit(lambda: sg.matching.best_of(arch, params, target, (unmoved, moved), loss_fn))()
+    >>> bool(choice.matching.loss == choice.losses.min())
+    True
 
     Args:
       arch: The architecture of both networks.
@@ -82,7 +81,7 @@ def best_of(
 
     def loss_of(matching: Matching) -> Array:
         moved = symmetry.act(arch, matching.element, params)
-        return jax.lax.map(lambda t: loss_fn(stacks.lerp(dict(target), moved, t)), points).mean()
+        return jax.lax.map(lambda t: loss_fn(stacks.lerp(target, moved, t)), points).mean()
 
     losses = jnp.stack([loss_of(matching) for matching in matchings])
     if stacks.is_concrete(losses) and not np.isfinite(losses).any():
@@ -92,6 +91,7 @@ def best_of(
     def chosen(*values: Any) -> Any:
         return jnp.stack([jnp.asarray(value) for value in values])[index]
 
-    common = [tuple(matching[:4]) for matching in matchings]
-    element, similarity, sweeps, converged = jax.tree.map(chosen, *common)
-    return Choice(Matching(element, similarity, sweeps, converged, losses[index]), index, losses)
+    # A matching's own loss is no loss that others have.
+    common = [matching._replace(loss=None, start_loss=None, evaluations=None) for matching in matchings]
+    best = jax.tree.map(chosen, *common)
+    return Choice(best._replace(loss=losses[index]), index, losses)

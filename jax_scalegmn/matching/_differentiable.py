@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, ArrayLike, Bool, Int
 
 from jax_scalegmn import architecture, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, Scaling
-from jax_scalegmn.matching import _relaxation, _weights
+from jax_scalegmn.matching import _functions, _relaxation, _weights
+from jax_scalegmn.matching._functions import Distance, squared_error
 from jax_scalegmn.matching._weights import Matching
 from jax_scalegmn.matching.assignment import Assign
 from jax_scalegmn.symmetry import BalancedPair, Element
@@ -37,6 +38,8 @@ def sinkhorn_matching(
     key: Key | None = None,
     *,
     loss_fn: Callable[[Any], Array] | None = None,
+    x: ArrayLike | None = None,
+    distance: Distance = squared_error,
     start: Element | None = None,
     num_steps: int = 200,
     learning_rate: float = 0.1,
@@ -56,7 +59,8 @@ def sinkhorn_matching(
     one it is linear in each layer's matrix and gains nothing by staying soft, while |target - act|^2 would, because
     soft matrices shrink a network. With `loss_fn` the objective is the loss on the segment between target and the moved
     network: at its midpoint, or, with a key, at one uniform point of it in every step, judged by the mean over four
-    points (C_Mid and C_Rnd of the paper).
+    points (C_Mid and C_Rnd of the paper). With inputs x the loss needs no labels: the distance of what the network at t
+    computes to (1 - t) f(target) + t f(params), as in `search_matching`, at random points.
 
     It needs ott-jax: `pip install "jax-scalegmn[sinkhorn]"`.
 
@@ -73,8 +77,10 @@ def sinkhorn_matching(
       arch: The architecture of both networks.
       params: The network to transform.
       target: The network to come close to.
-      key: Consumed by the random points of the segment; without it the loss is taken at the midpoint.
-      loss_fn: Maps params to a scalar; None for the distance of the weights, without data.
+      key: Consumed by the random points of the segment; without it `loss_fn` is taken at the midpoint. x needs it.
+      loss_fn: Maps params to a scalar; None, without x too, for the distance of the weights, without data.
+      x: The inputs on which functions are compared, [examples, ...] as `network.apply` takes one.
+      distance: (outputs, expected outputs) -> a scalar: `squared_error`, or `cross_entropy` for classifiers.
       start: An element to begin with; its positive scales are replaced by the balanced gauge's. None: that of
         `matching.weight_matching`. Layers that the objective does not depend on keep it.
       num_steps: The number of Adam's steps.
@@ -90,16 +96,21 @@ def sinkhorn_matching(
 
     Raises:
       ImportError: If ott-jax is not installed.
-      ValueError: If a network or the start does not fit the architecture, on a key without a loss, on a number of steps
-        or iterations < 1, or on a learning rate, epsilon or confidence that is not a finite number > 0.
+      ValueError: If a network, the start or x does not fit the architecture, on a key without a loss or x, on x with a
+        loss or without a key, on a number of steps or iterations < 1, or on a learning rate, epsilon or confidence that
+        is not a finite number > 0.
     """
     _check_counts(num_steps=num_steps, num_iterations=num_iterations)
     _check_positive(learning_rate=learning_rate, epsilon=epsilon, confidence=confidence)
-    if key is not None and loss_fn is None:
-        raise ValueError("key draws the points at which the loss is taken; expected a loss_fn with it, or neither.")
+    if key is not None and loss_fn is None and x is None:
+        raise ValueError("key draws the points at which the loss is taken; expected loss_fn or x with it, or neither.")
+    _check_inputs(arch, x, loss_fn, key)
     _relaxation.sinkhorn_solver(num_iterations)  # says at once that ott-jax is missing
     pair, begin = _begin(arch, params, target, start)
-    objective = _distance(pair) if loss_fn is None else _segment_loss(pair, loss_fn)
+    if x is not None:
+        objective = _functions.segment_distance(pair, x, distance)
+    else:
+        objective = _distance(pair) if loss_fn is None else _functions.segment_loss(pair, loss_fn)
     times = jnp.full((1,), 0.5) if key is None else jnp.asarray(TIMES)
     tx = optax.apply_if_finite(optax.adam(learning_rate), num_steps)
 
@@ -132,9 +143,13 @@ def straight_through_matching(
     arch: Architecture,
     params: Params,
     target: Params,
-    loss_fn: Callable[[Any, Any], Array],
-    batches: Any,
+    loss_fn: Callable[[Any, Any], Array] | None = None,
+    batches: Any = None,
     *,
+    x: ArrayLike | None = None,
+    key: Key | None = None,
+    distance: Distance = squared_error,
+    num_steps: int | None = None,
     start: Element | None = None,
     tx: optax.GradientTransformation | None = None,
     max_sweeps: int = 1,
@@ -151,6 +166,10 @@ def straight_through_matching(
     on that step's batch, on which both are evaluated; in the end `start`, the best and the last element are evaluated
     on all batches, and the one of the lowest mean is returned: never worse than `start` on them.
 
+    With inputs x in place of a loss, labels are not needed: a step takes the distance of what the network at a random
+    point t of the segment computes to (1 - t) f(target) + t f(params), as in `search_matching`, on all of x; in the end
+    elements are compared by its mean over four points.
+
     >>> import jax
     >>> import jax_scalegmn as sg
     >>> arch = sg.mlp((2, 3, 1), "tanh")
@@ -166,8 +185,12 @@ def straight_through_matching(
       arch: The architecture of both networks.
       params: The network to transform.
       target: The network to come close to.
-      loss_fn: Maps (params, batch) to a scalar.
-      batches: A pytree whose arrays have a leading axis [steps]; one step for each.
+      loss_fn: Maps (params, batch) to a scalar; None with x.
+      batches: A pytree whose arrays have a leading axis [steps]; one step for each. None with x.
+      x: The inputs on which functions are compared, [examples, ...] as `network.apply` takes one.
+      key: With x: consumed by the random points of the segment.
+      distance: With x: (outputs, expected outputs) -> a scalar: `squared_error`, or `cross_entropy` for classifiers.
+      num_steps: With x: the number of steps; None for 200.
       start: The element to begin with; its positive scales are replaced by the balanced gauge's. None: that of
         `matching.weight_matching`.
       tx: The optimizer of the free copy; None for Adam with a learning rate of 0.01.
@@ -178,19 +201,20 @@ def straight_through_matching(
       The matching; `sweeps` are the steps, and it is converged if the last tenth of them had one element.
 
     Raises:
-      ValueError: If a network or the start does not fit the architecture, on batches that disagree on the number of
-        steps or are empty, or on max_sweeps < 1.
+      ValueError: If a network, the start or x does not fit the architecture, unless there are either a loss and batches
+        or x and a key, on batches that disagree on the number of steps or are empty, or on a number of steps or sweeps
+        < 1.
     """
-    _check_counts(max_sweeps=max_sweeps)
-    num_steps = _num_steps(batches)
+    _check_counts(max_sweeps=max_sweeps, num_steps=200 if num_steps is None else num_steps)
+    _check_inputs(arch, x, loss_fn, key)
+    _check_either((loss_fn, batches), (x, key), num_steps)
     pair, begin = _begin(arch, params, target, start)
+    loss_at, batches, finals = _step_losses(pair, loss_fn, batches, x, key, distance, num_steps or 200)
+    num_steps = _num_steps(batches)
     tx = optax.apply_if_finite(optax.adam(0.01) if tx is None else tx, num_steps)
 
-    def midpoint_loss(moved: Params, batch: Any) -> Array:
-        return _segment_loss(pair, lambda point: loss_fn(point, batch))(moved, jnp.asarray(0.5))
-
     def loss_of(element: Element, batch: Any) -> Array:
-        return _nan_to_infinity(midpoint_loss(symmetry.act(pair.arch, element, pair.source), batch))
+        return _nan_to_infinity(loss_at(symmetry.act(pair.arch, element, pair.source), batch))
 
     def step(state: tuple[Any, Any, _Track], batch: Any) -> tuple[Any, None]:
         free, opt_state, track = state
@@ -198,7 +222,7 @@ def straight_through_matching(
             pair.arch, pair.source, free, start=track.last, max_sweeps=max_sweeps, assign=assign
         ).element
         # The gradient at the projection is used as the free copy's: the projection itself has none.
-        loss, grad = jax.value_and_grad(midpoint_loss)(symmetry.act(pair.arch, projection, pair.source), batch)
+        loss, grad = jax.value_and_grad(loss_at)(symmetry.act(pair.arch, projection, pair.source), batch)
         updates, opt_state = tx.update(grad, opt_state, free)
         track = _follow(track, projection, _nan_to_infinity(loss) < loss_of(track.best, batch))
         return (optax.apply_updates(free, updates), opt_state, track), None
@@ -209,7 +233,7 @@ def straight_through_matching(
 
     def mean_loss(index: Array) -> Array:
         element = stacks.member(finalists, index)
-        return jax.lax.map(lambda batch: loss_of(element, batch), batches).mean()
+        return jax.lax.map(lambda batch: loss_of(element, batch), finals).mean()
 
     # One after the other: convolutions with a batch of kernels are slow.
     winner = jnp.argmin(jax.lax.map(mean_loss, jnp.arange(3)))
@@ -249,13 +273,25 @@ def _distance(pair: BalancedPair) -> Callable[[Params, Array], Array]:
     return lambda moved, t: 1 - 2 * optax.tree.vdot(pair.goal, moved) / jnp.where(size > 0, size, 1)
 
 
-def _segment_loss(pair: BalancedPair, loss_fn: Callable[[Any], Array]) -> Callable[[Params, Array], Array]:
-    """(moved, t) -> the loss between goal (t = 0) and moved (t = 1), in the gauge of the target as it was given."""
+def _step_losses(
+    pair: BalancedPair,
+    loss_fn: Callable[[Any, Any], Array] | None,
+    batches: Any,
+    x: ArrayLike | None,
+    key: Key | None,
+    distance: Distance,
+    num_steps: int,
+) -> tuple[Callable[[Params, Any], Array], Any, Any]:
+    """(moved, batch) -> the loss, the batches of the steps, and those on which elements are compared in the end."""
+    if key is not None:
+        # A batch is a point of the segment.
+        return _functions.segment_distance(pair, x, distance), jax.random.uniform(key, (num_steps,)), jnp.asarray(TIMES)
+    assert loss_fn is not None  # checked
 
-    def loss(moved: Params, t: Array) -> Array:
-        return loss_fn(symmetry.act(pair.arch, pair.from_goal, stacks.lerp(pair.goal, moved, t)))
+    def at_midpoint(moved: Params, batch: Any) -> Array:
+        return _functions.segment_loss(pair, lambda point: loss_fn(point, batch))(moved, jnp.asarray(0.5))
 
-    return loss
+    return at_midpoint, batches, batches
 
 
 def _track_from(element: Element) -> _Track:
@@ -291,6 +327,29 @@ def _num_steps(batches: Any) -> int:
             "on all. Stack the batches: jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)."
         )
     return int(next(iter(counts))[0])
+
+
+def _check_inputs(arch: Architecture, x: ArrayLike | None, loss_fn: Any, key: Key | None) -> None:
+    """Checks the inputs of an objective without labels, if there are any."""
+    if x is None:
+        return
+    if loss_fn is not None:
+        raise ValueError("Got both loss_fn and x; expected one: x is for the objective without labels.")
+    if key is None:
+        raise ValueError("Got x without a key; expected one: it draws the points at which functions are compared.")
+    _functions.check_data(arch, x, None)
+
+
+def _check_either(with_loss: tuple[Any, Any], without: tuple[Any, Any], num_steps: int | None) -> None:
+    """Checks that there is a loss with its batches, or x with its key, and nothing of the other."""
+    missing = [[given is None for given in pair] for pair in (with_loss, without)]
+    if missing not in ([[False, False], [True, True]], [[True, True], [False, False]]) or (
+        num_steps is not None and not all(missing[0])
+    ):
+        raise ValueError(
+            "Got a mixture of loss_fn and batches with x, key and num_steps; expected the first two, or x and key "
+            "and, if you like, num_steps."
+        )
 
 
 def _check_counts(**counts: int) -> None:

@@ -10,14 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_scalegmn import network, stacks, symmetry
+from jax_scalegmn import network, symmetry
 from jax_scalegmn.architecture import Activation, Architecture, Axis, Dense
-from jax_scalegmn.matching import _differentiable
+from jax_scalegmn.matching import _functions
+from jax_scalegmn.matching._functions import Distance
 from jax_scalegmn.symmetry import BalancedPair, Element
 from jax_scalegmn.types import Params
-
-# (outputs, expected outputs), [examples, outputs] each -> a scalar.
-Distance: TypeAlias = Callable[[Array, Array], Array]
 
 # (element, layer, neuron, partners [partners], signs [signs, 2]) -> the objectives [partners, signs].
 Exchanged: TypeAlias = Callable[[Element, str, Array, Array, Any], Float[Array, "partners signs"]]
@@ -47,33 +45,16 @@ def objective(
 ) -> Objective:
     """The objective on the segment between the goal and the moved source, at the points of it."""
     if loss_fn is not None:
-        of_point = _differentiable._segment_loss(pair, loss_fn)
+        of_point = _functions.segment_loss(pair, loss_fn)
         ends = {"target": of_point(pair.source, jnp.asarray(0.0)), "params": of_point(pair.source, jnp.asarray(1.0))}
-
-        def at_point(moved: Params, index: Array) -> Array:
-            return of_point(moved, points[index])
-
-        return Objective(*_one_by_one(pair, len(points), at_point), ends)
-
-    def outputs(params: Params) -> Array:
-        if apply_fn is not None:
-            return apply_fn(params, jnp.asarray(x))
-        convolve = network.convolve_by_patches
-        return jax.vmap(lambda one: network.apply(pair.arch, params, one, convolve=convolve))(x)
-
-    first, last = outputs(pair.goal), outputs(pair.source)
+        return Objective(*_one_by_one(pair, points, of_point), ends)
+    first, last = _functions.end_outputs(pair, x, apply_fn)
     ends = {"target": jnp.abs(first).max(), "params": jnp.abs(last).max()}
-    weights = points.reshape(-1, *(1,) * first.ndim).astype(first.dtype)
-    expected = (1 - weights) * first + weights * last
     if apply_fn is None and (layers := _chain(pair.arch)):
-        return Objective(
-            *_in_a_chain(pair, layers, jnp.asarray(x), points.astype(first.dtype), expected, distance), ends
-        )
-
-    def at_expected(moved: Params, index: Array) -> Array:
-        return distance(outputs(stacks.lerp(pair.goal, moved, points[index])), expected[index])
-
-    return Objective(*_one_by_one(pair, len(points), at_expected), ends)
+        points = points.astype(first.dtype)
+        expected = jax.vmap(lambda t: (1 - t) * first + t * last)(points)
+        return Objective(*_in_a_chain(pair, layers, jnp.asarray(x), points, expected, distance), ends)
+    return Objective(*_one_by_one(pair, points, _functions.segment_distance(pair, x, distance, apply_fn)), ends)
 
 
 def exchange(element: Element, name: str, i: Array, j: Array, signs: Float[Array, "2"]) -> Element:
@@ -97,13 +78,13 @@ def exchange(element: Element, name: str, i: Array, j: Array, signs: Float[Array
 
 
 def _one_by_one(
-    pair: BalancedPair, count: int, at: Callable[[Params, Array], Array]
+    pair: BalancedPair, points: Float[Array, " points"], at: Callable[[Params, Array], Array]
 ) -> tuple[Callable[[Element], Array], Exchanged]:
     """Each element by itself, by whole forward passes: the mean over the points of the segment."""
 
     def loss(element: Element) -> Array:
         moved = symmetry.act(pair.arch, element, pair.source)
-        return _or_infinity(jax.vmap(lambda index: at(moved, index))(jnp.arange(count)).mean())
+        return _or_infinity(jax.vmap(lambda t: at(moved, t))(points).mean())
 
     def exchanged(element: Element, name: str, i: Array, partners: Array, signs: Any) -> Array:
         def of(j: Array, both: Array) -> Array:

@@ -15,47 +15,15 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jax_scalegmn import architecture, network, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, NeuronLayer, Scaling
-from jax_scalegmn.matching import _activations, _differentiable, _exchanges, _weights
-from jax_scalegmn.matching._exchanges import Distance, Objective
+from jax_scalegmn.matching import _activations, _differentiable, _exchanges, _functions, _weights
+from jax_scalegmn.matching._exchanges import Objective
+from jax_scalegmn.matching._functions import Distance, squared_error
 from jax_scalegmn.matching._weights import Matching
 from jax_scalegmn.symmetry import BalancedPair, Element
 from jax_scalegmn.types import Key, Params
 
 
-def squared_error(
-    outputs: Float[Array, "examples outputs"], expected: Float[Array, "examples outputs"]
-) -> Float[Array, ""]:
-    """The mean squared difference: how far a merged INR or regressor is from what it should compute.
-
-    Args:
-      outputs: What the merged network computes.
-      expected: What it should compute.
-
-    >>> import jax.numpy as jnp
-    >>> import jax_scalegmn as sg
-    >>> float(sg.matching.squared_error(jnp.zeros((2, 3)), jnp.full((2, 3), 2.0)))
-    4.0
-    """
-    return jnp.square(outputs - expected).mean()
-
-
-def cross_entropy(
-    outputs: Float[Array, "examples classes"], expected: Float[Array, "examples classes"]
-) -> Float[Array, ""]:
-    """The mean cross-entropy of a merged classifier, in nats, to the probabilities of the expected logits.
-
-    Args:
-      outputs: The logits of the merged network.
-      expected: The logits whose softmax it should compute.
-
-    >>> import jax.numpy as jnp
-    >>> import jax_scalegmn as sg
-    >>> round(float(sg.matching.cross_entropy(jnp.zeros((2, 4)), jnp.zeros((2, 4)))), 4)  # log 4
-    1.3863
-    """
-    return -(jax.nn.softmax(expected) * jax.nn.log_softmax(outputs)).sum(-1).mean()
-
-
+@stacks.any_container("params", "target", calls=("loss_fn", "apply_fn"))
 def search_matching(
     arch: Architecture,
     params: Params,
@@ -124,7 +92,7 @@ def search_matching(
         `loss_fn`, or (where values are known) if an end point or the start has no finite loss.
     """
     _check_options(times, candidates=candidates, max_sweeps=max_sweeps, temperature=temperature)
-    _check_data(arch, x, loss_fn, apply_fn)
+    _functions.check_data(arch, x, loss_fn, apply_fn)
     begin = start.element if isinstance(start, Matching) else start
 
     def solve(
@@ -177,22 +145,26 @@ def _search(
     layers = [_layer(neurons, candidates) for neurons in pair.arch.hidden]
     promise = _promise(pair, x) if any(layer.chosen for layer in layers) else {}
 
-    def sweep(carry: tuple[_State, Key]) -> tuple[_State, Key]:
-        state, key = carry
-        key, own = jax.random.split(key)
-        heat = temperature * start_loss * (1 - (state.sweeps + 1) / max_sweeps)
-        before = state.element
-        for layer, layer_key in zip(layers, jax.random.split(own, max(1, len(layers))), strict=False):
-            state = _sweep_layer(objective, layer, state, layer_key, heat, promise.get(layer.name))
-        _, unchanged = _weights.compared(before, state.element)
-        return state._replace(sweeps=state.sweeps + 1, changed=~unchanged), key
+    # In what order neurons are taken; drawn at once, since a random generator takes long to compile.
+    draws = jax.random.uniform(key, (max_sweeps, sum(layer.width for layer in layers)))
 
-    def unfinished(carry: tuple[_State, Key]) -> Array:
-        return (carry[0].sweeps < max_sweeps) & (carry[0].changed | (temperature > 0))
+    def sweep(state: _State) -> _State:
+        cooling = 1 - (state.sweeps + 1) / max_sweeps
+        heat = temperature * start_loss * cooling if temperature > 0 else None
+        before, number, at = state.element, state.sweeps, 0
+        for layer in layers:
+            order = jnp.argsort(draws[number, at : at + layer.width])
+            own = jax.random.fold_in(jax.random.fold_in(key, number), at) if layer.chosen or temperature > 0 else None
+            state = _sweep_layer(objective, layer, state, order, own, heat, promise.get(layer.name))
+            at += layer.width
+        _, unchanged = _weights.compared(before, state.element)
+        return state._replace(sweeps=number + 1, changed=~unchanged)
+
+    def unfinished(state: _State) -> Array:
+        return (state.sweeps < max_sweeps) & (state.changed | (temperature > 0))
 
     state = _State(begin, start_loss, begin, start_loss, jnp.asarray(1), jnp.asarray(0), jnp.asarray(True))
-    state, _ = jax.lax.while_loop(unfinished, sweep, (state, key))
-    return state, start_loss
+    return jax.lax.while_loop(unfinished, sweep, state), start_loss
 
 
 class _Layer(NamedTuple):
@@ -226,45 +198,56 @@ _SIGNS = np.asarray([[1, 1], [1, -1], [-1, 1], [-1, -1]], np.float32)
 
 
 def _sweep_layer(
-    objective: Objective, layer: _Layer, state: _State, key: Key, heat: Array, promise: Float[Array, "n n"] | None
+    objective: Objective,
+    layer: _Layer,
+    state: _State,
+    order: Int[Array, " n"],
+    key: Key | None,
+    heat: Array | None,
+    promise: Float[Array, "n n"] | None,
 ) -> _State:
-    """One step for every neuron of a layer, in random order."""
+    """One step for every neuron of a layer, in this order. The key draws partners and, with a heat, steps."""
     if not len(layer.offsets):
         return state
 
-    def step(state: _State, inputs: tuple[Array, Key]) -> tuple[_State, None]:
+    def step(state: _State, inputs: tuple[Array, Any]) -> tuple[_State, None]:
         i, key = inputs
-        draw_key, heat_key = jax.random.split(key)
         if layer.chosen:
-            partners = _most_promising(promise, state.element.permutation[layer.name], i, layer.chosen, draw_key)
+            partners = _most_promising(promise, state.element.permutation[layer.name], i, layer.chosen, key)
         else:
             partners = (i + layer.offsets) % layer.width
         losses = objective.exchanged(state.element, layer.name, i, partners, layer.signs).reshape(-1)
-        noise = heat * jax.random.gumbel(heat_key, (len(losses) + 1,))
-        noisy = losses - noise[1:]
-        best = jnp.argmin(noisy)
-        taken = noisy[best] < state.loss - noise[0]
+        compared = jnp.concatenate([state.loss[None], losses])  # to stay, or one exchange
+        if heat is not None:
+            compared = compared - heat * jax.random.gumbel(jax.random.fold_in(key, 1), compared.shape)
+        best = jnp.argmin(compared) - 1  # -1 to stay; of those that tie the first
+        taken, best = best >= 0, jnp.maximum(best, 0)
         partner, signs = partners[best // len(layer.signs)], jnp.asarray(layer.signs)[best % len(layer.signs)]
         moved = _exchanges.exchange(state.element, layer.name, i, partner, signs)
         element = jax.tree.map(lambda old, new: jnp.where(taken, new, old), state.element, moved)
-        loss = jnp.where(taken, losses[best], state.loss)
-        better = loss < state.best_loss
-        return state._replace(
+        state = state._replace(
             element=element,
-            loss=loss,
-            best=jax.tree.map(lambda old, new: jnp.where(better, new, old), state.best, element),
-            best_loss=jnp.minimum(loss, state.best_loss),
+            loss=jnp.where(taken, losses[best], state.loss),
             evaluations=state.evaluations + len(losses),
-        ), None
+        )
+        return _with_best(state, heat is not None), None
 
-    order_key, step_key = jax.random.split(key)
-    each = jax.random.permutation(order_key, layer.width), jax.random.split(step_key, layer.width)
-    return jax.lax.scan(step, state, each)[0]
+    keys = None if key is None else jax.random.split(key, layer.width)
+    return jax.lax.scan(step, state, (order, keys))[0]
+
+
+def _with_best(state: _State, heated: bool) -> _State:
+    """The best element is the current one, except while a heat takes worse ones too."""
+    if not heated:
+        return state._replace(best=state.element, best_loss=state.loss)
+    better = state.loss < state.best_loss
+    best = jax.tree.map(lambda old, new: jnp.where(better, new, old), state.best, state.element)
+    return state._replace(best=best, best_loss=jnp.minimum(state.loss, state.best_loss))
 
 
 def _promise(pair: BalancedPair, x: Array | None) -> dict[str, Float[Array, "n n"]]:
     """By layer the correlations of the target's neurons with params' neurons on x; {} where they are not known."""
-    if x is None or not pair.arch.layers:
+    if x is None or not (pair.arch.layers or pair.arch.function):
         return {}
     values = jax.eval_shape(lambda one: network.activations(pair.arch, pair.source, one), x[0])
     if not all(values.values()):
@@ -299,20 +282,6 @@ def _check_options(times: Any, *, candidates: int, max_sweeps: int, temperature:
 def _within(times: Any) -> bool:
     values = np.asarray(times)
     return bool(((values >= 0) & (values <= 1)).all())
-
-
-def _check_data(arch: Architecture, x: Any, loss_fn: Any, apply_fn: Any) -> None:
-    """Checks that there is something to compare functions by."""
-    if loss_fn is not None:
-        if apply_fn is not None:
-            raise ValueError("Got both loss_fn and apply_fn; expected one: loss_fn computes the outputs itself.")
-        return
-    if x is None:
-        raise ValueError("x is None and there is no loss_fn; expected inputs [examples, ...] or a loss of params.")
-    if apply_fn is None:
-        network.check_examples(arch, x)
-    elif jnp.ndim(x) < 1 or not jnp.size(x):
-        raise ValueError(f"x has shape {jnp.shape(x)}; expected one example or more, [examples, ...].")
 
 
 def _check_losses(found: Matching, ends: dict[str, Array]) -> None:

@@ -55,9 +55,10 @@ class Matching(NamedTuple):
       similarity: The `similarity` of the aligned network and the target, comparable between methods, starts and scales.
       sweeps: The number of passes over the hidden layers; for methods that train, the number of steps.
       converged: Whether the last sweep changed nothing.
-      loss: What the element reaches in the loss of a matcher that searches by one; None for the others.
-      start_loss: The start's loss, likewise.
-      evaluations: How many times that loss was computed.
+      loss: What the element reaches in the objective of `search_matching`, or in the loss of `best_of`; None for
+        matchers that report no loss.
+      start_loss: What the start of `search_matching` had; None for the others.
+      evaluations: How many times `search_matching` computed its objective; None for the others.
     """
 
     element: Element

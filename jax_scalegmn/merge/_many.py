@@ -1,14 +1,15 @@
 """Many networks into one, each searched against the mean of those before it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jax_scalegmn import matching, stacks, symmetry
 from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.matching import Matching
 from jax_scalegmn.symmetry import Element
 from jax_scalegmn.types import Key, Params
 
@@ -18,15 +19,18 @@ class Many(NamedTuple):
 
     >>> from jax_scalegmn.merge import Many
     >>> Many._fields
-    ('params', 'elements', 'losses', 'start_losses', 'evaluations')
+    ('params', 'elements', 'losses', 'start_losses', 'evaluations', 'sweeps', 'converged')
 
     Attributes:
       params: The merged network, the mean of the moved ones.
       elements: The element that moves each network, with a leading axis [networks]; act(element, network) keeps its
         function.
-      losses: What each network's last search reached; 0 for the first network without a last round.
+      losses: What each network's last search reached. Without a last round the first network is not searched; it has
+        NaN here and in `start_losses`, 0 evaluations and sweeps, and is converged.
       start_losses: The loss that each of these searches began with.
       evaluations: How many times each network's objective was computed, over all its searches.
+      sweeps: The sweeps of each network's last search.
+      converged: Whether the last of them changed nothing.
     """
 
     params: Any
@@ -34,8 +38,11 @@ class Many(NamedTuple):
     losses: Float[Array, "*batch networks"]
     start_losses: Float[Array, "*batch networks"]
     evaluations: Int[Array, "*batch networks"]
+    sweeps: Int[Array, "*batch networks"]
+    converged: Bool[Array, "*batch networks"]
 
 
+@stacks.any_container("stack", fields=("params",), calls=("loss_fn", "apply_fn"))
 def merge_many(
     arch: Architecture,
     stack: Params,
@@ -44,6 +51,8 @@ def merge_many(
     *,
     order: Sequence[int] | None = None,
     last_round: bool = False,
+    loss_fn: Callable[[Any], Array] | None = None,
+    apply_fn: Callable[[Any, Array], Array] | None = None,
     **options: Any,
 ) -> Many:
     """Merges N networks into one: the k-th is searched against the mean of those before it, at t = 1 / (k + 1).
@@ -54,9 +63,10 @@ def merge_many(
     >>> import jax
     >>> import jax_scalegmn as sg
     >>> arch = sg.mlp((1, 2, 1), "gelu")
-    >>> stack = jax.vmap(lambda key: sg.network.init(arch, key))(jax.random.split(jax.random.key(0), 3))
-    >>> many = sg.merge.merge_many(arch, stack, jax.numpy.linspace(-1, 1, 4)[:, None], jax.random.key(1), max_sweeps=1)
-    >>> bool((many.losses <= many.start_losses).all()), many.params["Dense_0"]["kernel"].shape
+    >>> x, key = jax.numpy.linspace(-1, 1, 4)[:, None], jax.random.key(0)
+    >>> stack = sg.symmetry.orbit(arch, sg.network.init(arch, key), key, 3)
+    >>> many = jax.jit(lambda: sg.merge.merge_many(arch, stack, x, key, max_sweeps=1))()
+    >>> bool((many.losses[1:] <= many.start_losses[1:]).all()), many.params["Dense_0"]["kernel"].shape
     (True, (1, 2))
 
     Args:
@@ -67,6 +77,8 @@ def merge_many(
       order: The places of the networks in the order in which they join; None for that of the stack. The first keeps its
         element, the identity.
       last_round: Whether each network is searched once more, from its element, against the mean of all others.
+      loss_fn: As in `matching.search_matching`.
+      apply_fn: As in `matching.search_matching`.
       **options: As in `matching.search_matching`, except `times` and `start`.
 
     Returns:
@@ -82,7 +94,8 @@ def merge_many(
         raise ValueError(f"order is {order}; expected every number from 0 to {count - 1} once.")
     if taken := {"times", "start"} & options.keys():
         raise ValueError(f"The options have {sorted(taken)}; expected neither times nor start: merge_many sets them.")
-    wide = stacks.member(stacks.at_least_float32(dict(stack)), jnp.asarray(places))
+    options |= {"loss_fn": loss_fn, "apply_fn": apply_fn}
+    wide = stacks.member(stacks.at_least_float32(stack), jnp.asarray(places))
 
     def run(wide: Params, x: Any, key: Key) -> Many:
         join_key, round_key = jax.random.split(key)
@@ -91,7 +104,7 @@ def merge_many(
 
     many = jax.jit(run)(wide, x, key)
     back = jnp.argsort(jnp.asarray(places))
-    params = jax.tree.map(lambda mean, leaf: mean.astype(jnp.asarray(leaf).dtype), many.params, dict(stack))
+    params = jax.tree.map(lambda mean, leaf: mean.astype(jnp.asarray(leaf).dtype), many.params, stack)
     return Many(params, *stacks.member(tuple(many[1:]), back))
 
 
@@ -107,17 +120,22 @@ def _join_all(arch: Architecture, stack: Params, x: Any, key: Key, options: dict
         t = 1 / (before + 1)
         found = matching.search_matching(arch, params, mean, x, key, times=t[None], **options)
         moved = symmetry.act(arch, found.element, params)
-        return stacks.lerp(mean, moved, t), (found.element, found.loss, found.start_loss, found.evaluations)
+        return stacks.lerp(mean, moved, t), _kept(found)
 
     rest = jax.tree.map(lambda leaf: leaf[1:], stack)
     befores = jnp.arange(1, stacks.count(stack))
     mean, found = jax.lax.scan(join, first, (rest, befores, jax.random.split(key, len(befores))))
-    begin = (symmetry.identity(arch), *(jnp.zeros((), values.dtype) for values in found[1:]))
+    begin = (symmetry.identity(arch), jnp.nan, jnp.nan, 0, 0, True)
 
-    def with_first(one: Array, others: Array) -> Array:
-        return jnp.concatenate([one[None].astype(others.dtype), others])
+    def with_first(one: Any, others: Array) -> Array:
+        return jnp.concatenate([jnp.asarray(one, others.dtype)[None], others])
 
     return Many(mean, *jax.tree.map(with_first, begin, found))
+
+
+def _kept(found: Matching) -> tuple[Any, ...]:
+    """What `Many` has of a matching, in its order."""
+    return found.element, found.loss, found.start_loss, found.evaluations, found.sweeps, found.converged
 
 
 def _again(arch: Architecture, stack: Params, many: Many, x: Any, key: Key, options: dict[str, Any]) -> Many:
@@ -131,8 +149,8 @@ def _again(arch: Architecture, stack: Params, many: Many, x: Any, key: Key, opti
         others = stacks.lerp(moved, mean, count / (count - 1))
         found = matching.search_matching(arch, params, others, x, key, start=element, times=share[None], **options)
         mean = stacks.lerp(others, symmetry.act(arch, found.element, params), share)
-        return mean, (found.element, found.loss, found.start_loss, evaluations + jnp.asarray(found.evaluations))
+        return mean, _kept(found._replace(evaluations=evaluations + jnp.asarray(found.evaluations)))
 
     each = (stack, many.elements, many.evaluations, jax.random.split(key, count))
-    mean, (elements, losses, start_losses, evaluations) = jax.lax.scan(again, many.params, each)
-    return Many(mean, elements, losses, start_losses, evaluations)
+    mean, found = jax.lax.scan(again, many.params, each)
+    return Many(mean, *found)

@@ -1,0 +1,153 @@
+"""What networks compute on the segment between two of them: the objectives of matchers that need no weights' distance.
+
+A network is moved along its orbit so that the networks between it and a target compute something good: what a loss
+says, or, without labels, what lies between the outputs of the two.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from jax_scalegmn import network, stacks, symmetry
+from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.symmetry import BalancedPair
+from jax_scalegmn.types import Params
+
+# (outputs, expected outputs), [examples, outputs] each -> a scalar.
+Distance: TypeAlias = Callable[[Array, Array], Array]
+
+# (moved, t) -> the objective at the point t of the segment between goal (t = 0) and moved (t = 1).
+AtPoint: TypeAlias = Callable[[Params, Array], Array]
+
+
+def squared_error(
+    outputs: Float[Array, "examples outputs"], expected: Float[Array, "examples outputs"]
+) -> Float[Array, ""]:
+    """The mean squared difference: how far a merged INR or regressor is from what it should compute.
+
+    Args:
+      outputs: What the merged network computes.
+      expected: What it should compute.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> float(sg.matching.squared_error(jnp.zeros((2, 3)), jnp.full((2, 3), 2.0)))
+    4.0
+    """
+    return jnp.square(outputs - expected).mean()
+
+
+def cross_entropy(
+    outputs: Float[Array, "examples classes"], expected: Float[Array, "examples classes"]
+) -> Float[Array, ""]:
+    """The mean cross-entropy of a merged classifier, in nats, to the probabilities of the expected logits.
+
+    Args:
+      outputs: The logits of the merged network.
+      expected: The logits whose softmax it should compute.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> round(float(sg.matching.cross_entropy(jnp.zeros((2, 4)), jnp.zeros((2, 4)))), 4)  # log 4
+    1.3863
+    """
+    return -(jax.nn.softmax(expected) * jax.nn.log_softmax(outputs)).sum(-1).mean()
+
+
+def check_data(
+    arch: Architecture,
+    x: ArrayLike | None,
+    loss_fn: Callable[..., Any] | None,
+    apply_fn: Callable[..., Any] | None = None,
+) -> None:
+    """Checks that there is one thing to compare functions by: a loss, or inputs.
+
+    Args:
+      arch: The architecture.
+      x: The inputs, [examples, ...].
+      loss_fn: The loss.
+      apply_fn: What computes outputs from x, if that is not the architecture.
+
+    Raises:
+      ValueError: If there is none or more than one, or if the inputs do not fit.
+    """
+    if loss_fn is not None:
+        if apply_fn is not None:
+            raise ValueError("Got both loss_fn and apply_fn; expected one: loss_fn computes the outputs itself.")
+        return
+    if x is None:
+        raise ValueError("x is None and there is no loss_fn; expected inputs [examples, ...] or a loss of params.")
+    if apply_fn is None:
+        network.check_examples(arch, jnp.asarray(x))
+    elif jnp.ndim(x) < 1 or not jnp.size(x):
+        raise ValueError(f"x has shape {jnp.shape(x)}; expected one example or more, [examples, ...].")
+
+
+def segment_loss(pair: BalancedPair, loss_fn: Callable[[Any], Array]) -> AtPoint:
+    """The loss between goal and moved, in the gauge of the target as it was given.
+
+    Args:
+      pair: Both networks in their balanced gauges.
+      loss_fn: Maps params to a scalar.
+    """
+
+    def loss(moved: Params, t: Array) -> Array:
+        return loss_fn(symmetry.act(pair.arch, pair.from_goal, stacks.lerp(pair.goal, moved, t)))
+
+    return loss
+
+
+def segment_distance(
+    pair: BalancedPair, x: ArrayLike | None, distance: Distance, apply_fn: Callable[[Any, Array], Array] | None = None
+) -> AtPoint:
+    """distance(f(lerp(goal, moved, t)), (1 - t) f(goal) + t f(source)): it needs no labels.
+
+    Args:
+      pair: Both networks in their balanced gauges.
+      x: The inputs, [examples, ...].
+      distance: (outputs, expected outputs) -> a scalar.
+      apply_fn: (params, x) -> outputs; None for `network.apply`.
+    """
+    first, last = end_outputs(pair, x, apply_fn)
+
+    def loss(moved: Params, t: Array) -> Array:
+        t = t.astype(first.dtype)
+        return distance(_outputs(pair, stacks.lerp(pair.goal, moved, t), x, apply_fn), (1 - t) * first + t * last)
+
+    return loss
+
+
+def end_outputs(
+    pair: BalancedPair, x: ArrayLike | None, apply_fn: Callable[[Any, Array], Array] | None
+) -> tuple[Array, Array]:
+    """What both networks compute, [examples, *outputs] each.
+
+    Args:
+      pair: Both networks in their balanced gauges.
+      x: The inputs, [examples, ...].
+      apply_fn: (params, x) -> outputs; None for `network.apply`.
+
+    Raises:
+      ValueError: If the networks' outputs are not one array.
+    """
+    first, last = (_outputs(pair, params, x, apply_fn) for params in (pair.goal, pair.source))
+    for found in (first, last):
+        if not isinstance(found, jax.Array):
+            raise ValueError(
+                f"The network returns a {type(found).__name__}; expected one array of outputs. Pass an apply_fn that "
+                "returns the array to compare, or a loss_fn."
+            )
+    return first, last
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _outputs(pair: BalancedPair, params: Params, x: Any, apply_fn: Callable[[Any, Array], Array] | None) -> Array:
+    if apply_fn is not None:
+        return apply_fn(params, jnp.asarray(x))
+    convolve = network.convolve_by_patches
+    return jax.vmap(lambda one: network.apply(pair.arch, params, one, convolve=convolve))(jnp.asarray(x))
