@@ -65,8 +65,17 @@ def make_read(model: Autoencoder, variables: Any, *, networks_at_once: int = 64)
     return runs.in_chunks(read_one, networks_at_once)
 
 
-def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Params) -> dict[str, Method]:
-    """All methods; `fixed` is a network that all others are aligned to, the control of the canonical frame."""
+def methods(
+    arch: Architecture,
+    model: Autoencoder,
+    variables: Any,
+    fixed: Params,
+    search: Callable[[Params, Params], Params] | None = None,
+) -> dict[str, Method]:
+    """All methods; `fixed` is a network that all others are aligned to, the control of the canonical frame.
+
+    `search`, of `make_search`, aligns stacks of networks by what merged networks compute; None leaves that row out.
+    """
 
     def make_align(**options: Any) -> Callable[[Params, Params], Params]:
         return jax.jit(jax.vmap(functools.partial(matching.align, arch, **options)))
@@ -99,6 +108,7 @@ def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Param
         "matching_p_forward": Method("matching, permutations, forward start", pairwise(p_forward), itself),
         "matching_pd_identity": Method(f"matching, {whole}, identity start", pairwise(pd_identity), itself),
         "matching_pd_forward": Method(f"matching, {whole}, forward start", pairwise(align), itself),
+        **({"search": Method("search on the merged network's outputs", pairwise(search), itself)} if search else {}),
         "fixed_frame": Method("aligned to one fixed network", lambda a, b: (to_fixed(a), to_fixed(b)), itself),
         "canonical_frame": Method(
             "canonical frame: aligned to its own decoded", lambda a, b: (to_decoded(a), to_decoded(b)), itself
@@ -106,6 +116,20 @@ def methods(arch: Architecture, model: Autoencoder, variables: Any, fixed: Param
         "autoencoder": Method("autoencoder: decoded networks", lambda a, b: (a.decoded, b.decoded), itself),
         "latent": Method("autoencoder: in latent space", lambda a, b: (a.latent, b.latent), decode),
     }
+
+
+def make_search(
+    arch: Architecture, x: Float[Array, "examples inputs"], max_sweeps: int
+) -> Callable[[Params, Params], Params]:
+    """(stacked params, stacked targets) -> the params moved by searches on x that begin at weight matching."""
+
+    def one(pair: tuple[Params, Params]) -> Params:
+        params, target = pair
+        found = matching.search_matching(arch, params, target, x, jax.random.key(0), max_sweeps=max_sweeps)
+        return symmetry.act(arch, found.element, params)
+
+    # One pair at a time: searches end after different numbers of sweeps.
+    return jax.jit(lambda params, target: jax.lax.map(one, (params, target)))
 
 
 def make_follow(

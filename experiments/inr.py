@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -46,6 +47,8 @@ class EvaluationConfig:
     """The standard deviations of the perturbation of transformed copies."""
     points: int = 40
     """The number of points of every path."""
+    search_sweeps: int = 1
+    """The most sweeps over all neurons of search matching: one takes about a tenth of a second of every pair."""
     orbits: int = 20
     """The number of networks whose orbits are embedded."""
     orbit_size: int = 32
@@ -242,7 +245,9 @@ def _instruments(
 ) -> Instruments:
     arch = model.arch
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[0], train.params)
-    methods = evaluation.methods(arch, model, variables, fixed)
+    x = jnp.asarray(network.coordinates(*given.images.shape[1:3])).reshape(-1, 2)
+    search = evaluation.make_search(arch, x, config.evaluation.search_sweeps)
+    methods = evaluation.methods(arch, model, variables, fixed, search)
     draw = make_draw(arch, given.images.shape[1:3], networks_at_once=min(512, count * config.evaluation.points))
     follow = {
         reader: evaluation.make_follow(draw, reader, num_points=config.evaluation.points, pairs_at_once=min(32, count))

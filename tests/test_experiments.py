@@ -26,6 +26,7 @@ METHODS = {
     "matching_p_forward",
     "matching_pd_identity",
     "matching_pd_forward",
+    "search",
     "fixed_frame",
     "canonical_frame",
     "autoencoder",
@@ -52,7 +53,7 @@ def test_results_are_complete_and_stored_in_the_files(run):
             assert len(numbers["path"]) == TINY.evaluation.points
             assert numbers["barrier"]["mean"] >= 0
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 9 * 3 + 3  # the methods' three pairs, and the reconstructions
+    assert page.count("data:image/png;base64,") == 10 * 3 + 3  # the methods' three pairs, and the reconstructions
     assert page.count("data-chart=") == 3 + 1
     assert "<title>orbit 0 of label" in page
     assert support.asks_for_nothing(page)
