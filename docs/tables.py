@@ -224,6 +224,24 @@ def recovery(results: Results) -> Table:
     )
 
 
+def search_inrs(results: Results) -> Table:
+    rows = []
+    for row in results.rows("search_cpu.jsonl", job="inr"):
+        middle = f"{row['midpoint']:.4f} ± {row['half_interval']:.4f}"
+        numbers = f"{row['path']:.4f}", f"{row['half_pixel']:.4f}"
+        rows.append((row["method"], middle, *numbers, significant(row["ms"]) if "ms" in row else ""))
+    pairs = results["search_cpu.jsonl"][0]["pairs"]
+    return Table(
+        f"{pairs} pairs of INRs of digits, two fits of one image each: squared error of the merged network to the "
+        "image at t = 1/2 (with its 95% interval) and over the path, to the mean of both networks' outputs between the "
+        "pixels, and milliseconds of CPU time for a pair, those of a search without its start",
+        "python -m benchmarks.search",
+        ["search_cpu.jsonl"],
+        ("method", "midpoint", "path", "between pixels", "ms"),
+        rows,
+    )
+
+
 def _merged(results: Results, file: str, names: Mapping[str, str], command: str, what: str) -> Table:
     networks = results[file]["pairs"]
     unknown = networks.keys() ^ names.keys()
@@ -559,6 +577,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         many_digits,
         many_mnist,
         recovery,
+        search_inrs,
         cnn_digits_relu,
         cnn_digits_tanh,
         cnn_cifar_relu,

@@ -6,7 +6,9 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import accelerator, cnn, inr, matching, recovery, scalegmn, timing
+from benchmarks import accelerator, cnn, inr, matching, recovery, scalegmn, search, timing
+from experiments.inr import PRESETS
+from experiments.merging import MatchConfig, TrainConfig
 
 
 def test_inr_measures_every_part(capsys):
@@ -60,6 +62,27 @@ def test_recovery_counts_what_is_found(capsys):
     assert clean["forward_similarity"] > 0.999
     assert noisy["forward"] == noisy["identity"] == 0
     assert [json.loads(line)["noise"] for line in capsys.readouterr().out.splitlines()] == [0, 30]
+
+
+@pytest.mark.slow
+def test_search_merges_inrs_and_classifiers(tmp_path, capsys):
+    config = search.Config(
+        PRESETS["tiny"][1].zoo,
+        inr_pairs=2,
+        classifiers=("mlp:64-4-10,tanh",),
+        many=(3,),
+        pairs=2,
+        match=MatchConfig(search_examples=8, search_sweeps=1, search_candidates=2),
+        train=TrainConfig(epochs=1),
+        out=tmp_path,
+    )
+    rows = search.main(config)
+    assert [row["job"] for row in rows] == ["inr"] * 4 + ["classifier"] * 5 + ["many"] * 3
+    one_sweep, whole = rows[2:4]
+    assert one_sweep["start_loss"] == whole["start_loss"] >= max(one_sweep["loss"], whole["loss"])
+    assert all(row["end_change"] < 1e-5 for row in rows[:4])
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [json.loads(line)["method"] for line in printed] == [row["method"] for row in rows]
 
 
 def test_cnn_measures_zoos_and_autoencoders(capsys):
