@@ -1,7 +1,6 @@
 """The objective of `search_matching`, of one element and of all elements that one exchange of two neurons makes."""
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_scalegmn import network, symmetry
-from jax_scalegmn.architecture import Activation, Architecture, Axis, Dense
+from jax_scalegmn.architecture import Architecture, Axis, Dense
 from jax_scalegmn.matching import _functions
 from jax_scalegmn.matching._functions import Distance
 from jax_scalegmn.symmetry import BalancedPair, Element
@@ -142,7 +141,7 @@ def _in_a_chain(
         ]
 
     def output(layer: Dense, z: Array) -> Array:
-        return _activate(layer.activation, z) + layer.offset
+        return network.activate(layer.activation, z) + layer.offset
 
     def after(parts: list[_Merged], index: int, z: Array) -> Array:
         """The outputs, from the preactivations of a layer, [points, rows, outputs]."""
@@ -176,7 +175,7 @@ def _next_inputs(
     own, following = parts[index], parts[index + 1]
     goal = inputs @ own.goal + own.goal_bias  # [points, rows, n]
     moved = inputs @ own.moved + own.moved_bias
-    activations = _activate(layer.activation, goal + moved)
+    activations = network.activate(layer.activation, goal + moved)
     now = following(activations)
 
     def change(places: Array, others: Array) -> Float[Array, "points places factors rows out"]:
@@ -185,7 +184,7 @@ def _next_inputs(
         z = goal[..., places, None] + moved[..., others, None] * factors  # [points, rows, places, factors]
         into = following.goal[:, places, None] + following.moved[:, others, None] * factors[:, None]
         # Without the barrier the compiler may compute an activation again for every one of its uses.
-        values = jax.lax.optimization_barrier(_activate(layer.activation, z))
+        values = jax.lax.optimization_barrier(network.activate(layer.activation, z))
         new = jnp.einsum("trpf,tpfo->tpfro", values, into)
         kernel = (following.goal + following.moved)[:, places]
         return new - jnp.einsum("trp,tpo->tpro", activations[..., places], kernel)[:, :, None]
@@ -195,25 +194,6 @@ def _next_inputs(
     second = jnp.where((partners == i)[:, None, None, None], 0, second)
     both = now[:, None, None, None] + first[:, :, :, None] + second[:, :, None]
     return jax.lax.optimization_barrier(both.reshape(*both.shape[:2], -1, *both.shape[4:]))
-
-
-def _activate(activation: Activation | None, z: Array) -> Array:
-    """As `network.activate`, with a sine in float32 that compilers vectorize: most of a search is spent in it."""
-    if activation is None or activation.name != "sine" or z.dtype != jnp.float32:
-        return network.activate(activation, z)
-    return _sine(activation.frequency * z)
-
-
-def _sine(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The sine by its Taylor polynomial of degree 11 on [-pi/2, pi/2]; errors < 1e-6 for |z| < 1000."""
-    half_turns = jnp.round(z * np.float32(1 / np.pi))
-    high = np.float32(3.140625)  # the product with a small integer is exact
-    r = (z - half_turns * high) - half_turns * np.float32(np.pi - 3.140625)
-    polynomial = jnp.zeros((), z.dtype)
-    for power in (11, 9, 7, 5, 3, 1):
-        polynomial = polynomial * (r * r) + np.float32((-1) ** (power // 2) / math.factorial(power))
-    odd = half_turns - 2 * jnp.floor(half_turns / 2)
-    return r * polynomial * (1 - 2 * odd)
 
 
 def _or_infinity(loss: Array) -> Array:
