@@ -641,3 +641,20 @@ def test_joined_axes_of_blocks_and_of_no_size_are_refused():
     for options in ({"joined": (2,)}, {"joined": (0,)}, {"joined": (1,), "start": (0, 0, 0)}):
         with pytest.raises(ValueError, match="joins axes"):
             sg.Architecture("n", neurons, (sg.Parameter(("w",), axes, **options),))
+
+
+# --- the function that is described is not the user's -----------------------------------------------------------------
+
+
+def test_repair_with_the_slope_that_the_network_has():
+    slope = sg.layers.Activation("leaky_relu", slope=0.2)
+    arch = sg.sequential([sg.layers.Dense(8), slope, sg.layers.Dense(8), slope, sg.layers.Dense(3)], (6,))
+    p, q = ({name: jnp.asarray(normal(*shape)) for (name,), shape in arch.array_shapes.items()} for _ in range(2))
+    x = jnp.asarray(normal(200, 6))
+
+    def std(params):
+        z = x @ params["0.weight"].T + params["0.bias"]
+        return (jnp.where(z > 0, z, 0.2 * z) @ params["2.weight"].T + params["2.bias"]).std(0)
+
+    repaired = merge.repair(arch, merge.lerp(p, q, 0.5), stacks.stack(p, q), x)
+    np.testing.assert_allclose(std(repaired), (std(p) + std(q)) / 2, rtol=1e-4)

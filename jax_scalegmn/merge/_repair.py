@@ -138,11 +138,11 @@ def uncorrected(arch: Architecture) -> dict[str, str]:
                 neurons = own[*path, "scale" if isinstance(layer, Norm) else "kernel"]
                 shifted[neurons] = shifted.get(neurons, True) and (*path, "bias") in own
     left = {}
-    for layer in arch.hidden:
-        if layer.name not in shifted:
-            left[layer.name] = "its mean and standard deviation: no parameters set them alone"
-        elif not shifted[layer.name]:
-            left[layer.name] = "its mean: it has no bias, so that its second moment is restored instead"
+    for hidden in arch.hidden:
+        if hidden.name not in shifted:
+            left[hidden.name] = "its mean and standard deviation: no parameters set them alone"
+        elif not shifted[hidden.name]:
+            left[hidden.name] = "its mean: it has no bias, so that its second moment is restored instead"
     return left
 
 
