@@ -108,7 +108,7 @@ def methods(
         "matching_p_forward": Method("matching, permutations, forward start", pairwise(p_forward), itself),
         "matching_pd_identity": Method(f"matching, {whole}, identity start", pairwise(pd_identity), itself),
         "matching_pd_forward": Method(f"matching, {whole}, forward start", pairwise(align), itself),
-        **({"search": Method("search on the merged network's outputs", pairwise(search), itself)} if search else {}),
+        **({"search": Method("search on what merged networks compute", pairwise(search), itself)} if search else {}),
         "fixed_frame": Method("aligned to one fixed network", lambda a, b: (to_fixed(a), to_fixed(b)), itself),
         "canonical_frame": Method(
             "canonical frame: aligned to its own decoded", lambda a, b: (to_decoded(a), to_decoded(b)), itself
