@@ -41,7 +41,7 @@ class Config:
     """The INRs; of their images only those of scoring are fitted."""
     inr_pairs: int = 60
     """The number of pairs of INRs."""
-    classifiers: tuple[str, ...] = ("mlp:64-32-32-10,relu", "mlp:64-128-128-10,relu")
+    classifiers: tuple[str, ...] = ("mlp:64-32-32-10,relu",)
     """The architectures of the classifiers; N networks of the first are merged into one."""
     many: tuple[int, ...] = (4,)
     """These numbers N."""

@@ -242,6 +242,21 @@ def search_inrs(results: Results) -> Table:
     )
 
 
+def search_classifiers(results: Results) -> Table:
+    rows = []
+    for row in results.rows("search_cpu.jsonl", job="classifier"):
+        network = MERGED_DIGITS[row["network"]]
+        rows.append((network, row["method"], percent(row["ends"]), percent(row["accuracy"]), significant(row["ms"])))
+    return Table(
+        "Pairs of classifiers of digits, merged at t = 1/2 without REPAIR: test accuracy of the end points and of the "
+        "merged networks, and milliseconds of CPU time for a pair. The search sees 256 training images, no labels",
+        "python -m benchmarks.search",
+        ["search_cpu.jsonl"],
+        ("network", "method", "end points", "merged", "ms"),
+        rows,
+    )
+
+
 def _merged(results: Results, file: str, names: Mapping[str, str], command: str, what: str) -> Table:
     networks = results[file]["pairs"]
     unknown = networks.keys() ^ names.keys()
@@ -578,6 +593,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         many_mnist,
         recovery,
         search_inrs,
+        search_classifiers,
         cnn_digits_relu,
         cnn_digits_tanh,
         cnn_cifar_relu,

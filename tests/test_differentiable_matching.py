@@ -369,9 +369,9 @@ def test_without_labels_the_merged_function_comes_close_to_both(name):
     params, target, _, (x, _) = regression()
     match = {
         "sinkhorn": functools.partial(sinkhorn_matching, learning_rate=0.2),
-        "straight-through": straight_through_matching,
+        "straight-through": functools.partial(straight_through_matching, tx=optax.adam(0.05)),
     }[name]
-    options = {"num_steps": 40, "assign": assignment.scipy}
+    options = {"num_steps": 60, "assign": assignment.scipy}
     run = jax.vmap(functools.partial(network.apply, TANH), (None, 0))
 
     @jax.jit
