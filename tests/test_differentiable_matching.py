@@ -364,7 +364,7 @@ def test_objectives_that_miss_or_exclude_each_other_are_named():
             through(**mixture)
 
 
-@pytest.mark.parametrize("name", ["sinkhorn", "straight-through"])
+@pytest.mark.parametrize("name", [pytest.param("sinkhorn", marks=pytest.mark.slow), "straight-through"])
 def test_without_labels_the_merged_function_comes_close_to_both(name):
     params, target, _, (x, _) = regression()
     match = {

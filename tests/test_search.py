@@ -158,6 +158,7 @@ def test_a_planted_exchange_is_found():
     assert result.element.permutation["hidden_0"].tolist() == [2, 1, 0, 3]
 
 
+@pytest.mark.slow
 def test_own_losses_functions_annealing_and_wide_layers():
     params, target = (stacks.member(networks(NONE, 2), index) for index in (0, 1))
     start, key = symmetry.identity(NONE), jax.random.key(0)
@@ -244,7 +245,7 @@ def test_best_of_keeps_the_lowest_loss_on_data():
         matching.best_of(NONE, params, target, methods[:1], lambda p: jnp.nan * run(p).mean())
 
 
-@pytest.mark.parametrize("last_round", [False, True])
+@pytest.mark.parametrize("last_round", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_many_networks_become_their_mean(last_round):
     stack = networks(NONE, 3)
     merge_many = functools.partial(merge.merge_many, NONE, stack, DATA, jax.random.key(0))
