@@ -292,3 +292,30 @@ def test_the_network_that_does_not_fit_is_named():
         matching.weight_matching(SIREN, support.random_params(support.ARCHITECTURES["relu mlp"]), params)
     with pytest.raises(ValueError, match=r"^target\['Dense_0'\]\['kernel'\] has shape \(3, 5\)"):
         matching.weight_matching(SIREN, params, support.random_params(support.ARCHITECTURES["relu mlp"]))
+
+
+def test_under_vmap_the_host_solves_unfinished_pairs_alone(monkeypatch):
+    """Pairs that take different numbers of sweeps: as many assignments as one pair after the other, the same result."""
+    arch = sg.siren((2, 9, 10, 1))
+    solved = []
+    solve = assignment.linear_sum_assignment
+    monkeypatch.setattr(assignment, "linear_sum_assignment", lambda *a, **k: solved.append(1) or solve(*a, **k))
+    keys = jax.random.split(jax.random.key(0), 4)
+    target = jax.vmap(lambda key: sg.network.init(arch, key))(keys)
+    params = jax.vmap(lambda key: sg.network.init(arch, key))(keys[::-1])
+    params = jax.tree.map(lambda leaf, goal: leaf.at[0].set(goal[0]), params, target)  # one pair is there already
+
+    def match(params, target, assign):
+        return matching.weight_matching(arch, params, target, start=Start.IDENTITY, max_sweeps=3, assign=assign)
+
+    results = {}
+    for assign in (assignment.scipy, lambda score: assignment.scipy(score)):  # the second is not known to skip
+        solved.clear()
+        result = jax.block_until_ready(jax.vmap(functools.partial(match, assign=assign))(params, target))
+        results[assign is assignment.scipy] = result, len(solved)
+    (result, count), (plain, all_of_them) = results[True], results[False]
+    jax.tree.map(np.testing.assert_array_equal, result, plain)
+    sweeps = np.asarray(result.sweeps)
+    assert len({*sweeps.tolist()}) > 1
+    assert count == 2 * sweeps.sum()
+    assert all_of_them == 2 * sweeps.max() * len(sweeps)

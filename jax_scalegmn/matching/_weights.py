@@ -374,15 +374,16 @@ def _weight_matching(
     return marked(matching, params, target)
 
 
-# (element, layer, settled layers or None for all) -> the layer's best (permutation, scale), the others as in `element`.
-Best: TypeAlias = Callable[[Element, NeuronLayer, set[str] | None], tuple[Array, Array]]
+# (element, layer, settled layers or None for all, whether the result is discarded) -> the layer's best (permutation,
+# scale), the others as in `element`.
+Best: TypeAlias = Callable[[Element, NeuronLayer, set[str] | None, Bool[Array, ""] | bool], tuple[Array, Array]]
 
 
 def _walk_forward(arch: Architecture, element: Element, best: Best) -> Element:
     """One walk from the inputs, each layer matched by the parameters whose other axis is settled already."""
     settled = set(arch.inputs)
     for neurons in arch.hidden:
-        element = _replace(element, neurons.name, *best(element, neurons, settled))
+        element = _replace(element, neurons.name, *best(element, neurons, settled, False))
         settled.add(neurons.name)
     return element
 
@@ -391,10 +392,12 @@ def _ascend(arch: Architecture, element: Element, best: Best, max_sweeps: int) -
     """Sweeps over the hidden layers until one changes nothing: the element, the sweeps, whether it converged."""
 
     def sweep(state: tuple[Element, Array, Array]) -> tuple[Element, Array, Array]:
-        before, sweeps, _ = state
+        before, sweeps, converged = state
         after = before
+        # Under vmap the loop goes on until the last pair is done, and discards what it computes for the others.
+        done = converged | (sweeps >= max_sweeps)
         for neurons in arch.hidden:
-            after = _replace(after, neurons.name, *best(after, neurons, None))
+            after = _replace(after, neurons.name, *best(after, neurons, None, done))
         after, unchanged = compared(before, after)
         return after, sweeps + 1, unchanged
 
@@ -418,7 +421,9 @@ def _best_of_layer(
 ) -> Best:
     """The function that finds the exact optimum over one layer, the others fixed."""
 
-    def best(element: Element, neurons: NeuronLayer, settled: set[str] | None) -> tuple[Array, Array]:
+    def best(
+        element: Element, neurons: NeuronLayer, settled: set[str] | None, discarded: Bool[Array, ""] | bool
+    ) -> tuple[Array, Array]:
         # Two sums: parameters that the neuron's sign flips, and those that it leaves (power 0, as before a
         # normalization).
         flipping = fixed = jnp.zeros((neurons.width, neurons.width))
@@ -434,6 +439,8 @@ def _best_of_layer(
             else:
                 flipping = flipping + score
         signs = scale and neurons.scaling is Scaling.SIGN
+        if assign is assignment.scipy or (assign is None and assignment.default(neurons.width) is assignment.scipy):
+            flipping = jnp.where(discarded, jnp.nan, flipping)  # which the host does not solve
         return assignment.with_signs(flipping, fixed, signs=signs, permute=permute, assign=assign)
 
     return best

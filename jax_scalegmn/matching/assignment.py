@@ -64,12 +64,10 @@ def scipy(score: Float[Array, "n n"]) -> Int[Array, " n"]:
     def solve(*blocks: Array) -> np.ndarray:
         scores = np.concatenate([np.asarray(block) for block in blocks], -2)
         problems = scores.reshape(-1, *scores.shape[-2:])
-        own = np.arange(scores.shape[-1])
-        columns = [
-            linear_sum_assignment(problem, maximize=True)[1] if np.isfinite(problem).all() else own
-            for problem in problems
-        ]
-        return np.asarray(columns, np.int32).reshape(scores.shape[:-1])
+        columns = np.tile(np.arange(scores.shape[-1], dtype=np.int32), (len(problems), 1))
+        for row in np.flatnonzero(np.isfinite(problems).all((1, 2))):
+            columns[row] = linear_sum_assignment(problems[row], maximize=True)[1]
+        return columns.reshape(scores.shape[:-1])
 
     shape = jax.ShapeDtypeStruct(score.shape[:-1], jnp.int32)
     # In blocks of rows: on a single core XLA hangs when it hands over an array of 16 MiB (jax 0.10, CPU).
