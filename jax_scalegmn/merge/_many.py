@@ -55,7 +55,7 @@ def merge_many(
     apply_fn: Callable[[Any, Array], Array] | None = None,
     **options: Any,
 ) -> Many:
-    """Merges N networks into one: the k-th is searched against the mean of those before it, at t = 1 / (k + 1).
+    """Merges N networks into one: each is searched against the mean of those before it, at its share of the new mean.
 
     The search is `matching.search_matching`, at the very point at which the network joins the mean; it begins at weight
     matching. The result is one good mean, and no frame: a merge of some of the moved networks can be a bad one.
