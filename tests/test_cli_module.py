@@ -153,7 +153,7 @@ def test_straight_through_lowers_the_loss_of_the_users_function(folder, capsys):
         ("own_model:number", "is a int; expected a function"),
         ("own_model:impure", "is not pure: two calls differ"),
         ("own_model:total", r"returns \(5,\) for 2 examples and \(5,\) for 1; expected a leading batch axis"),
-        ("own_model:training", "computes an example otherwise next to another one"),
+        ("own_model:training", "gives an example other outputs in a batch than alone"),
         ("own_model:other", r"failed on x \(2, 1, 14, 14\).*KeyError.*nothing.*like params\['conv1\."),
         ("own_model:linear", "has no neurons that could be aligned"),
     ],
@@ -173,7 +173,7 @@ def test_data_and_labels_that_do_not_fit_are_named(folder, capsys):
         ({"x": x, "y": np.zeros(7, int)}, "expected y as whole-number labels (40,) of two classes or more"),
         ({"x": x, "y": np.zeros((40, 5), int)}, "got int64 (40, 5)"),
         ({"x": x, "y": np.full(40, 5)}, "expected labels from 0 to 4"),
-        ({"x": x * np.nan}, "evaluation mode, on finite numbers"),
+        ({"x": x * np.nan}, "or outputs that are not finite; expected a function in evaluation mode"),
     ):
         np.savez(folder / "data.npz", **arrays)
         status, out, err = run(capsys, "merge", "a.pt", "b.pt", *GIVEN, "--out", "c.pt")

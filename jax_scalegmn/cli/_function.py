@@ -70,7 +70,7 @@ def with_constants(name: str, function: Callable[[Any, Any], Any], files: list[A
 
 
 def infer(name: str, function: Callable[[Any, Any], Any], file: NetworkFile, path: Path, x: jax.Array) -> Inference:
-    """The architecture of the network that the function computes, after a check on one and on two examples.
+    """The architecture of the network that the function computes; the function is checked on one and on two examples.
 
     Raises:
       ValueError: If the function fails, is not pure, does not treat the examples of a batch one by one, or has no
@@ -96,8 +96,8 @@ def infer(name: str, function: Callable[[Any, Any], Any], file: NetworkFile, pat
     size = np.abs(first).max(initial=0)
     if not np.abs(first[:1] - alone).max(initial=0) <= _TOLERANCE * max(size, 1e-30):
         raise ValueError(
-            f"--module {name} computes an example otherwise next to another one, or not finitely; expected a function "
-            "in evaluation mode, on finite numbers. Use stored statistics."
+            f"--module {name} gives an example other outputs in a batch than alone, or outputs that are not finite; "
+            "expected a function in evaluation mode. Let it use stored statistics."
         )
     found = inference.infer(function, file.params, pair)
     if not found.arch.hidden:
