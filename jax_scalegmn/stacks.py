@@ -185,7 +185,7 @@ def stack(*networks: Any) -> Any:
 
 
 @any_container("stack", returns=True)
-def member(stack: Any, index: int | Array) -> Any:
+def member(stack: Any, index: int | Array | np.ndarray) -> Any:
     """Takes one network, or several, out of a stack.
 
     Args:
