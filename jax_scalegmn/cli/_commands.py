@@ -99,48 +99,15 @@ def _merge(
     originals: list[Params] = [file.params for file in files]
     target, results = _align_to_one_frame(options, arch, originals, data)
     aligned = [_act(arch, result.element, params) for result, params in zip(results, originals, strict=True)]
-    target_name = "the mean of all" if options.frame == "mean" else str(options.networks[0])
-    rows = []
-    for path, params, moved, result in zip(options.networks, originals, aligned, results, strict=True):
-        row = {"path": str(path), "target": target_name}
-        row |= _report.row(arch, params, moved, target, result, inputs)
-        rows.append(row)
-        if target is not params:
-            _print_row(row, options.module)
-    weights = _options.merge_weights(options)
-    merged = _merged(options, arch, aligned, weights, data, repair=False)
-    repaired = _merged(options, arch, aligned, weights, data, repair=True) if options.repair else merged
-    table = []
-    if arch.function is not None and data is not None:
-        networks = {str(path): params for path, params in zip(options.networks, originals, strict=True)}
-        networks |= {"naive": _merged(options, arch, originals, weights, data, repair=False), "merged": merged}
-        networks |= {"repaired": repaired} if options.repair else {}
-        table = _report.table(arch, networks, data.x, data.y)
-    merged = repaired
-    _print_table(table)
-    left = merge.uncorrected(arch) if options.repair else {}
-    for name, reason in left.items():
-        print(f"not repaired  {name}: {reason}")
-    losses = {}
-    if options.method == "search":
-        assert data is not None  # _options.check refuses it
-        losses = _print_search(options, arch, originals, merged, data)
+    rows = _alignment_rows(options, arch, originals, aligned, target, results, inputs)
+    merged, found = _combine(options, arch, originals, aligned, data)
     difference = _report.function_change(arch, originals[0], merged, inputs)
     if difference is not None:
         print(f"merged        differs from {options.networks[0]} by {difference:.2g} of its largest output")
     io.write_network(options.out, arch, merged, files[0], overwrite=options.overwrite)
     print(f"written       {options.out}")
     settings = {name: getattr(options, name) for name in ("method", "scale", "frame", "interpolate", "repair")}
-    return {
-        **settings,
-        **losses,
-        "weights": weights,
-        "networks": rows,
-        "difference_from_first": difference,
-        "table": table,
-        "uncorrected": left,
-        "out": str(options.out),
-    }
+    return {**settings, **found, "networks": rows, "difference_from_first": difference, "out": str(options.out)}
 
 
 def _check(options: Check, arch: Architecture, files: list[NetworkFile], inputs: jax.Array | None) -> dict[str, Any]:
@@ -161,6 +128,56 @@ def _check(options: Check, arch: Architecture, files: list[NetworkFile], inputs:
 
 
 # --- private: matching and merging ----------------------------------------------------------------------------------
+
+
+def _alignment_rows(
+    options: Merge,
+    arch: Architecture,
+    originals: list[Params],
+    aligned: list[Params],
+    target: Params,
+    results: list[Matching],
+    inputs: jax.Array | None,
+) -> list[dict[str, Any]]:
+    """What the alignment did to each network; printed too, but for the network that is the target."""
+    target_name = "the mean of all" if options.frame == "mean" else str(options.networks[0])
+    rows = []
+    for path, params, moved, result in zip(options.networks, originals, aligned, results, strict=True):
+        row = {"path": str(path), "target": target_name}
+        row |= _report.row(arch, params, moved, target, result, inputs)
+        rows.append(row)
+        if target is not params:
+            _print_row(row, options.module)
+    return rows
+
+
+def _combine(
+    options: Merge,
+    arch: Architecture,
+    originals: list[Params],
+    aligned: list[Params],
+    data: LabeledExamples | None,
+) -> tuple[Params, dict[str, Any]]:
+    """The merged network, repaired if --repair says so, and how it compares to others; that is printed too."""
+    weights = _options.merge_weights(options)
+    merged = plain = _merged(options, arch, aligned, weights, data, repair=False)
+    left = {}
+    if options.repair:
+        merged, left = _merged(options, arch, aligned, weights, data, repair=True), merge.uncorrected(arch)
+    table = []
+    if arch.function is not None and data is not None:
+        networks = {str(path): params for path, params in zip(options.networks, originals, strict=True)}
+        networks |= {"naive": _merged(options, arch, originals, weights, data, repair=False), "merged": plain}
+        networks |= {"repaired": merged} if options.repair else {}
+        table = _report.table(arch, networks, data.x, data.y)
+    _print_table(table)
+    for name, reason in left.items():
+        print(f"not repaired  {name}: {reason}")
+    losses = {}
+    if options.method == "search":
+        assert data is not None  # _options.check refuses it
+        losses = _print_search(options, arch, originals, merged, data)
+    return merged, {"weights": weights, "table": table, "uncorrected": left, **losses}
 
 
 def _align_to_one_frame(

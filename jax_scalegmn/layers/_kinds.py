@@ -200,7 +200,21 @@ class PReLU:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaxPool:
+class _Pool:
+    """What both poolings have: a window that moves over a map."""
+
+    window: Size
+    stride: Size | None = None
+    padding: Size = 0
+
+    def shapes(self, shape: tuple[int, ...]) -> Shapes:
+        """It has no tensors."""
+        _check_rank(self, shape, 3)
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPool(_Pool):
     """Max pooling, as torch.nn.MaxPool2d.
 
     Attributes:
@@ -213,22 +227,13 @@ class MaxPool:
     3
     """
 
-    window: Size
-    stride: Size | None = None
-    padding: Size = 0
-
-    def shapes(self, shape: tuple[int, ...]) -> Shapes:
-        """It has no tensors."""
-        _check_rank(self, shape, 3)
-        return {}
-
     def __call__(self, tensors: Tensors, x: Float[Array, "n channels h w"]) -> Float[Array, "n channels _h _w"]:
         """Computes the pooling."""
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *_windows(self))
 
 
 @dataclasses.dataclass(frozen=True)
-class AvgPool:
+class AvgPool(_Pool):
     """Mean pooling, as torch.nn.AvgPool2d, which counts the zeros of the padding.
 
     Attributes:
@@ -240,15 +245,6 @@ class AvgPool:
     >>> sg.layers.AvgPool(2).padding
     0
     """
-
-    window: Size
-    stride: Size | None = None
-    padding: Size = 0
-
-    def shapes(self, shape: tuple[int, ...]) -> Shapes:
-        """It has no tensors."""
-        _check_rank(self, shape, 3)
-        return {}
 
     def __call__(self, tensors: Tensors, x: Float[Array, "n channels h w"]) -> Float[Array, "n channels _h _w"]:
         """Computes the pooling."""
@@ -311,7 +307,7 @@ def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _windows(layer: MaxPool | AvgPool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]:
+def _windows(layer: _Pool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]:
     stride = layer.window if layer.stride is None else layer.stride
     margins = tuple((side, side) for side in _pair(layer.padding))
     return (1, 1, *_pair(layer.window)), (1, 1, *_pair(stride)), ((0, 0), (0, 0), *margins)
