@@ -19,7 +19,7 @@ __all__ = ["Line", "chart", "image_rows", "scatter", "settings", "write"]
 
 def write(path: Path, title: str, sections: Iterable[str]) -> None:
     """Writes one page of sections that are HTML already."""
-    path.write_text(sg.report.document(title, sections).html, encoding="utf-8")
+    sg.report.document(title, sections).save(path)
 
 
 def chart(lines: Sequence[Line], *, x: str, y: str, log: bool = False) -> str:

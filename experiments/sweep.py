@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from experiments import inr, inr_report, progress, tables
+from experiments import inr, inr_report, progress, runs, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,7 @@ def main(config: Config) -> list[dict[str, Any]]:
             )
         zoo = out / "zoo"
         rows.append(_row(config, results))
-        config.results.parent.mkdir(parents=True, exist_ok=True)
-        document = {"environment": results["environment"], "rows": rows}
-        config.results.write_text(json.dumps(document, indent=1))
+        runs.write_json(config.results, {"environment": results["environment"], "rows": rows})
     progress.console.print(tables.terminal(_table(rows)))
     return rows
 

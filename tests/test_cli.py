@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -466,3 +467,40 @@ def test_without_orbax_a_checkpoint_ends_with_the_name_of_the_extra(tmp_path, ca
     (a, _), _ = pair(tmp_path, "orbax", MLP)
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     assert_refused(capsys, tmp_path, 'pip install "jax-scalegmn[checkpoint]"', "check", a, *RELU)
+
+
+@pytest.mark.parametrize("command", ["align", "merge", "check"])
+def test_an_input_is_never_an_output(tmp_path, capsys, monkeypatch, command):
+    """By no spelling: nothing is replaced, and one line says which option is meant."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.npz", "b.npz", "x.npz", "arch.json", "mine.py"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link").symlink_to("b.npz")
+    (tmp_path / "hard").hardlink_to("x.npz")
+    (tmp_path / "folder").symlink_to(".")
+    (tmp_path / "ck").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    arch, data = ["--arch", "arch.json"], ["--data", "x.npz"]
+    module = ["--module", "mine:apply", *data]
+    out = [] if command == "check" else ["--out", "c.npz"]
+    cases = [
+        (["a.npz", "b.npz", *out, "--json", spelling], "--json .* is also the network b.npz")
+        for spelling in ("b.npz", str(tmp_path / "b.npz"), "link", "folder/b.npz", "ck/../b.npz")
+    ]
+    cases += [(["a.npz", "b.npz", *out, *data, "--json", name], "of --data") for name in ("x.npz", "hard")]
+    cases += [(["a.npz", "b.npz", *out, *arch, "--json", "./arch.json"], "of --arch")]
+    cases += [(["a.npz", "b.npz", *out, *module, "--json", "mine.py"], "of --module")]
+    cases += [(["ck", "b.npz", *out, "--json", "ck/s.json"], "is also the network ck")]
+    if out:
+        cases += [
+            (["a.npz", "b.npz", "--out", "hard", *data], "--out hard is also the file of --data"),
+            (["a.npz", "b.npz", "--out", "arch.json", *arch], "of --arch"),
+            (["a.npz", "b.npz", "--out", "mine.py", *module], "of --module"),
+            (["a.npz", "ck/n.npz", "--out", "ck"], "is also the network ck/n.npz"),
+            (["a.npz", "b.npz", "--out", "c.npz", "--json", "folder/c.npz"], "--json and --out are both"),
+        ]
+    for words, message in cases:
+        rest = [] if "--arch" in words or "--module" in words else ["--activation", "relu"]
+        assert cli.main([command, *words, *rest, "--overwrite"]) == 2, words
+        assert re.search(message, capsys.readouterr().err), words
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before

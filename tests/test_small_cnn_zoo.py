@@ -661,6 +661,7 @@ def test_a_zoo_is_overwritten_only_where_that_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("write", [1, 2, 3])
 def test_an_interrupted_write_leaves_no_mixed_zoo(tmp_path, monkeypatch, write):
+    (tmp_path / "notes.txt").write_text("a file of another kind, for which the folder is not replaced as a whole")
     small_cnn_zoo.save(tmp_path, random_cnns())
     replace, calls = small_cnn_zoo.os.replace, []
 

@@ -117,6 +117,7 @@ def check(options: Command) -> None:
         _check_merge(options)
     if isinstance(options, Check) and not options.networks:
         raise ValueError("Got no network to check; expected one or more.")
+    _check_outputs(options)
 
 
 def paths(options: Command) -> tuple[Path, ...]:
@@ -147,6 +148,35 @@ def merge_weights(options: Merge) -> list[float]:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
+def _check_outputs(options: Command) -> None:
+    """Checks that no output is an input; --out alone may name a network again, which --overwrite then replaces."""
+    inputs = {"--data": options.data, "--arch": Path(options.arch) if options.arch.endswith(".json") else None}
+    if options.module is not None:
+        inputs["--module"] = Path(options.module.partition(":")[0].replace(".", "/") + ".py")
+    networks = paths(options)
+    outputs = {"--json": options.json, "--out": options.out if isinstance(options, Alignment) else None}
+    if outputs["--json"] and outputs["--out"] and _overlap(outputs["--json"], outputs["--out"]):
+        raise ValueError(f"--json and --out are both {outputs['--out']}. Give each its own name.")
+    for option, output in outputs.items():
+        for name, path in inputs.items():
+            if output is not None and path is not None and _overlap(output, path):
+                raise ValueError(f"{option} {output} is also the file of {name}, which it would replace. Rename it.")
+        for path in networks:
+            if output is not None and _overlap(output, path) and not (option == "--out" and _same(output, path)):
+                raise ValueError(f"{option} {output} is also the network {path}, which it would replace. Rename it.")
+
+
+def _overlap(a: Path, b: Path) -> bool:
+    """Whether two paths are one file, or one is inside the other; by links and other spellings, too."""
+    a_folders, b_folders = ((path.resolve(), *path.resolve().parents) for path in (a, b))
+    inside = a_folders[0].is_relative_to(b_folders[0]) or b_folders[0].is_relative_to(a_folders[0])
+    return inside or any(_same(folder, b) for folder in a_folders) or any(_same(folder, a) for folder in b_folders)
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+
+
 def _check_module(options: Common) -> None:
     given = {"--arch": options.arch != "auto", "--activation": options.activation, "--order": options.order}
     others = [name for name, value in given.items() if value]
@@ -163,8 +193,6 @@ def _check_alignment(options: Alignment) -> None:
         raise ValueError(f"--distance goes with --method search, got {options.method}. Leave it out.")
     if not options.scale and options.method not in ("weights", "activations"):
         raise ValueError(f"--no-scale goes with --method weights or activations, got {options.method}. Leave it out.")
-    if options.json is not None and options.json.absolute() == options.out.absolute():
-        raise ValueError(f"--json and --out are both {options.out}. Give each its own name.")
 
 
 def _check_merge(options: Merge) -> None:

@@ -57,8 +57,12 @@ def write(path: str | os.PathLike[str], tree: Mapping[str, Any], *, overwrite: b
             # In place on a copy of ours: Flax's own copy has its keys sorted.
             scratch.write_bytes(serialization.msgpack_serialize(_copied(tree), in_place=True))
         else:
-            with _orbax().StandardCheckpointer() as checkpointer:
-                checkpointer.save(scratch.absolute(), _copied(tree))
+            ocp = _orbax()
+            try:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    checkpointer.save(scratch.absolute(), _copied(tree))
+            except Exception as error:  # orbax and tensorstore raise many types, as on a full disk
+                raise OSError(f"{path}: this checkpoint cannot be written ({error}).") from error
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -174,7 +174,10 @@ def write(
         elif path.suffix == ".npz":
             _write_npz(scratch, arrays)
         else:
-            safetensors.numpy.save_file(arrays, scratch, metadata={"format": "pt"})
+            try:
+                safetensors.numpy.save_file(arrays, scratch, metadata={"format": "pt"})
+            except safetensors.SafetensorError as error:  # as on a full disk
+                raise OSError(f"{path}: {error}") from error
 
 
 # --- private: writing -----------------------------------------------------------------------------------------------

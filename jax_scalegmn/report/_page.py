@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
-from jax_scalegmn import stacks
+from jax_scalegmn import io, stacks
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.report import _assets, _networks
 from jax_scalegmn.symmetry import Element
@@ -33,9 +33,10 @@ class Page:
     html: str
 
     def save(self, path: str | Path) -> Path:
-        """Writes the file and returns its path."""
+        """Writes the file, completely or not at all, and returns its path. It replaces a file that exists."""
         path = Path(path)
-        path.write_text(self.html, encoding="utf-8")
+        with io.atomic_path(path, overwrite=True) as scratch:
+            scratch.write_text(self.html, encoding="utf-8")
         return path
 
     def iframe(self, *, height: int = 1150) -> str:

@@ -344,7 +344,10 @@ def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
         arrays["params/" + "/".join(keys)] = np.ascontiguousarray(value)
     header = {"format": _FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}
     with io.atomic_path(path, overwrite=True) as scratch:
-        safetensors.numpy.save_file(arrays, scratch, metadata=header)
+        try:
+            safetensors.numpy.save_file(arrays, scratch, metadata=header)
+        except safetensors.SafetensorError as error:  # as on a full disk
+            raise OSError(f"{path}: {error}") from error
 
 
 def load(path: str | os.PathLike[str]) -> Zoo:

@@ -3,6 +3,7 @@
 Nothing is downloaded, and no file can run code.
 """
 
+import contextlib
 import csv
 import gzip
 import itertools
@@ -10,7 +11,7 @@ import math
 import os
 import random
 import re
-import tempfile
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture
+from jax_scalegmn import architecture, io
 from jax_scalegmn.architecture import Architecture, Conv
 from jax_scalegmn.zoo import _populations
 
@@ -116,8 +117,10 @@ def load(
 def save(folder: str | os.PathLike[str], cnns: _populations.Zoo, *, overwrite: bool = False) -> None:
     """Writes a zoo of CNNs as the three files of the Small CNN Zoo, from which `load` reads the same bits.
 
-    The records become columns; the settings are not written. Load a zoo without the record step with step=None. If a
-    write fails, either the old files are left, or no weights.npy, so that half of two zoos is never taken for one.
+    The records become columns; the settings are not written. Load a zoo without the record step with step=None. The
+    folder is replaced as a whole, completely or not at all. Where it holds other files, its three files are replaced
+    one by one: a program that is killed meanwhile leaves no weights.npy, so that half of two zoos is never taken for
+    one.
 
     Args:
       folder: The folder for weights.npy, metrics.csv.gz and layout.csv; it is made if it does not exist.
@@ -144,23 +147,43 @@ def save(folder: str | os.PathLike[str], cnns: _populations.Zoo, *, overwrite: b
     present = [name for name in _FILES.values() if (folder / name).exists()]
     if present and not overwrite:
         raise FileExistsError(f"{folder}: the files {present} of a zoo exist already. Pass overwrite=True.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        written = {kind: Path(scratch) / name for kind, name in _FILES.items()}
-        np.save(written["weights"], matrix, allow_pickle=False)
-        with written["layout"].open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([_LAYOUT, *layout])
-        with gzip.open(written["metrics"], "wt", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(columns)
-            table.writerows(zip(*columns.values(), strict=True))
-        # The old weights go first and the new ones come last: in between there is no zoo to read.
-        (folder / _FILES["weights"]).unlink(missing_ok=True)
-        for kind in ("layout", "metrics", "weights"):
-            os.replace(written[kind], folder / _FILES[kind])
+    with contextlib.ExitStack() as stack:
+        if _is_replaceable(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(io.atomic_path(folder, overwrite=overwrite))
+            scratch.mkdir()
+            _write({kind: scratch / name for kind, name in _FILES.items()}, matrix, layout, columns)
+            return
+        folder.mkdir(exist_ok=True)
+        paths = {kind: folder / name for kind, name in _FILES.items()}  # entered first, the weights are in place last
+        written = {k: stack.enter_context(io.atomic_path(path, overwrite=overwrite)) for k, path in paths.items()}
+        _write(written, matrix, layout, columns)
+        if overwrite and paths["weights"].exists():
+            shutil.copymode(paths["weights"], written["weights"])
+            paths["weights"].unlink()
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    written: Mapping[str, Path], matrix: np.ndarray, layout: Sequence[Sequence[Any]], columns: Mapping[str, Any]
+) -> None:
+    np.save(written["weights"], matrix, allow_pickle=False)
+    with written["layout"].open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([_LAYOUT, *layout])
+    with gzip.open(written["metrics"], "wt", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(columns)
+        table.writerows(zip(*columns.values(), strict=True))
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether a folder can be replaced as a whole: it is absent, or holds a zoo and nothing else, and is no link."""
+    if not os.path.lexists(folder):
+        return True
+    alone = not folder.is_symlink() and folder.is_dir() and not Path.cwd().is_relative_to(folder.resolve())
+    return alone and {_FILES["weights"]} <= {path.name for path in folder.iterdir()} <= {*_FILES.values()}
 
 
 class _Slot(NamedTuple):
