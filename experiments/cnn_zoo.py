@@ -122,8 +122,9 @@ def fit_zoo(
         for number, first in enumerate(range(0, settings.networks, settings.part)):
             path = folder / f"{activation}-{number:04d}.safetensors"
             count = min(settings.part, settings.networks - first)
-            if path.exists():
-                parts.append(_read_part(path, arch, count, checkpoints))
+            saved = runs.read_part(path)
+            if saved is not None:
+                parts.append(_checked(path, saved, arch, count, checkpoints))
                 advance(count, "read")
                 continue
             part = classifier_zoo.fit(
@@ -142,8 +143,8 @@ def fit_zoo(
             interruption.stop_if_requested(f"{first + count} of {settings.networks} {activation} CNNs")
     whole = _joined(parts)
     exchange = folder / "small_cnn_zoo" / activation
-    if not exchange.exists():
-        small_cnn_zoo.save(exchange, whole)
+    if not (exchange / "weights.npy").exists():
+        small_cnn_zoo.save(exchange, whole, overwrite=True)
     return whole
 
 
@@ -269,9 +270,8 @@ def _score_all(whole: Zoo, part: Data) -> classifiers.Scores:
     return classifiers.Scores(*(np.asarray(value) for value in score(whole.params)))
 
 
-def _read_part(path: Path, arch: Architecture, count: int, checkpoints: np.ndarray) -> Zoo:
+def _checked(path: Path, part: Zoo, arch: Architecture, count: int, checkpoints: np.ndarray) -> Zoo:
     """A part that a former run saved, if it is what this run would have trained there."""
-    part = zoo.load(path)
     networks = len(np.unique(part.records["model"])) + part.settings["left_out"]
     steps = np.unique(part.records["step"])
     if part.arch != arch or networks != count or not np.array_equal(steps, checkpoints):

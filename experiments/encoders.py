@@ -6,7 +6,6 @@ elements of their group. Every finished pair of encoder and seed is a file.
 
 import dataclasses
 import functools
-import json
 import math
 import statistics
 import time
@@ -212,8 +211,8 @@ def train_pairs(
             program = None
             for seed in range(config.seeds):
                 path = folder / f"{name}-{seed}.json"
-                if path.exists():
-                    pair = _read_pair(path, task)
+                pair = _read_pair(path, task)
+                if pair is not None:
                     advance(config.train.epochs, "read")
                 else:
                     program = program or _program(config, task, encoder, zoos)
@@ -326,9 +325,11 @@ def _numbers(metrics: Mapping[str, Any], selection: Mapping[str, Any], where: st
     return numbers
 
 
-def _read_pair(path: Path, task: Task) -> dict[str, Any]:
+def _read_pair(path: Path, task: Task) -> dict[str, Any] | None:
+    pair: dict[str, Any] | None = runs.read_json(path)
+    if pair is None:
+        return None
     try:
-        pair: dict[str, Any] = json.loads(path.read_text())
         missing = {"seed", "best_epoch", "seconds", "history", "networks_per_second", *task.measures} - pair.keys()
     except (AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not the JSON of a finished training ({error}). Delete it to train again.") from error

@@ -84,8 +84,9 @@ def fit_split(
         for number, first in enumerate(range(0, len(image_index), settings.part)):
             path = config.out / "zoo" / f"{split}-{number:04d}.safetensors"
             rows = image_index[first : first + settings.part]
-            if path.exists():
-                parts.append(zoo.load(path))
+            saved = runs.read_part(path)
+            if saved is not None:
+                parts.append(saved)
                 advance(len(rows), "read")
                 continue
             # Every part of every split starts from keys of its own.

@@ -186,22 +186,22 @@ def main(config: Config) -> dict[str, Any]:
 def _pairs_of(config: Config, text: str, arch: Architecture, images: Parts, index: int) -> dict[str, Any]:
     """All numbers on pairs of one architecture; read where a former run stored them."""
     path = config.out / "pairs" / f"{_slug(text)}.json"
-    if not path.exists():
+    if (found := runs.read_json(path)) is None:
         data = as_inputs(arch, images)
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         trained = train_networks(config, text, arch, data, key, config.models)
         runs.write_json(path, score_pairs(config, arch, trained, data, key))
-    return json.loads(path.read_text())
+    return found or json.loads(path.read_text())
 
 
 def _many_of(config: Config, arch: Architecture, images: Parts) -> dict[str, Any]:
     """All numbers on N networks at once; read where a former run stored them."""
     path = config.out / "many.json"
-    if not path.exists():
+    if (found := runs.read_json(path)) is None:
         data, key = as_inputs(arch, images), jax.random.key(config.seed)
         trained = train_networks(config, config.many_of, arch, data, key, max(config.many), name="many")
         runs.write_json(path, {"network": config.many_of, "by_number": merge_many(config, arch, trained, data)})
-    return json.loads(path.read_text())
+    return found or json.loads(path.read_text())
 
 
 # --- data and networks --------------------------------------------------------------------------------------------
@@ -240,8 +240,8 @@ def train_networks(
 ) -> zoo.Zoo:
     """Trained networks with their test scores; read where a former run saved them."""
     path = config.out / "networks" / f"{name or _slug(text)}.safetensors"
-    if path.exists():
-        return zoo.load(path)
+    if (saved := runs.read_part(path)) is not None:
+        return saved
     settings = config.train
     steps = len(data.x) // settings.batch_size * settings.epochs
     tx = optax.adamw(optax.cosine_decay_schedule(settings.learning_rate, steps), weight_decay=settings.weight_decay)

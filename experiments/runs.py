@@ -18,7 +18,7 @@ import optax
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import progress, report, tables
-from jax_scalegmn import io, training
+from jax_scalegmn import io, training, zoo
 from jax_scalegmn.io import images
 
 
@@ -167,7 +167,10 @@ def claim(config: RunConfig) -> None:
             raise SystemExit(
                 f"{config.out} already holds a run. Continue it with --resume, or name another folder by --out."
             )
-        theirs = json.loads(path.read_text())
+        theirs = read_json(path)
+        if theirs is None:
+            write_json(path, mine)
+            return
         if theirs != mine:
             differences = [f"{k}: {theirs.get(k)} then, {v} now" for k, v in mine.items() if theirs.get(k) != v]
             raise SystemExit(
@@ -179,6 +182,34 @@ def claim(config: RunConfig) -> None:
             f"{config.out} holds no run to resume. Name the folder of one by --out, or leave out --resume."
         )
     write_json(path, mine)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON values of a file; None where there is none, or where it is damaged, which is said."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        rebuilding(path, error)
+        return None
+
+
+def read_part(path: Path) -> zoo.Zoo | None:
+    """The networks that a former run saved; None where there are none, or the file is damaged, which is said."""
+    if not path.exists():
+        return None
+    try:
+        return zoo.load(path)
+    except ValueError as error:
+        rebuilding(path, error)
+        return None
+
+
+def rebuilding(path: Path, error: Exception) -> None:
+    """Says that a file of the run is damaged, and made again."""
+    cause = str(error).removeprefix(f"{path}: ")
+    progress.console.print(f"{path} is damaged and made again: {cause}"[:1000], markup=False, soft_wrap=True)
 
 
 def write_json(path: Path, value: Any) -> None:

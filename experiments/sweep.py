@@ -7,7 +7,6 @@ The zoo is fitted once and shared by all runs. Finished runs are kept: the same 
 
 import dataclasses
 import itertools
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,9 +54,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         if zoo is not None and not out.exists():
             shutil.copytree(zoo, out / "zoo")
         done = out / "results.json"
-        if done.exists():
-            results = json.loads(done.read_text())
-        else:
+        results = runs.read_json(done)
+        if results is None:
             results = inr.main(
                 dataclasses.replace(
                     base,

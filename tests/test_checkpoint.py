@@ -1,6 +1,7 @@
 """What is restored is what was saved, or an error says why not."""
 
 import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import support
 
 import jax_scalegmn as sg
-from jax_scalegmn import models, training
+from jax_scalegmn import io, models, training
 from jax_scalegmn.models import ScaleGMN
 from jax_scalegmn.models.graph import Bucket
 from jax_scalegmn.training import checkpoint
@@ -51,7 +52,7 @@ def test_the_best_and_the_last_come_back_bit_for_bit(run):
         support.assert_identical(restored.state, state_of(seed))
         assert restored.monitor == training.Monitor(loss, 1.0, seed)
         assert restored.history == [{"loss": loss}]
-    assert sorted(path.name for path in run.directory.iterdir()) == ["2", "4"]
+    assert sorted(path.name for path in run.directory.iterdir()) == ["2", "3", "4"]
 
 
 def test_a_step_is_saved_once(run):
@@ -158,20 +159,100 @@ def delete_arrays(folder):
         pytest.param(shutil.rmtree, "variables", marks=pytest.mark.slow),
         (truncate, "training"),
         pytest.param(shutil.rmtree, "training", marks=pytest.mark.slow),
-        (lambda folder: (folder / "metadata").write_text('{"config": '), "info"),
+        pytest.param(lambda folder: (folder / "metadata").write_text('{"config": '), "info", marks=pytest.mark.slow),
         pytest.param(lambda folder: (folder / "metadata").unlink(), "info", marks=pytest.mark.slow),
         (lambda folder: (folder / "metadata").write_text("{}"), "info"),
         (lambda folder: (folder / "metadata").write_text('{"config": {}, "monitor": {}, "history": []}'), "info"),
     ],
 )
 def test_damaged_checkpoints_are_refused_with_their_path(run, damage, item):
-    for step in ("2", "4"):
+    for step in ("2", "3", "4"):
         damage(run.directory / step / item)
     with pytest.raises(ValueError, match="run/4: "):
         run.restore_last(state_of(0))
     if item != "training":
         with pytest.raises(ValueError, match="run/2: "):
             checkpoint.load(run.directory)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change_a_number(folder):
+    """As a bit that flipped where no other checksum would notice: what is stored is whole, but is not what was saved."""
+    path = folder / "info" / "metadata"
+    info = json.loads(path.read_text())
+    info["checksums"]["variables"] = info["checksums"]["training"]
+    path.write_text(json.dumps(checkpoint._signed({k: v for k, v in info.items() if k != "checksum"})))
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (lambda folder: truncate(folder / "variables"), "variables, training of this checkpoint cannot be read"),
+        pytest.param(
+            lambda folder: cut(folder / "info" / "metadata"),
+            "info of this checkpoint cannot be read",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(change_a_number, "variables of this checkpoint are not what was saved", marks=pytest.mark.slow),
+        pytest.param(
+            lambda folder: (folder / "info" / "metadata").write_text(
+                (folder / "info" / "metadata").read_text().replace("2.5", "2.4")
+            ),
+            "info is not what was saved",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["arrays", "description", "numbers", "history"],
+)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_newest_whole_one(run, capfd, damage, cause):
+    """Once with a warning; training comes to the damaged step again and replaces it."""
+    damage(run.directory / "4")
+    with pytest.warns(UserWarning, match=rf"run/4: {cause}.*Step 3 is restored instead: .*run/3") as caught:
+        restored = run.restore_last(state_of(0))
+        support.assert_identical(run.restore_best(state_of(0)).state, state_of(2))
+    assert len(caught) == 1
+    support.assert_identical(restored.state, state_of(3))
+    assert restored.history == [{"loss": 2.0}]
+    run.save(state_of(4), loss=0.5)
+    assert sorted(path.name for path in run.directory.iterdir()) == ["3", "4", "damaged-4"]
+    support.assert_identical(run.restore_last(state_of(0)).state, state_of(4))
+    run.close()
+    assert "Event loop" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_damaged_best_checkpoint_is_replaced_by_the_best_whole_one(run):
+    truncate(run.directory / "2" / "variables")
+    for restore in (lambda: run.restore_best(state_of(0)).state.variables, lambda: checkpoint.load(run.directory)[1]):
+        with pytest.warns(UserWarning, match=r"run/2: .*Step 3 is restored instead"):
+            support.assert_identical(restore(), state_of(3).variables)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, pytest.param(lambda path: path.write_text('{"loss": 9.0}'), marks=pytest.mark.slow)]
+)
+def test_a_damaged_metrics_file_is_named_and_written_again(run, damage):
+    run.close()
+    path = run.directory / "2" / "metrics" / "metrics"
+    whole = json.loads(path.read_text())
+    damage(path)
+    with pytest.warns(UserWarning, match=f"{path}: this file of the validation loss was damaged. It is written again"):
+        again = checkpoint.Checkpoints(run.directory, CONFIG)
+    assert json.loads(path.read_text()) == whole
+    support.assert_identical(again.restore_best(state_of(0)).state, state_of(2))
+
+
+def test_what_a_killed_program_was_saving_is_removed(run):
+    half = run.directory / "5.orbax-checkpoint-tmp"
+    half.mkdir()
+    with io.in_use(run.directory):  # it is saving still
+        checkpoint.Checkpoints(run.directory, CONFIG)
+    assert half.exists()
+    checkpoint.Checkpoints(run.directory, CONFIG)
+    assert not half.exists()
 
 
 def test_a_foreign_folder_is_refused(tmp_path):

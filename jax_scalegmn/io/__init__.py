@@ -5,7 +5,7 @@ and `as_network` are the two halves of `read_network`, for a file whose architec
 """
 
 from jax_scalegmn.io import images, tensors, torch_layout
-from jax_scalegmn.io._atomic import atomic_path
+from jax_scalegmn.io._atomic import atomic_path, in_use, is_unused
 from jax_scalegmn.io._networks import (
     ArrayFile,
     FileFormat,
@@ -31,7 +31,9 @@ __all__ = [
     "check_writable",
     "from_torch",
     "images",
+    "in_use",
     "infer_mlp",
+    "is_unused",
     "read_arrays",
     "read_network",
     "storable",

@@ -93,7 +93,21 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
 
 @contextlib.contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Marks a folder as in use by this program: `is_unused` is then False in all programs."""
+    """Marks a folder as in use by this program, until the block or the program ends; `is_unused` is then False.
+
+    Args:
+      folder: The folder.
+
+    Raises:
+      FileNotFoundError: If there is no such folder.
+
+    >>> import pathlib, tempfile
+    >>> from jax_scalegmn import io
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> with io.in_use(folder), io.is_unused(folder) as unused:
+    ...     print(unused)
+    False
+    """
     with _open(folder) as descriptor:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -105,6 +119,18 @@ def is_unused(folder: Path) -> Iterator[bool]:
     """Whether no program uses a folder; if so, none can mark it as in use until the block ends.
 
     False also where that is unknown: in another user's folder, and on a file system without locks.
+
+    Args:
+      folder: The folder.
+
+    Yields:
+      Whether it is unused.
+
+    >>> import pathlib, tempfile
+    >>> from jax_scalegmn import io
+    >>> with io.is_unused(pathlib.Path(tempfile.mkdtemp())) as unused:
+    ...     print(unused)
+    True
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -1,23 +1,36 @@
-"""Checkpoints of training, by orbax: the best and the last, each with the configuration it belongs to.
+"""Checkpoints of training, by orbax: the best and the last two, each with the configuration it belongs to.
 
-A checkpoint is only ever loaded into the model that it was made for; a missing, damaged or foreign one is an error.
+A checkpoint is only ever loaded into the model that it was made for; a missing or foreign one is an error. Each carries
+checksums. In place of a damaged one the newest whole one is read, with a warning that names the damaged one.
 Orbax is an extra, `pip install "jax-scalegmn[checkpoint]"`, and imported when checkpoints are first used.
 """
 
+import contextlib
+import gc
+import hashlib
+import inspect
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 
-from jax_scalegmn import models
+from jax_scalegmn import io, models
 from jax_scalegmn.training._loop import Monitor, State
 
 __all__ = ["Checkpoints", "Restored", "load"]
+
+_T = TypeVar("_T")
 
 
 class Restored(NamedTuple):
@@ -38,7 +51,10 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one directory: the last, and the one with the lowest validation loss.
+    """The checkpoints of one run, in one directory: the last two, and the one with the lowest validation loss.
+
+    Where a checkpoint is damaged, an older one that is whole is restored, and a warning names the damaged one. Once the
+    next one is saved, the damaged one is found under the name damaged-STEP.
 
     Args:
       directory: The folder; made where it is absent.
@@ -67,12 +83,15 @@ class Checkpoints:
         ocp = _orbax()
         self.directory = Path(directory).absolute()
         self.config = json.loads(json.dumps(config))
+        self._damaged: set[int] = set()
+        _remove_leftovers(self.directory)
+        _rebuild_metrics(self.directory)
         policies = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(1), policies.BestN(get_metric_fn=_loss, reverse=True, n=1)]
+                    [policies.LatestN(2), policies.BestN(get_metric_fn=_loss, reverse=True, n=1)]
                 ),
                 best_fn=_loss,
                 best_mode="min",
@@ -88,7 +107,7 @@ class Checkpoints:
         monitor: Monitor | None = None,
         history: list[dict[str, float]] | None = None,
     ) -> None:
-        """Writes a checkpoint, atomically; older ones that are neither the last nor the best are removed.
+        """Writes a checkpoint, atomically; older ones that are neither the last two nor the best are removed.
 
         Args:
           state: The state after some step.
@@ -100,25 +119,33 @@ class Checkpoints:
           ValueError: If the folder has a checkpoint of that step: continue from it, or use another folder.
         """
         step = int(state.step)
+        self._set_damaged_aside()
         if step in self._manager.all_steps():
             raise ValueError(
                 f"{self.directory / str(step)}: the folder has a checkpoint of step {step}; expected a new step. "
                 "Continue from restore_last, or use another folder."
             )
         ocp = _orbax()
-        info = {"config": self.config, "monitor": (monitor or Monitor())._asdict(), "history": history or []}
-        self._manager.save(
-            step,
-            metrics={"loss": loss},
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(state.variables),
-                training=ocp.args.StandardSave(_training(state)),
-                info=ocp.args.JsonSave(info),
-            ),
+        training = _training(state)
+        info = _signed(
+            {
+                "config": self.config,
+                "monitor": (monitor or Monitor())._asdict(),
+                "history": history or [],
+                "loss": loss,
+                "checksums": {"variables": _checksum(state.variables), "training": _checksum(training)},
+            }
         )
+        items = ocp.args.Composite(
+            variables=ocp.args.StandardSave(state.variables),
+            training=ocp.args.StandardSave(training),
+            info=ocp.args.JsonSave(info),
+        )
+        with io.in_use(self.directory):
+            self._manager.save(step, metrics={"loss": loss}, args=items)
 
     def restore_last(self, like: State) -> Restored:
-        """The newest state.
+        """The newest state that is whole.
 
         Args:
           like: A state of the same model and optimizer, or its shapes.
@@ -128,13 +155,13 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: If there is no checkpoint.
-          ValueError: If it is damaged, or was made with another configuration, model or optimizer.
+          ValueError: If all are damaged, or it was made with another configuration, model or optimizer.
         """
-        return self._restore(like, self._manager.latest_step())
+        return self._restore(like, sorted(self._manager.all_steps(), reverse=True))
 
     def restore_best(self, like: State) -> Restored:
         """The state with the lowest validation loss; arguments, result and errors as `restore_last`."""
-        return self._restore(like, self._manager.best_step())
+        return self._restore(like, _best_first(self.directory, self._manager.all_steps()))
 
     @property
     def is_empty(self) -> bool:
@@ -145,9 +172,15 @@ class Checkpoints:
         """Ends orbax's threads; the checkpoints are on disk."""
         self._manager.close()
 
-    def _restore(self, like: State, step: int | None) -> Restored:
-        if step is None:
+    def _restore(self, like: State, steps: Sequence[int]) -> Restored:
+        if not steps:
             raise FileNotFoundError(f"{self.directory}: no checkpoint there. Train first, without resuming.")
+        steps = [step for step in steps if step not in self._damaged] or steps
+        restored, damaged = _first_whole(self.directory, steps, lambda step: self._restore_step(like, step))
+        self._damaged |= damaged
+        return restored
+
+    def _restore_step(self, like: State, step: int) -> Restored:
         info = _info(self._manager, self.directory, step)
         _check_config(self.directory / str(step), info["config"], self.config)
         ocp = _orbax()
@@ -160,9 +193,20 @@ class Checkpoints:
             training=ocp.args.StandardRestore(wanted[1]),
         )
         training = items["training"]
+        _check_sums(self.directory / str(step), info, {"variables": items["variables"], "training": training})
         key = jax.random.wrap_key_data(training["key"])
         state = State(items["variables"], training["opt_state"], key, training["step"])
         return Restored(state, Monitor(**info["monitor"]), info["history"])
+
+    def _set_damaged_aside(self) -> None:
+        """Gives the steps that could not be restored another name, since training comes to them again."""
+        for step in self._damaged & set(self._manager.all_steps()):
+            aside = self.directory / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.directory / str(step)).rename(aside)
+        if self._damaged:
+            self._manager.reload()
+        self._damaged.clear()
 
 
 def load(directory: str | os.PathLike[str]) -> tuple[Any, Any]:
@@ -177,7 +221,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, Any]:
     Raises:
       FileNotFoundError: If there is no checkpoint.
       ImportError: Without orbax-checkpoint.
-      ValueError: If it is damaged or foreign.
+      ValueError: If all checkpoints are damaged, or the best is foreign.
 
     >>> import jax_scalegmn as sg
     >>> sg.training.checkpoint.load("no/such/run")
@@ -191,15 +235,19 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, Any]:
         steps = manager.all_steps()
         if not steps:
             raise FileNotFoundError(f"{directory}: no checkpoint there. Name the folder given to Checkpoints.")
-        best = min(steps, key=lambda step: ((manager.metrics(step) or {}).get("loss", math.inf), step))
-        info = _info(manager, directory, best)
-        try:
-            model = models.from_json(info["config"].get("model", {}))
-        except ValueError as error:
-            raise ValueError(f"{directory / str(best)}: {error}") from error
-        wanted = models.abstract_variables(model)
-        items = _read(manager, directory, best, variables=ocp.args.StandardRestore(wanted))
-        return model, items["variables"]
+
+        def read(step: int) -> tuple[Any, Any]:
+            info = _info(manager, directory, step)
+            try:
+                model = models.from_json(info["config"].get("model", {}))
+            except ValueError as error:
+                raise ValueError(f"{directory / str(step)}: {error}") from error
+            wanted = models.abstract_variables(model)
+            items = _read(manager, directory, step, variables=ocp.args.StandardRestore(wanted))
+            _check_sums(directory / str(step), info, items)
+            return model, items["variables"]
+
+        return _first_whole(directory, _best_first(directory, steps), read)[0]
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -224,22 +272,143 @@ def _training(state: State) -> dict[str, Any]:
     return {"opt_state": state.opt_state, "key": jax.random.key_data(state.key), "step": state.step}
 
 
+class _DamagedError(ValueError):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+def _first_whole(directory: Path, steps: Sequence[int], read: Callable[[int], _T]) -> tuple[_T, set[int]]:
+    """What is read from the first step that is whole, with a warning about the damaged ones, and those."""
+    errors: dict[int, _DamagedError] = {}
+    for step in steps:
+        try:
+            found = read(step)
+        except _DamagedError as error:
+            errors[step] = error
+            continue
+        if errors:
+            causes = " ".join(f"{error}"[:1000] for error in errors.values())
+            warnings.warn(f"{causes} Step {step} is restored instead: {directory / str(step)}.", stacklevel=4)
+        return found, set(errors)
+    raise errors[steps[0]]
+
+
 def _info(manager: Any, directory: Path, step: int) -> dict[str, Any]:
-    """Configuration, monitor and history of a checkpoint."""
+    """Configuration, monitor, history, loss and checksums of a checkpoint."""
     info = _read(manager, directory, step, info=_orbax().args.JsonRestore())["info"]
-    if not {"config", "monitor", "history"} <= info.keys():
-        raise ValueError(f"{directory / str(step)}: info holds {sorted(info)}; expected config, monitor and history.")
+    if not isinstance(info, dict) or not {"config", "monitor", "history"} <= info.keys():
+        found = sorted(info) if isinstance(info, dict) else type(info).__name__
+        raise _DamagedError(f"{directory / str(step)}: info holds {found}; expected config, monitor and history.")
+    if "checksum" in info and info != _signed({k: v for k, v in info.items() if k != "checksum"}):
+        raise _DamagedError(f"{directory / str(step)}: info is not what was saved, by its checksum. It is damaged.")
     return info
 
 
 def _read(manager: Any, directory: Path, step: int, **items: Any) -> Any:
     try:
-        return manager.restore(step, args=_orbax().args.Composite(**items))
+        with _quiet():
+            return manager.restore(step, args=_orbax().args.Composite(**items))
     except Exception as error:  # orbax and tensorstore raise many types for damaged files
-        raise ValueError(
+        raise _DamagedError(
             f"{directory / str(step)}: {', '.join(items)} of this checkpoint cannot be read ({error}). It is damaged "
             "or of another program; go on from another one, or train again."
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leaves out what Python shows of orbax's tasks that a failed restore leaves: the error itself is raised."""
+    logger, hook, print_error = logging.getLogger("asyncio"), sys.unraisablehook, sys.excepthook
+    disabled = logger.disabled
+
+    def without_orbax(unraisable: Any) -> None:
+        if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    def without_loops(kind: Any, error: Any, trace: Any) -> None:  # of threads of tensorstore
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            print_error(kind, error, trace)
+
+    try:
+        logger.disabled, sys.unraisablehook, sys.excepthook = True, without_orbax, without_loops
+        try:
+            yield
+        except Exception:
+            gc.collect()  # the tasks end here, and not later
+            time.sleep(0.1)  # and so do the threads that would report to them
+            raise
+    finally:
+        logger.disabled, sys.unraisablehook, sys.excepthook = disabled, hook, print_error
+
+
+def _signed(info: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(info, sort_keys=True)
+    return info | {"checksum": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _checksum(tree: Any) -> str:
+    """The SHA-256 of all arrays of a pytree, with their dtypes and shapes."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.ndim else array.tobytes())
+    return digest.hexdigest()
+
+
+def _check_sums(path: Path, info: Mapping[str, Any], items: Mapping[str, Any]) -> None:
+    """Compares what was restored with what was saved; checkpoints of older versions have no checksums."""
+    expected = info.get("checksums", {})
+    wrong = [name for name, tree in items.items() if name in expected and _checksum(tree) != expected[name]]
+    if wrong:
+        raise _DamagedError(
+            f"{path}: {', '.join(wrong)} of this checkpoint are not what was saved, by their checksums. It is damaged, "
+            "or read in another precision; go on from another one, or train again."
+        )
+
+
+def _stored_loss(folder: Path) -> tuple[float | None, float | None]:
+    """The loss of a checkpoint by its info, which has a checksum, and by the metrics file of orbax; None if damaged."""
+    found: list[float | None] = []
+    for name in ("info/metadata", "metrics/metrics"):
+        try:
+            content = json.loads((folder / name).read_bytes())
+            if "checksum" in content and content != _signed({k: v for k, v in content.items() if k != "checksum"}):
+                raise ValueError
+            found.append(float(content["loss"]))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            found.append(None)
+    return found[0], found[1]
+
+
+def _best_first(directory: Path, steps: Sequence[int]) -> list[int]:
+    def order(step: int) -> tuple[float, int]:
+        by_info, by_metrics = _stored_loss(directory / str(step))
+        loss = by_metrics if by_info is None else by_info
+        return math.inf if loss is None or math.isnan(loss) else loss, step
+
+    return sorted(steps, key=order)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Removes the temporary folders of programs that were killed while they saved; not while one is saving."""
+    with io.is_unused(directory) as unused:
+        for path in directory.glob("*.orbax-checkpoint-tmp*") if unused else ():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _rebuild_metrics(directory: Path) -> None:
+    """Writes metrics files that orbax could not read again, from the info of their checkpoints."""
+    for folder in directory.glob("[0-9]*"):
+        by_info, by_metrics = _stored_loss(folder)
+        if by_metrics is not None and by_info in (None, by_metrics):
+            continue
+        if not (folder / "info").is_dir():
+            continue  # no checkpoint of ours
+        path = folder / "metrics" / "metrics"
+        path.parent.mkdir(exist_ok=True)
+        with io.atomic_path(path, overwrite=True) as scratch:
+            scratch.write_text(json.dumps({"loss": math.inf if by_info is None else by_info}), encoding="utf-8")
+        warnings.warn(f"{path}: this file of the validation loss was damaged. It is written again.", stacklevel=3)
 
 
 def _check_config(path: Path, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

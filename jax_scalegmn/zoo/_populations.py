@@ -6,10 +6,11 @@ arrays and JSON, which cannot run code.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,7 @@ def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
     for keys, value in architecture.flatten(zoo.params).items():
         arrays["params/" + "/".join(keys)] = np.ascontiguousarray(value)
     header = {"format": _FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}
+    header["sha256"] = _checksum(arrays, header)
     with io.atomic_path(path, overwrite=True) as scratch:
         try:
             safetensors.numpy.save_file(arrays, scratch, metadata=header)
@@ -381,6 +383,8 @@ def load(path: str | os.PathLike[str]) -> Zoo:
         raise ValueError(
             f"{path}: format is {header.get('format')!r}, expected {_FORMAT!r}. Pass a file that zoo.save wrote."
         )
+    if "sha256" in header and header["sha256"] != _checksum(arrays, header):  # files of older versions have none
+        raise ValueError(f"{path}: this is not what zoo.save wrote, by its checksum. It is damaged: write it again.")
     leaves, records = {}, {}
     for name, value in arrays.items():
         kind, *keys = name.split("/")
@@ -396,6 +400,15 @@ def load(path: str | os.PathLike[str]) -> Zoo:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
+    """The SHA-256 of all arrays by name, and of what the header says of them."""
+    digest = hashlib.sha256(json.dumps([header.get(name) for name in ("arch", "settings")]).encode())
+    for name, value in sorted(arrays.items()):
+        digest.update(f"{name} {value.dtype} {value.shape} ".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def _take(leaf: Array, index: np.ndarray) -> Any:
