@@ -326,16 +326,14 @@ def _numbers(metrics: Mapping[str, Any], selection: Mapping[str, Any], where: st
 
 
 def _read_pair(path: Path, task: Task) -> dict[str, Any] | None:
-    pair: dict[str, Any] | None = runs.read_json(path)
-    if pair is None:
-        return None
-    try:
-        missing = {"seed", "best_epoch", "seconds", "history", "networks_per_second", *task.measures} - pair.keys()
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: not the JSON of a finished training ({error}). Delete it to train again.") from error
-    if missing:
-        raise ValueError(f"{path}: lacks {sorted(missing)} of a finished training. Delete it to train again.")
-    return pair
+    """What a former run stored; None where it stored nothing, or the file is damaged, which is said."""
+    pair = runs.read_json(path)
+    needed = {"seed", "best_epoch", "seconds", "history", "networks_per_second", *task.measures}
+    if pair is None or (isinstance(pair, dict) and needed <= pair.keys()):
+        return pair
+    missing = sorted(needed - pair.keys()) if isinstance(pair, dict) else "everything"
+    runs.rebuilding(path, ValueError(f"it lacks {missing} of a finished training"))
+    return None
 
 
 # --- results ------------------------------------------------------------------------------------------------------

@@ -153,10 +153,11 @@ def barrier(
       batch_size: How many points are computed at once, to bound the memory; None for all.
 
     Returns:
-      The times, the losses and the height.
+      The times, the losses and the height. Under `jax.vmap` the height of a path with a NaN is NaN, and those of others
+      are as without it.
 
     Raises:
-      ValueError: On fewer than 2 points, or a batch size below 1.
+      ValueError: On fewer than 2 points, a batch size below 1, or (where values are known) if a loss is NaN.
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
@@ -165,6 +166,12 @@ def barrier(
     0.5
     """
     ts, losses = path(loss_fn, a, b, interpolate=interpolate, num_points=num_points, batch_size=batch_size)
+    if stacks.is_concrete(losses) and bool(jnp.isnan(losses).any()):
+        at = ts[jnp.isnan(losses)]
+        raise ValueError(
+            f"The loss is NaN at {at.size} of {ts.size} points, the first at t = {float(at[0]):.4g}; expected numbers. "
+            "A network diverged, or the data are damaged: check both ends."
+        )
     return Barrier(ts, losses, height(losses))
 
 

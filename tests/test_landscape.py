@@ -242,3 +242,15 @@ def test_three_networks_on_a_line_have_no_plane(third):
 def test_a_plane_refuses_other_networks_and_empty_grids(c, options, message):
     with pytest.raises(ValueError, match=message):
         landscape.plane(bowl, *THREE[:2], c, **options)
+
+
+def test_a_barrier_refuses_losses_that_are_nan_and_says_where():
+    def loss(x):
+        return jnp.where(x > 0.6, jnp.nan, x)
+
+    a, b = jnp.zeros(()), jnp.ones(())
+    with pytest.raises(ValueError, match=r"NaN at 2 of 5 points, the first at t = 0\.75"):
+        landscape.barrier(loss, a, b, num_points=5)
+    heights = jax.vmap(lambda end: landscape.barrier(loss, a, end, num_points=5).height)(jnp.array([1.0, 0.5]))
+    assert jnp.isnan(heights[0])
+    assert heights[1] == 0

@@ -141,8 +141,16 @@ def rewritten(path, change):
     arrays = safetensors.numpy.load_file(path)
     (length,) = struct.unpack("<Q", path.read_bytes()[:8])
     header = json.loads(path.read_bytes()[8 : 8 + length])["__metadata__"]
+    del header["sha256"]
     change(arrays, header)
     path.write_bytes(safetensors.numpy.save(arrays, metadata=header))
+
+
+def flipped(path):
+    """The file with one bit of its last number changed."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def other_architecture(arrays, header):
@@ -158,6 +166,7 @@ def not_a_number(arrays, header):
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-20]), "truncated or foreign"),
         (lambda path: path.write_bytes(b"not a zoo"), "truncated or foreign"),
+        (flipped, "not what zoo.save wrote, by its checksum"),
         (lambda path: path.write_bytes(safetensors.numpy.save({"x": np.ones(2)})), "format is None, expected 'jax"),
         (lambda path: rewritten(path, lambda arrays, header: header.update(format="v0")), "format is 'v0', expected"),
         (lambda path: rewritten(path, lambda arrays, header: header.update(arch="{}")), "does not describe an arch"),
