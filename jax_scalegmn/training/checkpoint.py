@@ -10,7 +10,6 @@ import gc
 import hashlib
 import inspect
 import json
-import logging
 import math
 import os
 import shutil
@@ -317,8 +316,7 @@ def _read(manager: Any, directory: Path, step: int, **items: Any) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leaves out what Python shows of orbax's tasks that a failed restore leaves: the error itself is raised."""
-    logger, hook, print_error = logging.getLogger("asyncio"), sys.unraisablehook, sys.excepthook
-    disabled = logger.disabled
+    hook, print_error = sys.unraisablehook, sys.excepthook
 
     def without_orbax(unraisable: Any) -> None:
         if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
@@ -329,7 +327,7 @@ def _quiet() -> Iterator[None]:
             print_error(kind, error, trace)
 
     try:
-        logger.disabled, sys.unraisablehook, sys.excepthook = True, without_orbax, without_loops
+        sys.unraisablehook, sys.excepthook = without_orbax, without_loops
         try:
             yield
         except Exception:
@@ -337,7 +335,7 @@ def _quiet() -> Iterator[None]:
             time.sleep(0.1)  # and so do the threads that would report to them
             raise
     finally:
-        logger.disabled, sys.unraisablehook, sys.excepthook = disabled, hook, print_error
+        sys.unraisablehook, sys.excepthook = hook, print_error
 
 
 def _signed(info: dict[str, Any]) -> dict[str, Any]:
