@@ -28,7 +28,10 @@ def made(kind, name):
     arch = ARCHITECTURES[name]
     model = getattr(models, kind)(arch, 8, outputs=8, num_layers=1)
     rng = np.random.default_rng(0)
-    draw = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(max(leaf.shape[:1], default=1)), jnp.float32)
+
+    def draw(leaf):
+        return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(max(leaf.shape[:1], default=1)), jnp.float32)
+
     return arch, model, jax.tree.map(draw, models.abstract_variables(model))
 
 
@@ -38,7 +41,10 @@ def assert_same_elements(arch, found, expected):
         assert jnp.allclose(found.scale[neurons.name], expected.scale[neurons.name], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    ["signs and positive scales", *(pytest.param(name, marks=pytest.mark.slow) for name in ("signs", "permutations"))],
+)
 def test_a_matcher_follows_both_networks(name):
     arch, model, variables = made("matcher", name)
     params, target = support.random_params(arch, 1, models=(COUNT,)), support.random_params(arch, 2, models=(COUNT,))

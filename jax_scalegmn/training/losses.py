@@ -203,8 +203,8 @@ def alignment(
         metrics = {"merged": distance(merged, (1 - t) * first + t * last)}
         if not train:
             return metrics["merged"], metrics
-        ends = ((moved, last), (goal, first))
-        metrics["ends"] = sum(distance(_logits(model.arch, params, x), expected) for params, expected in ends)
+        ends = [distance(_logits(model.arch, params, x), own) for params, own in ((moved, last), (goal, first))]
+        metrics["ends"] = ends[0] + ends[1]
         return metrics["merged"] + end_weight * metrics["ends"], metrics
 
     return loss_fn
