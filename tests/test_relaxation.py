@@ -12,12 +12,12 @@ from jax.test_util import check_grads
 import jax_scalegmn as sg
 from jax_scalegmn import symmetry
 from jax_scalegmn.architecture import Scaling
-from jax_scalegmn.matching import _relaxation
+from jax_scalegmn.matching import relaxation
 
 NETWORKS = support.ARCHITECTURES | {name: arch for name, (arch, _) in support.HAND_WRITTEN.items()}
 FAST = ("mixed mlp", "tanh cnn", "residual tanh")  # every group and power; each network runs hundreds of small programs
 MIXED = sg.mlp((3, 4, 4, 2), ("tanh", "relu"))
-soften = jax.jit(_relaxation.soften, static_argnames="num_iterations")
+soften = jax.jit(relaxation.soften, static_argnames="num_iterations")
 
 
 def random_logits(arch, seed=0, size=1.0, dtype="float32"):
@@ -27,8 +27,8 @@ def random_logits(arch, seed=0, size=1.0, dtype="float32"):
 
 def hard(arch, element):
     """The soft element that is that group element."""
-    signed = _relaxation.logits_of(arch, element)
-    return _relaxation.Soft({name: jnp.abs(matrix) for name, matrix in signed.items()}, signed)
+    signed = relaxation.logits_of(arch, element)
+    return relaxation.Soft({name: jnp.abs(matrix) for name, matrix in signed.items()}, signed)
 
 
 def test_matrices_are_doubly_stochastic_and_signs_lie_within_them():
@@ -65,11 +65,11 @@ def test_large_logits_soften_to_what_they_harden_to(seed):
     """Where one assignment is by far the best; nearly hard columns come to 1 as slowly as one over the iterations."""
     planted = support.rows(support.random_elements(MIXED, 5, seed=1), seed)
     noise = random_logits(MIXED, seed, size=0.2)
-    logits = jax.tree.map(jnp.add, _relaxation.logits_of(MIXED, planted), noise)
-    element = _relaxation.harden(MIXED, logits)
+    logits = jax.tree.map(jnp.add, relaxation.logits_of(MIXED, planted), noise)
+    element = relaxation.harden(MIXED, logits)
     large = soften(MIXED, jax.tree.map(lambda x: 60 * x, logits), num_iterations=200)
     small = soften(MIXED, logits, num_iterations=200)
-    for name, matrix in _relaxation.logits_of(MIXED, element).items():
+    for name, matrix in relaxation.logits_of(MIXED, element).items():
         np.testing.assert_allclose(large.signed[name], matrix, atol=5e-3)
         assert np.abs(small.signed[name] - matrix).max() > 0.1
 
@@ -86,16 +86,16 @@ def test_hard_matrices_act_as_the_element_does(name):
     element = symmetry.Element({n.name: jnp.roll(jnp.arange(n.width), 1) for n in arch.hidden}, scale)
     soft = hard(arch, element)
     expected = support.act(arch, element, params)
-    support.assert_identical(_relaxation.soft_act(arch, soft, params), expected)
+    support.assert_identical(relaxation.soft_act(arch, soft, params), expected)
     transposed = jax.tree.map(jnp.transpose, soft)
-    assert support.deviation(_relaxation.soft_act(arch, transposed, params), expected) > 0.1
+    assert support.deviation(relaxation.soft_act(arch, transposed, params), expected) > 0.1
 
 
 @pytest.mark.parametrize("name", ["mixed mlp", "residual tanh"])
 def test_hardening_undoes_logits_of_up_to_positive_scales(name):
     arch = NETWORKS[name]
     element = support.rows(support.random_elements(arch, 1), 0)
-    found = _relaxation.harden(arch, _relaxation.logits_of(arch, element))
+    found = relaxation.harden(arch, relaxation.logits_of(arch, element))
     for neurons in arch.hidden:
         np.testing.assert_array_equal(found.permutation[neurons.name], element.permutation[neurons.name])
         sign = element.scale[neurons.name] if neurons.scaling is Scaling.SIGN else 1
@@ -104,7 +104,7 @@ def test_hardening_undoes_logits_of_up_to_positive_scales(name):
 
 def test_zeros_harden_to_an_element_that_loses_no_neuron():
     zeros = jax.tree.map(jnp.zeros_like, random_logits(MIXED))
-    element = _relaxation.harden(MIXED, zeros)
+    element = relaxation.harden(MIXED, zeros)
     for order, scale in zip(element.permutation.values(), element.scale.values(), strict=True):
         np.testing.assert_array_equal(np.sort(order), np.arange(4))
         np.testing.assert_array_equal(scale, 1)
@@ -118,7 +118,7 @@ def test_gradients_are_those_of_finite_differences():
 
         @jax.jit
         def inner(logits):
-            moved = _relaxation.soft_act(MIXED, _relaxation.soften(MIXED, logits, num_iterations=5), params)
+            moved = relaxation.soft_act(MIXED, relaxation.soften(MIXED, logits, num_iterations=5), params)
             return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(goal), strict=True))
 
         logits = random_logits(MIXED, dtype="float64")
@@ -129,7 +129,7 @@ def test_gradients_are_those_of_finite_differences():
         assert all(np.isfinite(leaf).all() and (leaf != 0).any() for leaf in jax.tree.leaves(slope))
 
 
-@pytest.mark.parametrize("function", [_relaxation.soften, _relaxation.harden])
+@pytest.mark.parametrize("function", [relaxation.soften, relaxation.harden])
 def test_logits_of_another_network_are_refused(function):
     with pytest.raises(ValueError, match=r"The matrices have layers .*expects .*'hidden_0': \(4, 4\)"):
         function(MIXED, random_logits(sg.mlp((3, 5, 4, 2))))
@@ -139,16 +139,16 @@ def test_what_does_not_fit_is_refused_by_the_action():
     params = support.random_params(MIXED)
     soft = hard(MIXED, symmetry.identity(MIXED))
     with pytest.raises(ValueError, match=r"expects \(4, 4\)"):
-        _relaxation.soft_act(MIXED, soft, support.random_params(sg.mlp((3, 4, 5, 2))))
+        relaxation.soft_act(MIXED, soft, support.random_params(sg.mlp((3, 4, 5, 2))))
     with pytest.raises(ValueError, match=r"Use jax\.vmap for a batch"):
-        _relaxation.soft_act(MIXED, jax.tree.map(lambda x: x[None], soft), params)
+        relaxation.soft_act(MIXED, jax.tree.map(lambda x: x[None], soft), params)
     with pytest.raises(ValueError, match=r"Use jax\.vmap for a batch"):
-        _relaxation.logits_of(MIXED, support.random_elements(MIXED, 2))
+        relaxation.logits_of(MIXED, support.random_elements(MIXED, 2))
 
 
 def test_a_batch_by_vmap_is_one_by_one():
     logits = jax.tree.map(lambda *x: jnp.stack(x), *(random_logits(MIXED, seed) for seed in range(3)))
-    together = jax.jit(jax.vmap(functools.partial(_relaxation.soften, MIXED)))(logits)
+    together = jax.jit(jax.vmap(functools.partial(relaxation.soften, MIXED)))(logits)
     for index in range(3):
         alone = soften(MIXED, support.rows(logits, index))
         assert support.deviation(support.rows(together, index), alone) < 1e-5

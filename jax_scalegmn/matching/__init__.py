@@ -1,6 +1,6 @@
 """Matchers: from two or more networks to the group elements that align them."""
 
-from jax_scalegmn.matching import assignment
+from jax_scalegmn.matching import assignment, relaxation
 from jax_scalegmn.matching._activations import activation_matching
 from jax_scalegmn.matching._choice import Choice, best_of
 from jax_scalegmn.matching._differentiable import sinkhorn_matching, straight_through_matching
@@ -11,6 +11,7 @@ from jax_scalegmn.matching._frames import (
     align_all,
     align_to,
     cycle_consistency,
+    framed,
     pairwise,
     relative,
 )
@@ -43,9 +44,11 @@ __all__ = [
     "canonical_matching",
     "cross_entropy",
     "cycle_consistency",
+    "framed",
     "orbit_distance",
     "pairwise",
     "relative",
+    "relaxation",
     "search_matching",
     "similarity",
     "sinkhorn_matching",

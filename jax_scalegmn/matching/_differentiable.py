@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Int
 
 from jax_scalegmn import architecture, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, Scaling
-from jax_scalegmn.matching import _functions, _relaxation, _weights
+from jax_scalegmn.matching import _functions, _weights, relaxation
 from jax_scalegmn.matching._functions import Distance, squared_error
 from jax_scalegmn.matching._weights import Matching
 from jax_scalegmn.matching.assignment import Assign
@@ -105,7 +105,7 @@ def sinkhorn_matching(
     if key is not None and loss_fn is None and x is None:
         raise ValueError("key draws the points at which the loss is taken; expected loss_fn or x with it, or neither.")
     _check_inputs(arch, x, loss_fn, key)
-    _relaxation.sinkhorn_solver(num_iterations)  # says at once that ott-jax is missing
+    relaxation.sinkhorn_solver(num_iterations)  # says at once that ott-jax is missing
     pair, begin = _begin(arch, params, target, start)
     if x is not None:
         objective = _functions.segment_distance(pair, x, distance)
@@ -116,8 +116,8 @@ def sinkhorn_matching(
 
     def soft_objective(logits: dict[str, Array], t: Array) -> Array:
         sharp = {name: x / epsilon for name, x in logits.items()}
-        soft = _relaxation.soften(pair.arch, sharp, num_iterations=num_iterations)
-        return objective(_relaxation.soft_act(pair.arch, soft, pair.source), t)
+        soft = relaxation.soften(pair.arch, sharp, num_iterations=num_iterations)
+        return objective(relaxation.soft_act(pair.arch, soft, pair.source), t)
 
     def judge(element: Element) -> Array:
         moved = symmetry.act(pair.arch, element, pair.source)
@@ -128,11 +128,11 @@ def sinkhorn_matching(
         t = times[0] if key is None else jax.random.uniform(jax.random.fold_in(key, index))
         updates, opt_state = tx.update(jax.grad(soft_objective)(logits, t), opt_state)
         logits = optax.apply_updates(logits, updates)
-        element = _relaxation.harden(pair.arch, logits, assign=assign)
+        element = relaxation.harden(pair.arch, logits, assign=assign)
         value = judge(element)
         return (logits, opt_state, _follow(track, element, value < lowest), jnp.minimum(value, lowest)), None
 
-    logits = jax.tree.map(lambda x: confidence * epsilon * x, _relaxation.logits_of(pair.arch, begin))
+    logits = jax.tree.map(lambda x: confidence * epsilon * x, relaxation.logits_of(pair.arch, begin))
     state = (logits, tx.init(logits), _track_from(begin), judge(begin))
     (_, _, track, _), _ = jax.lax.scan(step, state, jnp.arange(num_steps))
     return _matching(arch, params, target, pair.between_given(track.best), track, num_steps)

@@ -194,6 +194,41 @@ def align_to(arch: Architecture, stack: Params, targets: Params, **options: Any)
     return _frame(arch, stack, matchings.element, jnp.asarray(1), matchings.converged.all())
 
 
+@stacks.any_container("stack", fields=("aligned", "mean"))
+def framed(arch: Architecture, stack: Params, elements: Element) -> Frame:
+    """Moves each of N networks by its own element, as a learned frame finds it (`models.Frame`).
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 3, 1), "tanh")
+    >>> params, element = sg.network.init(arch, jax.random.key(0)), sg.symmetry.random(arch, jax.random.key(1))
+    >>> moved = sg.symmetry.act(arch, sg.symmetry.inverse(arch, element), params)
+    >>> elements = sg.stacks.stack(sg.symmetry.identity(arch), element)
+    >>> sg.matching.framed(arch, sg.stacks.stack(params, moved), elements).similarity.round(4).tolist()
+    [1.0, 1.0]
+
+    Args:
+      arch: The architecture of all networks.
+      stack: At least 2 networks, every array with a leading axis [networks].
+      elements: The element that moves each into the frame, with the same leading axis.
+
+    Returns:
+      The frame: no rounds, and converged, since nothing is searched.
+
+    Raises:
+      ValueError: If a network or an element does not fit the architecture, on fewer than 2 networks, or on another
+        number of elements.
+    """
+    count = _check_stack(arch, stack, "stack")
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(elements)}
+    if sizes != {(count,)}:
+        raise ValueError(
+            f"The elements have leading sizes {sorted(sizes)}; expected ({count},), one for each network of the stack, "
+            "as jax.vmap returns them."
+        )
+    return _frame(arch, stack, elements, jnp.asarray(0), jnp.asarray(True))
+
+
 @stacks.any_container("stack")
 def pairwise(arch: Architecture, stack: Params, **options: Any) -> Matching:
     """Matches every network to every other: N (N - 1) weight matchings, N - 1 at a time.

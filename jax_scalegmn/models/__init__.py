@@ -1,9 +1,11 @@
 """Networks that read networks: graphs, ScaleGMN, its heads, and baselines."""
 
 from jax_scalegmn.models import baselines, graph, published, reference
+from jax_scalegmn.models._alignment import Frame, Matcher, frame, matcher
 from jax_scalegmn.models._descriptions import abstract_variables, as_json, from_json, match_size, num_parameters
 from jax_scalegmn.models._heads import Autoencoder, Decoder, Editor, Encoder, Readout, autoencoder
 from jax_scalegmn.models._layers import IO, Canonical
+from jax_scalegmn.models._lean import LeanGMN
 from jax_scalegmn.models._scalegmn import Output, ScaleGMN
 
 __all__ = [
@@ -13,6 +15,9 @@ __all__ = [
     "Decoder",
     "Editor",
     "Encoder",
+    "Frame",
+    "LeanGMN",
+    "Matcher",
     "Output",
     "Readout",
     "ScaleGMN",
@@ -20,9 +25,11 @@ __all__ = [
     "as_json",
     "autoencoder",
     "baselines",
+    "frame",
     "from_json",
     "graph",
     "match_size",
+    "matcher",
     "num_parameters",
     "published",
     "reference",

@@ -13,8 +13,10 @@ from flax import linen as nn
 from jax_scalegmn import architecture
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.models import graph
+from jax_scalegmn.models._alignment import Frame, Matcher
 from jax_scalegmn.models._heads import Autoencoder, Decoder, Editor, Encoder, Readout
 from jax_scalegmn.models._layers import IO, Canonical
+from jax_scalegmn.models._lean import LeanGMN
 from jax_scalegmn.models._scalegmn import ScaleGMN
 from jax_scalegmn.models.graph import Bucket, Readable
 from jax_scalegmn.types import Params
@@ -24,7 +26,7 @@ def as_json(model: nn.Module) -> dict[str, Any]:
     """A model's configuration as plain JSON values, for checkpoints; `from_json` reads it.
 
     Args:
-      model: A `ScaleGMN`, `Encoder`, `Editor`, `Decoder` or `Autoencoder`.
+      model: A `ScaleGMN`, `LeanGMN`, `Encoder`, `Editor`, `Decoder`, `Autoencoder`, `Matcher` or `Frame`.
 
     Returns:
       Nested dicts of strings, numbers, booleans and lists.
@@ -54,7 +56,7 @@ def from_json(description: Mapping[str, Any]) -> nn.Module:
     >>> sg.models.from_json(sg.models.as_json(model)) == model
     True
     """
-    kinds = {kind.__name__: kind for kind in (ScaleGMN, Encoder, Editor, Decoder, Autoencoder)}
+    kinds = {kind.__name__: kind for kind in _KINDS}
     enums = {"canonical": Canonical, "io": IO, "readout": Readout}
     fields: dict[str, Any] = {}
     try:
@@ -82,7 +84,7 @@ def abstract_variables(model: nn.Module) -> Any:
     """The shapes of a model's variables, from its own description; nothing is computed.
 
     Args:
-      model: A `ScaleGMN`, `Encoder`, `Editor` or `Autoencoder`.
+      model: A `ScaleGMN`, `LeanGMN`, `Encoder`, `Editor`, `Autoencoder`, `Matcher` or `Frame`.
 
     Returns:
       The variables with a `jax.ShapeDtypeStruct` in place of every array.
@@ -102,10 +104,11 @@ def abstract_variables(model: nn.Module) -> Any:
     bucket = arch if isinstance(arch, Bucket) else None
 
     def init(params: Params) -> Any:
-        if not (isinstance(model, ScaleGMN) or bucket):
-            return model.init(jax.random.key(0), params)
+        reads_graphs = isinstance(model, (ScaleGMN, LeanGMN))
+        if not (reads_graphs or bucket):
+            return model.init(jax.random.key(0), params, method="embed" if isinstance(model, Matcher) else None)
         built = graph.from_params(member, params, bucket=bucket)
-        return model.init(jax.random.key(0), built, method=None if isinstance(model, ScaleGMN) else "read")
+        return model.init(jax.random.key(0), built, method=None if reads_graphs else "read")
 
     return jax.eval_shape(init, architecture.abstract_params(member))
 
@@ -172,6 +175,8 @@ def match_size(make: Callable[[int], nn.Module], example: Any, target: int) -> i
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+_KINDS = (ScaleGMN, LeanGMN, Encoder, Editor, Decoder, Autoencoder, Matcher, Frame)
 
 
 def _root(at_1: int, at_2: int, at_3: int, target: int) -> int:

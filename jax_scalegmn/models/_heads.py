@@ -86,7 +86,7 @@ class Encoder(nn.Module):
     def __call__(self, params: Params, *, train: bool = False) -> Float[Array, " latent"]:
         """The embedding of one network of `arch`; training with dropout needs `rngs={"dropout": key}`."""
         arch = _one_architecture(self.arch, "Encoder reads params of one architecture: call method='read' on a graph")
-        return self._read(graph.from_params(arch, _divided(arch, params, self.scales)), train=train)
+        return self._read(graph.from_params(arch, divided(arch, params, self.scales)), train=train)
 
     def read(self, graph_in: jraph.GraphsTuple, *, train: bool = False) -> Float[Array, " latent"]:
         """The embedding of one network's graph, of `graph.from_params` with the encoder's bucket if it has one.
@@ -196,14 +196,14 @@ class Editor(nn.Module):
     def delta(self, params: Params, *, train: bool = False) -> dict[str, Any]:
         """The change that is added to the network."""
         arch = _one_architecture(self.arch, "Editor writes params of one architecture")
-        divided = _divided(arch, params, self.scales)
-        written = self.gmn(graph.from_params(arch, divided), train=train, output=Output.PARAMETERS)
+        small = divided(arch, params, self.scales)
+        written = self.gmn(graph.from_params(arch, small), train=train, output=Output.PARAMETERS)
         factors = self.param("out_scales", nn.initializers.constant(self.out_scale), (len(arch.parameters),))
         values = []
         for parameter, delta, own, factor, scale in zip(
             arch.parameters,
             architecture.unpack(arch, graph.to_params(arch, written)),
-            architecture.unpack(arch, divided),
+            architecture.unpack(arch, small),
             factors,
             _checked_scales(arch, self.scales),
             strict=True,
@@ -346,7 +346,7 @@ def _one_architecture(arch: Readable, what: str) -> Architecture:
     return arch
 
 
-def _divided(arch: Architecture, params: Params, scales: tuple[float, ...] | None) -> Params:
+def divided(arch: Architecture, params: Params, scales: tuple[float, ...] | None) -> Params:
     """The params over their usual sizes."""
     values = architecture.unpack(arch, params)
     checked = _checked_scales(arch, scales)

@@ -126,7 +126,7 @@ class ScaleGMN(nn.Module):
           ValueError: If the graph is of another architecture, or an option does not go with the architecture.
         """
         _check_options(self)
-        _check_graph(self.arch, graph_in)
+        check_graph(self.arch, graph_in)
         context, features = self._encode(graph_in)
         features = self._process(context, features, output, train=train)
         return self._decode(context, features, output, graph_in)
@@ -209,7 +209,7 @@ class ScaleGMN(nn.Module):
 
     def _encode_nodes(self, topo: Topology, graph_in: jraph.GraphsTuple, encoding: Array | None) -> Nodes:
         """The first node features: products with invariant vectors, and sums with them where no scale acts."""
-        h = cast(_vectors(topo, graph_in.nodes), self.dtype) @ self._weight(
+        h = cast(node_vectors(topo, graph_in.nodes), self.dtype) @ self._weight(
             "node_kernel", (topo.columns.along + topo.columns.against, self.features)
         )
         invariant = encoding
@@ -250,7 +250,7 @@ class ScaleGMN(nn.Module):
                 basis = basis * encoding[block.types][..., None, :]
             if block.lifted:
                 unlifted[index] = Factored(weights, basis)
-                vectors = cast(_vectors(topo, graph_in.nodes)[topo.nodes[block.receiver]], self.dtype)
+                vectors = cast(node_vectors(topo, graph_in.nodes)[topo.nodes[block.receiver]], self.dtype)
                 lift = vectors @ self._weight(f"lift_kernel_{index}", (vectors.shape[-1], self.features))
                 basis = basis * lift[None, :, None]
             edges.append(Factored(weights, basis))
@@ -298,7 +298,7 @@ def _context(topo: Topology, mask: Mask | None, extra: Array | None, unlifted: d
     )
 
 
-def _vectors(topo: Topology, nodes: Array) -> Array:
+def node_vectors(topo: Topology, nodes: Array) -> Array:
     """The node features that follow a rescaling of their neuron, and the reciprocals of those that go against it."""
     along, against, _ = topo.columns
     return jnp.concatenate([nodes[:, :along], _reciprocal(nodes[:, along : along + against])], -1)
@@ -319,7 +319,7 @@ def _degree_reversals(topo: Topology, graph_in: jraph.GraphsTuple) -> list[Array
     """
     wide = jnp.promote_types(graph_in.nodes.dtype, jnp.float32)
     mask: Mask | None = graph_in.globals
-    edges, vectors = graph_in.edges.astype(wide), _vectors(topo, graph_in.nodes.astype(wide))
+    edges, vectors = graph_in.edges.astype(wide), node_vectors(topo, graph_in.nodes.astype(wide))
     order = {name: index for index, name in enumerate(topo.nodes)}
     square: dict[str, Array] = {}
     for name, where in topo.nodes.items():
@@ -388,7 +388,7 @@ def _check_options(model: ScaleGMN) -> None:
             )
 
 
-def _check_graph(arch: Readable, graph_in: jraph.GraphsTuple) -> None:
+def check_graph(arch: Readable, graph_in: jraph.GraphsTuple) -> None:
     topo, bucket = graph.topology(arch), isinstance(arch, Bucket)
     got = (jnp.shape(graph_in.nodes), jnp.shape(graph_in.edges), isinstance(graph_in.globals, Mask))
     expected = ((topo.num_nodes, topo.node_features), (topo.num_edges, topo.edge_features), bucket)

@@ -1,5 +1,6 @@
 """Losses of one network, for `training.make_step`: (variables, row of the data, key) -> (loss, metrics)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,12 +9,12 @@ import jraph
 import optax
 from jaxtyping import Array, Float
 
-from jax_scalegmn import matching, network
+from jax_scalegmn import matching, network, stacks
 from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.models import Autoencoder
+from jax_scalegmn.models import Autoencoder, Frame, Matcher
 from jax_scalegmn.types import Key, LossFn, Metrics, Params
 
-__all__ = ["classification", "distillation", "inr_reconstruction", "regression", "teacher_logits"]
+__all__ = ["alignment", "classification", "distillation", "inr_reconstruction", "regression", "teacher_logits"]
 
 # The number of images that a network classifies at once. Thousands would need gigabytes for their patches.
 _IMAGES_AT_ONCE = 250
@@ -147,6 +148,66 @@ def teacher_logits(
     return jax.jit(
         lambda stack, images: jax.lax.map(lambda params: _logits(arch, params, images), stack, batch_size=batch_size)
     )(stack, images)
+
+
+def alignment(
+    model: Matcher | Frame,
+    x: Float[Array, " examples *example"],
+    *,
+    distance: Callable[[Array, Array], Array] = matching.squared_error,
+    end_weight: float = 0.3,
+    train: bool = True,
+) -> LossFn:
+    """What is wrong with the function of the network between two that a learned matcher or frame aligns.
+
+        d(f(lerp(goal, moved, t)), (1 - t) f(target) + t f(params))
+            + end_weight * [d(f(moved), f(params)) + d(f(goal), f(target))],    t ~ U(0, 1)
+
+    The objective of `matching.search_matching`, without labels, for soft elements. The second term makes them hard: a
+    network whose neurons are mixed or shrunken cannot compute what it did. With a Matcher the goal is the target
+    itself, with a Frame both networks are moved.
+
+    Args:
+      model: The matcher or the frame.
+      x: The inputs on which functions are compared, as `network.apply` takes one.
+      distance: (outputs, expected outputs) -> a scalar: `matching.squared_error`, or `matching.cross_entropy`.
+      end_weight: The weight of the second term.
+      train: False for validation: hard elements, t = 1/2, and no second term, which is 0 then.
+
+    Returns:
+      A loss of (variables, (params, target), key) with the metrics merged and, in training, ends.
+
+    Raises:
+      ValueError: If x does not fit the model's architecture, or on a negative weight.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> loss_fn = sg.training.losses.alignment(sg.models.matcher(arch, 4, num_layers=1), jnp.ones((3, 2)), train=False)
+    >>> variables = sg.models.abstract_variables(sg.models.matcher(arch, 4, num_layers=1))
+    >>> params = sg.architecture.abstract_params(arch)
+    >>> loss, metrics = jax.eval_shape(loss_fn, variables, (params, params), jax.random.key(0))
+    >>> loss.shape, list(metrics)
+    ((), ['merged'])
+    """
+    network.check_examples(model.arch, x)
+    if end_weight < 0:
+        raise ValueError(f"end_weight is {end_weight}; expected a number >= 0.")
+
+    def loss_fn(variables: Any, row: tuple[Params, Params], key: Key) -> tuple[Array, Metrics]:
+        last, first = (_logits(model.arch, params, x) for params in row)
+        moved, goal = model.apply(variables, *row, method="brought_together", hard=not train)
+        t = jax.random.uniform(key, dtype=first.dtype) if train else jnp.asarray(0.5, first.dtype)
+        merged = _logits(model.arch, stacks.lerp(goal, moved, t), x)
+        metrics = {"merged": distance(merged, (1 - t) * first + t * last)}
+        if not train:
+            return metrics["merged"], metrics
+        ends = [distance(_logits(model.arch, params, x), own) for params, own in ((moved, last), (goal, first))]
+        metrics["ends"] = ends[0] + ends[1]
+        return metrics["merged"] + end_weight * metrics["ends"], metrics
+
+    return loss_fn
 
 
 def classification(model: Any, *, train: bool = True) -> LossFn:

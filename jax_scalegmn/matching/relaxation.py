@@ -18,9 +18,15 @@ from jax_scalegmn.matching.assignment import Assign
 from jax_scalegmn.symmetry import Element
 from jax_scalegmn.types import Params
 
+__all__ = ["Soft", "harden", "logits_of", "sinkhorn_solver", "soft_act", "soften"]
+
 
 class Soft(NamedTuple):
     """A relaxed group element: one matrix for every hidden layer in place of a permutation with signs.
+
+    >>> from jax_scalegmn.matching import relaxation
+    >>> relaxation.Soft._fields
+    ('permutation', 'signed')
 
     Attributes:
       permutation: Doubly stochastic matrices; row: neuron of the moved network, column: neuron of the given one.
@@ -38,6 +44,12 @@ def soften(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, num
     signs, the same problem over pairs P+ + P- doubly stochastic with <P+ - P-, X>: its solution is P = Sinkhorn(log 2
     cosh X) and P+ - P- = P tanh X. So one matrix of logits carries both, its sign is the neuron's sign, and its limit
     for large logits is `harden`: the assignment that maximizes |X|, by which `matching.weight_matching` chooses signs.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> soft = sg.matching.relaxation.soften(sg.siren((2, 2, 1)), {"hidden_0": jnp.array([[0.0, -9.0], [9.0, 0.0]])})
+    >>> soft.signed["hidden_0"].round(2).tolist()
+    [[0.0, -1.0], [1.0, 0.0]]
 
     Args:
       arch: The architecture; signs are relaxed in its SIGN layers.
@@ -64,6 +76,12 @@ def soften(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, num
 def harden(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, assign: Assign | None = None) -> Element:
     """The group element next to the logits: an assignment, and the sign of the logit at its place (+1 for 0).
 
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> element = sg.matching.relaxation.harden(sg.siren((2, 2, 1)), {"hidden_0": jnp.array([[0.0, -2.0], [1.0, 0.0]])})
+    >>> element.permutation["hidden_0"].tolist(), element.scale["hidden_0"].tolist()
+    ([1, 0], [-1.0, 1.0])
+
     Args:
       arch: The architecture; layers of other groups than SIGN get scale 1.
       logits: For every hidden layer [n, n].
@@ -89,6 +107,11 @@ def logits_of(arch: Architecture, element: Element) -> dict[str, Float[Array, "n
 
     `harden` recovers permutations and signs from them, but not positive scales.
 
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 2, 1))
+    >>> sg.matching.relaxation.logits_of(arch, sg.symmetry.identity(arch))["hidden_0"].tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+
     Args:
       arch: The architecture.
       element: A group element of one network.
@@ -110,6 +133,14 @@ def soft_act(arch: Architecture, soft: Soft, params: Params) -> dict[str, Any]:
     """The relaxed action: every neuron axis times the layer's matrix, `signed` where signs touch it (power 1 or -1).
 
     With matrices that are signed permutations it is `symmetry.act`.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 2, 1))
+    >>> params, matrices = sg.network.init(arch, jax.random.key(0)), {"hidden_0": jax.numpy.eye(2)}
+    >>> moved = sg.matching.relaxation.soft_act(arch, sg.matching.relaxation.Soft(matrices, matrices), params)
+    >>> bool((moved["Dense_0"]["kernel"] == params["Dense_0"]["kernel"]).all())
+    True
 
     Args:
       arch: The architecture.
@@ -137,6 +168,11 @@ def soft_act(arch: Architecture, soft: Soft, params: Params) -> dict[str, Any]:
 
 def sinkhorn_solver(num_iterations: int) -> Callable[[Float[Array, "n n"]], Float[Array, "n n"]]:
     """Returns score -> doubly stochastic matrix by ott-jax, which is imported here since it is optional.
+
+    >>> import jax.numpy as jnp
+    >>> from jax_scalegmn.matching import relaxation
+    >>> relaxation.sinkhorn_solver(5)(jnp.zeros((2, 2))).round(4).tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
 
     Args:
       num_iterations: The number of Sinkhorn iterations.

@@ -1,0 +1,145 @@
+"""Learned matchers and frames: exact equivariance, exact end points, a loss that training lowers, clear errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jax_scalegmn as sg
+from jax_scalegmn import matching, models, stacks, symmetry, training
+from jax_scalegmn.architecture import Scaling, restrict
+from jax_scalegmn.training import losses
+from tests import support
+
+SIREN = sg.siren((2, 5, 4, 1))
+MIXED = sg.mlp((2, 5, 4, 1), ("tanh", "relu"))
+TINY = sg.siren((2, 4, 1))
+PLAIN = restrict(SIREN, Scaling.PERMUTATION)
+ARCHITECTURES = {"signs": SIREN, "signs and positive scales": MIXED, "permutations": PLAIN}
+COUNT = 3
+
+
+@functools.cache
+def made(kind, name):
+    """(architecture, model, generic variables)"""
+    arch = ARCHITECTURES[name]
+    model = getattr(models, kind)(arch, 8, outputs=8, num_layers=1)
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(max(leaf.shape[:1], default=1)), jnp.float32)
+
+    return arch, model, jax.tree.map(draw, models.abstract_variables(model))
+
+
+def assert_same_elements(arch, found, expected):
+    for neurons in arch.hidden:
+        assert jnp.array_equal(found.permutation[neurons.name], expected.permutation[neurons.name])
+        assert jnp.allclose(found.scale[neurons.name], expected.scale[neurons.name], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["signs and positive scales", *(pytest.param(name, marks=pytest.mark.slow) for name in ("signs", "permutations"))],
+)
+def test_a_matcher_follows_both_networks(name):
+    arch, model, variables = made("matcher", name)
+    params, target = support.random_params(arch, 1, models=(COUNT,)), support.random_params(arch, 2, models=(COUNT,))
+    h, g = support.random_elements(arch, COUNT, seed=3), support.random_elements(arch, COUNT, seed=4)
+    move = jax.vmap(functools.partial(symmetry.act, arch))
+    match = jax.jit(jax.vmap(lambda p, t: model.apply(variables, p, t)))
+    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), (params, target), (move(h, params), move(g, target)))
+    element = match(*both).element
+    first, moved = (jax.tree.map(lambda leaf, at=at: leaf[at], element) for at in (slice(COUNT), slice(COUNT, None)))
+    compose = jax.vmap(functools.partial(symmetry.compose, arch))
+    expected = compose(g, compose(first, jax.vmap(functools.partial(symmetry.inverse, arch))(h)))
+    assert_same_elements(arch, moved, expected)
+    # The control: a network that is not moved has another element.
+    assert any(not jnp.array_equal(moved.permutation[n.name], first.permutation[n.name]) for n in arch.hidden)
+
+
+@pytest.mark.parametrize("name", ["signs and positive scales"])
+def test_a_frame_maps_an_orbit_to_one_network_and_keeps_functions(name):
+    arch, model, variables = made("frame", name)
+    params = support.random_params(arch, 1, models=(COUNT,))
+    g = support.random_elements(arch, COUNT, seed=3)
+    move = jax.vmap(functools.partial(symmetry.act, arch))
+    stack = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), params, move(g, params))
+    frame = matching.framed(arch, stack, jax.jit(jax.vmap(lambda p: model.apply(variables, p)))(stack))
+    for leaf in jax.tree.leaves(frame.aligned):
+        assert jnp.allclose(leaf[:COUNT], leaf[COUNT:], rtol=1e-4, atol=1e-5)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 2)), jnp.float32)
+    compute = jax.vmap(lambda p: jax.vmap(lambda one: sg.network.apply(arch, p, one))(x))
+    assert jnp.allclose(compute(frame.aligned), compute(stack), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="leading sizes"):
+        matching.framed(arch, params, frame.elements)
+
+
+def test_a_frame_starts_as_that_of_its_first_network():
+    model = models.frame(TINY, 4, outputs=4, num_layers=1)
+    params = support.random_params(TINY, 1)
+    element, _ = jax.jit(model.init_with_output)(jax.random.key(0), params)
+    assert_same_elements(TINY, element, symmetry.identity(TINY))
+
+
+@pytest.mark.parametrize("kind", ["matcher", pytest.param("frame", marks=pytest.mark.slow)])
+def test_training_lowers_the_loss(kind):
+    arch, x = TINY, jnp.asarray(sg.network.coordinates(3, 3)).reshape(-1, 2)
+    model = getattr(models, kind)(arch, 4, outputs=4, num_layers=1, num_iterations=3)
+    pairs = support.random_params(arch, 1, models=(4,)), support.random_params(arch, 2, models=(4,))
+    start = stacks.member(pairs[1], 0)
+    tx = optax.adam(2e-2)
+    state = training.init(model, tx, start, jax.random.key(0), method="embed" if kind == "matcher" else None)
+    loss_fn = losses.alignment(model, x)
+    step = training.make_step(loss_fn, tx)
+
+    # Always the same points t, so that losses compare.
+    def again(state, _):
+        state, metrics = step(state, pairs)
+        return state._replace(step=jnp.zeros_like(state.step)), metrics
+
+    _, metrics = jax.jit(lambda state: jax.lax.scan(again, state, None, 60))(state)
+    assert all(bool(jnp.isfinite(values).all()) for values in metrics.values())
+    assert metrics["loss"][-1] < 0.8 * metrics["loss"][0]
+
+
+def test_a_matching_starts_a_search():
+    arch, model, variables = made("matcher", "signs")
+    params, target = (support.random_params(arch, seed) for seed in (1, 2))
+    x = jnp.asarray(sg.network.coordinates(3, 3)).reshape(-1, 2)
+    found = jax.jit(model.apply)(variables, params, target)
+    searched = matching.search_matching(arch, params, target, x, jax.random.key(0), start=found, max_sweeps=1)
+    assert searched.loss <= searched.start_loss
+
+
+@pytest.mark.parametrize("kind", ["matcher", "frame"])
+def test_a_model_is_described_by_json(kind):
+    model = made(kind, "signs")[1]
+    assert models.from_json(models.as_json(model)) == model
+
+
+def test_errors_say_what_was_expected():
+    arch, model, variables = made("matcher", "signs")
+    params = support.random_params(arch, 1)
+    with pytest.raises(ValueError, match="target"):
+        model.apply(variables, params, support.random_params(sg.siren((2, 6, 4, 1))))
+    other = models.matcher(PLAIN, 8, outputs=8, num_layers=1)
+    with pytest.raises(ValueError, match="other groups"):
+        other.apply(variables, params, params)
+    with pytest.raises(ValueError, match="balanced gauge"):
+        models.Matcher(MIXED, models.LeanGMN(SIREN, 8)).init(jax.random.key(0), params, params)
+    with pytest.raises(ValueError, match="without positive scales"):
+        models.LeanGMN(MIXED, 8).init(jax.random.key(0), models.graph.from_params(MIXED, params))
+    wide = models.frame(sg.siren((2, 6, 4, 1)), 8, outputs=8, num_layers=1)
+    with pytest.raises(ValueError, match="slots of shape"):
+        wide.apply(made("frame", "signs")[2], support.random_params(wide.arch))
+    with pytest.raises(ValueError, match="dropout"):
+        models.Matcher(SIREN, sg.ScaleGMN(SIREN, 8, dropout=0.5)).init(jax.random.key(0), params, params)
+    for x in (jnp.ones((3, 3)), jnp.ones(2), jnp.ones((0, 2))):
+        with pytest.raises(ValueError, match="x"):
+            losses.alignment(model, x)
+    with pytest.raises(ValueError, match="end_weight"):
+        losses.alignment(model, jnp.ones((3, 2)), end_weight=-1.0)
