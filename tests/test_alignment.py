@@ -18,7 +18,13 @@ SIREN = sg.siren((2, 5, 4, 1))
 MIXED = sg.mlp((2, 5, 4, 1), ("tanh", "relu"))
 TINY = sg.siren((2, 4, 1))
 PLAIN = restrict(SIREN, Scaling.PERMUTATION)
-ARCHITECTURES = {"signs": SIREN, "signs and positive scales": MIXED, "permutations": PLAIN}
+NORMED = sg.resnet(4, widths=(5,), outputs=2, input_channels=1, activation="tanh")
+ARCHITECTURES = {
+    "signs": SIREN,
+    "signs and positive scales": MIXED,
+    "permutations": PLAIN,
+    "batch normalization": NORMED,
+}
 COUNT = 3
 
 
@@ -43,7 +49,7 @@ def assert_same_elements(arch, found, expected):
 
 @pytest.mark.parametrize(
     "name",
-    ["signs and positive scales", *(pytest.param(name, marks=pytest.mark.slow) for name in ("signs", "permutations"))],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "signs and positive scales")) for name in ARCHITECTURES],
 )
 def test_a_matcher_follows_both_networks(name):
     arch, model, variables = made("matcher", name)
@@ -61,6 +67,7 @@ def test_a_matcher_follows_both_networks(name):
     assert any(not jnp.array_equal(moved.permutation[n.name], first.permutation[n.name]) for n in arch.hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["signs and positive scales"])
 def test_a_frame_maps_an_orbit_to_one_network_and_keeps_functions(name):
     arch, model, variables = made("frame", name)

@@ -1,7 +1,6 @@
 """A graph metanetwork without mlps on edges: neurons alone have features, and messages are linear in the weights.
 
-For tasks on neurons, like telling which neurons of two networks correspond. It costs about a twentieth of a ScaleGMN of
-the same size.
+For tasks on neurons, like telling which neurons of two networks correspond.
 """
 
 import jax
