@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import fcntl
 import functools
 import hashlib
 import os
@@ -110,7 +109,7 @@ def in_use(folder: Path) -> Iterator[None]:
     """
     with _open(folder) as descriptor:
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            _lock(descriptor)
         yield
 
 
@@ -139,13 +138,22 @@ def is_unused(folder: Path) -> Iterator[bool]:
         return
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, alone=True)
             unused = True
         except OSError:
             unused = False
         yield unused
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, *, alone: bool = False) -> None:
+    """Locks a folder until its descriptor is closed; OSError where others hold it, or where there are no locks."""
+    if sys.platform == "win32":
+        raise OSError("Windows has no locks of folders.")
+    import fcntl  # Windows lacks it
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
 
 
 # --- private: the hidden folder -----------------------------------------------------------------------------------
