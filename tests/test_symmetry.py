@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import support
 
+import jax_scalegmn as sg
 from jax_scalegmn import symmetry
 from jax_scalegmn.architecture import Scaling
 
@@ -150,3 +151,41 @@ def test_elements_that_do_not_fit_are_refused(call, kind):
     rest = {symmetry.act: [support.random_params(arch)], symmetry.compose: [symmetry.identity(arch)]}.get(call, [])
     with pytest.raises(ValueError, match=r"element.permutation has layers .*'siren .* expects .*'hidden_0': \(5,\)"):
         call(arch, other, *rest)
+
+
+@pytest.mark.parametrize(
+    ("network", "change", "message"),
+    [
+        (sg.siren((2, 3, 1)), {"scale": [1.0, -1.0, 0.5]}, "0.5 at place 2; expected \\+1 or -1"),
+        (sg.mlp((2, 3, 1)), {"scale": [1.0, -1.0, 1.0]}, "-1.0 at place 1; expected positive"),
+        (sg.mlp((2, 3, 1)), {"scale": [1.0, np.nan, 1.0]}, "nan at place 1"),
+        (sg.mlp((2, 3, 1)), {"scale": [1e38, 1.0, 1.0]}, "at place 0; expected positive .* reciprocals are normal"),
+        (sg.mlp((2, 3, 1), "gelu"), {"scale": [1.0, 1.0, 2.0]}, "2.0 at place 2; expected 1"),
+        (sg.mlp((2, 3, 1)), {"permutation": [0, 0, 2]}, "lacks 1 of 3 neurons, like neuron 1"),
+    ],
+)
+def test_elements_that_would_change_the_function_are_refused(network, change, message):
+    fields = {name: {"hidden_0": jnp.asarray(value)} for name, value in change.items()}
+    element = symmetry.identity(network)._replace(**fields)
+    for refused in (
+        lambda: symmetry.check(network, element),
+        lambda: symmetry.act(network, element, support.random_params(network)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float16", 16384), ("float32", 8.507e37), ("bfloat16", 8.507e37)])
+def test_a_scale_that_params_cannot_hold_is_refused_with_the_largest_one_that_is_safe(dtype, largest):
+    network = sg.mlp((2, 3, 1))
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, 2.0, dtype), support.random_params(network))
+    element = symmetry.identity(network)
+    for size in (largest, 1 / largest):
+        element.scale["hidden_0"] = jnp.array([1.0, 1.0, size * (0.999 if size > 1 else 1.001)])
+        moved = symmetry.act(network, element, params)
+        assert all(bool(jnp.isfinite(leaf).all() & (leaf != 0).all()) for leaf in jax.tree.leaves(moved))
+    if dtype == "float16":
+        for size in (1e6, 1e-6):
+            element.scale["hidden_0"] = jnp.array([1.0, 1.0, size])
+            with pytest.raises(ValueError, match=r"place 2, and .* is of float16; expected at most 1.638e\+04"):
+                symmetry.act(network, element, params)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from jax_scalegmn import network, stacks, symmetry
+from jax_scalegmn import network, stacks
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.symmetry import BalancedPair
 from jax_scalegmn.types import Params
@@ -95,7 +95,7 @@ def segment_loss(pair: BalancedPair, loss_fn: Callable[[Any], Array]) -> AtPoint
     """
 
     def loss(moved: Params, t: Array) -> Array:
-        return loss_fn(symmetry.act(pair.arch, pair.from_goal, stacks.lerp(pair.goal, moved, t)))
+        return loss_fn(pair.in_given_gauge(stacks.lerp(pair.goal, moved, t)))
 
     return loss
 

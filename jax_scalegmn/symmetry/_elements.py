@@ -5,10 +5,12 @@ An element has a permutation and a scale for every hidden neuron layer. Neuron i
 matrices Q_l (arXiv 2406.10685, section 4). Only this module changes params by symmetry.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_scalegmn import architecture, stacks
@@ -100,8 +102,8 @@ def compose(arch: Architecture, left: Element, right: Element) -> Element:
     >>> there_and_back.permutation["hidden_0"].tolist(), there_and_back.scale["hidden_0"].tolist()
     ([0, 1, 2, 3], [1.0, 1.0, 1.0, 1.0])
     """
-    check(arch, left)
-    check(arch, right)
+    _check_shapes(arch, left)
+    _check_shapes(arch, right)
     permutation, scale = {}, {}
     for neurons in arch.hidden:
         order = left.permutation[neurons.name]
@@ -127,7 +129,7 @@ def inverse(arch: Architecture, element: Element) -> Element:
     >>> back.permutation["hidden_0"].tolist(), back.scale["hidden_0"].tolist()
     ([1, 2, 0], [0.5, 0.25, 1.0])
     """
-    check(arch, element)
+    _check_shapes(arch, element)
     permutation = {neurons.name: jnp.argsort(element.permutation[neurons.name]) for neurons in arch.hidden}
     scale = {name: 1 / element.scale[name][order] for name, order in permutation.items()}
     return Element(permutation, scale)
@@ -149,7 +151,8 @@ def act(arch: Architecture, element: Element, params: Params) -> dict[str, Any]:
       The transformed params.
 
     Raises:
-      ValueError: If params or element do not fit the architecture.
+      ValueError: If params or element do not fit the architecture; where values are known (`stacks.is_concrete`), also
+        if the element is not of its group, or has a scale so large or small that the params cannot hold it.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -163,6 +166,13 @@ def act(arch: Architecture, element: Element, params: Params) -> dict[str, Any]:
     True
     """
     check(arch, element)
+    if stacks.is_concrete(element):
+        _check_dtypes(arch, element, params)
+    return act_in_any_gauge(arch, element, params)
+
+
+def act_in_any_gauge(arch: Architecture, element: Element, params: Params) -> dict[str, Any]:
+    """`act` without a look at values: a restricted architecture's params may be moved by positive scales as well."""
     values = []
     for parameter, value in zip(arch.parameters, architecture.unpack(arch, params), strict=True):
         for position, axis in enumerate(parameter.axes):
@@ -255,18 +265,38 @@ def act_on_others(element: Element, parameter: Parameter, neurons: str, value: A
 
 
 def check(arch: Architecture, element: Element) -> None:
-    """Checks that an element has a permutation and a scale for every hidden layer.
+    """Checks that an element has a permutation and a scale of its group for every hidden layer.
+
+    Shapes are looked at always, values where they are known: not inside `jax.jit` and `jax.vmap`.
 
     Args:
       arch: The architecture.
       element: The element.
 
     Raises:
-      ValueError: If it belongs to another architecture, or is a batch.
+      ValueError: If it belongs to another architecture, is a batch, has an order that is no permutation, or a scale
+        that does not keep the function: other than +1 and -1 in SIGN layers, than positive numbers with a normal
+        reciprocal in POSITIVE layers, and than 1 in PERMUTATION layers.
 
+    >>> import jax
     >>> import jax_scalegmn as sg
     >>> sg.symmetry.check(sg.mlp((2, 3, 1)), sg.symmetry.identity(sg.mlp((5, 3, 2))))
+    >>> sg.symmetry.check(sg.siren((2, 3, 1)), sg.symmetry.random(sg.mlp((2, 3, 1)), jax.random.key(0)))
+    Traceback (most recent call last):
+    ...
+    ValueError: element.scale['hidden_0'] has 0.28437... at place 0; expected +1 or -1, ...
     """
+    _check_shapes(arch, element)
+    if stacks.is_concrete(element):
+        for neurons in arch.hidden:
+            _check_permutation(neurons, np.asarray(element.permutation[neurons.name]))
+            _check_scale(neurons, np.asarray(element.scale[neurons.name]))
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _check_shapes(arch: Architecture, element: Element) -> None:
     for field, mapping in element._asdict().items():
         shapes = {name: jnp.shape(value) for name, value in mapping.items()}
         expected = {neurons.name: (neurons.width,) for neurons in arch.hidden}
@@ -276,7 +306,64 @@ def check(arch: Architecture, element: Element) -> None:
             )
 
 
-# --- private ------------------------------------------------------------------------------------------------------
+def _check_permutation(neurons: NeuronLayer, order: np.ndarray) -> None:
+    missing = np.setdiff1d(np.arange(neurons.width), order)
+    if missing.size:
+        raise ValueError(
+            f"element.permutation[{neurons.name!r}] lacks {missing.size} of {neurons.width} neurons, like neuron "
+            f"{missing[0]}; expected a permutation of 0 to {neurons.width - 1}."
+        )
+
+
+_EXPECTED_SCALES = {
+    Scaling.SIGN: "+1 or -1, since the layer's group is SIGN",
+    Scaling.POSITIVE: "positive numbers, since the layer's group is POSITIVE, whose reciprocals are normal numbers",
+    Scaling.PERMUTATION: "1, since the layer's group is PERMUTATION",
+}
+
+
+def _check_scale(neurons: NeuronLayer, scale: np.ndarray) -> None:
+    if neurons.scaling is Scaling.POSITIVE:
+        good = (scale > 0) & _invertible(np.abs(scale), scale.dtype)
+    else:
+        good = (np.abs(scale) if neurons.scaling is Scaling.SIGN else scale) == 1
+    if not good.all():
+        place = int(np.argmin(good))
+        raise ValueError(
+            f"element.scale[{neurons.name!r}] has {scale[place]} at place {place}; expected "
+            f"{_EXPECTED_SCALES[neurons.scaling]}. Another scale would change the function."
+        )
+
+
+def _check_dtypes(arch: Architecture, element: Element, params: Params) -> None:
+    """Checks that the params' own dtypes hold every scale and its reciprocal."""
+    for parameter, value in zip(arch.parameters, architecture.unpack(arch, params), strict=True):
+        for axis in parameter.neuron_axes:
+            if not axis.power or axis.neurons not in element.scale:
+                continue
+            scale = np.asarray(element.scale[axis.neurons])
+            good = _invertible(np.abs(scale), value.dtype)
+            if not good.all():
+                place, limit = int(np.argmin(good)), _largest_scale(value.dtype)
+                raise ValueError(
+                    f"element.scale[{axis.neurons!r}] has {scale[place]} at place {place}, and {parameter} "
+                    f"is of {value.dtype}; expected at most {limit:.4g}, and at least its reciprocal. Use a smaller "
+                    "scale, or wider params."
+                )
+
+
+def _invertible(size: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Where a number and its reciprocal are normal numbers of a dtype."""
+    limit = _largest_scale(dtype)
+    wide = size.astype(np.float64)
+    return (wide <= limit) & (wide >= 1 / limit)  # NaN is neither
+
+
+def _largest_scale(dtype: np.dtype) -> float:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return math.inf
+    info = jnp.finfo(dtype)
+    return min(float(info.max), 1 / float(info.tiny))
 
 
 def _random_scale(neurons: NeuronLayer, key: Key, log_scale_std: float) -> Array:

@@ -136,6 +136,10 @@ class BalancedPair(NamedTuple):
         """
         return _elements.compose(self.arch, self.from_goal, _elements.compose(self.arch, element, self.to_source))
 
+    def in_given_gauge(self, params: Params) -> dict[str, Any]:
+        """A network of the balanced gauge, like one between `goal` and `source`, in that of the target as given."""
+        return _elements.act_in_any_gauge(self.arch, self.from_goal, params)
+
 
 @stacks.any_container("params", "target")
 def balanced_pair(arch: Architecture, params: Params, target: Params) -> BalancedPair:
