@@ -28,11 +28,15 @@ ARCHITECTURES = {
 COUNT = 3
 
 
+def small(kind, arch, size=8, **options):
+    return kind(arch, models.alignment_encoder(arch, size, num_layers=1), outputs=size, **options)
+
+
 @functools.cache
 def made(kind, name):
     """(architecture, model, generic variables)"""
     arch = ARCHITECTURES[name]
-    model = getattr(models, kind)(arch, 8, outputs=8, num_layers=1)
+    model = small(kind, arch)
     rng = np.random.default_rng(0)
 
     def draw(leaf):
@@ -52,7 +56,7 @@ def assert_same_elements(arch, found, expected):
     [pytest.param(name, marks=[pytest.mark.slow] * (name != "signs and positive scales")) for name in ARCHITECTURES],
 )
 def test_a_matcher_follows_both_networks(name):
-    arch, model, variables = made("matcher", name)
+    arch, model, variables = made(models.Matcher, name)
     params, target = support.random_params(arch, 1, models=(COUNT,)), support.random_params(arch, 2, models=(COUNT,))
     h, g = support.random_elements(arch, COUNT, seed=3), support.random_elements(arch, COUNT, seed=4)
     move = jax.vmap(functools.partial(symmetry.act, arch))
@@ -70,7 +74,7 @@ def test_a_matcher_follows_both_networks(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["signs and positive scales"])
 def test_a_frame_maps_an_orbit_to_one_network_and_keeps_functions(name):
-    arch, model, variables = made("frame", name)
+    arch, model, variables = made(models.Frame, name)
     params = support.random_params(arch, 1, models=(COUNT,))
     g = support.random_elements(arch, COUNT, seed=3)
     move = jax.vmap(functools.partial(symmetry.act, arch))
@@ -86,20 +90,20 @@ def test_a_frame_maps_an_orbit_to_one_network_and_keeps_functions(name):
 
 
 def test_a_frame_starts_as_that_of_its_first_network():
-    model = models.frame(TINY, 4, outputs=4, num_layers=1)
+    model = small(models.Frame, TINY, 4)
     params = support.random_params(TINY, 1)
     element, _ = jax.jit(model.init_with_output)(jax.random.key(0), params)
     assert_same_elements(TINY, element, symmetry.identity(TINY))
 
 
-@pytest.mark.parametrize("kind", ["matcher", pytest.param("frame", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [models.Matcher, pytest.param(models.Frame, marks=pytest.mark.slow)])
 def test_training_lowers_the_loss(kind):
     arch, x = TINY, jnp.asarray(sg.network.coordinates(3, 3)).reshape(-1, 2)
-    model = getattr(models, kind)(arch, 4, outputs=4, num_layers=1, num_iterations=3)
+    model = small(kind, arch, 4, num_iterations=3)
     pairs = support.random_params(arch, 1, models=(4,)), support.random_params(arch, 2, models=(4,))
     start = stacks.member(pairs[1], 0)
     tx = optax.adam(2e-2)
-    state = training.init(model, tx, start, jax.random.key(0), method="embed" if kind == "matcher" else None)
+    state = training.init(model, tx, start, jax.random.key(0), method="embed" if kind is models.Matcher else None)
     loss_fn = losses.alignment(model, x)
     step = training.make_step(loss_fn, tx)
 
@@ -114,7 +118,7 @@ def test_training_lowers_the_loss(kind):
 
 
 def test_a_matching_starts_a_search():
-    arch, model, variables = made("matcher", "signs")
+    arch, model, variables = made(models.Matcher, "signs")
     params, target = (support.random_params(arch, seed) for seed in (1, 2))
     x = jnp.asarray(sg.network.coordinates(3, 3)).reshape(-1, 2)
     found = jax.jit(model.apply)(variables, params, target)
@@ -122,27 +126,27 @@ def test_a_matching_starts_a_search():
     assert searched.loss <= searched.start_loss
 
 
-@pytest.mark.parametrize("kind", ["matcher", "frame"])
+@pytest.mark.parametrize("kind", [models.Matcher, models.Frame])
 def test_a_model_is_described_by_json(kind):
     model = made(kind, "signs")[1]
     assert models.from_json(models.as_json(model)) == model
 
 
 def test_errors_say_what_was_expected():
-    arch, model, variables = made("matcher", "signs")
+    arch, model, variables = made(models.Matcher, "signs")
     params = support.random_params(arch, 1)
     with pytest.raises(ValueError, match="target"):
         model.apply(variables, params, support.random_params(sg.siren((2, 6, 4, 1))))
-    other = models.matcher(PLAIN, 8, outputs=8, num_layers=1)
+    other = small(models.Matcher, PLAIN)
     with pytest.raises(ValueError, match="other groups"):
         other.apply(variables, params, params)
     with pytest.raises(ValueError, match="balanced gauge"):
         models.Matcher(MIXED, models.LeanGMN(SIREN, 8)).init(jax.random.key(0), params, params)
     with pytest.raises(ValueError, match="without positive scales"):
         models.LeanGMN(MIXED, 8).init(jax.random.key(0), models.graph.from_params(MIXED, params))
-    wide = models.frame(sg.siren((2, 6, 4, 1)), 8, outputs=8, num_layers=1)
+    wide = small(models.Frame, sg.siren((2, 6, 4, 1)))
     with pytest.raises(ValueError, match="slots of shape"):
-        wide.apply(made("frame", "signs")[2], support.random_params(wide.arch))
+        wide.apply(made(models.Frame, "signs")[2], support.random_params(wide.arch))
     with pytest.raises(ValueError, match="dropout"):
         models.Matcher(SIREN, sg.ScaleGMN(SIREN, 8, dropout=0.5)).init(jax.random.key(0), params, params)
     for x in (jnp.ones((3, 3)), jnp.ones(2), jnp.ones((0, 2))):

@@ -6,6 +6,7 @@ and `as_network` are the two halves of `read_network`, for a file whose architec
 
 from jax_scalegmn.io import images, tensors, torch_layout
 from jax_scalegmn.io._atomic import atomic_path, in_use, is_unused
+from jax_scalegmn.io._checksums import checksum
 from jax_scalegmn.io._networks import (
     ArrayFile,
     FileFormat,
@@ -29,6 +30,7 @@ __all__ = [
     "as_stored",
     "atomic_path",
     "check_writable",
+    "checksum",
     "from_torch",
     "images",
     "in_use",

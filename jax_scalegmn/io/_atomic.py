@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Checks that a file or folder of that name may be written.
@@ -303,6 +305,8 @@ def _errors_that_name(path: Path, scratch: Path) -> Iterator[None]:
     """Errors of writing name the file or folder that is written, not one in the hidden folder."""
     try:
         yield
+    except safetensors.SafetensorError as error:  # as on a full disk
+        raise OSError(f"{path}: {error}") from error
     except OSError as error:
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         if names and not any(name.startswith(str(scratch)) for name in names):

@@ -174,10 +174,7 @@ def write(
         elif path.suffix == ".npz":
             _write_npz(scratch, arrays)
         else:
-            try:
-                safetensors.numpy.save_file(arrays, scratch, metadata={"format": "pt"})
-            except safetensors.SafetensorError as error:  # as on a full disk
-                raise OSError(f"{path}: {error}") from error
+            safetensors.numpy.save_file(arrays, scratch, metadata={"format": "pt"})
 
 
 # --- private: writing -----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Networks that read networks: graphs, ScaleGMN, its heads, and baselines."""
 
 from jax_scalegmn.models import baselines, graph, published, reference
-from jax_scalegmn.models._alignment import Frame, Matcher, frame, matcher
+from jax_scalegmn.models._alignment import Frame, Matcher, alignment_encoder
 from jax_scalegmn.models._descriptions import abstract_variables, as_json, from_json, match_size, num_parameters
 from jax_scalegmn.models._heads import Autoencoder, Decoder, Editor, Encoder, Readout, autoencoder
 from jax_scalegmn.models._layers import IO, Canonical
@@ -22,14 +22,13 @@ __all__ = [
     "Readout",
     "ScaleGMN",
     "abstract_variables",
+    "alignment_encoder",
     "as_json",
     "autoencoder",
     "baselines",
-    "frame",
     "from_json",
     "graph",
     "match_size",
-    "matcher",
     "num_parameters",
     "published",
     "reference",

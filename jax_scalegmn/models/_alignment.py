@@ -97,12 +97,13 @@ class Matcher(_Aligner):
         Matcher(h params, g target) = g Matcher(params, target) h^-1
 
     For training, `Sinkhorn(log 2 cosh S) * tanh S` takes the place of the element (`matching.relaxation`). Learned
-    matching of permutations: Navon et al. (2023, arXiv 2310.13397). `matcher` makes one, `training.losses.alignment`
-    trains it, and its matching can be the `start` of `matching.search_matching`.
+    matching of permutations: Navon et al. (2023, arXiv 2310.13397). `training.losses.alignment` trains it, and its
+    matching can be the `start` of `matching.search_matching`.
 
     Attributes:
       arch: The architecture of both networks.
-      encoder: Reads balanced networks: a model of `architecture.restrict(arch, Scaling.SIGN)`.
+      encoder: Reads balanced networks: `alignment_encoder(arch)`, or another model of `architecture.restrict(arch,
+        Scaling.SIGN)`.
       outputs: The number of entries of a neuron's vector.
       scales: The usual size of every parameter's entries (`zoo.scales`), divided out first; None: weights unchanged.
       num_iterations: The number of Sinkhorn iterations in training.
@@ -110,7 +111,7 @@ class Matcher(_Aligner):
     >>> import jax
     >>> import jax_scalegmn as sg
     >>> arch = sg.siren((2, 4, 1))
-    >>> model = sg.models.matcher(arch, features=4, num_layers=1)
+    >>> model = sg.models.Matcher(arch, sg.models.alignment_encoder(arch, features=4, num_layers=1))
     >>> params = sg.architecture.abstract_params(arch)
     >>> found, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), params, params)
     >>> found.element.permutation["hidden_0"].shape
@@ -158,7 +159,7 @@ class Frame(_Aligner):
     >>> import jax
     >>> import jax_scalegmn as sg
     >>> arch = sg.siren((2, 4, 1))
-    >>> model = sg.models.frame(arch, features=4, num_layers=1)
+    >>> model = sg.models.Frame(arch, sg.models.alignment_encoder(arch, features=4, num_layers=1))
     >>> element, variables = jax.eval_shape(
     ...     model.init_with_output, jax.random.key(0), sg.architecture.abstract_params(arch)
     ... )
@@ -204,59 +205,25 @@ class Frame(_Aligner):
         return {name: self.param(f"slots_{name}", lambda _, start=e: start) for name, e in embedded.items()}
 
 
-def matcher(
-    arch: Architecture,
-    features: int = 48,
-    *,
-    outputs: int = 32,
-    scales: tuple[float, ...] | None = None,
-    num_iterations: int = 20,
-    **options: Any,
-) -> Matcher:
-    """A matcher with a `LeanGMN` as its encoder.
+def alignment_encoder(arch: Architecture, features: int = 48, **options: Any) -> LeanGMN:
+    """The usual encoder of a `Matcher` or `Frame`: a `LeanGMN` that reads the networks in the balanced gauge.
 
     Args:
-      arch: The networks' architecture; restrict it to Scaling.PERMUTATION for a matcher by permutations alone.
-      features: The number of features of the encoder.
-      outputs, scales, num_iterations: As in `Matcher`.
+      arch: The networks' architecture, that of the matcher or frame. Restrict both to Scaling.PERMUTATION to align by
+        permutations alone.
+      features: The number of features of a neuron.
       **options: Further attributes of `LeanGMN`.
 
     >>> import jax_scalegmn as sg
-    >>> sg.models.matcher(sg.mlp((2, 8, 1)), features=16).encoder.arch.hidden[0].scaling.value
+    >>> sg.models.alignment_encoder(sg.mlp((2, 8, 1)), features=16).arch.hidden[0].scaling.value
     'permutation'
     """
-    return Matcher(arch, _encoder(arch, features, options), outputs, scales, num_iterations)
-
-
-def frame(
-    arch: Architecture,
-    features: int = 48,
-    *,
-    outputs: int = 32,
-    scales: tuple[float, ...] | None = None,
-    num_iterations: int = 20,
-    **options: Any,
-) -> Frame:
-    """A frame with a `LeanGMN` as its encoder.
-
-    Args:
-      arch, features, outputs, scales, num_iterations: As in `matcher`.
-      **options: Further attributes of `LeanGMN`.
-
-    >>> import jax_scalegmn as sg
-    >>> sg.models.frame(sg.siren((2, 8, 1)), features=16).encoder.features
-    16
-    """
-    return Frame(arch, _encoder(arch, features, options), outputs, scales, num_iterations)
+    return LeanGMN(architecture.restrict(arch, Scaling.SIGN), features, **options)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
 
 _SHARPNESS = "sharpness_"
-
-
-def _encoder(arch: Architecture, features: int, options: dict[str, Any]) -> LeanGMN:
-    return LeanGMN(architecture.restrict(arch, Scaling.SIGN), features, **options)
 
 
 def _tag(neurons: NeuronLayer) -> str:
@@ -270,8 +237,7 @@ def _check(model: _Aligner) -> None:
     if model.encoder.arch != expected:
         raise ValueError(
             f"The encoder reads {model.encoder.arch.name!r}; expected {expected.name!r}: the architecture restricted "
-            "to Scaling.SIGN, since networks are read in the balanced gauge. Make the model by models.matcher or "
-            "models.frame."
+            "to Scaling.SIGN, since networks are read in the balanced gauge. models.alignment_encoder makes one."
         )
     if isinstance(model.encoder, ScaleGMN) and model.encoder.dropout:
         raise ValueError(f"The encoder has dropout {model.encoder.dropout}, which alignment never applies; expected 0.")

@@ -7,7 +7,6 @@ Orbax is an extra, `pip install "jax-scalegmn[checkpoint]"`, and imported when c
 
 import contextlib
 import gc
-import hashlib
 import inspect
 import json
 import math
@@ -22,7 +21,6 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import numpy as np
 
 from jax_scalegmn import io, models
 from jax_scalegmn.training._loop import Monitor, State
@@ -132,7 +130,7 @@ class Checkpoints:
                 "monitor": (monitor or Monitor())._asdict(),
                 "history": history or [],
                 "loss": loss,
-                "checksums": {"variables": _checksum(state.variables), "training": _checksum(training)},
+                "checksums": {"variables": io.checksum(state.variables), "training": io.checksum(training)},
             }
         )
         items = ocp.args.Composite(
@@ -297,7 +295,7 @@ def _info(manager: Any, directory: Path, step: int) -> dict[str, Any]:
     if not isinstance(info, dict) or not {"config", "monitor", "history"} <= info.keys():
         found = sorted(info) if isinstance(info, dict) else type(info).__name__
         raise _DamagedError(f"{directory / str(step)}: info holds {found}; expected config, monitor and history.")
-    if "checksum" in info and info != _signed({k: v for k, v in info.items() if k != "checksum"}):
+    if not _is_as_signed(info):
         raise _DamagedError(f"{directory / str(step)}: info is not what was saved, by its checksum. It is damaged.")
     return info
 
@@ -339,24 +337,18 @@ def _quiet() -> Iterator[None]:
 
 
 def _signed(info: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(info, sort_keys=True)
-    return info | {"checksum": hashlib.sha256(text.encode()).hexdigest()}
+    return info | {"checksum": io.checksum((), json.dumps(info, sort_keys=True))}
 
 
-def _checksum(tree: Any) -> str:
-    """The SHA-256 of all arrays of a pytree, with their dtypes and shapes."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        array = np.asarray(leaf)
-        digest.update(f"{array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.ndim else array.tobytes())
-    return digest.hexdigest()
+def _is_as_signed(info: Mapping[str, Any]) -> bool:
+    """Whether a description is what was saved; those of older versions have no checksum."""
+    return "checksum" not in info or info == _signed({k: v for k, v in info.items() if k != "checksum"})
 
 
 def _check_sums(path: Path, info: Mapping[str, Any], items: Mapping[str, Any]) -> None:
     """Compares what was restored with what was saved; checkpoints of older versions have no checksums."""
     expected = info.get("checksums", {})
-    wrong = [name for name, tree in items.items() if name in expected and _checksum(tree) != expected[name]]
+    wrong = [name for name, tree in items.items() if name in expected and io.checksum(tree) != expected[name]]
     if wrong:
         raise _DamagedError(
             f"{path}: {', '.join(wrong)} of this checkpoint are not what was saved, by their checksums. It is damaged, "
@@ -370,7 +362,7 @@ def _stored_loss(folder: Path) -> tuple[float | None, float | None]:
     for name in ("info/metadata", "metrics/metrics"):
         try:
             content = json.loads((folder / name).read_bytes())
-            if "checksum" in content and content != _signed({k: v for k, v in content.items() if k != "checksum"}):
+            if not _is_as_signed(content):
                 raise ValueError
             found.append(float(content["loss"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):

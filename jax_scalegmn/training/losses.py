@@ -184,8 +184,9 @@ def alignment(
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
     >>> arch = sg.siren((2, 4, 1))
-    >>> loss_fn = sg.training.losses.alignment(sg.models.matcher(arch, 4, num_layers=1), jnp.ones((3, 2)), train=False)
-    >>> variables = sg.models.abstract_variables(sg.models.matcher(arch, 4, num_layers=1))
+    >>> model = sg.models.Matcher(arch, sg.models.alignment_encoder(arch, features=4, num_layers=1))
+    >>> loss_fn = sg.training.losses.alignment(model, jnp.ones((3, 2)), train=False)
+    >>> variables = sg.models.abstract_variables(model)
     >>> params = sg.architecture.abstract_params(arch)
     >>> loss, metrics = jax.eval_shape(loss_fn, variables, (params, params), jax.random.key(0))
     >>> loss.shape, list(metrics)

@@ -6,7 +6,6 @@ arrays and JSON, which cannot run code.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
@@ -346,10 +345,7 @@ def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
     header = {"format": _FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}
     header["sha256"] = _checksum(arrays, header)
     with io.atomic_path(path, overwrite=True) as scratch:
-        try:
-            safetensors.numpy.save_file(arrays, scratch, metadata=header)
-        except safetensors.SafetensorError as error:  # as on a full disk
-            raise OSError(f"{path}: {error}") from error
+        safetensors.numpy.save_file(arrays, scratch, metadata=header)
 
 
 def load(path: str | os.PathLike[str]) -> Zoo:
@@ -403,12 +399,8 @@ def load(path: str | os.PathLike[str]) -> Zoo:
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
-    """The SHA-256 of all arrays by name, and of what the header says of them."""
-    digest = hashlib.sha256(json.dumps([header.get(name) for name in ("arch", "settings")]).encode())
-    for name, value in sorted(arrays.items()):
-        digest.update(f"{name} {value.dtype} {value.shape} ".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
+    """The checksum of all arrays with their names, and of what the header says of them."""
+    return io.checksum(arrays, json.dumps([sorted(arrays), header.get("arch"), header.get("settings")]))
 
 
 def _take(leaf: Array, index: np.ndarray) -> Any:
