@@ -43,7 +43,7 @@ def pytest_configure(config):
     """Keeps compiled programs in pytest's cache folder: modules, workers and later runs share them."""
     if jax.config.jax_compilation_cache_dir is None and hasattr(config, "cache"):
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # eager operations too: 37 ms instead of 85
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
