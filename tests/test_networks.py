@@ -153,8 +153,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, name,
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(os, "fsync", full)  # before anything is replaced
+    with pytest.raises(OSError, match=f"{path}: .*no space left"):
         io.write_network(path, MLP, support.random_params(MLP, seed=1), file, overwrite=True)
     monkeypatch.undo()
     support.assert_identical(io.read_network(path, MLP).params, params)
