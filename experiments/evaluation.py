@@ -246,10 +246,10 @@ def summary(paths: Paths, key: Key) -> dict[str, Any]:
     path_low, path_high = _bootstraps(paths.losses.T, key, resamples=500)
     return {
         **dict(zip(values, intervals(np.stack(list(values.values())), key), strict=True)),
-        "ts": paths.ts.tolist(),
-        "path": paths.losses.mean(0).tolist(),
-        "path_low": np.asarray(path_low).tolist(),
-        "path_high": np.asarray(path_high).tolist(),
+        "ts": runs.numbers(paths.ts),
+        "path": runs.numbers(paths.losses.mean(0)),
+        "path_low": runs.numbers(path_low),
+        "path_high": runs.numbers(path_high),
     }
 
 

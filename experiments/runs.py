@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -213,10 +214,21 @@ def rebuilding(path: Path, error: Exception) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON values as a file, atomically; NaN and infinities are refused."""
+    """Writes JSON values as a file, atomically, a list of numbers on one line; NaN and infinities are refused."""
+    text = re.sub(
+        r"\[\n[^\[\]{}\"]*\]",
+        lambda numbers: re.sub(r"\n\s*", " ", numbers[0]).replace("[ ", "[").replace(" ]", "]"),
+        json.dumps(value, indent=1, allow_nan=False),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with io.atomic_path(path, overwrite=True) as written:
-        written.write_text(json.dumps(value, indent=1, allow_nan=False))
+        written.write_text(text)
+
+
+def numbers(values: Any) -> list[Any]:
+    """An array as JSON values, with the digits that tell its float32 numbers apart instead of those of a float64."""
+    values = np.asarray(values)
+    return np.array(values.astype(str), dtype=np.float64).tolist() if values.dtype == np.float32 else values.tolist()
 
 
 def plain(value: Any) -> Any:

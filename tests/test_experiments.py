@@ -281,6 +281,25 @@ def test_chunks_compute_what_the_whole_would_and_compile_once():
     assert len(traced) == 1
 
 
+def test_results_keep_their_values_and_put_a_list_of_numbers_on_one_line(tmp_path):
+    values = {"path": [0.5, 1, None], "texts": ["a [\n1\n]", "b"], "of lists": [[1, 2], []], "one": {"two": [True]}}
+    runs.write_json(tmp_path / "results.json", values)
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text) == values
+    assert '"path": [0.5, 1, null],\n' in text
+    assert "[1, 2]" in text
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        runs.write_json(tmp_path / "results.json", {"loss": float("nan")})
+
+
+def test_numbers_of_results_have_the_digits_of_their_precision():
+    thirds = np.array([[1 / 3, 1e-9]], dtype=np.float32)
+    assert runs.numbers(thirds) == [[0.33333334, 1e-9]]
+    np.testing.assert_array_equal(np.float32(runs.numbers(thirds)), thirds)
+    assert runs.numbers(np.array([1 / 3])) == [1 / 3]
+    assert [type(n) for n in runs.numbers(np.arange(2))] == [int, int]
+
+
 @pytest.mark.parametrize("module", ["matplotlib", "rich", "sklearn", "tyro"])
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, module):
     import experiments

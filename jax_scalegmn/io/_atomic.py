@@ -42,7 +42,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     a killed program left is removed by the next one that writes to `path`.
 
     A file is replaced by one renaming, a folder by one exchange of names. Where the file system has no exchange, a
-    folder takes two renamings: a program that is killed between them leaves the old folder in a hidden folder next to
+    folder is renamed twice: a program that is killed in between leaves the old folder in a hidden folder next to
     `path`, from which the next one that writes to `path` brings it back first.
 
     Args:

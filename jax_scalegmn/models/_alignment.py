@@ -154,7 +154,8 @@ class Frame(_Aligner):
     The slots start as the vectors of the network by which the model is initialized.
 
     Attributes:
-      arch, encoder, outputs, scales, num_iterations: As in `Matcher`.
+      arch: The architecture of the networks.
+      encoder: As in `Matcher`, and so are outputs, scales and num_iterations.
 
     >>> import jax
     >>> import jax_scalegmn as sg
