@@ -133,6 +133,7 @@ def test_another_configuration_is_refused_and_named(run):
         other.restore_last(state_of(0))
 
 
+@pytest.mark.slow
 def test_a_state_of_another_model_is_refused(run):
     other = models.Encoder(ScaleGMN(MODEL.arch, 4, num_layers=1))
     variables = support.random_variables(other, support.random_params(MODEL.arch))

@@ -190,6 +190,7 @@ def test_what_is_no_list_of_layers_is_named(text, message):
         layers.parse(text)
 
 
+@pytest.mark.slow
 def test_a_planted_element_is_recovered_from_activations():
     arch = sg.sequential(LAYERS, SHAPE)
     params, x = random_params(arch), normal(8, *SHAPE)
