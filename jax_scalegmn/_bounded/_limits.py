@@ -30,7 +30,7 @@ class Limits:
     tensor_bytes: int = 2**28
     expansion: int = 64
     metadata_bytes: int = 2**24
-    opcodes: int = 1_000_000
+    opcodes: int = 2_000_000
     nesting: int = 64
     items: int = 100_000
 
