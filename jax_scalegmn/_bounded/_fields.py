@@ -3,7 +3,6 @@
 import dataclasses
 import enum
 import functools
-import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ def decode(
     """Reads a value of plain JSON as an annotated type.
 
     A dataclass is read from a dict of its fields; a union of dataclasses, from a dict that names one under "type"; an
-    enum from its value; tuple[int, ...] from a list or tuple. Numbers are finite, whole ones below 2**62, and truth
+    enum from its value; tuple[int, ...] from a list or tuple. Numbers are below 1e38, whole ones below 2**62, and truth
     values are no numbers.
 
     Args:
@@ -81,7 +80,7 @@ def _fits(kind: Any, value: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and abs(value) < 2**62
     if kind is float:
-        return isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value)
+        return isinstance(value, int | float) and abs(value) < 1e38  # float32 holds it; NaN is not
     return isinstance(value, kind) and not (kind is str and len(value) > _MAX_NAME)
 
 

@@ -20,7 +20,7 @@ from jax_scalegmn.architecture._layers import (
 )
 
 
-def from_json(description: Mapping[str, Any]) -> Architecture:
+def from_json(description: Any) -> Architecture:
     """Reads an architecture from the JSON values that `Architecture.as_json` returns.
 
     Args:
