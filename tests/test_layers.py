@@ -77,7 +77,7 @@ def test_a_list_of_layers_is_the_function_written_by_hand():
         ("sequential([Dense(1" + "+1" * 20_000 + ")], (2,))", "expression"),
         ("sequential(" + "a." * 20_000 + "b, (2,))", "expression"),
         ("sequential([" + "[" * 90 + "]" * 90 + "], (2,))", r"layers\[0\] is .*; expected one of Dense"),
-        ("sequential([Dense(8)" + ", Dense(8)" * 5000 + "], (2,))", r"layers=5001"),
+        ("sequential([Dense(8)" + ", Dense(8)" * 500 + "], (2,))", r"layers=5010"),
         ("sequential([Dense(8)], (2,))" + " " * 10**6, r"limits\(metadata_bytes="),
         ("sequential([Dense(" + "9" * 5000 + ")], (2,))", "expression"),
         ("sequential([Dense(8, name={[]: 1})], (2,))", "is no literal"),

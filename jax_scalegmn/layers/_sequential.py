@@ -81,8 +81,7 @@ def parse(text: str) -> Architecture:
         if not isinstance(call, ast.Call) or _name(call) != "sequential":
             raise ValueError(f"{shown} is not a call of sequential; expected one like {_EXAMPLE!r}.")
         arguments = _arguments(call, ("layers", "input_shape"))
-        input_shape = _bounded.decode(tuple[int, ...], arguments["input_shape"], "input_shape")
-        return sequential(_bounded.decode(list[Any], arguments["layers"], "layers", special={Any: _entry}), input_shape)
+        return _read(arguments["layers"], arguments["input_shape"], list[Any], {Any: _entry})
     except (SyntaxError, MemoryError, RecursionError, OverflowError) as error:
         cause = _bounded.one_line(error, 300)
         raise ValueError(f"{shown} is no Python expression ({cause}); expected one like {_EXAMPLE!r}.") from error
@@ -125,14 +124,12 @@ def from_json(description: Any) -> Architecture:
         _bounded.check_nesting(description, "the description")
         if not isinstance(description, Mapping) or not {"layers", "input_shape"} <= description.keys():
             raise ValueError("it has no layers or input_shape")
-        layers = _bounded.decode(tuple[Layer, ...], description["layers"], "layers")
-        shape = _bounded.decode(tuple[int, ...], description["input_shape"], "input_shape")
+        return _read(description["layers"], description["input_shape"], tuple[Layer, ...], {})
     except ValueError as error:
         raise ValueError(
             f"This describes no list of layers ({_bounded.one_line(error)}): expected the JSON of layers.as_json, got "
             f"{_bounded.short(description)}."
         ) from error
-    return sequential(layers, shape)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -231,10 +228,17 @@ def _value(node: ast.expr) -> Any:
         raise ValueError(f"{_text(node)} is no literal; expected numbers, words and layers.") from error
 
 
-def _entry(value: Any, where: str) -> Layer | str:
+def _read(layers: Any, input_shape: Any, kind: Any, special: Mapping[Any, Any]) -> Architecture:
+    """The architecture of arguments that were read, checked field by field."""
+    every = _bounded.decode(kind, layers, "layers", special=special)
+    _bounded.check("layers", 10 * len(every), "ten times the number of layers, since inference takes quadratic time,")
+    return sequential(every, _bounded.decode(tuple[int, ...], input_shape, "input_shape"))
+
+
+def _entry(value: Any, where: str) -> Any:
     if not isinstance(value, (str, *get_args(Layer))):
         raise ValueError(f"{where} is {_bounded.short(value)}; expected one of {', '.join(_KINDS)}.")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _arguments(call: ast.Call, names: Sequence[str]) -> dict[str, Any]:
