@@ -447,7 +447,8 @@ def long_cell(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: gzipped(folder, lambda content: content + b"\n" * 2**25), r"limits\(metadata_bytes="),
+        (lambda folder: gzipped(folder, lambda content: content + b"\n" * 2**25), "has 0 cells"),
+        (lambda folder: gzipped(folder, lambda content: content + b"x" * 2**25), r"limits\(metadata_bytes="),
         (lambda folder: gzipped(folder, lambda content: content + content[-20:] * 10**5), "rows|cells"),
         (lambda folder: gzipped(folder, lambda content: b"x," * 2**17 + b"\n" + content), "items="),
         (lambda folder: gzipped(folder, lambda content: b"x" * 140_000 + content), "field larger than"),
