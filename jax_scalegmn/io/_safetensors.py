@@ -3,6 +3,7 @@
 import math
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -33,22 +34,26 @@ def read(path: Path) -> dict[str, np.ndarray]:
       ValueError: If a tensor has a dtype that NumPy does not know, or the header is too large. The library's own error,
         SafetensorError, passes.
     """
-    check_header(path)
     arrays = {}
-    with safetensors.safe_open(path, framework="numpy") as header, _bounded.open_regular(path) as file:
-        file.seek(8 + struct.unpack("<Q", file.read(8))[0])
-        for name in header.offset_keys():  # the format has no gaps between them
-            entry = header.get_slice(name)
-            kind, shape = entry.get_dtype(), entry.get_shape()
-            if kind not in _DTYPES:
-                raise ValueError(f"tensor {name[:100]!r} has dtype {kind}; expected one of {', '.join(_DTYPES)}")
-            nbytes = math.prod(shape) * _DTYPES[kind].itemsize
-            if nbytes > os.fstat(file.fileno()).st_size:
-                raise ValueError(f"tensor {name[:100]!r} of shape {_bounded.short(shape)} is larger than the file")
-            entries = _bounded.memory(nbytes)
+    with _bounded.open_regular(path) as file:
+        for name, dtype, shape, start in _entries(path):
+            entries = _bounded.memory(math.prod(shape) * dtype.itemsize)
+            file.seek(start)
             _bounded.read_into(file, entries, f"tensor {name[:100]!r}")
-            arrays[name] = np.ndarray(shape, _DTYPES[kind], entries)
+            arrays[name] = np.ndarray(shape, dtype, entries)
     return arrays
+
+
+def mapped(path: Path) -> dict[str, np.ndarray]:
+    """As `read`, but the tensors stay in the file: the system reads what is used, and forgets it when memory is short.
+
+    Raises:
+      ValueError: As `read`.
+    """
+    return {
+        name: np.memmap(path, dtype, "r", start, tuple(shape)) if math.prod(shape) else np.empty(shape, dtype)
+        for name, dtype, shape, start in _entries(path)
+    }
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -74,3 +79,20 @@ def check_header(path: Path) -> None:
     if start[8:] != b"{" or not 2 <= length <= size - 8:
         raise ValueError(f"got a file of {size} bytes that begins with {start!r}; expected the header of safetensors")
     _bounded.check("metadata_bytes", length, "the size of its header, in bytes,")
+
+
+def _entries(path: Path) -> Iterator[tuple[str, np.dtype, list[int], int]]:
+    """Name, dtype, shape and place of each tensor, in the order of their bytes in the file."""
+    check_header(path)
+    with safetensors.safe_open(path, framework="numpy") as header, _bounded.open_regular(path) as file:
+        start = 8 + struct.unpack("<Q", file.read(8))[0]
+        for name in header.offset_keys():  # the format has no gaps between them
+            entry = header.get_slice(name)
+            kind, shape = entry.get_dtype(), entry.get_shape()
+            if kind not in _DTYPES:
+                raise ValueError(f"tensor {name[:100]!r} has dtype {kind}; expected one of {', '.join(_DTYPES)}")
+            nbytes = math.prod(shape) * _DTYPES[kind].itemsize
+            if nbytes > os.fstat(file.fileno()).st_size:
+                raise ValueError(f"tensor {name[:100]!r} of shape {_bounded.short(shape)} is larger than the file")
+            yield name, _DTYPES[kind], shape, start
+            start += nbytes

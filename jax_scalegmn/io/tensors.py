@@ -9,9 +9,9 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,9 @@ from jax_scalegmn.io import _atomic, _npz, _safetensors, _torch_dicts, _torch_fi
 from jax_scalegmn.io._torch_files import Checkpoint
 from jax_scalegmn.io._torch_views import Storage, Unreadable, View
 
-__all__ = ["metadata", "read", "shared", "write"]
+__all__ = ["mapped", "metadata", "read", "shared", "write"]
+
+Contents = TypeVar("Contents")
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".checkpoint", "")  # what people call PyTorch's files
@@ -149,14 +151,34 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     >>> tensors.metadata(path)
     {'format': 'pt'}
     """
-    path = Path(path)
-    try:
-        return _safetensors.metadata(path)
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(
-            f"{path}: expected a file of safetensors; {_bounded.one_line(error)}. It is truncated or foreign: write it "
-            "again."
-        ) from error
+    return _of_safetensors(_safetensors.metadata, Path(path))
+
+
+def mapped(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors file where they are: they may be larger than the memory.
+
+    What is used is read from the file, so the file must stay as it is for as long as the tensors are in use. They
+    cannot be written to.
+
+    Args:
+      path: The file.
+
+    Returns:
+      The tensors by name, in the order of their bytes in the file.
+
+    Raises:
+      OSError: If there is no such file, or it cannot be opened.
+      ValueError: If it is truncated or foreign.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from jax_scalegmn.io import tensors
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
+    >>> tensors.write(path, {"weight": np.eye(2)})
+    >>> tensors.mapped(path)["weight"][1].tolist()
+    [0.0, 1.0]
+    """
+    return _of_safetensors(_safetensors.mapped, Path(path))
 
 
 def write(
@@ -246,6 +268,18 @@ def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 # --- private: reading -----------------------------------------------------------------------------------------------
+
+
+def _of_safetensors(read: Callable[[Path], Contents], path: Path) -> Contents:
+    """What a function reads from a file of safetensors; its errors name the file."""
+    try:
+        return read(path)
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"{path}: expected a file of safetensors; {_bounded.one_line(error)}. It is truncated or foreign: write it "
+            "again."
+        ) from error
+
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _FOREIGN = {
