@@ -1,0 +1,466 @@
+"""Every reader of files, given files that are not what it expects: a few thousand mutations in a worker with limits.
+
+    python tests/fuzzing.py --cases 10000 --seed 1                    # a table of counts by reader
+    python tests/fuzzing.py --seed 1 --reader "zoo" --case 17         # one case again, with its traceback
+
+A case is decided by seed, reader and number. It passes if the reader returns, or raises ValueError or OSError with a
+message of bounded length, which names the file. Anything else fails: other errors, more than 5 s of CPU time or 2 GiB
+of memory, files that appear or change, code that runs, a crash. The files of a case that failed are kept.
+"""
+
+import argparse
+import faulthandler
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+import mutations  # noqa: E402 (after the path)
+from fuzzed_readers import READERS, Reader, cases_by_reader  # noqa: E402
+
+SECONDS = 5  # of CPU time, for one case
+WALL_SECONDS = 30  # after which the worker is killed
+MEMORY = 2 * 2**30  # bytes above those at the start
+LONGEST = 2000  # letters of a message, without the name of the folder
+
+
+# --- one case -----------------------------------------------------------------------------------------------------
+
+
+def _mutated(rng: Random, sample: Path, folder: Path) -> None:
+    """Copies a sample, and changes one file of it or a few."""
+    shutil.copytree(sample, folder)
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: _order(folder, path))
+    for path in rng.sample(files, min(len(files), rng.choice((1, 1, 1, 1, 2, 4)))):
+        how = rng.random()
+        if how < 0.92:
+            path.write_bytes(mutations.mutate(rng, mutations.kind_of(str(path.relative_to(folder))), path.read_bytes()))
+        elif how < 0.95:
+            path.write_bytes(rng.choice(files).read_bytes())
+        else:
+            path.unlink()
+            replacement = rng.choice((None, os.mkfifo, Path.mkdir, _zeros_for_ever, _itself, Path.touch))
+            if replacement is not None:
+                replacement(path)
+                files = [other for other in files if other != path]
+
+
+def _order(folder: Path, path: Path) -> tuple[str, int, str]:
+    """Sorts files by their names without the random ones of Orbax."""
+    name = str(path.relative_to(folder))
+    return (name if len(path.name) != 32 else str(path.parent), path.stat().st_size, name)
+
+
+def _zeros_for_ever(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def _itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, ...]]:
+    found = {}
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        whole = () if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
+        found[str(path.relative_to(folder))] = (status.st_mode, *whole)
+    return found
+
+
+class _TooLongError(BaseException):
+    """Not an Exception: no reader takes it for a damaged file."""
+
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+class _Watch:
+    """What happens while a reader runs: Python's audit events that write, start programs or load pickles."""
+
+    _CHANGES = ("mkdir", "rename", "remove", "rmdir", "link", "symlink", "truncate", "chmod", "chown", "utime")
+    _RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "pickle.find_class")
+    _RUNS += ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo")
+
+    def __init__(self) -> None:
+        self.seen: list[str] | None = None
+        self.allowed: tuple[str, ...] = ("/dev/null",)
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.seen is None:
+            return
+        if event in self._RUNS:
+            self.seen.append(f"{event} {arguments!r}"[:200])
+        elif (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ) or (event.startswith("os.") and event[3:] in self._CHANGES):
+            self._changed(event, arguments[0])
+
+    def _changed(self, event: str, path: Any) -> None:
+        if isinstance(path, str | bytes | os.PathLike) and not os.fsdecode(path).startswith(self.allowed):
+            self.seen.append(f"{event} {os.fsdecode(path)}"[:200])
+
+
+def _run_case(watch: _Watch, reader: Reader, name: str, seed: int, case: int, root: Path) -> dict[str, Any]:
+    """Reads one mutated sample, and says what came of it; the folder stays if the case failed."""
+    rng = Random(f"{seed} {name} {case}")
+    sample, folder = rng.choice(sorted((root / "samples" / name).iterdir())), root / "work" / "case"
+    _mutated(rng, sample, folder)
+    before, begin = _listing(folder), time.process_time()
+    watch.allowed = ("/dev/null", str(root / "cache"), *((str(folder),) if reader.rewrites else ()))
+    watch.seen, error = [], None
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, 1)
+    try:
+        reader.read(folder)
+    except (_TooLongError, SystemExit, KeyboardInterrupt, Exception) as caught:
+        error = caught
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    seen, watch.seen = watch.seen, None
+    seconds, memory = time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    verdict, detail = _verdict(error, reader, folder)
+    if mutations.marks or seen or (folder / mutations.MARKER).exists() or Path(mutations.MARKER).exists():
+        verdict, detail = "code or files", f"{mutations.marks} {seen[:3]}"
+        mutations.marks.clear()
+    elif not reader.rewrites and _listing(folder) != before:
+        verdict, detail = "files", f"{sorted(_listing(folder).items() ^ before.items())[:3]}"
+    traced = "".join(traceback.format_exception(error))[-4000:] if error else ""
+    return {
+        "verdict": verdict,
+        "detail": detail,
+        "seconds": seconds,
+        "memory": memory,
+        "trace": traced,
+        "sample": sample.name,
+    }
+
+
+def _verdict(error: BaseException | None, reader: Reader, folder: Path) -> tuple[str, str]:
+    """("returned", "ValueError" or "OSError", or what is wrong; the error's first line)."""
+    if error is None:
+        return "returned", ""
+    message = str(error).replace(str(folder), ".")
+    detail = f"{type(error).__name__}: {message.splitlines()[0] if message else ''}"[:300]
+    if isinstance(error, _TooLongError):
+        return "time", f"more than {SECONDS} s"
+    if not isinstance(error, ValueError | OSError):
+        return "error", detail
+    if any(isinstance(cause, MemoryError) and not _of_a_parser(cause) for cause in _causes(error)):
+        return "memory", detail
+    if len(message) > LONGEST:
+        return "long message", f"{len(message)} letters: {detail}"
+    if isinstance(error, ValueError) and reader.names_path and str(folder) not in str(error):
+        return "no path", detail
+    return "OSError" if isinstance(error, OSError) else "ValueError", detail
+
+
+def _causes(error: BaseException | None) -> Iterable[BaseException]:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return seen
+
+
+def _of_a_parser(error: BaseException) -> bool:
+    """Whether it is the MemoryError of Python's parser, which means deep nesting."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.endswith("ast.py")
+
+
+# --- the worker ---------------------------------------------------------------------------------------------------
+
+
+def _work(root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], out: int) -> None:
+    """Runs the cases of all jobs, and writes a line before and after each."""
+    faulthandler.enable()
+    warnings.simplefilter("ignore")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import logging
+
+    import jax
+
+    logging.disable(logging.CRITICAL)
+    jax.config.update("jax_compilation_cache_dir", str(root / "cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
+        os.environ[name] = str(root / "work")
+    watch = _Watch()
+    signal.signal(signal.SIGPROF, _stop)
+
+    def say(**line: Any) -> None:
+        os.write(out, json.dumps(line).encode() + b"\n")
+
+    os.chdir(root / "work")
+    for name, first, last in jobs:
+        reader = READERS[name]
+        start = _prepare(reader, name, root)
+        for case in range(first, last):
+            say(begins=case, reader=name)
+            result = _run_case(watch, reader, name, seed, case, root)
+            too_much = result["memory"] > start + MEMORY
+            if too_much and result["verdict"] in ("returned", "ValueError", "OSError"):
+                result |= {"verdict": "memory", "detail": f"{result['memory'] - start} bytes; {result['detail']}"}
+            say(case=case, reader=name, start=start, **result)
+            if result["verdict"] not in ("returned", "ValueError", "OSError"):
+                (root / "work" / "case").rename(root / "failed" / f"{_file_name(name)}-{seed}-{case}")
+            _remove(root / "work" / "case")
+            if too_much or result["verdict"] in ("memory", "time"):
+                os._exit(0)  # the highest memory so far says nothing about the next case
+
+
+def _prepare(reader: Reader, name: str, root: Path) -> int:
+    """Builds and reads the samples of a reader, and limits the memory; the bytes in use before its first case."""
+    samples = root / "samples" / name
+    if not samples.exists():
+        reader.build(samples)
+    refused = []
+    for sample in sorted(samples.iterdir()):
+        shutil.copytree(sample, root / "work" / "case")
+        try:
+            reader.read(root / "work" / "case")
+        except ValueError as error:  # a few fixtures ask for a choice
+            refused.append(error)
+        _remove(root / "work" / "case")
+    if 2 * len(refused) >= len(list(samples.iterdir())):
+        raise refused[0]
+    status = Path("/proc/self/status").read_text()
+    used = int(status.split("VmSize:")[1].split()[0]) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY + 2**29, resource.RLIM_INFINITY))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _stop(*_: Any) -> None:
+    raise _TooLongError
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _file_name(reader: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in reader)
+
+
+# --- all cases ----------------------------------------------------------------------------------------------------
+
+
+class Failure(NamedTuple):
+    """A case that failed: of which reader and number, how, the error's first line, its files and traceback."""
+
+    reader: str
+    case: int
+    verdict: str
+    detail: str
+    sample: str = ""
+    trace: str = ""
+
+
+class Report(NamedTuple):
+    """What came of the cases of one reader.
+
+    Attributes:
+      counts: The cases by verdict.
+      seconds: The longest CPU time of a case.
+      memory: The most memory above the start, in bytes.
+      failures: The cases that failed.
+    """
+
+    counts: dict[str, int]
+    seconds: float
+    memory: int
+    failures: list[Failure]
+
+
+def campaign(cases: Mapping[str, tuple[int, int]], seed: int, root: Path, *, log: Any = None) -> dict[str, Report]:
+    """Runs cases of several readers in a worker, which is started again after a crash.
+
+    Args:
+      cases: The first case and the one after the last, by reader.
+      seed: The seed.
+      root: A folder for samples, work and the files of cases that failed.
+      log: Where failures are printed once they happen.
+    """
+    for name in ("samples", "work", "failed", "cache"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    reports = {name: Report({}, 0.0, 0, []) for name in cases}
+    jobs = [(name, first, last) for name, (first, last) in cases.items()]
+    while jobs:
+        for line in _lines_of_a_worker(root, seed, jobs):
+            name, case = line["reader"], line["case"]
+            while jobs[0][0] != name:
+                jobs.pop(0)
+            jobs[0] = (name, case + 1, jobs[0][2])
+            _count(reports, line, log)
+        while jobs and jobs[0][1] >= jobs[0][2]:
+            jobs.pop(0)
+    return reports
+
+
+def _count(reports: dict[str, Report], line: Mapping[str, Any], log: Any) -> None:
+    counts, seconds, memory, failures = reports[line["reader"]]
+    verdict = line["verdict"]
+    counts[verdict] = counts.get(verdict, 0) + 1
+    if verdict not in ("returned", "ValueError", "OSError"):
+        kept = (line.get(key, "") for key in ("sample", "trace"))
+        failures.append(Failure(line["reader"], line["case"], verdict, line["detail"], *kept))
+        if log is not None:
+            print(*failures[-1][:4], sep=" | ", file=log, flush=True)
+    above = line["memory"] - line["start"] if "memory" in line else 0
+    reports[line["reader"]] = Report(counts, max(seconds, line.get("seconds", 0)), max(memory, above), failures)
+
+
+def _lines_of_a_worker(root: Path, seed: int, jobs: Sequence[tuple[str, int, int]]) -> Iterable[dict[str, Any]]:
+    """The results of a worker until it ends; a case in which it died or hung is a result, too."""
+    read, write = os.pipe()
+    words = [
+        sys.executable,
+        __file__,
+        "--worker",
+        str(write),
+        "--folder",
+        root,
+        "--seed",
+        seed,
+        "--jobs",
+        json.dumps(jobs),
+    ]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+    environment.pop("XLA_FLAGS", None)  # eight devices, for other tests
+    _remove(root / "work")
+    (root / "work").mkdir()
+    with (root / "errors.txt").open("wb") as errors:
+        worker = subprocess.Popen(
+            list(map(str, words)), pass_fds=[write], stdout=errors, stderr=errors, env=environment
+        )
+    os.close(write)
+    begun: dict[str, Any] | None = None
+    try:
+        for line in _lines(read, 120 if begun is None else WALL_SECONDS):
+            if line is None:
+                worker.kill()
+            elif "begins" in line:
+                begun = line
+            else:
+                begun = None
+                yield line
+        status = worker.wait()
+    finally:
+        worker.kill()
+        worker.wait()
+        os.close(read)
+    tail = (root / "errors.txt").read_text(errors="replace")[-2000:]
+    if begun is not None:
+        verdict = "time" if status == -signal.SIGKILL else "crash"
+        case = root / "work" / "case"
+        if case.exists():
+            case.rename(root / "failed" / f"{_file_name(begun['reader'])}-{seed}-{begun['begins']}")
+        yield {
+            "case": begun["begins"],
+            "reader": begun["reader"],
+            "verdict": verdict,
+            "detail": f"status {status}",
+            "trace": tail,
+        }
+    elif status != 0:
+        raise RuntimeError(f"The worker ended with status {status} outside of a case: {tail}")
+
+
+def _lines(read: int, seconds: float) -> Iterable[dict[str, Any] | None]:
+    """The lines of JSON that come through a pipe; None where none comes in that time."""
+    rest = b""
+    while True:
+        if not select.select([read], [], [], seconds)[0]:
+            yield None
+            return
+        chunk = os.read(read, 65536)
+        if not chunk:
+            return
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from map(json.loads, lines)
+
+
+def summary(reports: Mapping[str, Report], seed: int) -> list[dict[str, Any]]:
+    """A row of numbers for every reader."""
+    rows = []
+    for name, report in reports.items():
+        passed = {kind: report.counts.get(kind, 0) for kind in ("returned", "ValueError", "OSError")}
+        rows.append(
+            {"reader": name, "seed": seed, "cases": sum(report.counts.values()), **passed}
+            | {"failures": len(report.failures), "seconds": round(report.seconds, 2)}
+            | {"mebibytes": round(report.memory / 2**20)}
+        )
+    return rows
+
+
+def failures_in_words(reports: Mapping[str, Report], seed: int) -> str:
+    """One line for every failure, with what runs it again."""
+    return "\n".join(
+        f"{f.reader}, case {f.case}, seed {seed}: {f.verdict}: {f.detail}\n"
+        f"    python tests/fuzzing.py --seed {seed} --reader {f.reader!r} --case {f.case}"
+        for report in reports.values()
+        for f in report.failures
+    )
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Runs cases and prints counts; 1 if a case failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=10_000, help="how many, over all readers")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--reader", help="only readers whose name has this in it")
+    parser.add_argument("--case", type=int, help="only this case of them")
+    parser.add_argument("--folder", type=Path, help="for samples and the files of failures")
+    parser.add_argument("--results", type=Path, help="a file that the numbers are added to, as JSON lines")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is not None:
+        _work(options.folder, options.seed, options.jobs, options.worker)
+        return 0
+    cases = {name: (0, count) for name, count in cases_by_reader(options.cases).items()}
+    if options.reader is not None:
+        cases = {name: some for name, some in cases.items() if options.reader in name}
+    if options.case is not None:
+        cases = dict.fromkeys(cases, (options.case, options.case + 1))
+    root = (options.folder or Path(tempfile.mkdtemp(prefix="fuzzing-"))).absolute()
+    begin = time.perf_counter()
+    reports = campaign(cases, options.seed, root, log=sys.stderr)
+    rows = summary(reports, options.seed)
+    for row in rows:
+        print(json.dumps(row))
+    if options.case is not None:
+        print(*(f.trace for report in reports.values() for f in report.failures), sep="\n")
+    failures = sum(row["failures"] for row in rows)
+    seconds = time.perf_counter() - begin
+    print(f"{sum(row['cases'] for row in rows)} cases, {failures} failures, {seconds:.0f} s; files in {root}")
+    if options.results is not None:
+        with options.results.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
