@@ -9,7 +9,10 @@ of memory, files that appear or change, code that runs, a crash. The files of a 
 """
 
 import argparse
+import contextlib
+import ctypes
 import faulthandler
+import importlib
 import json
 import os
 import resource
@@ -32,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import mutations  # noqa: E402 (after the path)
-from fuzzed_readers import READERS, Reader, cases_by_reader  # noqa: E402
+from fuzzed_readers import Reader, cases_by_reader  # noqa: E402
 
 SECONDS = 5  # of CPU time, for one case
 WALL_SECONDS = 30  # after which the worker is killed
@@ -123,7 +126,9 @@ def _run_case(watch: _Watch, reader: Reader, name: str, seed: int, case: int, ro
     rng = Random(f"{seed} {name} {case}")
     sample, folder = rng.choice(sorted((root / "samples" / name).iterdir())), root / "work" / "case"
     _mutated(rng, sample, folder)
-    before, begin = _listing(folder), time.process_time()
+    before, start, begin = _listing(folder), _memory("VmRSS"), time.process_time()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the highest memory counts from here
     watch.allowed = ("/dev/null", str(root / "cache"), *((str(folder),) if reader.rewrites else ()))
     watch.seen, error = [], None
     signal.setitimer(signal.ITIMER_PROF, SECONDS, 1)
@@ -134,8 +139,10 @@ def _run_case(watch: _Watch, reader: Reader, name: str, seed: int, case: int, ro
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     seen, watch.seen = watch.seen, None
-    seconds, memory = time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds, memory = time.process_time() - begin, _memory("VmHWM") - start
     verdict, detail = _verdict(error, reader, folder)
+    if memory > MEMORY:
+        verdict, detail = "memory", f"{memory} bytes; {detail}"
     if mutations.marks or seen or (folder / mutations.MARKER).exists() or Path(mutations.MARKER).exists():
         verdict, detail = "code or files", f"{mutations.marks} {seen[:3]}"
         mutations.marks.clear()
@@ -188,9 +195,10 @@ def _of_a_parser(error: BaseException) -> bool:
 # --- the worker ---------------------------------------------------------------------------------------------------
 
 
-def _work(root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], out: int) -> None:
+def _work(root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], out: int, readers: Mapping[str, Reader]) -> None:
     """Runs the cases of all jobs, and writes a line before and after each."""
     faulthandler.enable()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the program that started it
     warnings.simplefilter("ignore")
     os.environ["JAX_PLATFORMS"] = "cpu"
     import logging
@@ -211,24 +219,21 @@ def _work(root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], out: int)
 
     os.chdir(root / "work")
     for name, first, last in jobs:
-        reader = READERS[name]
-        start = _prepare(reader, name, root)
+        reader = readers[name]
+        _prepare(reader, name, root)
         for case in range(first, last):
             say(begins=case, reader=name)
             result = _run_case(watch, reader, name, seed, case, root)
-            too_much = result["memory"] > start + MEMORY
-            if too_much and result["verdict"] in ("returned", "ValueError", "OSError"):
-                result |= {"verdict": "memory", "detail": f"{result['memory'] - start} bytes; {result['detail']}"}
-            say(case=case, reader=name, start=start, **result)
+            say(case=case, reader=name, **result)
             if result["verdict"] not in ("returned", "ValueError", "OSError"):
                 (root / "work" / "case").rename(root / "failed" / f"{_file_name(name)}-{seed}-{case}")
             _remove(root / "work" / "case")
-            if too_much or result["verdict"] in ("memory", "time"):
-                os._exit(0)  # the highest memory so far says nothing about the next case
+            if result["verdict"] in ("memory", "time"):
+                os._exit(0)  # what is left of it would count for the next case
 
 
-def _prepare(reader: Reader, name: str, root: Path) -> int:
-    """Builds and reads the samples of a reader, and limits the memory; the bytes in use before its first case."""
+def _prepare(reader: Reader, name: str, root: Path) -> None:
+    """Builds and reads the samples of a reader, and limits the memory."""
     samples = root / "samples" / name
     if not samples.exists():
         reader.build(samples)
@@ -242,10 +247,13 @@ def _prepare(reader: Reader, name: str, root: Path) -> int:
         _remove(root / "work" / "case")
     if 2 * len(refused) >= len(list(samples.iterdir())):
         raise refused[0]
+    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + MEMORY + 2**29, resource.RLIM_INFINITY))
+
+
+def _memory(kind: str) -> int:
+    """A number of bytes that Linux knows of this process: VmRSS, VmHWM, the highest of these so far, or VmSize."""
     status = Path("/proc/self/status").read_text()
-    used = int(status.split("VmSize:")[1].split()[0]) * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY + 2**29, resource.RLIM_INFINITY))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(status.split(f"{kind}:")[1].split()[0]) * 1024
 
 
 def _stop(*_: Any) -> None:
@@ -291,13 +299,16 @@ class Report(NamedTuple):
     failures: list[Failure]
 
 
-def campaign(cases: Mapping[str, tuple[int, int]], seed: int, root: Path, *, log: Any = None) -> dict[str, Report]:
+def campaign(
+    cases: Mapping[str, tuple[int, int]], seed: int, root: Path, *, readers: str = "fuzzed_readers", log: Any = None
+) -> dict[str, Report]:
     """Runs cases of several readers in a worker, which is started again after a crash.
 
     Args:
       cases: The first case and the one after the last, by reader.
       seed: The seed.
       root: A folder for samples, work and the files of cases that failed.
+      readers: The module with the table READERS.
       log: Where failures are printed once they happen.
     """
     for name in ("samples", "work", "failed", "cache"):
@@ -305,7 +316,7 @@ def campaign(cases: Mapping[str, tuple[int, int]], seed: int, root: Path, *, log
     reports = {name: Report({}, 0.0, 0, []) for name in cases}
     jobs = [(name, first, last) for name, (first, last) in cases.items()]
     while jobs:
-        for line in _lines_of_a_worker(root, seed, jobs):
+        for line in _lines_of_a_worker(root, seed, jobs, readers):
             name, case = line["reader"], line["case"]
             while jobs[0][0] != name:
                 jobs.pop(0)
@@ -325,11 +336,13 @@ def _count(reports: dict[str, Report], line: Mapping[str, Any], log: Any) -> Non
         failures.append(Failure(line["reader"], line["case"], verdict, line["detail"], *kept))
         if log is not None:
             print(*failures[-1][:4], sep=" | ", file=log, flush=True)
-    above = line["memory"] - line["start"] if "memory" in line else 0
-    reports[line["reader"]] = Report(counts, max(seconds, line.get("seconds", 0)), max(memory, above), failures)
+    longest, most = max(seconds, line.get("seconds", 0)), max(memory, line.get("memory", 0))
+    reports[line["reader"]] = Report(counts, longest, most, failures)
 
 
-def _lines_of_a_worker(root: Path, seed: int, jobs: Sequence[tuple[str, int, int]]) -> Iterable[dict[str, Any]]:
+def _lines_of_a_worker(
+    root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], readers: str
+) -> Iterable[dict[str, Any]]:
     """The results of a worker until it ends; a case in which it died or hung is a result, too."""
     read, write = os.pipe()
     words = [
@@ -344,6 +357,7 @@ def _lines_of_a_worker(root: Path, seed: int, jobs: Sequence[tuple[str, int, int
         "--jobs",
         json.dumps(jobs),
     ]
+    words += ["--readers", readers]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
     environment.pop("XLA_FLAGS", None)  # eight devices, for other tests
     _remove(root / "work")
@@ -434,11 +448,13 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="only this case of them")
     parser.add_argument("--folder", type=Path, help="for samples and the files of failures")
     parser.add_argument("--results", type=Path, help="a file that the numbers are added to, as JSON lines")
+    parser.add_argument("--readers", default="fuzzed_readers", help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--jobs", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
-        _work(options.folder, options.seed, options.jobs, options.worker)
+        readers = importlib.import_module(options.readers).READERS
+        _work(options.folder, options.seed, options.jobs, options.worker, readers)
         return 0
     cases = {name: (0, count) for name, count in cases_by_reader(options.cases).items()}
     if options.reader is not None:
