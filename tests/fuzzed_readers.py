@@ -1,4 +1,7 @@
-"""The readers of files that are fuzzed, with small files that each of them takes, for `fuzzing`."""
+"""The readers of files that are fuzzed, with small files that each of them takes, for `fuzzing`.
+
+python tests/fuzzed_readers.py     # writes fixtures/orbax.zip and fixtures/checkpoints.zip anew
+"""
 
 import contextlib
 import gzip
@@ -6,6 +9,8 @@ import io
 import json
 import pickle
 import tarfile
+import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,7 +88,7 @@ def _msgpack(folder: Path) -> None:
     _save(folder / "variables" / "x.msgpack", serialization.to_bytes({"params": params}))
 
 
-def _orbax(folder: Path) -> None:
+def _make_orbax(folder: Path) -> None:
     import orbax.checkpoint as ocp
 
     from jax_scalegmn.io import _trees
@@ -95,6 +100,16 @@ def _orbax(folder: Path) -> None:
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save((folder / "two" / "x").absolute(), params)
+
+
+def _unpacked(name: str) -> Callable[[Path], None]:
+    """Samples of a fixture: Orbax names its files by chance, and would write other ones."""
+
+    def build(folder: Path) -> None:
+        with zipfile.ZipFile(HERE / "fixtures" / f"{name}.zip") as archive:
+            archive.extractall(folder)
+
+    return build
 
 
 def _zoo(folder: Path) -> None:
@@ -241,7 +256,7 @@ def _state() -> tuple[dict[str, Any], Any]:
     return {"model": sg.models.as_json(model)}, state
 
 
-def _checkpoints(folder: Path) -> None:
+def _make_checkpoints(folder: Path) -> None:
     import jax.numpy as jnp
 
     from jax_scalegmn.training import checkpoint
@@ -396,7 +411,7 @@ READERS: dict[str, Reader] = {
     "tensors.read, .safetensors": Reader(_tensors(".safetensors"), _read_tensors, 2),
     "read_network, .pt": Reader(_tensors(".pt"), _read_network, 2),
     "read_network, .msgpack": Reader(_msgpack, _read_network, 3),
-    "read_network, Orbax": Reader(_orbax, _read_network, 2),
+    "read_network, Orbax": Reader(_unpacked("orbax"), _read_network, 2),
     "zoo.load": Reader(_zoo, _read_zoo, 3),
     "small_cnn_zoo.load": Reader(_small_cnn_zoo, _read_small_cnn_zoo, 3),
     "inr_folders.load and split": Reader(_inr_folders, _read_inr_folders, 3),
@@ -406,8 +421,8 @@ READERS: dict[str, Reader] = {
     "architecture.from_json": Reader(_descriptions, _read_description, 3, names_path=False),
     "architecture.parse, layers.parse": Reader(_expressions, _read_expression, 2, names_path=False),
     "models.from_json": Reader(_models, _read_model, 2, names_path=False),
-    "checkpoint.load": Reader(_checkpoints, _read_checkpoint, 0.5),
-    "Checkpoints.restore_last": Reader(_checkpoints, _restore, 0.5, rewrites=True),
+    "checkpoint.load": Reader(_unpacked("checkpoints"), _read_checkpoint, 0.5),
+    "Checkpoints.restore_last": Reader(_unpacked("checkpoints"), _restore, 0.5, rewrites=True),
     "jax-scalegmn check --arch": Reader(_network_and_description, _check, 2),
 }
 
@@ -416,3 +431,19 @@ def cases_by_reader(total: int) -> dict[str, int]:
     """How many cases each reader gets: at least one."""
     shares = sum(reader.share for reader in READERS.values())
     return {name: max(1, round(total * reader.share / shares)) for name, reader in READERS.items()}
+
+
+def main() -> None:
+    """Writes the fixtures of what Orbax writes."""
+    for name, make in {"orbax": _make_orbax, "checkpoints": _make_checkpoints}.items():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            zipfile.ZipFile(HERE / "fixtures" / f"{name}.zip", "w") as archive,
+        ):
+            make(Path(folder))
+            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                archive.write(path, path.relative_to(folder), zipfile.ZIP_DEFLATED)
+
+
+if __name__ == "__main__":
+    main()

@@ -49,7 +49,7 @@ LONGEST = 2000  # letters of a message, without the name of the folder
 def _mutated(rng: Random, sample: Path, folder: Path) -> None:
     """Copies a sample, and changes one file of it or a few."""
     shutil.copytree(sample, folder)
-    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: _order(folder, path))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in rng.sample(files, min(len(files), rng.choice((1, 1, 1, 1, 2, 4)))):
         how = rng.random()
         if how < 0.92:
@@ -62,12 +62,6 @@ def _mutated(rng: Random, sample: Path, folder: Path) -> None:
             if replacement is not None:
                 replacement(path)
                 files = [other for other in files if other != path]
-
-
-def _order(folder: Path, path: Path) -> tuple[str, int, str]:
-    """Sorts files by their names without the random ones of Orbax."""
-    name = str(path.relative_to(folder))
-    return (name if len(path.name) != 32 else str(path.parent), path.stat().st_size, name)
 
 
 def _zeros_for_ever(path: Path) -> None:

@@ -84,9 +84,9 @@ class Checkpoints:
         _remove_leftovers(self.directory)
         _rebuild_metrics(self.directory)
         policies = ocp.checkpoint_managers
-        self._manager = ocp.CheckpointManager(
+        self._manager = _open_manager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(
+            ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
                     [policies.LatestN(2), policies.BestN(get_metric_fn=_loss, reverse=True, n=1)]
                 ),
@@ -228,7 +228,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, Any]:
     """
     ocp = _orbax()
     directory = Path(directory).absolute()
-    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with _open_manager(directory, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         steps = manager.all_steps()
         if not steps:
             raise FileNotFoundError(f"{directory}: no checkpoint there. Name the folder given to Checkpoints.")
@@ -258,6 +258,16 @@ def _orbax() -> ModuleType:
         raise ImportError('Checkpoints need orbax-checkpoint: pip install "jax-scalegmn[checkpoint]"') from error
     module: ModuleType = ocp
     return module
+
+
+def _open_manager(directory: Path, options: Any) -> Any:
+    try:
+        return _orbax().CheckpointManager(directory, options=options)
+    except (OSError, RecursionError, ValueError, TypeError, AttributeError, KeyError) as error:  # of one damaged file
+        raise ValueError(
+            f"{directory}: the checkpoints of this folder cannot be listed ({str(error)[:300]}). A metrics file is "
+            "damaged: open the folder by Checkpoints, which writes it again, or remove its step."
+        ) from error
 
 
 def _loss(metrics: Mapping[str, float]) -> float:
