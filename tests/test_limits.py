@@ -285,7 +285,7 @@ def test_fields_become_the_annotated_types():
         ({}, r"layers\[0\]\.type is None; expected one of AvgPool"),
         (DENSE | {"type": []}, r"layers\[0\]\.type is \[\]"),
         (DENSE | {"name": [1]}, r"layers\[0\]\.name is \[1\]; expected a text"),
-        (DENSE | {"name": "x" * 2000}, r"layers\[0\]\.name is 'xx"),
+        (DENSE | {"name": "x" * 20_000}, r"layers\[0\]\.name is 'xx"),
         (DENSE | {"offset": "x"}, r"layers\[0\]\.offset is 'x'; expected a finite number"),
         (DENSE | {"offset": True}, r"layers\[0\]\.offset is True; expected a finite number"),
         (DENSE | {"offset": float("inf")}, r"layers\[0\]\.offset is inf; expected a finite number"),

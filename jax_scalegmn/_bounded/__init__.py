@@ -4,6 +4,7 @@ from jax_scalegmn._bounded._fields import decode
 from jax_scalegmn._bounded._files import (
     Counted,
     check_folder,
+    memory,
     npy_header,
     open_regular,
     read_bytes,
@@ -21,6 +22,7 @@ __all__ = [
     "check_nesting",
     "decode",
     "limits",
+    "memory",
     "npy_header",
     "one_line",
     "open_regular",

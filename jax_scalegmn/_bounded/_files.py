@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import mmap
 import os
 import re
 import stat
@@ -95,6 +96,18 @@ def read_into(stream: Stream, target: Any, what: str) -> None:
         if not count:
             raise ValueError(f"{what} ends after {done} of {len(view)} bytes: the file is truncated")
         done += count
+
+
+def memory(nbytes: int) -> memoryview:
+    """Writable bytes for an array to be read into.
+
+    Large ones are not those of numpy.empty, which asks for huge pages: where the system has none at hand, it takes
+    several times as long to make them as to read the file.
+    """
+    if nbytes < 2**22 or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return memoryview(bytearray(nbytes))
+    whole = mmap.mmap(-1, nbytes + 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return memoryview(whole)[16:]  # as aligned as malloc's: JAX would share a whole page instead of copying it
 
 
 class Counted:

@@ -20,7 +20,8 @@ class Limits:
       metadata_bytes: Bytes of a pickle, a header, a JSON text, or a line of a table.
       opcodes: Steps of a pickle.
       nesting: Levels of lists and dicts within each other.
-      items: Layers or parameters of a description, networks' files in a folder's description, dicts in a msgpack file.
+      layers: Layers of a description of a network.
+      items: Entries of a list in a description, files in a folder, dicts in a msgpack file, tensors of a module.
 
     >>> from jax_scalegmn import io
     >>> io.Limits().nesting
@@ -32,6 +33,7 @@ class Limits:
     metadata_bytes: int = 2**24
     opcodes: int = 2_000_000
     nesting: int = 64
+    layers: int = 5_000
     items: int = 100_000
 
 

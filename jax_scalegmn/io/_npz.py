@@ -63,10 +63,9 @@ def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
                 raise ValueError(
                     f"it is {dtype} {_bounded.short(header.shape)}, which does not fit into {nbytes} bytes"
                 )
-            array = np.empty(header.shape, dtype, order="F" if header.fortran else "C")
-            flat = (array.T if header.fortran else array).reshape(-1).view(np.uint8)
-            _bounded.read_into(stream, flat, "it")
+            entries = _bounded.memory(nbytes)
+            _bounded.read_into(stream, entries, "it")
             stream.read(1)  # checks the archive's checksum
-            return array
+            return np.ndarray(header.shape, dtype, entries, order="F" if header.fortran else "C")
     except ValueError as error:
         raise ValueError(f"its member {member[:100]!r} is not an array that can be read: {error}") from error

@@ -42,10 +42,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
             kind, shape = entry.get_dtype(), entry.get_shape()
             if kind not in _DTYPES:
                 raise ValueError(f"tensor {name[:100]!r} has dtype {kind}; expected one of {', '.join(_DTYPES)}")
-            if math.prod(shape) * _DTYPES[kind].itemsize > os.fstat(file.fileno()).st_size:
+            nbytes = math.prod(shape) * _DTYPES[kind].itemsize
+            if nbytes > os.fstat(file.fileno()).st_size:
                 raise ValueError(f"tensor {name[:100]!r} of shape {_bounded.short(shape)} is larger than the file")
-            arrays[name] = np.empty(shape, _DTYPES[kind])
-            _bounded.read_into(file, arrays[name].reshape(-1).view(np.uint8), f"tensor {name[:100]!r}")
+            entries = _bounded.memory(nbytes)
+            _bounded.read_into(file, entries, f"tensor {name[:100]!r}")
+            arrays[name] = np.ndarray(shape, _DTYPES[kind], entries)
     return arrays
 
 

@@ -113,7 +113,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _read(stream: Any, nbytes: int, name: str) -> np.ndarray:
-    content = np.empty(nbytes, np.uint8)
+    content = np.frombuffer(_bounded.memory(nbytes), np.uint8)
     _bounded.read_into(stream, content, f"the storage of tensor {name[:100]!r}")
     return content
 
