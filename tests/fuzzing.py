@@ -38,7 +38,8 @@ import mutations  # noqa: E402 (after the path)
 from fuzzed_readers import Reader, cases_by_reader  # noqa: E402
 
 SECONDS = 5  # of CPU time, for one case
-WALL_SECONDS = 30  # after which the worker is killed
+WALL_SECONDS = 20  # after which the worker is killed in a case
+START_SECONDS = 300  # and before its first one, or between readers
 MEMORY = 2 * 2**30  # bytes above those at the start
 LONGEST = 2000  # letters of a message, without the name of the folder
 
@@ -338,32 +339,14 @@ def _lines_of_a_worker(
     root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], readers: str
 ) -> Iterable[dict[str, Any]]:
     """The results of a worker until it ends; a case in which it died or hung is a result, too."""
-    read, write = os.pipe()
-    words = [
-        sys.executable,
-        __file__,
-        "--worker",
-        str(write),
-        "--folder",
-        root,
-        "--seed",
-        seed,
-        "--jobs",
-        json.dumps(jobs),
-    ]
-    words += ["--readers", readers]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
-    environment.pop("XLA_FLAGS", None)  # eight devices, for other tests
     _remove(root / "work")
     (root / "work").mkdir()
-    with (root / "errors.txt").open("wb") as errors:
-        worker = subprocess.Popen(
-            list(map(str, words)), pass_fds=[write], stdout=errors, stderr=errors, env=environment
-        )
+    read, write = os.pipe()
+    worker = _start_worker(write, folder=root, seed=seed, jobs=json.dumps(jobs), readers=readers)
     os.close(write)
     begun: dict[str, Any] | None = None
     try:
-        for line in _lines(read, 120 if begun is None else WALL_SECONDS):
+        for line in _lines(read):
             if line is None:
                 worker.kill()
             elif "begins" in line:
@@ -378,33 +361,39 @@ def _lines_of_a_worker(
         os.close(read)
     tail = (root / "errors.txt").read_text(errors="replace")[-2000:]
     if begun is not None:
+        reader, case, files = begun["reader"], begun["begins"], root / "work" / "case"
+        if files.exists():
+            files.rename(root / "failed" / f"{_file_name(reader)}-{seed}-{case}")
         verdict = "time" if status == -signal.SIGKILL else "crash"
-        case = root / "work" / "case"
-        if case.exists():
-            case.rename(root / "failed" / f"{_file_name(begun['reader'])}-{seed}-{begun['begins']}")
-        yield {
-            "case": begun["begins"],
-            "reader": begun["reader"],
-            "verdict": verdict,
-            "detail": f"status {status}",
-            "trace": tail,
-        }
+        yield {"case": case, "reader": reader, "verdict": verdict, "detail": f"status {status}", "trace": tail}
     elif status != 0:
         raise RuntimeError(f"The worker ended with status {status} outside of a case: {tail}")
 
 
-def _lines(read: int, seconds: float) -> Iterable[dict[str, Any] | None]:
-    """The lines of JSON that come through a pipe; None where none comes in that time."""
-    rest = b""
+def _start_worker(out: int, **options: Any) -> subprocess.Popen[bytes]:
+    words = [sys.executable, __file__, "--worker", str(out)]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0"}
+    environment.pop("XLA_FLAGS", None)  # eight devices, for other tests
+    with (options["folder"] / "errors.txt").open("wb") as errors:
+        return subprocess.Popen(words, pass_fds=[out], stdout=errors, stderr=errors, env=environment)
+
+
+def _lines(read: int) -> Iterable[dict[str, Any] | None]:
+    """The lines of JSON that come through a pipe; None, and no more, where none comes in time."""
+    rest, in_case = b"", False
     while True:
-        if not select.select([read], [], [], seconds)[0]:
+        if not select.select([read], [], [], WALL_SECONDS if in_case else START_SECONDS)[0]:
             yield None
             return
         chunk = os.read(read, 65536)
         if not chunk:
             return
         *lines, rest = (rest + chunk).split(b"\n")
-        yield from map(json.loads, lines)
+        for line in map(json.loads, lines):
+            in_case = "begins" in line
+            yield line
 
 
 def summary(reports: Mapping[str, Report], seed: int) -> list[dict[str, Any]]:

@@ -115,7 +115,10 @@ def _check(options: Check, arch: Architecture, files: list[NetworkFile], inputs:
         print(f"  {layer['name']:<11} {layer['neurons']} neurons, {layer['group']}")
     rows = []
     for path, file in zip(options.networks, files, strict=True):
-        change = _report.orbit_change(arch, file.params, jax.random.key(options.seed), inputs)
+        try:
+            change = _report.orbit_change(arch, file.params, jax.random.key(options.seed), inputs)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         kind = "an Orbax checkpoint" if file.format.kind == "orbax" else file.format.kind
         dtypes = sorted({str(np.asarray(leaf).dtype) for leaf in jax.tree.leaves(file.stored)})
         rows.append({"path": str(path), "format": file.format.kind, "dtypes": dtypes, "function_change": change})
