@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -248,7 +249,7 @@ def test_a_damaged_metrics_file_is_named_and_written_again(run, damage):
 @pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"{"], ids=["no text", "deep", "half"])
 def test_loading_names_the_folder_where_a_metrics_file_is_damaged(run, content):
     (run.directory / "2" / "metrics" / "metrics").write_bytes(content)
-    with pytest.raises(ValueError, match=f"{run.directory}: the checkpoints of this folder cannot be listed"):
+    with pytest.raises(ValueError, match=f"{run.directory}: the checkpoints in this folder cannot be read"):
         checkpoint.load(run.directory)
 
 
@@ -260,6 +261,34 @@ def test_what_a_killed_program_was_saving_is_removed(run):
     assert half.exists()
     checkpoint.Checkpoints(run.directory, CONFIG)
     assert not half.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "2" / "metrics" / "metrics").write_bytes(b"\xff\xfe\xff"), "A metrics file may be"),
+        (lambda folder: os.mkfifo(folder / "2" / "info" / "pipe"), "pipe: expected a regular file, got a pipe"),
+        (lambda folder: (folder / "2" / "info" / "metadata").write_text("[" * 10_000), "nesting of its JSON is 10000"),
+        (lambda folder: (folder / "2" / "info" / "metadata").write_text("5"), "info holds 5; expected"),
+        (lambda folder: changed_info(folder, config=[]), "expected dicts"),
+        (lambda folder: changed_info(folder, config={"model": 5}), "expected dicts"),
+        (lambda folder: changed_info(folder, config={"model": {"type": 5}}), "type is 5; expected one of"),
+    ],
+)
+def test_hostile_checkpoints_are_refused_with_their_path(written, tmp_path, change, words):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copytree(written / "2", folder / "2")
+    change(folder)
+    with pytest.raises(ValueError, match=rf"{folder}.*{words}") as caught:
+        checkpoint.load(folder)
+    assert len(str(caught.value)) < 2000
+
+
+def changed_info(folder, **changes):
+    path = folder / "2" / "info" / "metadata"
+    info = {name: value for name, value in json.loads(path.read_text()).items() if name != "checksum"}
+    path.write_text(json.dumps(info | changes))
 
 
 def test_a_foreign_folder_is_refused(tmp_path):

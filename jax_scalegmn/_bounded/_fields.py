@@ -70,8 +70,12 @@ def _decode(kind: Any, value: Any, where: str, hooks: _Hooks) -> Any:
     return _plain(kind, value, where)
 
 
+def _place(where: str) -> str:
+    return where[-300:] or "it"
+
+
 def _error(where: str, value: Any, expected: str) -> ValueError:
-    return ValueError(f"{where[-300:]} is {_limits.short(value)}; expected {expected}.")
+    return ValueError(f"{_place(where)} is {_limits.short(value)}; expected {expected}.")
 
 
 def _fits(kind: Any, value: Any) -> bool:
@@ -100,7 +104,7 @@ def _union(kinds: tuple[Any, ...], value: Any, where: str, hooks: _Hooks) -> Any
     if len(classes) > 1 and isinstance(value, Mapping):
         name = value.get("type")
         if not isinstance(name, str) or name not in classes:
-            raise _error(f"{where}.type", name, f"one of {', '.join(sorted(classes))}")
+            raise _error(f"{where}.type".lstrip("."), name, f"one of {', '.join(sorted(classes))}")
         return _decode(classes[name], {key: v for key, v in value.items() if key != "type"}, where, hooks)
     if len(classes) == 1 and isinstance(value, Mapping):
         return _decode(next(iter(classes.values())), value, where, hooks)
@@ -119,7 +123,7 @@ def _union(kinds: tuple[Any, ...], value: Any, where: str, hooks: _Hooks) -> Any
 def _sequence(kind: Any, value: Any, where: str, hooks: _Hooks) -> Any:
     if not isinstance(value, list | tuple):
         raise _error(where, value, "a list")
-    _limits.check("items", len(value), f"the length of {where[-300:]}")
+    _limits.check("items", len(value), f"the length of {_place(where)}")
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and parts[-1] is not Ellipsis:
         if len(value) != len(parts):
@@ -139,16 +143,16 @@ def _dataclass(kind: Any, value: Any, where: str, hooks: _Hooks) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init and not field.kw_only}
     own = f"{kind.__name__} with the fields {', '.join(fields)}"
     if value.get("type", kind.__name__) != kind.__name__:
-        raise _error(f"{where}.type", value["type"], own)
+        raise _error(f"{where}.type".lstrip("."), value["type"], own)
     if foreign := [key for key in value if key not in fields and key != "type"]:
-        raise ValueError(f"{where[-300:]} has {_limits.short(foreign)}; expected {own}.")
+        raise ValueError(f"{_place(where)} has {_limits.short(foreign)}; expected {own}.")
     missing = [
         name
         for name, field in fields.items()
         if name not in value and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ValueError(f"{where[-300:]} has no {', '.join(missing)}; expected the fields {', '.join(fields)}.")
+        raise ValueError(f"{_place(where)} has no {', '.join(missing)}; expected the fields {', '.join(fields)}.")
     given = {
         name: _decode(hints[name], value[name], f"{where}.{name}" if where else name, hooks)
         for name in fields
@@ -159,7 +163,7 @@ def _dataclass(kind: Any, value: Any, where: str, hooks: _Hooks) -> Any:
         hooks.check(made, where)
         return made
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where[-300:]}: {_limits.one_line(error, 500)}") from error
+        raise ValueError(f"{_place(where)}: {_limits.one_line(error, 500)}") from error
 
 
 @functools.cache
