@@ -219,6 +219,13 @@ def _descriptions(folder: Path) -> None:
         _save(folder / name / "x.json", json.dumps(arch.as_json()).encode())
 
 
+def _layer_lists(folder: Path) -> None:
+    from jax_scalegmn import layers
+
+    some = [layers.Conv(4, 3, name="a"), layers.Activation("leaky_relu", slope=0.2), layers.Flatten(), layers.Dense(5)]
+    _save(folder / "cnn" / "x.json", json.dumps(layers.as_json(some, (1, 9, 9))).encode())
+
+
 def _models(folder: Path) -> None:
     import jax_scalegmn as sg
 
@@ -269,12 +276,18 @@ def _make_checkpoints(folder: Path) -> None:
 
 
 def _network_and_description(folder: Path) -> None:
-    arch, _ = _params()
+    import numpy as np
+
     from jax_scalegmn.io import tensors
+
+    arch, _ = _params()
 
     for ending in (".pt", ".safetensors"):
         _save(folder / ending / "arch.json", json.dumps(arch.as_json()).encode())
         tensors.write(folder / ending / f"x{ending}", _arrays())
+    _save(folder / "examples" / "arch.json", json.dumps(arch.as_json()).encode())
+    tensors.write(folder / "examples" / "x.pt", _arrays())
+    np.savez(folder / "examples" / "examples.npz", x=np.ones((5, 3), "f4"), y=np.arange(5) % 2)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -358,6 +371,12 @@ def _read_description(folder: Path) -> Any:
     return architecture.from_json(_json(folder))
 
 
+def _read_layers(folder: Path) -> Any:
+    from jax_scalegmn import layers
+
+    return layers.from_json(_json(folder))
+
+
 def _read_model(folder: Path) -> Any:
     from jax_scalegmn import models
 
@@ -393,9 +412,10 @@ def _check(folder: Path) -> Any:
     from jax_scalegmn import cli
 
     network = next(iter(sorted(folder.glob("x.*"))), folder / "x.pt")
+    examples = [word for path in folder.glob("examples.npz") for word in ("--data", str(path))]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = cli.main(["check", "--arch", str(folder / "arch.json"), str(network)])
+        status = cli.main(["check", "--arch", str(folder / "arch.json"), str(network), *examples])
     lines = err.getvalue().splitlines()
     if status == 2 and len(lines) == 1 and lines[0].startswith("jax-scalegmn: "):
         raise ValueError(lines[0])
@@ -420,6 +440,7 @@ READERS: dict[str, Reader] = {
     "images.load, CIFAR-10": Reader(_cifar, _read_image_file, 3),
     "architecture.from_json": Reader(_descriptions, _read_description, 3, names_path=False),
     "architecture.parse, layers.parse": Reader(_expressions, _read_expression, 2, names_path=False),
+    "layers.from_json": Reader(_layer_lists, _read_layers, 1, names_path=False),
     "models.from_json": Reader(_models, _read_model, 2, names_path=False),
     "checkpoint.load": Reader(_unpacked("checkpoints"), _read_checkpoint, 0.5),
     "Checkpoints.restore_last": Reader(_unpacked("checkpoints"), _restore, 0.5, rewrites=True),

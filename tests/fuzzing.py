@@ -345,9 +345,14 @@ def _lines_of_a_worker(
     worker = _start_worker(write, folder=root, seed=seed, jobs=json.dumps(jobs), readers=readers)
     os.close(write)
     begun: dict[str, Any] | None = None
+    waits = False
     try:
         for line in _lines(read):
             if line is None:
+                waits = True
+                worker.send_signal(signal.SIGABRT)  # faulthandler says where
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.wait(5)
                 worker.kill()
             elif "begins" in line:
                 begun = line
@@ -364,7 +369,7 @@ def _lines_of_a_worker(
         reader, case, files = begun["reader"], begun["begins"], root / "work" / "case"
         if files.exists():
             files.rename(root / "failed" / f"{_file_name(reader)}-{seed}-{case}")
-        verdict = "time" if status == -signal.SIGKILL else "crash"
+        verdict = "time" if waits else "crash"
         yield {"case": case, "reader": reader, "verdict": verdict, "detail": f"status {status}", "trace": tail}
     elif status != 0:
         raise RuntimeError(f"The worker ended with status {status} outside of a case: {tail}")
