@@ -217,6 +217,12 @@ FAILED = {  # name -> the reader, the sample, its file, and what becomes of it
     "msgpack is a pipe": ("read_network, .msgpack", "params", "x.msgpack", _piped),
     "msgpack is deep": ("read_network, .msgpack", "params", "x.msgpack", lambda _: b"\x81\xa1k" * 600 + b"\x01"),
     "msgpack has extra data": ("read_network, .msgpack", "params", "x.msgpack", lambda content: content + b"\0" * 5000),
+    "msgpack has a long name": (
+        "read_network, .msgpack",
+        "params",
+        "x.msgpack",
+        lambda content: content.replace(b"\xa7Dense_0", b"\xdb\0\1\x86\xa0" + b"x" * 100_000),
+    ),
     "zeros in a pickle": (
         "read_network, .pt",
         "mlp",
