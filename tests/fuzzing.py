@@ -14,6 +14,7 @@ import ctypes
 import faulthandler
 import importlib
 import json
+import logging
 import os
 import resource
 import select
@@ -195,17 +196,13 @@ def _work(root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], out: int,
     faulthandler.enable()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the program that started it
     warnings.simplefilter("ignore")
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    import logging
-
-    import jax
-
     logging.disable(logging.CRITICAL)
-    jax.config.update("jax_compilation_cache_dir", str(root / "cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
-        os.environ[name] = str(root / "work")
+    os.environ |= {  # JAX is imported by the readers that need it
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(root / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    } | dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(root / "work"))
     watch = _Watch()
     signal.signal(signal.SIGPROF, _stop)
 
