@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors
 import safetensors.numpy
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture, io, network
+from jax_scalegmn import _bounded, architecture, io, network
 from jax_scalegmn.architecture import Activation, Architecture
 from jax_scalegmn.types import Key, Params
 
@@ -367,35 +366,47 @@ def load(path: str | os.PathLike[str]) -> Zoo:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such zoo. Fit one with zoo.fit_images, save it with zoo.save.")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: this is not a readable safetensors file ({error}). It is truncated or foreign: write it again."
-        ) from error
+    header = io.tensors.metadata(path)
     if header.get("format") != _FORMAT:
         raise ValueError(
-            f"{path}: format is {header.get('format')!r}, expected {_FORMAT!r}. Pass a file that zoo.save wrote."
+            f"{path}: format is {_bounded.short(header.get('format'))}, expected {_FORMAT!r}. Pass a file that zoo.save"
+            " wrote."
         )
+    missing = [name for name in ("arch", "settings") if name not in header]
+    if missing:
+        raise ValueError(f"{path}: its header has no {' or '.join(missing)}, which zoo.save writes. Write it again.")
+    arrays = io.tensors.read(path)
     if "sha256" in header and header["sha256"] != _checksum(arrays, header):  # files of older versions have none
         raise ValueError(f"{path}: this is not what zoo.save wrote, by its checksum. It is damaged: write it again.")
-    leaves, records = {}, {}
-    for name, value in arrays.items():
-        kind, *keys = name.split("/")
-        if kind == "records":
-            records["/".join(keys)] = value
-        else:
-            leaves[tuple(keys)] = jnp.asarray(value)
     try:
-        arch = architecture.from_json(json.loads(header["arch"]))
-        return Zoo(arch, architecture.unflatten(leaves), records, json.loads(header["settings"]))
-    except ValueError as error:  # JSON's errors are ValueErrors, too
-        raise ValueError(f"{path}: {error}") from error
+        arch = architecture.from_json(_bounded.read_json(header["arch"], what="arch"))
+        settings = _bounded.read_json(header["settings"], what="settings")
+        return Zoo(arch, _params(arch, arrays), _records(arrays), settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {_bounded.one_line(error)}") from error
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _params(arch: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The params among the tensors of a file."""
+    leaves = {tuple(name.split("/")[1:]): value for name, value in arrays.items() if name.startswith("params/")}
+    others = [name for name in arrays if not name.startswith(("params/", "records/"))]
+    missing = [architecture.describe(path) for path in arch.array_shapes if path not in leaves]
+    additional = others + [architecture.describe(path) for path in leaves if path not in arch.array_shapes]
+    if missing or additional:
+        which, how = (missing, "is missing") if missing else (additional, "is additional")
+        raise ValueError(f"{which[0][:200]} {how}; {arch.name!r} expects its params, and records.")
+    return architecture.unflatten({path: jnp.asarray(value) for path, value in leaves.items()})
+
+
+def _records(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    records = {name.removeprefix("records/"): value for name, value in arrays.items() if name.startswith("records/")}
+    without = [name for name, value in records.items() if not value.ndim]
+    if without:
+        raise ValueError(f"records {_bounded.short(without)} have no axis; expected [networks].")
+    return records
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
