@@ -322,6 +322,12 @@ def _read_zoo(folder: Path) -> Any:
     return zoo.load(_only(folder))
 
 
+def _read_parts_of_a_zoo(folder: Path) -> Any:
+    from jax_scalegmn import zoo
+
+    return list(zoo.parts(_only(folder), size=2))
+
+
 def _read_small_cnn_zoo(folder: Path) -> Any:
     from jax_scalegmn.zoo import small_cnn_zoo
 
@@ -433,6 +439,7 @@ READERS: dict[str, Reader] = {
     "read_network, .msgpack": Reader(_msgpack, _read_network, 3),
     "read_network, Orbax": Reader(_unpacked("orbax"), _read_network, 2),
     "zoo.load": Reader(_zoo, _read_zoo, 3),
+    "zoo.parts": Reader(_zoo, _read_parts_of_a_zoo, 1),
     "small_cnn_zoo.load": Reader(_small_cnn_zoo, _read_small_cnn_zoo, 3),
     "inr_folders.load and split": Reader(_inr_folders, _read_inr_folders, 3),
     "images.load, IDX": Reader(_idx, _read_images, 2),
