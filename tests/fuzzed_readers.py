@@ -339,7 +339,8 @@ def _read_inr_folders(folder: Path) -> Any:
     from jax_scalegmn.zoo import inr_folders
 
     found = inr_folders.load(folder / "split.json", _ARCH(), part="train")
-    return found, inr_folders.load(inr_folders.split(folder, validation=0), _ARCH(), part="test")
+    parts = inr_folders.split(folder, validation=0)
+    return found, parts["test"]["path"] and inr_folders.load(parts, _ARCH(), part="test")
 
 
 def _read_images(folder: Path) -> Any:
