@@ -307,10 +307,10 @@ def _read_tensors(folder: Path) -> Any:
 def _read_network(folder: Path) -> Any:
     from jax_scalegmn import io
 
-    return io.read_network(_only(folder), _ARCH())
+    return io.read_network(_only(folder), _arch())
 
 
-def _ARCH() -> Any:  # noqa: N802
+def _arch() -> Any:
     import jax_scalegmn as sg
 
     return sg.mlp((3, 4, 2), "relu")
@@ -338,9 +338,8 @@ def _read_small_cnn_zoo(folder: Path) -> Any:
 def _read_inr_folders(folder: Path) -> Any:
     from jax_scalegmn.zoo import inr_folders
 
-    found = inr_folders.load(folder / "split.json", _ARCH(), part="train")
-    parts = inr_folders.split(folder, validation=0)
-    return found, parts["test"]["path"] and inr_folders.load(parts, _ARCH(), part="test")
+    parts = [inr_folders.load(folder / "split.json", _arch(), part=part) for part in ("train", "test")]
+    return parts, inr_folders.split(folder, validation=0)
 
 
 def _read_images(folder: Path) -> Any:

@@ -262,6 +262,12 @@ FAILED = {  # name -> the reader, the sample, its file, and what becomes of it
         "layout.csv",
         lambda content: content.replace(b"conv2d", b"x" * 100_000),
     ),
+    "a split has a long name": (
+        "inr_folders.load and split",
+        "mnist",
+        "split.json",
+        lambda content: content.replace(b"mnist_png", b"x" * 100_000, 1),
+    ),
     "a split is deep": ("inr_folders.load and split", "mnist", "split.json", lambda _: DEEP),
     "zeros in IDX": (
         "images.load, IDX",
