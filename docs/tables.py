@@ -752,11 +752,15 @@ def _learned_values(file: Mapping[str, Any]) -> dict[str, str]:
     midpoints = {name: f"{merging[name]['midpoint']['mean']:.4f}" for name in names}
     gaps = [merging[name]["end_point_gap"]["mean"] for name in names]
     times = {f"{name}_ms": significant(merging[name]["milliseconds"]) for name in names}
-    return midpoints | times | {
-        "learned_minutes": f"{file['seconds']['alignment'] / 60:.0f}",
-        "learned_epochs": str(len(file["alignment"]["matcher"]["training"])),
-        "exact_gap": power_of_ten(max(gaps)),
-    }
+    return (
+        midpoints
+        | times
+        | {
+            "learned_minutes": f"{file['seconds']['alignment'] / 60:.0f}",
+            "learned_epochs": str(len(file["alignment"]["matcher"]["training"])),
+            "exact_gap": power_of_ten(max(gaps)),
+        }
+    )
 
 
 def _merging_values(results: Results) -> dict[str, str]:

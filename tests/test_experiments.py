@@ -205,12 +205,14 @@ def test_a_finished_matcher_and_frame_are_not_trained_again(run, tmp_path, monke
 
 def test_pairs_are_all_fits_of_one_image():
     arch = sg.siren((2, 3, 1))
-    params = {"row": np.arange(6)}
+    shapes = sg.architecture.abstract_params(arch)
+    params = jax.tree.map(lambda leaf: np.stack([np.full(leaf.shape, row, np.float32) for row in range(6)]), shapes)
     networks = zoo.Zoo(arch, params, {"image_index": np.array([0, 1, 2, 1, 1, 0])}, {})
     first, second = alignment.pairs(networks)
-    assert set(zip(first["row"].tolist(), second["row"].tolist(), strict=True)) == {(0, 5), (1, 3), (1, 4), (3, 4)}
+    rows = [side["Dense_0"]["bias"][:, 0].tolist() for side in (first, second)]
+    assert set(zip(*rows, strict=True)) == {(0, 5), (1, 3), (1, 4), (3, 4)}
     alone = zoo.Zoo(arch, params, {}, {})
-    assert len(alignment.pairs(alone)[0]["row"]) == 0
+    assert len(alignment.pairs(alone)[0]["Dense_0"]["bias"]) == 0
     nothing = {"train": networks, "selection": alone}
     for settings in (dataclasses.replace(TINY.alignment, batch_size=2), dataclasses.replace(TINY.alignment, epochs=0)):
         assert alignment.fit(TINY, settings, nothing, jnp.zeros((4, 2)), progress.Interruption()) == {}
