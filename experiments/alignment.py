@@ -83,7 +83,8 @@ def pairs(networks: Zoo) -> tuple[Params, Params]:
     """All pairs of fits of one image, as two stacks; none where records do not say a network's image."""
     found = [pair for rows in inr_zoo.rows_by_image(networks) for pair in itertools.combinations(rows, 2)]
     sides = np.array(found, int).reshape(-1, 2)
-    return networks[sides[:, 0]].params, networks[sides[:, 1]].params
+    first, second = (jax.tree.map(lambda leaf, at=at: np.asarray(leaf)[at], networks.params) for at in sides.T)
+    return first, second
 
 
 def make_methods(
