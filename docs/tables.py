@@ -439,6 +439,26 @@ def speed_scalegmn(results: Results) -> Table:
     )
 
 
+def speed_embed(results: Results) -> Table:
+    ways = {"embed": "`models.embed`", "vmap": "one `vmap`"}
+    rows = [
+        (
+            f"2-{row['width']}-{row['width']}-1",
+            str(row["features"]),
+            *(digits(row["networks_per_second"][way]) for way in ways),
+            digits(max(rate for way, rate in row["networks_per_second"].items() if way not in ways)),
+        )
+        for row in results["embed_cpu.jsonl"]
+    ]
+    return Table(
+        "Embeddings of 256 INRs, an encoder of 4 layers: INRs a second",
+        "python -m benchmarks.embed",
+        ["embed_cpu.jsonl"],
+        ("INRs", "features", *ways.values(), "best of 1, 4, 16, 64 at once"),
+        rows,
+    )
+
+
 def speed_inr(results: Results) -> Table:
     names = {
         "encoder_forward": "encoder forward",
@@ -607,6 +627,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         generalization_cifar_tanh,
         classify_digits,
         speed_scalegmn,
+        speed_embed,
         speed_inr,
         speed_matching,
         speed_solvers,

@@ -6,7 +6,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import accelerator, cnn, inr, matching, recovery, scalegmn, search, timing
+from benchmarks import accelerator, cnn, embed, inr, matching, recovery, scalegmn, search, timing
 from experiments.inr import PRESETS
 from experiments.merging import MatchConfig, TrainConfig
 
@@ -41,6 +41,13 @@ def test_scalegmn_measures_both_implementations_and_leaves_out_what_would_take_l
     for row in rows:
         assert row["graphs_per_second"] > 0
         assert row["share_of_matmul_rate"] > 0
+
+
+def test_embed_measures_every_way(capsys):
+    rows = embed.main(embed.Config((3,), (4,), num_layers=1, networks=6, sizes=(2,), repeats=1))
+    assert set(rows[0]["networks_per_second"]) == {"embed", "vmap", "micro_batch_2"}
+    assert all(rate > 0 for rate in rows[0]["networks_per_second"].values())
+    assert json.loads(capsys.readouterr().out)["networks"] == 6
 
 
 def test_matching_times_both_solvers_and_leaves_out_what_would_take_long(capsys):

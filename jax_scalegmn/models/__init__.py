@@ -3,6 +3,7 @@
 from jax_scalegmn.models import baselines, graph, published, reference
 from jax_scalegmn.models._alignment import Frame, Matcher, alignment_encoder
 from jax_scalegmn.models._descriptions import abstract_variables, as_json, from_json, match_size, num_parameters
+from jax_scalegmn.models._embedding import embed
 from jax_scalegmn.models._heads import Autoencoder, Decoder, Editor, Encoder, Readout, autoencoder
 from jax_scalegmn.models._layers import IO, Canonical
 from jax_scalegmn.models._lean import LeanGMN
@@ -26,6 +27,7 @@ __all__ = [
     "as_json",
     "autoencoder",
     "baselines",
+    "embed",
     "from_json",
     "graph",
     "match_size",
