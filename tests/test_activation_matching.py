@@ -203,6 +203,7 @@ def test_dead_and_constant_neurons_take_what_is_left_over():
     assert found.similarity == 0
 
 
+@pytest.mark.slow
 def test_parts_of_the_group_are_used_where_they_are_allowed():
     params, x = params_of(TANH, (MODELS,)), data(TANH)
     for options in support.GROUPS.values():
@@ -218,6 +219,7 @@ def test_parts_of_the_group_are_used_where_they_are_allowed():
         np.testing.assert_array_equal(order, np.broadcast_to(np.arange(order.shape[1]), order.shape))
 
 
+@pytest.mark.slow
 def test_batches_and_solvers_change_nothing():
     params, target, x = params_of(TANH, seed=4), params_of(TANH, seed=5), data(TANH)
     expected = match_one(TANH, params, target, x, assign=assignment.scipy)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,103 @@ def test_json_round_trip(arch):
 def test_foreign_json_is_refused(foreign):
     with pytest.raises(ValueError, match=r"does not describe an architecture .* expected .* got"):
         architecture.from_json(foreign)
+
+
+def changed(path, value):
+    """The JSON of a SIREN, with another value at a place."""
+    description = json.loads(json.dumps(SIREN.as_json()))
+    *places, last = path
+    target = description
+    for place in places:
+        target = target[place]
+    target[last] = value
+    return description
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ([], "it has no name, neurons, parameters, layers"),
+        (
+            changed(["layers", 0, "activation", "name"], "evil"),
+            r"layers\[0\]\.activation.*name is 'evil'; expected one of",
+        ),
+        (changed(["layers", 0, "activation"], 5), r"layers\[0\]\.activation is 5; expected"),
+        (
+            changed(["layers", 0, "activation", "frequency"], None),
+            r"layers\[0\]\.activation\.frequency is None; expected",
+        ),
+        (changed(["layers", 0, "activation", "frequency"], 0), "frequency is 0"),
+        (changed(["layers", 0, "activation", "frequency"], 1e39), r"frequency is 1e\+39; expected a finite number"),
+        (changed(["layers", 0, "name"], []), r"layers\[0\]\.name is \[\]; expected a text"),
+        (changed(["layers", 0, "name"], "Dense_7"), r"name the module \('Dense_7',\), which no parameter is in"),
+        (changed(["layers", 1, "offset"], "x"), r"layers\[1\]\.offset is 'x'; expected a finite number"),
+        (changed(["layers", 0], {"type": "MaxPool", "window": [2, 2], "strides": [2, 2]}), "MaxPool that gets vectors"),
+        (changed(["layers", 0], {"type": "MaxPool", "window": [0, 2], "strides": [2, 2]}), r"window is 0; expected"),
+        (changed(["layers"], {}), "layers is {}; expected a list"),
+        (changed(["layers"], [{}] * 5001), r"number of layers is 5001; .*limits\(layers=5001\)"),
+        (changed(["neurons", 0, 1], 4.5), r"neurons\[0\]\[1\] is 4\.5; expected a whole number"),
+        (changed(["neurons", 0, 1], True), r"neurons\[0\]\[1\] is True; expected a whole number"),
+        (changed(["neurons", 0, 1], 2**31), r"neurons\[0\]\[1\] is 2147483648; expected a whole number from 1"),
+        (changed(["neurons", 0, 0], [1]), r"neurons\[0\]\[0\] is \[1\]; expected a text"),
+        (changed(["neurons", 0, 2], "evil"), r"neurons\[0\]\[2\] is 'evil'; expected one of 'fixed'"),
+        (changed(["parameters", 0, 0, 1], {}), r"parameters\[0\]\[0\]\[1\] is {}; expected a text"),
+        (changed(["parameters", 0, 1, 0], ["input", -1, 1.5]), r"parameters\[0\]\[1\]\[0\]\[2\] is 1\.5; expected"),
+        (changed(["parameters", 0, 1, 0], ["nothing", -1, 1]), "no neuron layer 'nothing'"),
+        (changed(["parameters", 0], []), r"parameters\[0\] has 0 entries"),
+        (changed(["name"], None), "name is None; expected a text"),
+    ],
+)
+def test_a_wrong_field_of_json_is_named(description, words):
+    with pytest.raises(ValueError, match=rf"does not describe an architecture .*{words}") as caught:
+        architecture.from_json(description)
+    assert len(str(caught.value)) < 2000
+
+
+def test_values_within_values_are_refused_at_once():
+    for value in (doubled(60), doubled(100)):
+        with pytest.raises(ValueError, match="does not describe an architecture") as caught:
+            architecture.from_json(changed(["layers", 0], value))
+        assert len(str(caught.value)) < 2000
+
+
+def doubled(levels):
+    value = {}
+    for _ in range(levels):
+        value = {"branch": [value, value]}
+    return value
+
+
+def stacked(count, *, shift=0):
+    """`count` blocks of one array, each below the one before; the last one moved by `shift`."""
+    neurons = [NeuronLayer(f"n{i}", 1, Scaling.FIXED) for i in range(count)] + [NeuronLayer("out", 2, Scaling.FIXED)]
+    axes = (Axis("out", 1),)
+    blocks = [
+        Parameter(("kernel",), (Axis(f"n{i}", -1), *axes), (i + shift * (i == count - 1), 0)) for i in range(count)
+    ]
+    return "stacked", tuple(neurons), tuple(blocks)
+
+
+def test_many_blocks_of_one_array_are_checked_in_linear_time():
+    begin = time.process_time()
+    assert Architecture(*stacked(4000)).array_shapes == {("kernel",): (4000, 2)}
+    assert time.process_time() - begin < 10  # pairs of blocks would take minutes
+
+
+@pytest.mark.parametrize("count", [5, 300])
+def test_blocks_with_a_gap_or_an_overlap_are_refused(count):
+    for shift in (1, -1):
+        with pytest.raises(ValueError, match=r"without a gap or overlap|overlap\. Give each block"):
+            Architecture(*stacked(count, shift=shift))
+
+
+def test_a_block_may_overlap_one_and_leave_a_gap_of_the_same_size():
+    sizes = {"a": 2, "b": 2, "c": 1}
+    neurons = tuple(NeuronLayer(name, width, Scaling.FIXED) for name, width in sizes.items())
+    places = {"a": (0, 0), "b": (1, 0), "c": (4, 0)}  # 2 + 2 + 1 rows of 5, row 1 twice and row 3 never
+    blocks = tuple(Parameter(("kernel",), (Axis(name, -1), 1), place) for name, place in places.items())
+    with pytest.raises(ValueError, match="overlap"):
+        Architecture("overlap and gap", neurons, blocks)
 
 
 def test_is_a_value_that_crosses_jit_and_vmap(arch, params):

@@ -58,6 +58,7 @@ def test_embedding_is_that_of_the_outputs_at_the_queries():
     assert np.abs(embedding(0.3) - embedding(0)).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_many_networks_by_vmap_and_every_parameter_learns():
     stack = support.random_params(SIREN, models=(4,))
     model = encoder_of(SIREN, num_layers=2)

@@ -11,6 +11,7 @@ from experiments.inr import PRESETS
 from experiments.merging import MatchConfig, TrainConfig
 
 
+@pytest.mark.slow
 def test_inr_measures_every_part(capsys):
     config = inr.Config((4,), (2,), (2, 4, 4, 1), 6, 8, 2, repeats=1, zoo_networks=4, zoo_steps=2, zoo_chunks=(2,))
     rows = inr.main(dataclasses.replace(config, matmul_size=64))
@@ -22,6 +23,7 @@ def test_inr_measures_every_part(capsys):
     assert [json.loads(line)["benchmark"] for line in capsys.readouterr().out.splitlines()] == names
 
 
+@pytest.mark.slow
 def test_scalegmn_measures_both_implementations_and_leaves_out_what_would_take_long(capsys):
     config = scalegmn.Config(
         batch_sizes=(2,), widths=(3, 5), features=4, num_layers=1, dtypes=("float32",), repeats=1, matmul_size=64
@@ -50,6 +52,7 @@ def test_embed_measures_every_way(capsys):
     assert json.loads(capsys.readouterr().out)["networks"] == 6
 
 
+@pytest.mark.slow
 def test_matching_times_both_solvers_and_leaves_out_what_would_take_long(capsys):
     config = matching.Config((4, 8), (1,), (1, 3), (2,), (2, 5), (1, 4), 30, device_width=4, repeats=1)
     rows = matching.main(config)
@@ -62,6 +65,7 @@ def test_matching_times_both_solvers_and_leaves_out_what_would_take_long(capsys)
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
 
 
+@pytest.mark.slow
 def test_recovery_counts_what_is_found(capsys):
     config = recovery.Config(("mlp:6-8-8-3,tanh",), (0.0, 30.0), pairs=4, restarts=1)
     clean, noisy = recovery.main(config)
@@ -92,6 +96,7 @@ def test_search_merges_inrs_and_classifiers(tmp_path, capsys):
     assert [json.loads(line)["method"] for line in printed] == [row["method"] for row in rows]
 
 
+@pytest.mark.slow
 def test_cnn_measures_zoos_and_autoencoders(capsys):
     config = cnn.Config(
         channels=(1, 2),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,7 @@ def test_another_configuration_is_refused_and_named(run):
         other.restore_last(state_of(0))
 
 
+@pytest.mark.slow
 def test_a_state_of_another_model_is_refused(run):
     other = models.Encoder(ScaleGMN(MODEL.arch, 4, num_layers=1))
     variables = support.random_variables(other, support.random_params(MODEL.arch))
@@ -253,6 +255,34 @@ def test_what_a_killed_program_was_saving_is_removed(run):
     assert half.exists()
     checkpoint.Checkpoints(run.directory, CONFIG)
     assert not half.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "2" / "metrics" / "metrics").write_bytes(b"\xff\xfe\xff"), "A metrics file may be"),
+        (lambda folder: os.mkfifo(folder / "2" / "info" / "pipe"), "pipe: expected a regular file, got a pipe"),
+        (lambda folder: (folder / "2" / "info" / "metadata").write_text("[" * 10_000), "nesting of its JSON is 10000"),
+        (lambda folder: (folder / "2" / "info" / "metadata").write_text("5"), "info holds 5; expected"),
+        (lambda folder: changed_info(folder, config=[]), "expected dicts"),
+        (lambda folder: changed_info(folder, config={"model": 5}), "expected dicts"),
+        (lambda folder: changed_info(folder, config={"model": {"type": 5}}), "type is 5; expected one of"),
+    ],
+)
+def test_hostile_checkpoints_are_refused_with_their_path(written, tmp_path, change, words):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copytree(written / "2", folder / "2")
+    change(folder)
+    with pytest.raises(ValueError, match=rf"{folder}.*{words}") as caught:
+        checkpoint.load(folder)
+    assert len(str(caught.value)) < 2000
+
+
+def changed_info(folder, **changes):
+    path = folder / "2" / "info" / "metadata"
+    info = {name: value for name, value in json.loads(path.read_text()).items() if name != "checksum"}
+    path.write_text(json.dumps(info | changes))
 
 
 def test_a_foreign_folder_is_refused(tmp_path):

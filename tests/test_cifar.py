@@ -1,5 +1,6 @@
 """CIFAR-10 is read from its authors' archives, unpacked or not; damaged and hostile files are refused."""
 
+import contextlib
 import io
 import pickle
 import struct
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jax_scalegmn.io import _cifar, images
+from jax_scalegmn.io import _cifar, images, limits
 
 NAMES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 
@@ -166,6 +167,54 @@ def test_damaged_records_are_refused(tmp_path, content, message):
     (write(tmp_path, binary, ".bin") / "data_batch_3.bin").write_bytes(content)
     with pytest.raises(ValueError, match=rf"data_batch_3\.bin: .*{message}"):
         images.load(tmp_path)
+
+
+def archive_of(path: Path, sizes: dict[str, int], **fields: object) -> Path:
+    """An archive of zeros, with further fields in the headers."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, size in sizes.items():
+            member = tarfile.TarInfo(name)
+            member.size = size
+            archive.addfile(member, io.BytesIO(bytes(size)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"d/data_batch_1": 2**20}, r"limits\(tensor_bytes="),
+        ({"d/other": 2**20}, r"limits\(tensor_bytes="),
+        ({f"d/{number}": 0 for number in range(1001)}, "member 1000, .* is none of CIFAR-10's"),
+    ],
+)
+def test_archives_of_zeros_are_bounded(tmp_path, sizes, message):
+    with limits(tensor_bytes=2**19 if len(sizes) == 1 else 2**28), pytest.raises(ValueError, match=message):
+        images.load(archive_of(tmp_path / "x.tar.gz", sizes))
+
+
+def test_sparse_files_and_other_compressions_are_refused(tmp_path):
+    member = tarfile.TarInfo("d/data_batch_1")
+    member.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"00000000000\0" * 2  # one piece: where it begins and its size
+    header[483:495] = b"77777777777\0"  # 8 GiB, once unpacked
+    header[148:156] = b"        "
+    header[148:156] = f"{sum(header):06o}".encode() + b"\0 "
+    (tmp_path / "sparse.tar").write_bytes(bytes(header) + bytes(1024))
+    with tarfile.open(tmp_path / "c.tar.xz", "w:xz") as archive:
+        archive.addfile(tarfile.TarInfo("d/data_batch_1"), io.BytesIO())
+    for name in ("sparse.tar", "c.tar.xz"):
+        with pytest.raises(ValueError, match=rf"{name}: expected an"):
+            images.load(tmp_path / name)
+
+
+def test_any_changed_bytes_of_an_archive_end_in_images_or_a_value_error(tmp_path):
+    path = pack(write(tmp_path / "d"), tmp_path / "c.tar.gz")
+    good = path.read_bytes()
+    for at in range(0, len(good), len(good) // 40):
+        path.write_bytes(good[:at] + b"\xff" * 8 + good[at + 8 :])
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            images.load(path)
 
 
 def test_links_in_an_archive_are_not_followed(tmp_path):

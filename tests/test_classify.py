@@ -35,6 +35,7 @@ def numbers(results):
     return [numbers(value) for value in results] if isinstance(results, list) else results
 
 
+@pytest.mark.slow
 def test_results_are_complete_and_stored_in_the_files(run):
     out, results = run
     assert json.loads((out / "results.json").read_text()) == results
@@ -66,12 +67,14 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert support.asks_for_nothing(page)
 
 
+@pytest.mark.slow
 def test_seeds_differ(run):
     for encoder in run[1]["encoders"].values():
         first, second = (pair["history"] for pair in encoder["seeds"])
         assert first[0]["train_loss"] != second[0]["train_loss"]
 
 
+@pytest.mark.slow
 def test_group_elements_change_no_prediction_of_an_encoder_that_follows_the_whole_group(run):
     """Nor its accuracy. (A tiny ablated one may agree by chance; test_equivariance shows that it is not invariant.)"""
     for pair in run[1]["encoders"]["query"]["seeds"]:
@@ -111,6 +114,7 @@ def test_augmentation_moves_every_network_inside_its_orbit():
     support.assert_identical(first, symmetry.act(arch, element, params))
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_sigterm_keeps_its_pairs_and_resumes_to_the_same_numbers(run, tmp_path, monkeypatch, capsys):
     """The signal comes after the third of four trainings; the rest of the run trains the fourth alone."""
     out, expected = run
@@ -148,6 +152,7 @@ def test_a_run_stopped_by_sigterm_keeps_its_pairs_and_resumes_to_the_same_number
     assert numbers(again["encoders"]) == numbers(expected["encoders"])
 
 
+@pytest.mark.slow
 def test_a_used_folder_is_refused_without_resume_and_with_other_options(run, tmp_path):
     out, _ = run
     with pytest.raises(SystemExit, match="--resume"):

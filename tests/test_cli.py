@@ -151,6 +151,7 @@ def test_the_numbers_of_the_summary_are_those_of_the_library(tmp_path, capsys):
     assert support.deviation(merged, merge.lerp(a, moved, 0.25)) < 1e-5
 
 
+@pytest.mark.slow
 def test_many_networks_meet_at_the_first_or_at_their_mean(tmp_path, capsys):
     paths, (a, *_) = pair(tmp_path, "torch.npz", SHALLOW)
     third = tmp_path / "third.npz"
@@ -166,6 +167,7 @@ def test_many_networks_meet_at_the_first_or_at_their_mean(tmp_path, capsys):
         assert support.deviation(merged, expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_options_do_what_the_library_does(tmp_path, capsys):
     paths, (a, _, c) = pair(tmp_path, "bare.msgpack", MLP, extra=1)
     x = data(tmp_path / "x.npz", MLP)
@@ -194,6 +196,7 @@ def test_options_do_what_the_library_does(tmp_path, capsys):
     assert all(support.deviation(params, usual) > 1e-3 for params in got)
 
 
+@pytest.mark.slow
 def test_straight_through_lowers_the_loss_of_the_merged_classifier(tmp_path, capsys):
     paths, (a, _, c) = pair(tmp_path, "bare.msgpack", MLP, extra=1)
     x = data(tmp_path / "x.npz", MLP)
@@ -210,6 +213,7 @@ def test_straight_through_lowers_the_loss_of_the_merged_classifier(tmp_path, cap
     assert support.deviation(io.read_network(tmp_path / "sinkhorn.msgpack", MLP).params, middle) < 1e-5
 
 
+@pytest.mark.slow
 def test_search_merges_networks_by_what_they_compute(tmp_path, capsys):
     paths, _ = pair(tmp_path, "bare.msgpack", MLP, extra=1)
     labels, inputs = tmp_path / "labels.npz", tmp_path / "x.npz"
@@ -232,6 +236,7 @@ def test_search_merges_networks_by_what_they_compute(tmp_path, capsys):
         assert f"merged {losses['merged']:.4g}" in out
 
 
+@pytest.mark.slow
 def test_half_and_double_precision_are_kept(tmp_path, capsys):
     params = random_params(SHALLOW)
     for dtype in ("float16", "bfloat16", "float64"):

@@ -109,6 +109,7 @@ def test_two_files_and_a_function_are_one_merged_network(folder, capsys):
     assert table[0]["loss"] == pytest.approx(-np.log(np.asarray(jax.nn.softmax(first)).max(-1)).mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_planted_element_is_recovered_from_sorted_names(folder, capsys):
     apply, a = own_function(), network(0)
     arch = sg.infer(apply, a, jnp.zeros((2, 1, 14, 14))).arch

@@ -23,6 +23,7 @@ def run(tmp_path_factory):
     return out, cnn.main(dataclasses.replace(TINY, out=out))
 
 
+@pytest.mark.slow
 def test_results_are_complete_and_stored_in_the_files(run):
     out, results = run
     assert json.loads((out / "results.json").read_text()) == results
@@ -42,6 +43,7 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert support.asks_for_nothing(page)
 
 
+@pytest.mark.slow
 def test_aligned_end_points_are_the_original_functions_and_orbits_one_point(run):
     """Exact but for the autoencoder's; repaired by themselves they stay what they are."""
     one = run[1]["activations"]["relu"]
@@ -53,6 +55,7 @@ def test_aligned_end_points_are_the_original_functions_and_orbits_one_point(run)
     assert one["orbit"]["ratio"] < 1e-3
 
 
+@pytest.mark.slow
 def test_networks_and_images_of_the_splits_are_disjoint(run):
     out, _ = run
     cnns = _cnns(out)
@@ -67,6 +70,7 @@ def test_networks_and_images_of_the_splits_are_disjoint(run):
     np.testing.assert_array_equal(exchanged.records["scoring_accuracy"], cnns.records["scoring_accuracy"])
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumes_to_the_same_numbers_from_its_files(run, monkeypatch):
     out, results = run
     monkeypatch.setattr(cnn_zoo.classifier_zoo, "fit", None)
@@ -82,6 +86,7 @@ def test_a_finished_run_resumes_to_the_same_numbers_from_its_files(run, monkeypa
         assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_part_of_a_zoo_is_trained_as_it_would_be_with_the_others(run, tmp_path):
     """The second part alone has the recipes and the weights that it has after the first."""
     out, _ = run
@@ -107,6 +112,7 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, changes, m
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_too_few_usable_networks_are_refused(run):
     out, _ = run
     config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, least_accuracy=1.1))
@@ -115,12 +121,14 @@ def test_too_few_usable_networks_are_refused(run):
         cnn.fit_autoencoder(config, "relu", parts, {}, progress.Interruption())
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_refused(run):
     out, _ = run
     with pytest.raises(SystemExit, match="other options"):
         cnn.main(dataclasses.replace(TINY, out=out, resume=True, seed=5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"steps": 8}, {"checkpoints": 3}, {"networks": 6, "part": 6}])
 def test_parts_of_another_zoo_are_refused(run, tmp_path, change):
     out, _ = run
@@ -133,6 +141,7 @@ def test_parts_of_another_zoo_are_refused(run, tmp_path, change):
 # --- zoos of others -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zoo", "zoo/small_cnn_zoo/relu", "one.safetensors"])
 def test_zoos_of_others_are_scored_on_our_images(run, tmp_path, name):
     """The run's own folder, the layout of the Small CNN Zoo and a file hold the same networks with the same scores."""
@@ -149,6 +158,7 @@ def test_zoos_of_others_are_scored_on_our_images(run, tmp_path, name):
     assert set(cnn_zoo.split(ends, 0)["train"].records["model"]) < set(range(TINY.zoo.networks))
 
 
+@pytest.mark.slow
 def test_a_run_on_the_layout_of_the_small_cnn_zoo_trains_no_cnn(run, tmp_path, monkeypatch):
     out, _ = run
     monkeypatch.setattr(cnn_zoo.classifier_zoo, "fit", None)
@@ -158,6 +168,7 @@ def test_a_run_on_the_layout_of_the_small_cnn_zoo_trains_no_cnn(run, tmp_path, m
     assert not (tmp_path / "run" / "zoo").exists()
 
 
+@pytest.mark.slow
 def test_zoos_that_do_not_fit_are_refused_before_anything_is_written(run, tmp_path):
     out, _ = run
 

@@ -138,6 +138,7 @@ def test_sinkhorn_never_ends_below_its_start(name):
     assert support.deviation(function(arch, moved, x), function(arch, params, x)) < 1e-5
 
 
+@pytest.mark.slow
 def test_sinkhorn_starts_at_weight_matching_by_default_and_one_by_one_is_a_stack():
     """Pair by pair without a start, and the stack from weight matching's elements: one and the same."""
     arch = NETWORKS["siren"]
@@ -165,6 +166,7 @@ def test_sinkhorn_of_zeros_loses_no_neuron(zero):
     np.testing.assert_array_equal(found.similarity, 0)
 
 
+@pytest.mark.slow
 def test_sinkhorn_lowers_the_loss_along_the_segment_where_weights_do_not_tell():
     """On networks trained apart: never above weight matching's element, below it on the mean by a tenth."""
     params, target, loss_fn, data = regression()
@@ -224,6 +226,7 @@ def straight_through():
     return match, match(params, target)
 
 
+@pytest.mark.slow
 def test_straight_through_lowers_the_midpoint_loss_where_weights_do_not_tell():
     """On networks trained apart: never above weight matching's element, below it on the mean by a tenth."""
     params, target, *_ = regression()
@@ -268,6 +271,7 @@ def by_both(arch, params, target, start, loss_fn):
     )
 
 
+@pytest.mark.slow
 def test_a_loss_without_numbers_returns_the_start():
     """Where the loss is NaN, or its gradient alone: no crash in the assignment, and no element of chance."""
     params, target = support.random_params(TANH), support.random_params(TANH, 1)

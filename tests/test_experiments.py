@@ -132,6 +132,7 @@ def test_resuming_where_there_is_no_run_is_refused(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.slow
 def test_training_over_eight_devices_has_the_losses_of_training_on_one(run, tmp_path):
     out, results = run
     zoos = {
@@ -156,6 +157,7 @@ def test_too_many_images_are_refused():
         runs.load_images(TINY, settings)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_sigterm_resumes_to_the_same_numbers(run, tmp_path, monkeypatch):
     """The signal comes after the first checkpoint; the resumed run ends with the very same variables.
 
@@ -358,6 +360,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, module):
 # --- zoos of others -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_on_the_zoo_of_another_run_trains_on_what_its_networks_draw(run, tmp_path):
     """Pairs of fits are found again, and no INR is fitted."""
     source, _ = run

@@ -8,7 +8,7 @@ import pytest
 import jax_scalegmn
 
 FLOORS = (
-    {"types"},
+    {"types", "_bounded"},
     {"stacks"},
     {"architecture"},
     {"network", "inference", "symmetry"},

@@ -35,6 +35,7 @@ def numbers(results):
     return [numbers(value) for value in results] if isinstance(results, list) else results
 
 
+@pytest.mark.slow
 def test_results_are_complete_and_stored_in_the_files(run):
     config, results = run
     assert json.loads((config.out / "results.json").read_text()) == results
@@ -66,6 +67,7 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert support.asks_for_nothing(page)
 
 
+@pytest.mark.slow
 def test_group_elements_change_no_prediction_of_the_encoder_that_follows_the_whole_group(run):
     """But those of the encoders that do not: positive scales are no symmetry of theirs."""
     for name, encoder in run[1]["activations"]["relu"]["encoders"].items():
@@ -78,6 +80,7 @@ def test_group_elements_change_no_prediction_of_the_encoder_that_follows_the_who
             assert max(abs(pair["moved_r2"] - pair["r2"]) for pair in encoder["seeds"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_on_the_zoo_of_another_resumes_to_the_same_numbers(run, tmp_path):
     """It trains the pair that is missing and no CNN."""
     config, expected = run
@@ -94,6 +97,7 @@ def test_a_run_on_the_zoo_of_another_resumes_to_the_same_numbers(run, tmp_path):
     assert numbers(results["activations"]) == numbers(expected["activations"])
 
 
+@pytest.mark.slow
 def test_the_zoo_of_another_run_is_refused_at_the_door_where_it_does_not_fit(run, tmp_path):
     config, _ = run
     other = dataclasses.replace(config, out=tmp_path / "other", zoo_from=config.out)
@@ -128,6 +132,7 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_encoders_learn_the_standardized_accuracy_and_predict_the_accuracy(run):
     config, _ = run
     parts = [zoo.load(path) for path in sorted((config.out / "zoo").glob("*.safetensors"))]

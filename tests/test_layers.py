@@ -1,6 +1,7 @@
 """Lists of layers: they compute what PyTorch's modules do, and have the groups of the function that they are."""
 
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,58 @@ def test_a_list_of_layers_is_the_function_written_by_hand():
     assert set(inferred.parameters) == set(arch.parameters)
     assert arch is sg.sequential(list(LAYERS), SHAPE)
     assert arch == layers.parse(TEXT) == layers.from_json(layers.as_json(LAYERS, SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("(" * 5000, "is no Python expression"),
+        ("-" * 50_000 + "1", "is no Python expression"),
+        ("sequential([Dense(1" + "+1" * 20_000 + ")], (2,))", "expression"),
+        ("sequential(" + "a." * 20_000 + "b, (2,))", "expression"),
+        ("sequential([" + "[" * 90 + "]" * 90 + "], (2,))", r"layers\[0\] is .*; expected one of Dense"),
+        ("sequential([Dense(8)" + ", Dense(8)" * 500 + "], (2,))", r"layers=5010"),
+        ("sequential([Dense(8)], (2,))" + " " * 10**6, r"limits\(metadata_bytes="),
+        ("sequential([Dense(" + "9" * 5000 + ")], (2,))", "expression"),
+        ("sequential([Dense(8, name={[]: 1})], (2,))", "is no literal"),
+        ("sequential([Dense(8.5)], (2,))", r"features is 8\.5; expected a whole number"),
+        ("sequential([Dense(-1)], (2,))", "features is -1; expected 1 to"),
+        ("sequential([Dense(10**9)], (2,))", "is no literal"),
+        ("sequential([Dense(1000000000)], (2,))", r"weights is 1000000000; .*limits\(tensor_bytes=1000000000\)"),
+        ("sequential([Conv(1, 3, stride=0)], (1, 8, 8))", "stride is 0; expected 1"),
+        ("sequential([Conv(1, 3, padding=100000), Flatten(), Dense(2)], (1, 8, 8))", "number of its values"),
+        ("sequential([Dense(8)], (2.5,))", r"input_shape\[0\] is 2\.5"),
+        ("sequential([Dense(8)], (0,))", r"input_shape is \(0,\)"),
+        ("sequential([Dense(8)])", "input_shape"),
+        ("sequential([Dense(8, 1)], (2,))", r"use_bias is 1; expected true or false"),
+        ("sequential([Activation('sine', w0=1e999), Dense(1)], (2,))", "w0 is inf; expected a finite number"),
+        ("sequential([Dense(8, features=8)], (2,))", "unknown or twice"),
+        ("sequential([Dense(8, True, 'a', 1)], (2,))", "takes 3 arguments, got 4"),
+        ("seq\0uential([Dense(8)], (2,))", "expression|null"),
+        ("x" * 10**5, "is not a call of sequential"),
+    ],
+)
+def test_an_expression_that_is_no_list_of_layers_is_refused_briefly(text, words):
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=words) as caught:
+        layers.parse(text)
+    assert len(str(caught.value)) < 2000
+    assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layers": None}, "layers is None; expected a list"),
+        ({"layers": [{"type": "Dense"}]}, r"layers\[0\] has no features"),
+        ({"layers": [{"type": "Dense", "features": "8"}]}, r"layers\[0\]\.features is '8'"),
+        ({"layers": [{"type": "Activation", "kind": "evil"}]}, r"layers\[0\]: The activation is 'evil'"),
+        ({"input_shape": 3}, "input_shape is 3; expected a list"),
+    ],
+)
+def test_a_wrong_field_of_json_is_named(change, words):
+    with pytest.raises(ValueError, match=rf"describes no list of layers \({words}"):
+        layers.from_json(layers.as_json([Dense(2)], (2,)) | change)
 
 
 def test_the_last_map_may_be_flattened_in_both_orders():
@@ -190,6 +243,7 @@ def test_what_is_no_list_of_layers_is_named(text, message):
         layers.parse(text)
 
 
+@pytest.mark.slow
 def test_a_planted_element_is_recovered_from_activations():
     arch = sg.sequential(LAYERS, SHAPE)
     params, x = random_params(arch), normal(8, *SHAPE)

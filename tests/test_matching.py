@@ -98,6 +98,7 @@ def test_align_brings_a_moved_copy_back_bit_for_bit():
     support.assert_identical(matching.align(arch, params, target), target)
 
 
+@pytest.mark.slow
 def test_restarts_never_end_below_the_first_start_and_leave_local_optima():
     """From the identity, where ascents end in local optima; the same key gives the same matching."""
     arch = support.ARCHITECTURES["mixed mlp"]

@@ -22,6 +22,7 @@ def run(tmp_path_factory):
     return config, merging.main(config)
 
 
+@pytest.mark.slow
 def test_results_are_complete_and_stored_in_the_files(run):
     config, results = run
     assert json.loads((config.out / "results.json").read_text()) == results
@@ -41,6 +42,7 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert "weights, permutations alone" in (config.out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_paths_begin_and_end_at_the_networks(run):
     """Every method's path has the end points' own scores, and the middle is its middle point."""
     config, results = run
@@ -56,6 +58,7 @@ def test_paths_begin_and_end_at_the_networks(run):
     assert one["methods"]["naive"]["pairs"][0]["function_change"] == 0
 
 
+@pytest.mark.slow
 def test_a_copy_merges_without_loss(run):
     """A network and a moved copy of it: the naive middle is another network, the aligned one the same."""
     config, _ = run
@@ -78,6 +81,7 @@ def test_a_copy_merges_without_loss(run):
     assert abs(naive["middle"]["loss"] - naive["path"]["loss"][0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumes_from_its_files(run):
     config, results = run
     before = {path: path.stat().st_mtime_ns for path in config.out.rglob("*.safetensors")}

@@ -335,6 +335,48 @@ def test_foreign_json_is_refused(change):
         models.from_json(models.as_json(Encoder(ScaleGMN(SIREN, 4))) | change)
 
 
+def within(levels):
+    value = {}
+    for _ in range(levels):
+        value = {"type": "Encoder", "gmn": value}
+    return value
+
+
+def with_gmn(**change):
+    described = models.as_json(Encoder(ScaleGMN(SIREN, 4)))
+    return described | {"gmn": described["gmn"] | change}
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ([], r"type is None|is \[\]"),
+        ({}, "type is None; expected one of Autoencoder"),
+        ({"type": []}, r"type is \[\]"),
+        (within(20), r"gmn\.type is 'Encoder'; expected ScaleGMN"),
+        (within(2000), "nesting of the description"),
+        ({"type": "Encoder", "gmn": 5}, "gmn is 5; expected a dict"),
+        (with_gmn(features=4.5), r"gmn\.features is 4\.5; expected a whole number"),
+        (with_gmn(features=0), r"gmn\.features is 0; expected whole numbers from 1"),
+        (with_gmn(features=2**40), r"gmn\.features is 1099511627776; expected whole numbers from 1"),
+        (with_gmn(num_layers=10_000), r"gmn\.num_layers is 10000; .*limits\(layers=10000\)"),
+        (with_gmn(bidirectional=1), r"gmn\.bidirectional is 1; expected true or false"),
+        (with_gmn(canonical="evil"), r"gmn\.canonical is 'evil'; expected one of"),
+        (with_gmn(dropout=float("nan")), r"gmn\.dropout is nan"),
+        (with_gmn(dropout=2.0), r"gmn\.dropout is 2\.0"),
+        (with_gmn(dtype="object"), r"gmn\.dtype is 'object'"),
+        (with_gmn(arch=5), r"gmn\.arch: This does not describe an architecture"),
+        (with_gmn(arch=sg.mlp((2**16, 2**16)).as_json()), r"graph of gmn\.arch, in bytes, is \d+; .*tensor_bytes="),
+        (with_gmn(arch={"members": 5}), r"gmn\.arch\.members is 5"),
+        ({"type": "Decoder", "arch": SIREN.as_json(), "hidden": ["x"]}, r"hidden\[0\] is 'x'"),
+    ],
+)
+def test_a_wrong_field_of_json_is_named(description, words):
+    with pytest.raises(ValueError, match=rf"no description of a model \(.*{words}") as caught:
+        models.from_json(description)
+    assert len(str(caught.value)) < 2000
+
+
 def test_a_decoder_alone_does_not_know_its_input():
     with pytest.raises(ValueError, match="describe the Autoencoder"):
         models.abstract_variables(Decoder(SIREN, (3,)))

@@ -299,6 +299,7 @@ def test_without_batch_normalization_training_mode_is_the_function(arch, params)
     support.assert_identical(changed, params)
 
 
+@pytest.mark.slow
 def test_training_mode_has_gradients_and_a_batch_of_networks():
     arch = NORMALIZED["resnet tanh"]
     x = batch(arch)

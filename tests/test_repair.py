@@ -418,6 +418,7 @@ def test_moments_keep_their_digits_far_from_zero():
 # --- transformations and errors -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_runs_without_jit_and_over_stacks_of_merged_networks():
     stack, x = stack_of(RELU), data(RELU)
     merged = jax.tree.map(lambda *leaves: jnp.stack(leaves), merge.average(stack), support.rows(stack, 1))

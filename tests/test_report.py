@@ -246,6 +246,7 @@ def test_a_loss_of_the_user_s_is_drawn_for_networks_without_an_image(show):
     assert len(browser.find_elements("css selector", "canvas.picture")) == 0
 
 
+@pytest.mark.slow
 def test_a_large_network_is_averaged_and_aligned(show):
     arch = sg.mlp((64, 128, 128, 10), "relu")
     params, target, element = planted(arch)
@@ -379,6 +380,7 @@ def test_without_anywidget_the_error_names_the_extra(monkeypatch, siren):
         sg.report.widget(SIREN, *siren[:2])
 
 
+@pytest.mark.slow
 def test_the_library_imports_neither_anywidget_nor_selenium():
     code = "import sys, jax_scalegmn.report; print(sorted({'anywidget', 'selenium', 'ipywidgets'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

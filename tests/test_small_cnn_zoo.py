@@ -3,9 +3,11 @@
 import csv
 import gzip
 import math
+import os
 import pickle
 import random
 import re
+import time
 import tracemalloc
 from io import StringIO
 from pathlib import Path
@@ -415,7 +417,10 @@ def test_a_hostile_matrix_is_refused_and_not_run(tmp_path, form):
         (lambda path, matrix: np.save(path, matrix.astype(int)), "got int64"),
         (lambda path, matrix: np.save(path, matrix.astype(complex)), "got complex128"),
         (lambda path, matrix: np.save(path, matrix[:, :-1]), "take 55 columns, the matrix has 54"),
-        (lambda path, matrix: np.save(path, matrix[:-1]), "has 36 rows, .*weights.npy 35: row 35 is missing in one"),
+        (
+            lambda path, matrix: np.save(path, matrix[:-1]),
+            "has 36 or more rows, .*weights.npy 35: row 35 is missing",
+        ),
         (lambda path, matrix: np.save(path, matrix[[*range(36), 0]]), "36 rows, .* 37: row 36 is missing"),
     ],
 )
@@ -428,11 +433,78 @@ def test_a_damaged_matrix_is_refused(tmp_path, damage, message):
     assert str(tmp_path) in str(caught.value)
 
 
+def gzipped(folder: Path, change) -> None:
+    path = folder / "metrics.csv.gz"
+    path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()))))
+
+
+def long_cell(content: bytes) -> bytes:
+    lines = content.splitlines()
+    lines[5] = lines[5].replace(b"relu", b"x" * 131_000).replace(b"tanh", b"x" * 131_000)
+    return b"\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: gzipped(folder, lambda content: content + b"\n" * 2**25), "has 0 cells"),
+        (lambda folder: gzipped(folder, lambda content: content + b"x" * 2**25), r"limits\(metadata_bytes="),
+        (lambda folder: gzipped(folder, lambda content: content + content[-20:] * 10**5), "rows|cells"),
+        (lambda folder: gzipped(folder, lambda content: b"x," * 2**17 + b"\n" + content), "items="),
+        (lambda folder: gzipped(folder, lambda content: b"x" * 140_000 + content), "field larger than"),
+        (lambda folder: gzipped(folder, lambda content: b"\xff" + content), "cannot be read"),
+        (
+            lambda folder: (folder / "layout.csv").write_text(
+                f"varname,start_idx,end_idx,size,shape\n{'x' * 10**5},,,,"
+            ),
+            "xxx",
+        ),
+        (lambda folder: os.truncate(folder / "weights.npy", 2**20), "its header says float32"),
+        (
+            lambda folder: (folder / "weights.npy").write_bytes(npy((2**60, 0))),
+            r"got float32 \(1152921504606846976, 0\)",
+        ),
+        (lambda folder: (folder / "weights.npy").write_bytes(npy((2**40, 55))), "its header says float32"),
+    ],
+)
+def test_hostile_files_are_refused_briefly(tmp_path, damage, message):
+    write_zoo(tmp_path)
+    damage(tmp_path)
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*({message})") as caught:
+        small_cnn_zoo.load(tmp_path, activation="relu")
+    assert len(str(caught.value)) < 2000
+    assert time.process_time() - begin < 5
+
+
+def npy(shape: tuple[int, ...]) -> bytes:
+    text = str({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def test_one_long_cell_takes_no_memory_in_every_row(tmp_path):
+    write_zoo(tmp_path, 4000)
+    gzipped(tmp_path, long_cell)
+    tracemalloc.start()
+    small_cnn_zoo.load(tmp_path, activation="relu")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**27  # 131,000 letters for each of 12,000 rows would be 6 GB
+
+
+def test_special_files_of_a_zoo_are_refused(tmp_path):
+    write_zoo(tmp_path)
+    (tmp_path / "metrics.csv.gz").unlink()
+    os.symlink("/dev/zero", tmp_path / "metrics.csv.gz")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"metrics\.csv\.gz"):
+        small_cnn_zoo.load(tmp_path, activation="relu")
+
+
 def test_an_archive_of_arrays_is_no_matrix(tmp_path):
     matrix = write_zoo(tmp_path)
     with (tmp_path / "weights.npy").open("wb") as file:
         np.savez(file, matrix)
-    with pytest.raises(ValueError, match="got several arrays"):
+    with pytest.raises(ValueError, match=r"expected an npy file of plain numbers.*PK"):
         small_cnn_zoo.load(tmp_path, activation="relu")
 
 

@@ -117,6 +117,7 @@ def test_the_base_keeps_its_dtype():
         assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 def test_many_bases_at_once_and_gradients_to_weights():
     bases = support.random_params(SIREN, 5, models=(2,))
     both = jax.vmap(lambda base: ties(base, STACK))(bases)

@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import struct
 import sys
+import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jax_scalegmn.io import _inert_pickle, _torch_dicts, _torch_files, tensors
+from jax_scalegmn import io
+from jax_scalegmn.io import tensors
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -222,7 +224,7 @@ def one(*args: Any) -> bytes:
         (one("FloatStorage", "0", 4, 0, (2**30, 2**30), (0, 0)), FOUR, "does not hold.*contiguous"),
         (one("FloatStorage", "0", 4, 0, (2, 2), (1,)), FOUR, r"size \(2, 2\) and stride \(1,\), which"),
         (one("FloatStorage", "0", 5, 0, (5,), (1,)), FOUR, "has 16 bytes.*expected 5 x 4"),
-        (one("FloatStorage", "1", 4, 0, (4,), (1,)), FOUR, "no item named"),
+        (one("FloatStorage", "1", 4, 0, (4,), (1,)), FOUR, "storage of tensor 'x' is missing"),
         (one("QInt8Storage", "0", 16, 0, (2,), (1,)), FOUR, r"'x' is quantized .*torch\.QInt8Storage"),
         (one("ostr", "0", 2, 0, (2,), (1,)), FOUR, "'x' is quantized or of an unknown kind"),
         (mapping({"x": number(1)}), {}, r"keys \['x'\]"),
@@ -289,7 +291,7 @@ def test_damaged_files_are_refused(tmp_path, suffix, damage):
 
 def test_pickled_arrays_in_npz_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.array([None], object))
-    with pytest.raises(ValueError, match=r"x\.npz.*allow_pickle"):
+    with pytest.raises(ValueError, match=r"x\.npz.*member 'x\.npy'.*Python objects are refused"):
         tensors.read(tmp_path / "x.npz")
 
 
@@ -516,8 +518,7 @@ def module_opcodes(inner: bytes) -> bytes:
     return ref("m", "Net") + b")\x81" + mapping(parts) + b"b"
 
 
-def test_modules_in_themselves_and_doubled_modules_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(_torch_dicts, "_MAX_NODES", 5000)
+def test_modules_in_themselves_and_doubled_modules_are_refused(tmp_path):
     itself = (
         ref("m", "Net")
         + b")\x81q\x01"
@@ -528,15 +529,43 @@ def test_modules_in_themselves_and_doubled_modules_are_refused(tmp_path, monkeyp
     for place in range(30):  # 2**30 names
         doubled = module_opcodes(mapping({"a": doubled + b"q" + bytes([place]), "b": b"h" + bytes([place])}))
     for content in (itself, doubled):
-        with pytest.raises(ValueError, match="contains itself, or more than"):
+        with io.limits(items=500), pytest.raises(ValueError, match=r"contains itself, or the .*is \d+ or more"):
             tensors.read(write_torch(tmp_path / "x.pt", content, FOUR))
 
 
-def test_compressed_and_repeated_storages_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensors, "_SPARE_NBYTES", 2**20)
-    monkeypatch.setattr(_torch_files, "_MAX_PICKLE", 2**16)
+def test_many_modules_around_one_are_refused_by_the_names_in_all(tmp_path):
+    inner = module_opcodes(mapping({}))
+    for _ in range(20):  # "aaa.aaa. ... .weight"
+        inner = module_opcodes(mapping({"a" * 400: inner}))
+    outer = b"](" + inner + b"q\x01" + module_opcodes(mapping({"x": b"h\x01"})) * 60 + b"e"
+    path = write_torch(tmp_path / "x.pt", outer, FOUR)
+    assert path.stat().st_size < 200_000
+    with io.limits(metadata_bytes=2**18), pytest.raises(ValueError, match="names, in letters, is"):
+        tensors.read(path)
+
+
+@pytest.mark.parametrize(("many", "message"), [("dicts", "pickle's opcodes is"), ("bytes", "texts, in bytes, is")])
+def test_pickles_that_copy_what_they_hold_again_and_again_are_refused(tmp_path, many, message):
+    pairs = b"](" + b"(K\x01K\x02l" * 1000 + b"e"
+    content = {
+        "dicts": pairs + b"q\x010(" + (ref("collections", "OrderedDict") + b"h\x01\x85R") * 30 + b"t",
+        "bytes": text("a" * 100_000) + b"q\x010(" + (ref("_codecs", "encode") + b"(h\x01U\x06latin1tR") * 30 + b"t",
+    }[many]
+    path = write_torch(tmp_path / "x.pt", content, FOUR)
+    with io.limits(opcodes=30_000, metadata_bytes=2**20), pytest.raises(ValueError, match=rf"{message}.*or more"):
+        tensors.read(path)
+
+
+def test_many_dicts_of_tensors_take_linear_time(tmp_path):
+    path = write_torch(tmp_path / "x.pt", b"](" + mapping({"x": GOOD}) * 1000 + b"e", FOUR)
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=r"several dicts of tensors: .* and 988 more"):
+        tensors.read(path)
+    assert time.process_time() - begin < 5
+
+
+def test_compressed_storages_are_bounded_by_an_option_that_the_error_names(tmp_path):
     zeros = np.zeros(2**17, np.float32)
-    big = tensor("FloatStorage", "0", zeros.size, 0, zeros.shape, (1,))
     path = tmp_path / "x.pt"
 
     def write(content):
@@ -544,22 +573,50 @@ def test_compressed_and_repeated_storages_are_bounded(tmp_path, monkeypatch):
             archive.writestr("x/data.pkl", b"\x80\x02" + content + b".")
             archive.writestr("x/data/0", zeros.tobytes())
 
-    write(mapping({f"{i}.weight": big for i in range(8)}))
-    with pytest.raises(ValueError, match=r"its tensors have 4194304 bytes, more than"):
-        tensors.read(path)
+    whole = tensor("FloatStorage", "0", zeros.size, 0, zeros.shape, (1,))
+    for content in (whole, tensor("FloatStorage", "0", zeros.size, 0, (2, 2), (2, 1))):  # the storage counts, too
+        write(mapping({"x": content}))
+        with io.limits(tensor_bytes=2**18):
+            with pytest.raises(ValueError, match=r"tensors, in bytes, is 524288; .*io\.limits\(tensor_bytes=524288\)"):
+                tensors.read(path)
+            with io.limits(tensor_bytes=524288):
+                assert list(tensors.read(path)) == ["x"]
     write(b"]0" * 2**15 + b"]")
-    with pytest.raises(ValueError, match=r"its x/data\.pkl has 65540 bytes, expected up to 65536"):
+    with io.limits(metadata_bytes=2**16), pytest.raises(ValueError, match=r"x/data\.pkl, in bytes, is 65540; .*65536"):
         tensors.read(path)
     np.savez_compressed(tmp_path / "x.npz", x=np.zeros(2**19, np.float32))
-    with pytest.raises(ValueError, match=r"its tensors have 2097280 bytes, more than"):
+    with io.limits(tensor_bytes=2**20), pytest.raises(ValueError, match=r"its arrays, in bytes, is 2097280; .*1048576"):
         tensors.read(tmp_path / "x.npz")
 
 
-def test_too_many_opcodes_are_refused(tmp_path, monkeypatch):
+def test_tensors_of_one_storage_share_memory_and_count_once(tmp_path):
+    numbers = np.arange(2**17, dtype=np.float32)
+    stored = {"0": numbers.tobytes()}
+    whole = tensor("FloatStorage", "0", numbers.size, 0, numbers.shape, (1,))
+    half = tensor("FloatStorage", "0", numbers.size, 2**16, (2**16,), (1,))
+    turned = tensor("FloatStorage", "0", numbers.size, 0, (2**8, 2**9), (1, 2**8))
+    path = write_torch(tmp_path / "x.pt", mapping({"a": whole, "b": whole, "half": half, "turned": turned}), stored)
+    with io.limits(tensor_bytes=2**19 * 3, expansion=1):
+        state = tensors.read(path)
+    assert state["a"] is state["b"]
+    assert np.shares_memory(state["a"], state["half"])
+    assert state["a"].flags.writeable
+    np.testing.assert_array_equal(state["half"], numbers[2**16 :])
+    np.testing.assert_array_equal(state["turned"], numbers.reshape(2**9, 2**8).T)
+
+
+def test_a_small_tensor_does_not_keep_its_large_storage(tmp_path):
+    numbers = np.arange(2**12, dtype=np.float32)
+    part = tensor("FloatStorage", "0", numbers.size, 2, (3,), (1,))
+    (read,) = tensors.read(write_torch(tmp_path / "x.pt", mapping({"a": part}), {"0": numbers.tobytes()})).values()
+    assert read.tolist() == [2, 3, 4]
+    assert read.base is None or read.base.nbytes < 100
+
+
+def test_too_many_opcodes_are_refused(tmp_path):
     path = write_torch(tmp_path / "x.pt", b"]0" * 500 + mapping({"x": GOOD}), FOUR)
     assert list(tensors.read(path)) == ["x"]
-    monkeypatch.setattr(_inert_pickle, "MAX_OPCODES", 1000)
-    with pytest.raises(ValueError, match="more than 1000 opcodes: save the state_dict alone"):
+    with io.limits(opcodes=1000), pytest.raises(ValueError, match=r"opcodes is 1001 or more.*limits\(opcodes=2002\)"):
         tensors.read(path)
 
 

@@ -362,6 +362,7 @@ def test_matching_recovers_permutations_and_signs(name):
     support.assert_identical(jax.jit(matching.align)(arch, params, target), target)
 
 
+@pytest.mark.slow
 def test_matching_recovers_permutations_and_rescales_of_positive_layers():
     for arch in (VGG, RESNET):
         params = generic_params(arch)

@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,34 @@ def test_files_are_read_back_bit_for_bit(fitted, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["inrs.safetensors"]  # no temporary file is left
 
 
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_parts_are_the_slices_of_the_zoo(fitted, tmp_path, size):
+    zoo.save(fitted, tmp_path / "inrs.safetensors")
+    parts = list(zoo.parts(tmp_path / "inrs.safetensors", size))
+    assert [len(part) for part in parts] == [min(size, 5 - first) for first in range(0, 5, size)]
+    joined = zoo.concatenate(parts)
+    support.assert_identical(joined.params, fitted.params)
+    support.assert_identical(joined.records, fitted.records)
+    assert (joined.arch, joined.settings) == (fitted.arch, fitted.settings)
+
+
+def test_parts_take_the_memory_of_one_part(tmp_path):
+    path, count = tmp_path / "large.safetensors", 20_000
+    params = {"Dense_0": {"kernel": np.ones((count, 2, 100), np.float32), "bias": np.ones((count, 100), np.float32)}}
+    zoo.save(zoo.Zoo(sg.mlp((2, 100)), params, {}, {}), path)
+    del params
+    tracemalloc.start()
+    try:
+        assert sum(len(part) for part in zoo.parts(path, 500)) == count
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 20e6
+    assert peak < 4e6
+    with pytest.raises(ValueError, match="size is 0; expected 1 or more"):
+        zoo.parts(path, 0)
+
+
 def rewritten(path, change):
     """The file with its arrays and header changed, as a foreign writer would leave it."""
     arrays = safetensors.numpy.load_file(path)
@@ -161,6 +190,17 @@ def not_a_number(arrays, header):
     arrays["params/Dense_0/bias"][2, 1] = np.nan
 
 
+def of_another_dtype(path):
+    """One tensor, of numbers of half a byte."""
+    header = json.dumps(
+        {
+            "__metadata__": {"format": "jax_scalegmn.zoo/1", "arch": "{}", "settings": "{}"},
+            "params/x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]},
+        }
+    ).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(1))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -175,17 +215,29 @@ def not_a_number(arrays, header):
         (lambda path: rewritten(path, lambda a, _: a.pop("params/Dense_1/bias")), r"\['Dense_1'\]\['bias'\] is miss"),
         (
             lambda path: rewritten(path, lambda a, _: a.update({"records/x": np.ones(2)})),
-            "has 2 rows, zoo.params 5 networks: row 2 is missing",
+            r"has 2 rows, zoo.params 5 networks: row 2 is missing|arrays have \[\(2,\), \(5,\)\] rows",
         ),
-        (lambda path: rewritten(path, not_a_number), r"\['Dense_0'\]\['bias'\] holds 1 NaN .* at \(2, 1\)"),
+        (lambda path: rewritten(path, lambda a, _: a.update({"x": np.ones(2)})), "x is additional"),
+        (lambda path: rewritten(path, lambda a, _: a.update({"params/Dense_0": np.ones(2)})), "is additional"),
+        (lambda path: rewritten(path, lambda a, _: a.update({"records/x": np.ones(())})), "have no axis"),
+        (lambda path: rewritten(path, lambda _, header: header.pop("arch")), "its header has no arch"),
+        (lambda path: rewritten(path, lambda _, header: header.pop("settings")), "its header has no settings"),
+        (lambda path: rewritten(path, lambda _, header: header.update(arch="[" * 10**5)), "nesting of its JSON"),
+        (lambda path: rewritten(path, lambda _, header: header.update(settings="[" * 10**5)), "nesting of its JSON"),
+        (lambda path: rewritten(path, lambda _, header: header.update(format="x" * 10**5)), "format is 'xxx"),
+        (of_another_dtype, "F4|additional|dtype|truncated"),
+        (lambda path: path.write_bytes(struct.pack("<Q", 2**25) + b"{" + bytes(2**25)), "metadata_bytes="),
+        (lambda path: rewritten(path, not_a_number), r"\['Dense_0'\]\['bias'\] holds 1 NaN .* at \((2|0), 1\)"),
     ],
 )
-def test_damaged_and_foreign_files_are_refused_with_their_path(fitted, tmp_path, damage, message):
+@pytest.mark.parametrize("read", [zoo.load, lambda path: list(zoo.parts(path, 2))], ids=["load", "parts"])
+def test_damaged_and_foreign_files_are_refused_with_their_path(fitted, tmp_path, damage, message, read):
     path = tmp_path / "inrs.safetensors"
     zoo.save(fitted, path)
     damage(path)
-    with pytest.raises(ValueError, match=rf"inrs.safetensors: .*{message}"):
-        zoo.load(path)
+    with pytest.raises(ValueError, match=rf"inrs.safetensors: .*({message})") as caught:
+        read(path)
+    assert len(str(caught.value)) < 2000
 
 
 def test_zoos_are_used_without_flax():

@@ -10,10 +10,10 @@ from jax_scalegmn.architecture._description import (
     NeuronLayer,
     Parameter,
     describe,
-    from_json,
     restrict,
 )
 from jax_scalegmn.architecture._function import Place, TracedFunction, called_program, operations
+from jax_scalegmn.architecture._json import from_json
 from jax_scalegmn.architecture._layers import (
     SCALED,
     SCALING_OF_ACTIVATION,

@@ -1,15 +1,18 @@
 """The description of a network: its neuron layers, and the neuron layer that each axis of each parameter indexes."""
 
+import collections
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from jax_scalegmn import _bounded
 from jax_scalegmn.architecture._function import TracedFunction
-from jax_scalegmn.architecture._layers import Conv, Layer, Scaling, layer_as_json, layer_from_json, walk
+from jax_scalegmn.architecture._layers import Conv, Layer, Scaling, layer_as_json, walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +138,8 @@ class Architecture:
     def __post_init__(self) -> None:
         names = [neurons.name for neurons in self.neuron_layers]
         if len(set(names)) != len(names):
-            raise ValueError(f"{self.name!r} names two neuron layers alike: {names}. Give each its own name.")
+            shown = _bounded.short(names)
+            raise ValueError(f"{self.name!r} names two neuron layers alike: {shown}. Give each its own name.")
         for neurons in self.neuron_layers:
             if neurons.width < 1:
                 raise ValueError(f"{self.name!r}: neuron layer {neurons.name!r} has width {neurons.width}, not >= 1.")
@@ -153,10 +157,15 @@ class Architecture:
         Raises:
           ValueError: If there is none.
         """
-        for neurons in self.neuron_layers:
-            if neurons.name == name:
-                return neurons
-        raise ValueError(f"{self.name!r} has no neuron layer {name!r}; it has {[n.name for n in self.neuron_layers]}.")
+        found = self._by_name.get(name)
+        if found is None:
+            names = _bounded.short(list(self._by_name))
+            raise ValueError(f"{self.name!r} has no neuron layer {_bounded.short(name)}; it has {names}.")
+        return found
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, NeuronLayer]:
+        return {neurons.name: neurons for neurons in self.neuron_layers}
 
     def shape(self, parameter: Parameter) -> tuple[int, ...]:
         """The shape of a parameter: of its array, or of its block of one; axes that are joined are apart."""
@@ -229,40 +238,6 @@ class Architecture:
         }
 
 
-def from_json(description: Mapping[str, Any]) -> Architecture:
-    """Reads an architecture from the JSON values that `Architecture.as_json` returns.
-
-    Args:
-      description: The mapping of names, lists and numbers.
-
-    Returns:
-      The architecture.
-
-    Raises:
-      ValueError: If the mapping does not describe an architecture.
-
-    >>> import json
-    >>> import jax_scalegmn as sg
-    >>> arch = sg.siren((2, 16, 1))
-    >>> sg.architecture.from_json(json.loads(json.dumps(arch.as_json()))) == arch
-    True
-    """
-    try:
-        return Architecture(
-            name=description["name"],
-            neuron_layers=tuple(
-                NeuronLayer(name, width, Scaling(value)) for name, width, value in description["neurons"]
-            ),
-            parameters=tuple(_parameter_from_json(*fields) for fields in description["parameters"]),
-            layers=tuple(layer_from_json(layer) for layer in description["layers"]),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"This does not describe an architecture ({error!r}): expected the JSON of Architecture.as_json, "
-            f"got {str(description)[:200]!r}. The file is foreign or damaged."
-        ) from error
-
-
 def restrict(arch: Architecture, scaling: Scaling) -> Architecture:
     """Describes the same network with a smaller group: permutations, and the scales of one `Scaling` at most.
 
@@ -320,13 +295,6 @@ def _parameter_as_json(parameter: Parameter) -> list[Any]:
     return [list(parameter.path), axes, *more]
 
 
-def _parameter_from_json(
-    path: Sequence[str], axes: Sequence[Any], start: Sequence[int] = (), joined: Sequence[int] = ()
-) -> Parameter:
-    every = tuple(a if isinstance(a, int) else Axis(*a) for a in axes)
-    return Parameter(tuple(path), every, tuple(start), tuple(joined))
-
-
 def _blocks(arch: Architecture) -> dict[tuple[str, ...], list[Parameter]]:
     """The blocks of every array, by path."""
     blocks: dict[tuple[str, ...], list[Parameter]] = {}
@@ -375,28 +343,52 @@ def _check_axes(arch: Architecture, parameter: Parameter) -> None:
 
 def _check_blocks(arch: Architecture, path: tuple[str, ...], blocks: Sequence[Parameter]) -> None:
     """Checks that the blocks of one array fill it without an overlap."""
-    where = f"{arch.name!r}: array {describe(path)}"
+    where, starts = f"{arch.name!r}: array {describe(path)}", _bounded.short([block.start for block in blocks])
     if len({len(block.axes) for block in blocks} | {len(block.offset) for block in blocks}) > 1:
         raise ValueError(
-            f"{where} has blocks with {[len(block.axes) for block in blocks]} axes that start at "
-            f"{[block.start for block in blocks]}; expected one number of axes, that of the array, for all."
+            f"{where} has blocks with {_bounded.short([len(block.axes) for block in blocks])} axes that start at "
+            f"{starts}; expected one number of axes, that of the array, for all."
         )
     if min(itertools.chain(*(block.offset for block in blocks)), default=0) < 0:
-        raise ValueError(
-            f"{where} has blocks that start at {[block.start for block in blocks]}; expected offsets >= 0."
-        )
+        raise ValueError(f"{where} has blocks that start at {starts}; expected offsets >= 0.")
     shapes = [arch.shape(block) for block in blocks]
-    for (first, shape), (second, other_shape) in itertools.combinations(zip(blocks, shapes, strict=True), 2):
-        sides = zip(first.offset, shape, second.offset, other_shape, strict=True)
+    if _fill(where, blocks, shapes) and (len(blocks) == 1 or all(block.start for block in blocks)):
+        return
+    for (first, shape), (second, other) in itertools.combinations(list(zip(blocks, shapes, strict=True))[:_NAMED], 2):
+        sides = zip(first.offset, shape, second.offset, other, strict=True)
         if all(a < b + b_size and b < a + a_size for a, a_size, b, b_size in sides):
             raise ValueError(
-                f"{where} describes a parameter twice: the blocks of shapes {shape} at {first.offset} and "
-                f"{other_shape} at {second.offset} overlap. Give each block its own start."
+                f"{where} describes a parameter twice: the blocks of shapes {shape} at {first.offset} and {other} at "
+                f"{second.offset} overlap. Give each block its own start."
             )
-    whole = _whole_shape(arch, blocks)
-    filled = sum(math.prod(shape) for shape in shapes)
-    if filled != math.prod(whole) or (len(blocks) > 1 and not all(block.start for block in blocks)):
-        raise ValueError(
-            f"{where} of shape {whole} has blocks for {filled} of its {math.prod(whole)} entries, that start at "
-            f"{[block.start for block in blocks]}; expected blocks without a gap, each with its start."
-        )
+    whole, filled = _whole_shape(arch, blocks), sum(math.prod(shape) for shape in shapes)
+    raise ValueError(
+        f"{where} of shape {whole} has blocks for {filled} of its {math.prod(whole)} entries, that start at {starts}; "
+        "expected blocks without a gap or overlap, each with its start."
+    )
+
+
+_NAMED = 200  # blocks among which the two that overlap are looked for, to name them
+_MOST_CUTS = 6
+
+
+def _fill(where: str, blocks: Sequence[Parameter], shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether blocks fill their array exactly once, in linear time.
+
+    They do if their indicator functions add up to that of the array. A function on a grid follows from its mixed
+    difference, which for a block is +1 or -1 at its corners: so the corners have to add up.
+    """
+    extents = [
+        tuple((start, start + size) for start, size in zip(block.offset, shape, strict=True))
+        for block, shape in zip(blocks, shapes, strict=True)
+    ]
+    whole = tuple((0, max(end for _, end in sides)) for sides in zip(*extents, strict=True))
+    cut = [axis for axis, side in enumerate(whole) if any(extent[axis] != side for extent in extents)]
+    if len(cut) > _MOST_CUTS:
+        raise ValueError(f"{where} has blocks that cut {len(cut)} of its axes; expected at most {_MOST_CUTS}.")
+    corners: collections.Counter[tuple[int, ...]] = collections.Counter()
+    for extent, sign in (*((extent, 1) for extent in extents), (whole, -1)):
+        for ends in itertools.product((0, 1), repeat=len(cut)):
+            place = tuple(extent[axis][end] for axis, end in zip(cut, ends, strict=True))
+            corners[place] += -sign if sum(ends) % 2 else sign
+    return not any(corners.values())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -258,20 +257,9 @@ def known_activation(name: str) -> Activation:
 
 
 def layer_as_json(layer: Layer) -> dict[str, Any]:
-    """Describes a layer by plain JSON values, which `layer_from_json` reads."""
+    """Describes a layer by plain JSON values, which `architecture.from_json` reads."""
     fields = dataclasses.asdict(layer)
     if isinstance(layer, Residual):
         fields |= {"branch": [layer_as_json(inner) for inner in layer.branch]}
         fields |= {"shortcut": [layer_as_json(inner) for inner in layer.shortcut]}
     return {"type": type(layer).__name__, **fields}
-
-
-def layer_from_json(fields: Mapping[str, Any]) -> Layer:
-    """Reads a layer from the values that `layer_as_json` returns."""
-    kinds = {kind.__name__: kind for kind in typing.get_args(Layer)}
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items() if key != "type"}
-    for side in {"branch", "shortcut"} & values.keys():
-        values[side] = tuple(layer_from_json(layer) for layer in values[side])
-    if isinstance(values.get("activation"), Mapping):
-        values["activation"] = Activation(**values["activation"])
-    return kinds[fields["type"]](**values)

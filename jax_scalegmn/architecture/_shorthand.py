@@ -1,9 +1,11 @@
 """Reads architectures in the short form of command lines: "mlp:784-64-10,relu" or "resnet:20,16-32-64,norm=batch"."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jax_scalegmn import _bounded
 from jax_scalegmn.architecture._builders import cnn, mlp, siren
 from jax_scalegmn.architecture._description import Architecture
 from jax_scalegmn.architecture._vgg_resnet import resnet, vgg
@@ -44,8 +46,8 @@ def parse(text: str, *, activation: str | None = None) -> Architecture:
     kind, colon, rest = text.partition(":")
     if kind not in _BUILDERS or not colon:
         raise ValueError(
-            f"The architecture is {text!r}; expected one of {', '.join(_BUILDERS)}, a colon and its options, like "
-            f"{', '.join(EXAMPLES.values())}."
+            f"The architecture is {_shown(text)}; expected one of {', '.join(_BUILDERS)}, a colon and its options, "
+            f"like {', '.join(EXAMPLES.values())}."
         )
     build = _BUILDERS[kind]
     signature = inspect.signature(build)
@@ -54,18 +56,26 @@ def parse(text: str, *, activation: str | None = None) -> Architecture:
     if activation is not None:
         if "activation" not in signature.parameters or options.get("activation", activation) != activation:
             own = options.get("activation", "sine")
-            raise ValueError(f"The architecture {text!r} has activation {own!r}, not {activation!r}. Name it once.")
+            raise ValueError(
+                f"The architecture {_shown(text)} has activation {own!r}, not {activation!r}. Name it once."
+            )
         options["activation"] = activation
     if kind in ("mlp", "cnn") and "activation" not in options:
-        raise ValueError(f"The architecture {text!r} names no activation; expected one, like {EXAMPLES[kind]}.")
+        raise ValueError(f"The architecture {_shown(text)} names no activation; expected one, like {EXAMPLES[kind]}.")
+    numbers = [options.get("depth", 0), *(len(_flat(value)) for value in options.values() if isinstance(value, tuple))]
+    _bounded.check("layers", max(numbers), f"The architecture {_shown(text)}: its number of layers")
     try:
         signature.bind(**options)
     except TypeError as error:
-        raise ValueError(f"The architecture {text!r} is incomplete ({error}); expected {EXAMPLES[kind]!r}.") from error
+        raise ValueError(
+            f"The architecture {_shown(text)} is incomplete ({error}); expected {EXAMPLES[kind]!r}."
+        ) from error
     try:
         return build(**options)
     except ValueError as error:
-        raise ValueError(f"The architecture {text!r} does not fit a network: {error}") from error
+        raise ValueError(
+            f"The architecture {_shown(text)} does not fit a network: {_bounded.one_line(error, 500)}"
+        ) from error
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -77,6 +87,8 @@ _BUILDERS: Mapping[str, Callable[..., Architecture]] = {
     "vgg": vgg,
     "resnet": resnet,
 }
+
+_LARGEST = 2**31 - 1  # of a width or size, as JAX has it
 
 # The options that need no name, in order.
 _POSITIONAL = {
@@ -100,12 +112,14 @@ def _given(text: str, kind: str, rest: str, known: list[str]) -> dict[str, str]:
                 unnamed = ["activation"]
             if not unnamed:
                 raise ValueError(
-                    f"The architecture {text!r} has one option too many, {item!r}; expected {EXAMPLES[kind]!r}."
+                    f"The architecture {_shown(text)} has one option too many, {_shown(item)}; expected "
+                    f"{EXAMPLES[kind]!r}."
                 )
             name, value = unnamed.pop(0), item
         if name not in known or name in given:
             raise ValueError(
-                f"The architecture {text!r} has the option {name!r}, unknown or twice; a {kind} has {', '.join(known)}."
+                f"The architecture {_shown(text)} has the option {_shown(name)}, unknown or twice; a {kind} has "
+                f"{', '.join(known)}."
             )
         given[name] = value
     return given
@@ -115,12 +129,25 @@ def _is_word(item: str) -> bool:
     return item[:1].isalpha()
 
 
+def _shown(text: str) -> str:
+    return _bounded.short(text)
+
+
+def _flat(value: tuple[Any, ...]) -> list[Any]:
+    return [entry for part in value for entry in (part if isinstance(part, tuple) else (part,))]
+
+
 def _number(kind: type[int] | type[float], text: str, name: str, value: str) -> Any:
     try:
-        return kind(value)
-    except ValueError:
-        words = {int: "a whole number", float: "a number"}
-        raise ValueError(f"The architecture {text!r}: {name} is {value!r}; expected {words[kind]}.") from None
+        number = kind(value)
+        if not (math.isfinite(number) and abs(number) <= (_LARGEST if kind is int else math.inf)):
+            raise ValueError
+        return number
+    except (ValueError, OverflowError):
+        words = {int: f"a whole number up to {_LARGEST}", float: "a finite number"}
+        raise ValueError(
+            f"The architecture {_shown(text)}: {name} is {_shown(value)}; expected {words[kind]}."
+        ) from None
 
 
 def _int(text: str, name: str, value: str) -> int:
@@ -144,7 +171,9 @@ def _sides(text: str, name: str, value: str) -> tuple[int, ...] | None:
         return None
     sides = _ints(text, name, value)
     if len(sides) != 2:
-        raise ValueError(f"The architecture {text!r}: {name} is {value!r}; expected height and width, like 28-28.")
+        raise ValueError(
+            f"The architecture {_shown(text)}: {name} is {_shown(value)}; expected height and width, like 28-28."
+        )
     return sides
 
 
@@ -154,7 +183,7 @@ def _sizes(text: str, name: str, value: str) -> int | tuple[int, ...]:
 
 
 def _padding(text: str, name: str, value: str) -> int | str:
-    return int(value) if value.isdecimal() else value.upper()
+    return _int(text, name, value) if value.isdecimal() else value.upper()
 
 
 def _words(text: str, name: str, value: str) -> str | tuple[str, ...] | None:

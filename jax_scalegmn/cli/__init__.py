@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jax_scalegmn.cli import _options
 
     options = tyro.cli(_options.Command, args=argv, prog="jax-scalegmn", description=_options.DESCRIPTION)
+    from jax_scalegmn import _bounded
     from jax_scalegmn.cli import _headers
 
     try:
@@ -60,6 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         _commands.run(options)
     except (ImportError, ValueError, OSError) as error:
-        print(f"jax-scalegmn: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"jax-scalegmn: {_bounded.one_line(error, 2000)}", file=sys.stderr)
         return 2
     return 0

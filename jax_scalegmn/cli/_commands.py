@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture, io, layers, matching, merge, network, stacks, symmetry
+from jax_scalegmn import _bounded, architecture, io, layers, matching, merge, network, stacks, symmetry
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.cli import _function, _headers, _options, _report
 from jax_scalegmn.cli._options import Align, Alignment, Check, Command, Common, Merge
@@ -115,7 +115,10 @@ def _check(options: Check, arch: Architecture, files: list[NetworkFile], inputs:
         print(f"  {layer['name']:<11} {layer['neurons']} neurons, {layer['group']}")
     rows = []
     for path, file in zip(options.networks, files, strict=True):
-        change = _report.orbit_change(arch, file.params, jax.random.key(options.seed), inputs)
+        try:
+            change = _report.orbit_change(arch, file.params, jax.random.key(options.seed), inputs)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         kind = "an Orbax checkpoint" if file.format.kind == "orbax" else file.format.kind
         dtypes = sorted({str(np.asarray(leaf).dtype) for leaf in jax.tree.leaves(file.stored)})
         rows.append({"path": str(path), "format": file.format.kind, "dtypes": dtypes, "function_change": change})
@@ -346,11 +349,11 @@ def _architecture(options: Common, first: ArrayFile) -> Architecture:
     if options.activation is not None:
         raise ValueError(f"{options.arch} already holds the activations. Leave --activation out.")
     try:
-        description = json.loads(Path(options.arch).read_bytes())
+        description = _bounded.read_json(Path(options.arch))
         own_layers = isinstance(description, dict) and "input_shape" in description
         return layers.from_json(description) if own_layers else architecture.from_json(description)
     except ValueError as error:
-        raise ValueError(f"{options.arch}: {error}") from error
+        raise error if options.arch in str(error) else ValueError(f"{options.arch}: {error}") from error
 
 
 def _check_shapes(options: Common, stored: list[ArrayFile]) -> None:
@@ -412,7 +415,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     """The arrays of --data."""
     arrays = tensors.read(path)
     if path.suffix != ".npz" or "x" not in arrays or arrays["x"].dtype.kind not in "fiub" or not arrays["x"].shape:
-        dtypes = {name: str(value.dtype) for name, value in arrays.items()}
+        dtypes = _bounded.short({name: str(value.dtype) for name, value in arrays.items()})
         raise ValueError(f"{path}: expected an .npz file with numbers x [N, ...]; it holds {dtypes}.")
     return arrays
 

@@ -4,6 +4,7 @@
 and `as_network` are the two halves of `read_network`, for a file whose architecture is not known yet.
 """
 
+from jax_scalegmn._bounded import Limits, limits
 from jax_scalegmn.io import images, tensors, torch_layout
 from jax_scalegmn.io._atomic import atomic_path, in_use, is_unused
 from jax_scalegmn.io._checksums import checksum
@@ -24,6 +25,7 @@ from jax_scalegmn.io.torch_layout import StateDict, from_torch, storable, to_tor
 __all__ = [
     "ArrayFile",
     "FileFormat",
+    "Limits",
     "NetworkFile",
     "StateDict",
     "as_network",
@@ -36,6 +38,7 @@ __all__ = [
     "in_use",
     "infer_mlp",
     "is_unused",
+    "limits",
     "read_arrays",
     "read_network",
     "storable",

@@ -4,6 +4,7 @@ Both formats are described at https://www.cs.toronto.edu/~kriz/cifar.html (Krizh
 pickles, which are read here without running what they name.
 """
 
+import gzip
 import io
 import os
 import tarfile
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_scalegmn import _bounded
 from jax_scalegmn.io import _inert_pickle
 from jax_scalegmn.io._inert_pickle import Global, Object
 
@@ -26,8 +28,9 @@ _PIXELS = 3 * 32 * 32
 
 def holds_cifar(path: Path) -> bool:
     """Whether this is a tar archive, or a folder with files of CIFAR-10, or one that its archive was unpacked in."""
-    if path.is_file():
-        return tarfile.is_tarfile(path)
+    if not path.is_dir():
+        with _bounded.open_regular(path) as file:
+            return _is_tar(file)
     return any((folder / name).is_file() for folder in _folders(path) for name in _names())
 
 
@@ -72,23 +75,51 @@ def _folders(path: Path) -> list[Path]:
 
 def _unpacked(path: Path) -> dict[str, bytes]:
     folder = next(folder for folder in _folders(path) if any((folder / name).is_file() for name in _names()))
-    return {name: (folder / name).read_bytes() for name in _names() if (folder / name).is_file()}
+    return {name: _bounded.read_bytes(folder / name, "tensor_bytes") for name in _names() if (folder / name).is_file()}
+
+
+_GZIP = b"\x1f\x8b"
+_MOST_MEMBERS = 1000
+
+
+def _is_tar(file: Any) -> bool:
+    """Whether a file begins as a tar archive does, plain or in gzip."""
+    try:
+        stream = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == _GZIP else file
+        tarfile.TarInfo.frombuf(stream.read(512), "utf-8", "surrogateescape")
+        return True
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error):
+        return False
 
 
 def _packed(path: Path) -> dict[str, bytes]:
     try:
-        files = {}
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = member.name.rpartition("/")[-1]
-                if name in _names() and member.isfile() and (content := archive.extractfile(member)):
-                    files[name] = content.read()
-        return files
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        with _bounded.open_regular(path) as file:
+            limit = _bounded.room("tensor_bytes", os.fstat(file.fileno()).st_size)
+            stream: Any = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == _GZIP else file
+            counted: Any = _bounded.Counted(stream, limit, "tensor_bytes", "what it holds")
+            with tarfile.open(fileobj=counted, mode="r|") as archive:  # front to back
+                return _members(archive, limit)
+    except Exception as error:  # a damaged archive can fail anywhere in tarfile, gzip and zlib
         raise ValueError(
-            f"{path}: expected an archive of CIFAR-10, got one that cannot be read ({error}). It is truncated or "
-            "damaged: get it again."
+            f"{path}: expected an archive of CIFAR-10, got one that cannot be read ({_bounded.one_line(error)}). It is "
+            "truncated or damaged: get it again."
         ) from error
+
+
+def _members(archive: tarfile.TarFile, limit: int) -> dict[str, bytes]:
+    """The content of the files that are named as CIFAR-10's."""
+    files: dict[str, bytes] = {}
+    for count, member in enumerate(archive):
+        name = member.name.rpartition("/")[-1]
+        if count >= _MOST_MEMBERS or member.size < 0 or member.issparse():
+            raise ValueError(f"its member {count}, {_bounded.short(name)}, is none of CIFAR-10's")
+        if name in _names() and name not in files and member.isreg() and (content := archive.extractfile(member)):
+            _bounded.check("tensor_bytes", member.size, f"the size of its {name}, in bytes,", limit=limit)
+            files[name] = content.read()
+            if len(files[name]) != member.size:
+                raise ValueError(f"its {name} ends after {len(files[name])} of {member.size} bytes")
+    return files
 
 
 def _batch(name: str, content: bytes, suffix: str) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +127,7 @@ def _batch(name: str, content: bytes, suffix: str) -> tuple[np.ndarray, np.ndarr
     try:
         x, y = _from_records(content) if suffix else _from_pickle(content)
     except Exception as error:  # a damaged or hostile pickle can fail anywhere
-        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        reason = _bounded.one_line(error).rstrip(".")
         raise ValueError(
             f"{name}: expected images and labels of CIFAR-10, {_SUFFIXES[suffix]}; {reason}. It is truncated or "
             "foreign: get the archive again."
@@ -115,7 +146,7 @@ def _from_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    batch = _inert_pickle.load(io.BytesIO(content), encoding="latin1")
+    batch = _inert_pickle.load(io.BytesIO(content), encoding="latin1", max_bytes=len(content))
     if not isinstance(batch, Mapping):
         raise ValueError(f"it holds a {type(batch).__name__}, not a dict")
     batch = {_key(name): value for name, value in batch.items()}
@@ -128,7 +159,7 @@ def _from_pickle(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     x = _array(pixels)
     if x.shape != (len(labels), _PIXELS):
         raise ValueError(f"its data has shape {x.shape}, expected {(len(labels), _PIXELS)} for {len(labels)} labels")
-    return x, np.array(labels)
+    return x, np.array(labels, np.int64)
 
 
 def _key(name: Any) -> Any:

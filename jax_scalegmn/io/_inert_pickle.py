@@ -9,7 +9,7 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import IO, Any, TypeAlias, cast
 
-MAX_OPCODES = 4_000_000  # more than 100 times a large network; each takes a few hundred bytes while a pickle is read
+from jax_scalegmn import _bounded
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,25 +54,35 @@ class Key:
         self.value = value
 
 
-def load(stream: io.BufferedIOBase, *, persistent: Callable[[Any], Any] | None = None, encoding: str = "utf-8") -> Any:
+def load(
+    stream: io.BufferedIOBase,
+    *,
+    persistent: Callable[[Any], Any] | None = None,
+    encoding: str = "utf-8",
+    max_bytes: int | None = None,
+) -> Any:
     """Reads one pickle, and leaves the stream after its end.
 
     Args:
       stream: The pickle; whatever follows it stays unread.
       persistent: Reads the references to data outside of the pickle; None to refuse them.
       encoding: The encoding of the byte strings that Python 2 wrote.
+      max_bytes: The size that it may have; None for the limit of metadata_bytes.
 
     Returns:
       Plain texts, bytes, numbers, tuples, lists (also for sets) and dicts (also for ordered ones), and `Global`,
       `Object` and `Key` for the rest. A list, dict or object may contain itself.
 
     Raises:
-      ValueError: If the pickle is damaged, or has more opcodes than `MAX_OPCODES`.
+      ValueError: If the pickle is damaged, is larger than it may be, or has more opcodes than the limit.
     """
-    machine = _Machine(persistent, encoding)
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], stream))):
-        if count >= MAX_OPCODES:
-            raise ValueError(f"its pickle has more than {MAX_OPCODES} opcodes: save the state_dict alone")
+    limit = _bounded.use().metadata_bytes if max_bytes is None else max_bytes
+    counted = _bounded.Counted(stream, limit, "metadata_bytes", "its pickle")
+    machine = _Machine(persistent, encoding, limit)
+    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], counted)):
+        machine.opcodes += 1
+        if machine.opcodes > machine.max_opcodes:
+            machine.charge(0)
         name = opcode.name
         if name == "STOP":
             return machine.pop()
@@ -100,12 +110,23 @@ _ENCODE = Global("_codecs", "encode")  # how Python 3 writes bytes for Python 2
 class _Machine:
     """The stack of the pickle machine. Marks begin a new part of the stack."""
 
-    def __init__(self, persistent: Callable[[Any], Any] | None, encoding: str) -> None:
+    def __init__(self, persistent: Callable[[Any], Any] | None, encoding: str, max_bytes: int) -> None:
         self.persistent = persistent
         self.encoding = encoding
+        self.opcodes, self.max_opcodes = 0, _bounded.use().opcodes
+        self.copied, self.max_bytes = 0, max_bytes
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+
+    def charge(self, opcodes: int, nbytes: int = 0) -> None:
+        """Counts the work: what one opcode makes of a value that is there already may take long, and be done again."""
+        self.opcodes += opcodes
+        self.copied += nbytes
+        if self.opcodes > self.max_opcodes:
+            _bounded.check("opcodes", self.opcodes, "the number of its pickle's opcodes", is_all=False)
+        if self.copied > self.max_bytes:
+            _bounded.check("metadata_bytes", self.copied, "the size of its pickle's texts, in bytes,", is_all=False)
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -157,7 +178,7 @@ class _Machine:
 
     def reduce(self, _: Any) -> None:
         args, call = self.pop(), self.pop()
-        self.push(_called(call, args))
+        self.push(self.called(call, args))
 
     def reduce_with_names(self, _: Any) -> None:
         self.pop()
@@ -166,11 +187,11 @@ class _Machine:
     def instance(self, argument: str) -> None:
         args = tuple(self.pop_mark())
         self.name(argument)
-        self.push(_called(self.pop(), args))
+        self.push(self.called(self.pop(), args))
 
     def instance_on_stack(self, _: Any) -> None:
         call, *args = self.pop_mark()
-        self.push(_called(call, tuple(args)))
+        self.push(self.called(call, tuple(args)))
 
     def build(self, _: Any) -> None:
         state = self.pop()
@@ -190,19 +211,20 @@ class _Machine:
             raise ValueError("its pickle refers to data outside of it")
         self.push(self.persistent(pid))
 
-
-def _called(call: Any, args: Any) -> Any:
-    """A dict for Python's ordered and default dicts, bytes that Python 2 can read, and an `Object` for all else."""
-    if call == _ENCODE and isinstance(args, tuple) and len(args) == 2 and isinstance(args[0], str):
-        return args[0].encode("latin1")
-    if not isinstance(call, Global) or (call.module, call.name) not in _ORDERED:
-        return Object(call, args)
-    made: dict[Any, Any] = {}
-    pairs = args[-1] if args else None  # as Python 2 wrote them: a list of [key, value]
-    if isinstance(pairs, list):
-        for key, value in pairs:
-            _set(made, [key, value])
-    return made
+    def called(self, call: Any, args: Any) -> Any:
+        """A dict for Python's ordered and default dicts, bytes that Python 2 can read, and an `Object` for all else."""
+        if call == _ENCODE and isinstance(args, tuple) and len(args) == 2 and isinstance(args[0], str):
+            self.charge(0, len(args[0]))
+            return args[0].encode("latin1")
+        if not isinstance(call, Global) or (call.module, call.name) not in _ORDERED:
+            return Object(call, args)
+        made: dict[Any, Any] = {}
+        pairs = args[-1] if args else None  # as Python 2 wrote them: a list of [key, value]
+        if isinstance(pairs, list):
+            self.charge(len(pairs))
+            for key, value in pairs:
+                _set(made, [key, value])
+        return made
 
 
 def _set(target: dict[Any, Any], values: list[Any]) -> None:

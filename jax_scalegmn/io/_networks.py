@@ -145,7 +145,12 @@ def read_arrays(path: str | os.PathLike[str], *, key: str | None = None) -> Arra
     if path.is_dir() or path.suffix == _trees.MSGPACK:
         if key is not None:
             raise ValueError(f"{path}: key is {key!r}, but only a file of PyTorch has dicts of tensors. Leave it out.")
-        return ArrayFile(path, FileFormat(_ORBAX if path.is_dir() else path.suffix), _trees.read(path))
+        tree = _trees.read(path)
+        wrong = [key for key, leaf in architecture.flatten(tree).items() if isinstance(leaf, list | tuple)]
+        if wrong:
+            where = architecture.describe(wrong[0])[:200]
+            raise ValueError(f"{path}: {where} is a list; expected arrays in dicts. Save it as an array.")
+        return ArrayFile(path, FileFormat(_ORBAX if path.is_dir() else path.suffix), tree)
     file = tensors.read_wrapped(path, key=key)
     return ArrayFile(path, FileFormat(file.kind, file.wrapper), file.tensors, file.shared)
 

@@ -5,14 +5,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from jax_scalegmn import _bounded
 from jax_scalegmn.io import _torch_views
 from jax_scalegmn.io._inert_pickle import Global, Object
 from jax_scalegmn.io._torch_views import Unreadable, View
 
 Entry: TypeAlias = View | Unreadable | int | float
 _MAX_NAME = 500  # letters of a key, or of a module's name
-_MAX_DEPTH = 64  # of dicts, lists and modules within each other
-_MAX_NODES = 1_000_000
 _LISTED = 12  # dicts, in an error
 
 
@@ -58,7 +57,8 @@ def choose(content: Any, key: str | None) -> TensorDict:
     networks = [candidate for candidate in found if not candidate.in_optimizer]
     best = [c for c in networks if any(len(t.size) > 1 for t in c.tensors.values() if isinstance(t, View | Unreadable))]
     best = best or networks
-    inner = [c for c in best if c.is_plain or not any(_is_within(other, c) for other in best)]
+    outer = {c.path[:length] for c in best for length in range(len(c.path))}
+    inner = [c for c in best if c.is_plain or c.path not in outer]
     if len(inner) == 1:
         return inner[0]
     if not inner:
@@ -70,10 +70,6 @@ def choose(content: Any, key: str | None) -> TensorDict:
 
 
 # --- private: the dicts ---------------------------------------------------------------------------------------------
-
-
-def _is_within(inner: TensorDict, outer: TensorDict) -> bool:
-    return len(inner.path) > len(outer.path) and inner.path[: len(outer.path)] == outer.path
 
 
 def _described(content: Any) -> str:
@@ -98,17 +94,16 @@ def _found(content: Any) -> list[TensorDict]:
     """Every dict of tensors and every module, once, in the order of the file."""
     found: list[TensorDict] = []
     seen: set[int] = set()
+    budget, deepest = _Budget(), _bounded.use().nesting
     waiting: list[tuple[tuple[str | int, ...], Any, bool]] = [((), content, False)]
     while waiting:
         path, node, in_optimizer = waiting.pop()
         is_module = _module_parts(node) is not None
-        if not (is_module or type(node) in (dict, list, tuple)) or id(node) in seen or len(path) > _MAX_DEPTH:
+        if not (is_module or type(node) in (dict, list, tuple)) or id(node) in seen or len(path) > deepest:
             continue
         seen.add(id(node))
-        if len(seen) > _MAX_NODES:
-            raise ValueError(f"it holds more than {_MAX_NODES} dicts and lists: save the state_dict alone")
         if is_module:
-            found.append(TensorDict(path, dict(_walk(node)), in_optimizer, True))
+            found.append(TensorDict(path, dict(_walk(node, budget)), in_optimizer, True))
             continue
         items = list(node.items() if isinstance(node, dict) else enumerate(node))
         if isinstance(node, dict):
@@ -159,23 +154,35 @@ def _module_parts(node: Any) -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, 
     return parameters, {name: value for name, value in buffers.items() if name not in names}, modules  # type: ignore
 
 
-def _walk(module: Any) -> Iterator[tuple[str, Entry]]:
+class _Budget:
+    """What all modules of a file may take: one that is part of many is walked through many times."""
+
+    def __init__(self) -> None:
+        self.entries = self.letters = 0
+
+    def take(self, entries: int, letters: int) -> None:
+        self.entries += entries
+        self.letters += letters
+        _bounded.check("items", self.entries, "its module contains itself, or the number of its parts", is_all=False)
+        _bounded.check("metadata_bytes", self.letters, "the size of its modules' names, in letters,", is_all=False)
+
+
+def _walk(module: Any, budget: _Budget) -> Iterator[tuple[str, Entry]]:
     """The entries of a module's state_dict, in its order."""
-    count, limit = 0, _MAX_NODES // 10
     waiting: list[tuple[str, Any, int]] = [("", module, 0)]
     while waiting:
         prefix, node, depth = waiting.pop()
-        count += 1
-        if depth > _MAX_DEPTH or count > limit:
-            raise ValueError(f"its module contains itself, or more than {limit} modules and tensors")
+        budget.take(1, len(prefix))
+        _bounded.check("nesting", depth, "its module contains itself, or the nesting of its modules", is_all=False)
         parts = _module_parts(node)
         if parts is None:
             continue
+        inside = sum(map(len, parts))
+        budget.take(inside, inside * len(prefix))
         for name, value in (*parts[0].items(), *parts[1].items()):
             tensor = _torch_views.tensor_of(value)
             if isinstance(name, str) and tensor is not None:
                 yield f"{prefix}{name}", tensor
-        count += len(parts[0]) + len(parts[1])
         inner = [(name, value) for name, value in parts[2].items() if _is_short(name)]
         waiting += [(f"{prefix}{name}.", value, depth + 1) for name, value in reversed(inner)]
 

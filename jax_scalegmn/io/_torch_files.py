@@ -8,11 +8,13 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from jax_scalegmn import _bounded
 from jax_scalegmn.io import _inert_pickle, _torch_views
 from jax_scalegmn.io._torch_views import Storage
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of files before PyTorch 1.6: a number
-_MAX_PICKLE = 2**26  # bytes; those of networks with thousands of tensors have fewer than 2**20
 
 
 class Checkpoint(NamedTuple):
@@ -20,12 +22,12 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       content: What its pickle holds, as `_inert_pickle.load` returns it.
-      storage: Reads the bytes of a storage.
+      storage: Reads the bytes of a storage, into an array of their own.
       byteorder: "little" or "big".
     """
 
     content: Any
-    storage: Callable[[str, Storage], bytes]
+    storage: Callable[[str, Storage], np.ndarray]
     byteorder: str
 
 
@@ -43,16 +45,21 @@ def open_zip(file: io.BufferedIOBase) -> Iterator[Checkpoint]:
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}constants.pkl" in archive.namelist():
             raise ValueError("got a TorchScript program; save the state_dict of its module with torch.save")
-        stream = io.BytesIO(_member(archive, pickles[0], _MAX_PICKLE))
+        stream = io.BytesIO(_member(archive, pickles[0]))
         content = _inert_pickle.load(stream, persistent=_torch_views.storage_of)
         order = f"{folder}byteorder"
-        byteorder = _member(archive, order, 16).decode() if order in archive.namelist() else "little"
+        byteorder = _member(archive, order).decode() if order in archive.namelist() else "little"
 
-        def storage(name: str, wanted: Storage) -> bytes:
+        def storage(name: str, wanted: Storage) -> np.ndarray:
             expected = _nbytes(wanted)
             member = f"{folder}data/{wanted.key}"
+            if member not in archive.NameToInfo or wanted.start:
+                raise ValueError(f"the storage of tensor {name[:100]!r} is missing: the file is truncated")
             _check_storage(name, archive.getinfo(member).file_size, byteorder, expected, wanted)
-            return archive.read(member)
+            with _bounded.unzipped(archive, member) as stream:
+                content = _read(stream, expected, name)
+                stream.read(1)  # checks the archive's checksum
+                return content
 
         yield Checkpoint(content, storage, byteorder)
 
@@ -81,14 +88,15 @@ def open_legacy(file: io.BufferedIOBase) -> Iterator[Checkpoint]:
     keys = _inert_pickle.load(file)
     begins = _storage_places(file, keys, storages)
 
-    def storage(name: str, wanted: Storage) -> bytes:
+    def storage(name: str, wanted: Storage) -> np.ndarray:
         if wanted.key not in begins:
             raise ValueError(f"the storage of tensor {name[:100]!r} is missing: the file is truncated")
         start, nbytes = begins[wanted.key]
-        expected = nbytes if wanted.start else _nbytes(wanted)  # a part of a storage
-        _check_storage(name, nbytes, byteorder, expected, wanted)
-        file.seek(start)
-        return file.read(nbytes)
+        first, expected = wanted.start * (wanted.itemsize or 1), _nbytes(wanted)
+        is_part = wanted.start > 0 and first + expected <= nbytes
+        _check_storage(name, expected if is_part else nbytes, byteorder, expected, wanted)
+        file.seek(start + first)
+        return _read(file, expected, name)
 
     byteorder = "little" if system.get("little_endian", True) else "big"
     yield Checkpoint(content, storage, byteorder)
@@ -97,11 +105,17 @@ def open_legacy(file: io.BufferedIOBase) -> Iterator[Checkpoint]:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     size = archive.getinfo(name).file_size
-    if size > limit:
-        raise ValueError(f"its {name[-50:]} has {size} bytes, expected up to {limit}: save the state_dict alone")
-    return archive.read(name)
+    _bounded.check("metadata_bytes", size, f"the size of its {name[-50:]}, in bytes,")
+    with _bounded.unzipped(archive, name) as stream:
+        return stream.read()
+
+
+def _read(stream: Any, nbytes: int, name: str) -> np.ndarray:
+    content = np.frombuffer(_bounded.memory(nbytes), np.uint8)
+    _bounded.read_into(stream, content, f"the storage of tensor {name[:100]!r}")
+    return content
 
 
 def _nbytes(storage: Storage) -> int:

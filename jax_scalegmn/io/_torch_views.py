@@ -177,21 +177,29 @@ def check(name: str, view: View) -> None:
         )
 
 
-def entries(view: View, raw: bytes | memoryview, byteorder: str) -> np.ndarray:
-    """The tensor's entries, a copy: `raw` holds the bytes of its storage."""
+def entries(view: View, raw: np.ndarray, byteorder: str, *, is_kept: bool) -> np.ndarray:
+    """The tensor's entries.
+
+    Args:
+      view: The tensor, which `check` has checked.
+      raw: The bytes of its storage.
+      byteorder: "little" or "big".
+      is_kept: Whether the storage may stay in memory: a tensor of neighboring entries is then no copy of them.
+    """
     dtype = view.dtype
-    flat = np.frombuffer(raw, np.uint8)
-    start = view.storage.start * (view.storage.itemsize or 1)
-    flat = flat[start : start + length_in_entries(view) * dtype.itemsize]
+    flat = raw[: length_in_entries(view) * dtype.itemsize]
     if len(flat) != length_in_entries(view) * dtype.itemsize:  # what follows trusts it
         raise ValueError("a storage has fewer bytes than its tensors expect")
+    if math.prod(view.size) == 0:
+        return np.empty(view.size, dtype)
+    first = flat[view.offset * dtype.itemsize :]
+    if is_kept and byteorder == sys.byteorder and _is_contiguous(view):
+        return first[: view.nbytes].view(dtype).reshape(view.size)
     if byteorder != sys.byteorder:
         width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
         flat = np.ascontiguousarray(flat.reshape(-1, width)[:, ::-1]).reshape(-1)
-    if math.prod(view.size) == 0:
-        return np.empty(view.size, dtype)
+        first = flat[view.offset * dtype.itemsize :]
     steps = [*(step * dtype.itemsize for step in view.stride), 1]  # in bytes: NumPy has no strides of float8
-    first = flat[view.offset * dtype.itemsize :]
     copy = np.lib.stride_tricks.as_strided(first, (*view.size, dtype.itemsize), steps).copy()
     return copy.view(dtype).reshape(view.size)
 
@@ -210,6 +218,15 @@ def shared(views: dict[str, View]) -> tuple[tuple[str, ...], ...]:
                 groups += _overlapping({name: views[name] for name in cluster})
     order = {name: place for place, name in enumerate(views)}
     return tuple(sorted((tuple(sorted(group, key=order.__getitem__)) for group in groups), key=lambda g: order[g[0]]))
+
+
+def _is_contiguous(view: View) -> bool:
+    step = 1
+    for size, stride in zip(reversed(view.size), reversed(view.stride), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 def _extent(view: View) -> tuple[int, int]:
@@ -238,14 +255,16 @@ def _overlapping(views: dict[str, View]) -> list[list[str]]:
         return [list(views)]
     begin, end = min(first for first, _ in extents), max(last for _, last in extents)
     unit = math.gcd(*(number for view in views.values() for number in (view.dtype.itemsize, _extent(view)[0] - begin)))
-    owners = np.full((end - begin) // unit, -1, np.int32)
+    owners = np.full((end - begin) // unit, -1, np.min_scalar_type(-len(views)))
     group = list(range(len(views)))
     for index, (view, (first, _)) in enumerate(zip(views.values(), extents, strict=True)):
         width = view.dtype.itemsize // unit
         steps = [step * width * owners.itemsize for step in (*view.stride, 0)]
         steps[-1] = owners.itemsize
         painted = np.lib.stride_tricks.as_strided(owners[(first - begin) // unit :], (*view.size, width), steps)
-        for other in np.unique(painted[painted >= 0]):
+        is_met = np.zeros(len(views) + 1, bool)
+        is_met[painted] = True  # the last place is that of no owner, -1
+        for other in np.flatnonzero(is_met[:-1]):
             old, new = group[other], group[index]
             if old != new:
                 group = [new if member == old else member for member in group]

@@ -4,6 +4,7 @@ Flax and Orbax are imported where they are used: reading PyTorch's tensors needs
 `checkpoint`.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_scalegmn.io import _atomic
+from jax_scalegmn import _bounded
+from jax_scalegmn.io import _atomic, _msgpack
 
 MSGPACK = ".msgpack"
 
@@ -33,6 +35,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     tree = _read_orbax(path) if path.is_dir() else _read_msgpack(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a dict of arrays by name, got a {type(tree).__name__}.")
+    try:
+        _bounded.check_nesting(tree, "its dicts")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return tree
 
 
@@ -91,14 +97,14 @@ def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_msgpack(path: Path) -> Any:
-    from flax import serialization
-
     try:
-        return serialization.msgpack_restore(path.read_bytes())
+        return _msgpack.read(path)
+    except OSError:
+        raise
     except Exception as error:  # a damaged file can fail anywhere in msgpack and NumPy
         raise ValueError(
-            f"{path}: expected msgpack of arrays, as flax.serialization.to_bytes writes it; got {error!r}. It is "
-            "damaged or foreign: write it again."
+            f"{path}: expected msgpack of arrays, as flax.serialization.to_bytes writes it; got "
+            f"{_bounded.one_line(error)}. It is damaged or foreign: write it again."
         ) from error
 
 
@@ -109,12 +115,27 @@ def _read_orbax(path: Path) -> Any:
         raise ValueError(f"{path}: expected the folder of an Orbax checkpoint, which has a file {_METADATA}. {cure}")
     ocp = _orbax()
     try:
+        size = _bounded.check_folder(path)
+        for file in (path / _METADATA, *path.glob("array_metadatas/*"), path / "_sharding"):
+            if file.is_file():
+                _bounded.read_json(file)
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path.absolute()).item_metadata.tree
+            _check_arrays(tree, size)
             # As NumPy arrays: the devices that wrote them need not exist here, and float64 is kept.
             numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             return checkpointer.restore(path.absolute(), restore_args=numpy)
     except Exception as error:  # orbax and tensorstore raise many types for damaged files
         raise ValueError(
-            f"{path}: this Orbax checkpoint cannot be read ({error}). It is damaged: write it again."
+            f"{path}: this Orbax checkpoint cannot be read ({_bounded.one_line(error)}). It is damaged: write it again."
         ) from error
+
+
+def _check_arrays(tree: Any, size: int) -> None:
+    """Holds the declared sizes of a checkpoint's arrays against the folder's size."""
+    nbytes = 0
+    for leaf in jax.tree.leaves(tree):
+        shape, dtype = getattr(leaf, "shape", None) or (), getattr(leaf, "dtype", None)
+        nbytes += math.prod(int(n) for n in shape) * (np.dtype(dtype).itemsize if dtype is not None else 8)
+    limit = _bounded.room("tensor_bytes", size)
+    _bounded.check("tensor_bytes", nbytes, "the size of its arrays, in bytes,", limit=limit)

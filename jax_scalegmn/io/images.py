@@ -1,19 +1,20 @@
 """Labeled gray images, from scikit-learn or from files on the disk. Nothing is downloaded."""
 
 import gzip
+import io
 import math
 import os
 import struct
-import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jax_scalegmn.io import _cifar
+from jax_scalegmn import _bounded
+from jax_scalegmn.io import _cifar, _npz
 
 __all__ = ["Images", "digits", "load"]
 
@@ -92,7 +93,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Images, Images]:
     ((3, 8, 8), (1, 8, 8), 1.0)
     """
     path = Path(path)
-    if path.exists() and _cifar.holds_cifar(path):
+    if path.exists() and _cifar.holds_cifar(path):  # refuses devices and pipes
         colors = _cifar.read(path)
         return _gray(colors, "train"), _gray(colors, "test")
     if path.is_dir():
@@ -111,19 +112,15 @@ def load(path: str | os.PathLike[str]) -> tuple[Images, Images]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{path}: expected an npz file, which is a zip archive; this file is not one. It is truncated or foreign: "
-            "get it again."
-        )
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _ARRAYS if name in file.files}
-    except Exception as error:  # a damaged archive can fail anywhere in zipfile, zlib or NumPy
-        raise ValueError(
-            f"{path}: expected an npz file of plain arrays, got one that cannot be read ({error}). It is damaged, or "
-            "holds pickled objects: get it again, or save it with numpy.savez from uint8 arrays."
-        ) from error
+    with _bounded.open_regular(path) as file:
+        try:
+            arrays = _npz.read(file, os.fstat(file.fileno()).st_size, names=_ARRAYS)
+        except Exception as error:  # a damaged archive can fail anywhere in zipfile, zlib or NumPy
+            raise ValueError(
+                f"{path}: expected an npz file of plain arrays, got one that cannot be read "
+                f"({_bounded.one_line(error)}). It is truncated, foreign, or holds pickled objects: get it again, or "
+                "save it with numpy.savez from uint8 arrays."
+            ) from error
     missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
         raise ValueError(f"{path}: expected the arrays {list(_ARRAYS)}, missing are {missing}. Add or rename them.")
@@ -140,26 +137,45 @@ def _find_idx(folder: Path, stem: str, axes: int) -> Path:
 
 def _read_idx(path: Path, axes: int) -> np.ndarray:
     """Reads an IDX file of unsigned bytes: its magic number, its sizes (big-endian), its entries."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path}: expected a gzip file, got one that cannot be read ({error}). It is truncated or foreign: get it "
-            "again."
-        ) from error
+    with _bounded.open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if path.suffix != ".gz":
+            return _idx_entries(path, file, size, axes)
+        try:
+            with gzip.GzipFile(fileobj=file) as stream:
+                return _idx_entries(path, stream, size, axes)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(
+                f"{path}: expected a gzip file, got one that cannot be read ({_bounded.one_line(error)}). It is "
+                "truncated or foreign: get it again."
+            ) from error
+
+
+def _idx_entries(path: Path, stream: Any, size: int, axes: int) -> np.ndarray:
     magic, start = bytes((0, 0, 8, axes)), 4 + 4 * axes
-    if content[:4] != magic or len(content) < start:
+    head = stream.read(start)
+    if head[:4] != magic or len(head) < start:
         raise ValueError(
             f"{path}: expected the magic number 0x{magic.hex()} (unsigned bytes, {axes} axes) and {axes} sizes, got "
-            f"0x{content[:4].hex()} and {len(content)} bytes in all. It is truncated or another file: get it again."
+            f"0x{head[:4].hex()} and {len(head)} bytes in all. It is truncated or another file: get it again."
         )
-    shape = struct.unpack(f">{axes}I", content[4:start])
-    if len(content) - start != math.prod(shape):
+    shape = struct.unpack(f">{axes}I", head[4:])
+    count = math.prod(shape)
+    _bounded.check(
+        "tensor_bytes", count, f"{path}: the size of its images, in bytes,", limit=_bounded.room("tensor_bytes", size)
+    )
+    try:
+        if isinstance(stream, io.BufferedReader) and size - start != count:  # not compressed
+            raise ValueError(f"got {size - start}")
+        entries = np.frombuffer(_bounded.memory(count), np.uint8)
+        _bounded.read_into(stream, entries, "it")
+        if stream.read(1):
+            raise ValueError("got more")
+    except ValueError as error:
         raise ValueError(
-            f"{path}: expected {math.prod(shape)} entries for shape {shape}, got {len(content) - start}. It is "
-            "truncated or foreign: get it again."
-        )
-    return np.frombuffer(content[start:], np.uint8).reshape(shape)
+            f"{path}: expected {count} entries for shape {shape}; {error}. It is truncated or foreign: get it again."
+        ) from error
+    return entries.reshape(shape)
 
 
 def _gray(colors: Mapping[str, np.ndarray], part: str) -> Images:
@@ -173,9 +189,9 @@ def _images(path: Path, arrays: Mapping[str, np.ndarray], part: str) -> Images:
             f"{path}: x_{part} is {x.dtype} {x.shape}, expected uint8 [images, height, width] and at least one pixel. "
             "Convert colors to gray, and [0, 1] to 0..255."
         )
-    if not np.issubdtype(y.dtype, np.integer) or y.shape != x.shape[:1]:
+    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
         raise ValueError(
             f"{path}: y_{part} is {y.dtype} {y.shape}, expected integers {x.shape[:1]}, one for each image of "
             f"x_{part}. The files belong to different sets, or the labels are one-hot: use their argmax."
         )
-    return Images(x.astype(np.float32) / 255, y.astype(np.int32))
+    return Images(np.divide(x, 255, dtype=np.float32), y.astype(np.int32))

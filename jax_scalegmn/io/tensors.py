@@ -9,19 +9,22 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from jax_scalegmn.io import _atomic, _torch_dicts, _torch_files, _torch_views, _torch_write
+from jax_scalegmn import _bounded
+from jax_scalegmn.io import _atomic, _npz, _safetensors, _torch_dicts, _torch_files, _torch_views, _torch_write
 from jax_scalegmn.io._torch_files import Checkpoint
 from jax_scalegmn.io._torch_views import Storage, Unreadable, View
 
-__all__ = ["read", "shared", "write"]
+__all__ = ["mapped", "metadata", "read", "shared", "write"]
+
+Contents = TypeVar("Contents")
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar", ".checkpoint", "")  # what people call PyTorch's files
@@ -49,6 +52,8 @@ class Wrapped(NamedTuple):
 
 def read(path: str | os.PathLike[str], *, key: str | None = None) -> dict[str, np.ndarray]:
     """Reads the tensors of a file by name, without PyTorch and without running code.
+
+    A file larger than `io.limits` allow is refused. Tensors that are one in a PyTorch file share memory.
 
     A PyTorch file is what torch.save writes, today or before PyTorch 1.6, and whatever it is called: a state_dict, a
     dict that holds one at any depth, or a whole module, whose state_dict is read. An optimizer's state is passed over.
@@ -112,19 +117,68 @@ def read_wrapped(path: str | os.PathLike[str], *, key: str | None = None) -> Wra
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file; expected the tensors of a network.")
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a regular file, got a folder, pipe or device. Pass the name of a file.")
-    with path.open("rb") as file:
+    with _bounded.open_regular(path) as file:
         try:
             return _read(path, file, key)
         except _torch_dicts.ChoiceError as error:
             raise ValueError(f"{path}: {error}.") from error
         except Exception as error:  # a damaged or hostile file can fail anywhere in zipfile, zlib, NumPy or safetensors
-            reason = (str(error) if isinstance(error, ValueError) else repr(error))[:1000]
+            reason = _bounded.one_line(error).rstrip(".")
             raise ValueError(
-                f"{path}: expected tensors by name, in a file of PyTorch, safetensors or npz; {reason}. Get it again, "
-                "or save model.state_dict() again with torch.save of a recent PyTorch, or as safetensors."
+                f"{path}: expected tensors by name, in a file of PyTorch, safetensors or npz; {reason}. "
+                "Get it again, or save model.state_dict() again with torch.save of a recent PyTorch, or as safetensors."
             ) from error
+
+
+def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Reads the texts by name that the header of a .safetensors file holds next to its tensors.
+
+    Args:
+      path: The file.
+
+    Returns:
+      The texts; none where the header has none.
+
+    Raises:
+      OSError: If there is no such file, or it cannot be opened.
+      ValueError: If it is truncated or foreign.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from jax_scalegmn.io import tensors
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
+    >>> tensors.write(path, {"weight": np.eye(2)})
+    >>> tensors.metadata(path)
+    {'format': 'pt'}
+    """
+    return _of_safetensors(_safetensors.metadata, Path(path))
+
+
+def mapped(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors file where they are: they may be larger than the memory.
+
+    What is used is read from the file, so the file must stay as it is for as long as the tensors are in use. They
+    cannot be written to.
+
+    Args:
+      path: The file.
+
+    Returns:
+      The tensors by name, in the order of their bytes in the file.
+
+    Raises:
+      OSError: If there is no such file, or it cannot be opened.
+      ValueError: If it is truncated or foreign.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from jax_scalegmn.io import tensors
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
+    >>> tensors.write(path, {"weight": np.eye(2)})
+    >>> tensors.mapped(path)["weight"][1].tolist()
+    [0.0, 1.0]
+    """
+    return _of_safetensors(_safetensors.mapped, Path(path))
 
 
 def write(
@@ -215,7 +269,18 @@ def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 # --- private: reading -----------------------------------------------------------------------------------------------
 
-_SPARE_NBYTES = 2**28
+
+def _of_safetensors(read: Callable[[Path], Contents], path: Path) -> Contents:
+    """What a function reads from a file of safetensors; its errors name the file."""
+    try:
+        return read(path)
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"{path}: expected a file of safetensors; {_bounded.one_line(error)}. It is truncated or foreign: write it "
+            "again."
+        ) from error
+
+
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _FOREIGN = {
     b"\x89HDF": "an HDF5 file: read it with h5py",
@@ -239,18 +304,12 @@ def _read(path: Path, file: io.BufferedIOBase, key: str | None) -> Wrapped:
     if key is not None:
         raise ValueError(f"key is {key[:100]!r}, but only a file of PyTorch holds dicts of tensors by keys")
     if is_zip:
-        return Wrapped(_read_npz(file, size), None, ".npz")
+        return Wrapped(_npz.read(file, size), None, ".npz")
     if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < size:
-        return Wrapped(_read_safetensors(path), None, ".safetensors")
+        arrays = _safetensors.read(path)
+        return Wrapped({name: arrays[name] for name in sorted(arrays, key=_in_parts)}, None, ".safetensors")
     known = next((what for start, what in _FOREIGN.items() if head.startswith(start)), "truncated or foreign")
     raise ValueError(f"got a file that begins with {head[:8]!r}: {known}")
-
-
-def _check_nbytes(nbytes: int, size: int) -> None:
-    """Checks that the tensors of a file may be put into memory: they may be compressed, or many of one storage."""
-    limit = _SPARE_NBYTES + 64 * size
-    if nbytes > limit:
-        raise ValueError(f"its tensors have {nbytes} bytes, more than {limit} for a file of {size}")
 
 
 def _read_torch(path: Path, checkpoint: Checkpoint, key: str | None, size: int) -> Wrapped:
@@ -262,14 +321,7 @@ def _read_torch(path: Path, checkpoint: Checkpoint, key: str | None, size: int) 
         if isinstance(entry, View):
             _torch_views.check(name, entry)
             views[name] = entry
-    _check_nbytes(sum(view.nbytes for view in views.values()), size)
-    by_storage: dict[Storage, list[str]] = {}
-    for name, view in views.items():
-        by_storage.setdefault(view.storage, []).append(name)
-    arrays: dict[str, np.ndarray] = {}
-    for storage, names in by_storage.items():  # each is read once, and not kept
-        raw = checkpoint.storage(names[0], storage)
-        arrays |= {name: _torch_views.entries(views[name], raw, checkpoint.byteorder) for name in names}
+    arrays = _read_views(checkpoint, views, size)
     tensors = {
         name: arrays[name] if name in arrays else _torch_dicts.scalar(entry)  # type: ignore[arg-type]
         for name, entry in chosen.tensors.items()
@@ -280,25 +332,33 @@ def _read_torch(path: Path, checkpoint: Checkpoint, key: str | None, size: int) 
     return Wrapped(tensors, wrapper, kind, _torch_views.shared(views))
 
 
+def _read_views(checkpoint: Checkpoint, views: Mapping[str, View], size: int) -> dict[str, np.ndarray]:
+    """The tensors by name. Each storage is read once; tensors that are one in the file share memory."""
+    by_storage: dict[Storage, list[str]] = {}
+    for name, view in views.items():
+        by_storage.setdefault(view.storage, []).append(name)
+    limit = _bounded.room("tensor_bytes", size)  # storages may be compressed, and tensors be many of one storage
+    for nbytes in (
+        sum(storage.length * (storage.itemsize or 1) for storage in by_storage),
+        sum(view.nbytes for view in set(views.values())),
+    ):
+        _bounded.check("tensor_bytes", nbytes, "the size of its tensors, in bytes,", limit=limit)
+    arrays: dict[str, np.ndarray] = {}
+    for storage, names in by_storage.items():
+        raw = checkpoint.storage(names[0], storage)
+        own = {views[name] for name in names}
+        is_kept = sum(view.nbytes for view in own) >= len(raw)
+        made = {view: _torch_views.entries(view, raw, checkpoint.byteorder, is_kept=is_kept) for view in own}
+        arrays |= {name: made[views[name]] for name in names}
+    return arrays
+
+
 def _is_npz(file: io.BufferedIOBase) -> bool:
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
     return bool(names) and all(name.endswith(".npy") for name in names)
 
 
-def _read_npz(file: io.BufferedIOBase, size: int) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(file) as archive:
-        _check_nbytes(sum(member.file_size for member in archive.infolist()), size)
-    file.seek(0)
-    with np.load(file, allow_pickle=False) as arrays:
-        tensors = {name: arrays[name] for name in arrays.files}
-    foreign = [name for name, value in tensors.items() if not isinstance(value, np.ndarray)]
-    if foreign:
-        raise ValueError(f"its member {foreign[0][:100]!r} is not an array")
-    return tensors
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with safetensors.safe_open(path, framework="numpy") as file:
-        names = sorted(file.keys(), key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
-        return {name: file.get_tensor(name) for name in names}
+def _in_parts(name: str) -> list[Any]:
+    """A name's texts and numbers, by which layer 2 is before layer 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

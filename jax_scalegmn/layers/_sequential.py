@@ -3,13 +3,14 @@
 import ast
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 
-from jax_scalegmn import inference
+from jax_scalegmn import _bounded, inference
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.layers._kinds import Activation, Layer
 from jax_scalegmn.types import Params
@@ -46,8 +47,14 @@ def sequential(layers: Sequence[Layer | str], input_shape: Sequence[int]) -> Arc
     every = tuple(Activation(layer) if isinstance(layer, str) else layer for layer in layers)
     foreign = [layer for layer in every if not isinstance(layer, get_args(Layer))]
     if foreign or not every:
-        raise ValueError(f"layers holds {foreign[:3]}; expected one or more of {', '.join(_KINDS)}.")
-    return _sequential(every, tuple(int(size) for size in input_shape))
+        raise ValueError(f"layers holds {_bounded.short(foreign)}; expected one or more of {', '.join(_KINDS)}.")
+    _bounded.check("layers", len(every), "the number of layers")
+    shape = tuple(int(size) for size in input_shape)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"input_shape is {_bounded.short(shape)}; expected sizes >= 1, those of one example.")
+    for layer in every:
+        _check_sizes(layer)
+    return _sequential(every, shape)
 
 
 def parse(text: str) -> Architecture:
@@ -67,16 +74,19 @@ def parse(text: str) -> Architecture:
     >>> sg.layers.parse("sequential([Dense(8), 'relu', Dense(1)], (2,))").hidden[0].width
     8
     """
+    shown = _bounded.short(text)
+    _bounded.check("metadata_bytes", _BYTES_OF_A_LETTER * len(text), "the memory that the expression takes, in bytes,")
     try:
         call = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"{text!r} is no Python expression ({error.msg}); expected one like {_EXAMPLE!r}.") from error
-    if not isinstance(call, ast.Call) or _name(call) != "sequential":
-        raise ValueError(f"{text!r} is not a call of sequential; expected one like {_EXAMPLE!r}.")
-    try:
-        return sequential(*(_value(node) for node in call.args), **_options(call))
-    except TypeError as error:
-        raise ValueError(f"{text!r}: {error}; expected a call like {_EXAMPLE!r}.") from error
+        if not isinstance(call, ast.Call) or _name(call) != "sequential":
+            raise ValueError(f"{shown} is not a call of sequential; expected one like {_EXAMPLE!r}.")
+        arguments = _arguments(call, ("layers", "input_shape"))
+        return _read(arguments["layers"], arguments["input_shape"], list[Any], {Any: _entry})
+    except (SyntaxError, MemoryError, RecursionError, OverflowError) as error:
+        cause = _bounded.one_line(error, 300)
+        raise ValueError(f"{shown} is no Python expression ({cause}); expected one like {_EXAMPLE!r}.") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{shown}: {_bounded.one_line(error, 300)}; expected a call like {_EXAMPLE!r}.") from error
 
 
 def as_json(layers: Sequence[Layer | str], input_shape: Sequence[int]) -> dict[str, Any]:
@@ -95,7 +105,7 @@ def as_json(layers: Sequence[Layer | str], input_shape: Sequence[int]) -> dict[s
     return {"input_shape": list(input_shape), "layers": described}
 
 
-def from_json(description: Mapping[str, Any]) -> Architecture:
+def from_json(description: Any) -> Architecture:
     """Reads the architecture that `as_json` describes.
 
     Args:
@@ -111,45 +121,71 @@ def from_json(description: Mapping[str, Any]) -> Architecture:
     True
     """
     try:
-        layers = []
-        for fields in description["layers"]:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k != "type"}
-            layers.append(_KINDS[fields["type"]](**values))
-        return sequential(layers, description["input_shape"])
-    except (AttributeError, KeyError, TypeError) as error:
+        _bounded.check_nesting(description, "the description")
+        if not isinstance(description, Mapping) or not {"layers", "input_shape"} <= description.keys():
+            raise ValueError("it has no layers or input_shape")
+        return _read(description["layers"], description["input_shape"], tuple[Layer, ...], {})
+    except ValueError as error:
         raise ValueError(
-            f"This describes no list of layers ({error!r}): expected the JSON of layers.as_json, got "
-            f"{str(description)[:200]!r}."
+            f"This describes no list of layers ({_bounded.one_line(error)}): expected the JSON of layers.as_json, got "
+            f"{_bounded.short(description)}."
         ) from error
 
 
 # --- private ------------------------------------------------------------------------------------------------------
 
 
+_BYTES_OF_A_LETTER = 64  # of a Python expression, once it is parsed
+_LARGEST = 2**31 - 1  # of a size, as JAX has it
+_LONGEST_NAME = 200
+
+
+def _check_sizes(layer: Layer) -> None:
+    """Checks the whole numbers of a layer, which may be from a file."""
+    for field, least in (
+        ("features", 1),
+        ("kernel_size", 1),
+        ("stride", 1),
+        ("window", 1),
+        ("groups", 1),
+        ("padding", 0),
+    ):
+        sizes = getattr(layer, field, None)
+        for size in () if sizes is None else sizes if isinstance(sizes, tuple) else (sizes,):
+            if not least <= size <= _LARGEST:
+                raise ValueError(
+                    f"{_bounded.short(layer)}: {field} is {_bounded.short(sizes)}; expected {least} to {_LARGEST}."
+                )
+
+
 @functools.lru_cache(maxsize=256)
 def _sequential(layers: tuple[Layer, ...], input_shape: tuple[int, ...]) -> Architecture:
     names = [getattr(layer, "name", None) or str(place) for place, layer in enumerate(layers)]
     params: dict[str, Any] = {}
+    kinds_of: list[tuple[str, ...]] = []
     shape = input_shape
+    seen: set[str] = set()
     for name, layer in zip(names, layers, strict=True):
         own = {kind: jax.ShapeDtypeStruct(size, jnp.float32) for kind, size in layer.shapes(shape).items()}
-        if own and any(key.rpartition(".")[0] == name for key in params):
+        if own and name in seen:
             raise ValueError(f"Two modules are named {name!r}; expected one name each. Pass name=.")
+        seen |= {name} if own else set()
         shape = _output_shape(layer, own, shape)
+        kinds_of.append(tuple(own))
         params |= {f"{name}.{kind}": value for kind, value in own.items()}
     if not params:
         raise ValueError("The layers hold no tensors; expected a Dense or a Conv at least.")
 
     def function(params: Params, x: Any) -> Any:
         x = jnp.asarray(x)
-        for name, layer in zip(names, layers, strict=True):
-            parts = {key: key.rpartition(".") for key in params}
-            x = layer({part[2]: jnp.asarray(params[key]) for key, part in parts.items() if part[0] == name}, x)
+        for name, kinds, layer in zip(names, kinds_of, layers, strict=True):
+            x = layer({kind: jnp.asarray(params[f"{name}.{kind}"]) for kind in kinds}, x)
         return x
 
     function.__name__ = "sequential"
     arch = inference.infer(function, params, jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)).arch
     kinds = "-".join(f"{type(layer).__name__}{getattr(layer, 'features', '')}" for layer in layers)
+    kinds = kinds if len(kinds) <= _LONGEST_NAME else f"{kinds[:_LONGEST_NAME]}..."
     return dataclasses.replace(arch, name=f"sequential {kinds}")
 
 
@@ -157,7 +193,10 @@ def _output_shape(layer: Layer, tensors: Any, shape: tuple[int, ...]) -> tuple[i
     try:
         out = jax.eval_shape(layer, tensors, jax.ShapeDtypeStruct((2, *shape), jnp.float32)).shape[1:]
     except Exception as error:
-        raise ValueError(f"{layer} fails on values of shape {shape}: {error}") from error
+        cause = _bounded.one_line(error, 500)
+        raise ValueError(f"{_bounded.short(layer)} fails on values of shape {shape}: {cause}") from error
+    for size in (math.prod(out), *(math.prod(tensor.shape) for tensor in tensors.values())):
+        _bounded.check("tensor_bytes", size, f"{_bounded.short(layer)}: the number of its values or weights")
     if 0 in out:
         raise ValueError(f"{layer} gets a map of shape {shape}, too small for it. Take larger images.")
     return tuple(out)
@@ -175,19 +214,52 @@ def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.List | ast.Tuple):
         return tuple(_value(item) for item in node.elts)
     if isinstance(node, ast.Call):
-        if _name(node) not in _KINDS:
-            raise ValueError(f"{ast.unparse(node)!r} is no layer; expected one of {', '.join(_KINDS)}.")
+        kind = _KINDS.get(_name(node))
+        if kind is None:
+            raise ValueError(f"{_text(node)} is no layer; expected one of {', '.join(_KINDS)}.")
         try:
-            return _KINDS[_name(node)](*(_value(item) for item in node.args), **_options(node))
+            fields = [field.name for field in dataclasses.fields(kind)]
+            return _bounded.decode(kind, _arguments(node, fields), _text(node))
         except TypeError as error:
-            raise ValueError(f"{ast.unparse(node)!r} does not fit: {error}.") from error
+            raise ValueError(f"{_text(node)} does not fit: {_bounded.one_line(error, 300)}.") from error
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
-        raise ValueError(f"{ast.unparse(node)!r} is no literal; expected numbers, words and layers.") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{_text(node)} is no literal; expected numbers, words and layers.") from error
 
 
-def _options(call: ast.Call) -> dict[str, Any]:
+def _read(layers: Any, input_shape: Any, kind: Any, special: Mapping[Any, Any]) -> Architecture:
+    """The architecture of arguments that were read, checked field by field."""
+    every = _bounded.decode(kind, layers, "layers", special=special)
+    _bounded.check("layers", 10 * len(every), "ten times the number of layers, since inference takes quadratic time,")
+    return sequential(every, _bounded.decode(tuple[int, ...], input_shape, "input_shape"))
+
+
+def _entry(value: Any, where: str) -> Any:
+    if not isinstance(value, (str, *get_args(Layer))):
+        raise ValueError(f"{where} is {_bounded.short(value)}; expected one of {', '.join(_KINDS)}.")
+    return value
+
+
+def _arguments(call: ast.Call, names: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a call by name.
+
+    Raises:
+      TypeError: As a call does.
+    """
     if any(option.arg is None for option in call.keywords):
-        raise ValueError(f"{ast.unparse(call)!r} unpacks a mapping; expected options by name.")
-    return {str(option.arg): _value(option.value) for option in call.keywords}
+        raise ValueError(f"{_text(call)} unpacks a mapping; expected options by name.")
+    if len(call.args) > len(names):
+        raise TypeError(f"{_name(call)} takes {len(names)} arguments, got {len(call.args)}")
+    given = dict(zip(names, call.args, strict=False))
+    for option in call.keywords:
+        if option.arg in given or option.arg not in names:
+            raise TypeError(
+                f"{_name(call)} got {_bounded.short(option.arg)}, unknown or twice; it has {', '.join(names)}"
+            )
+        given[str(option.arg)] = option.value
+    return {name: _value(node) for name, node in given.items()}
+
+
+def _text(node: ast.expr) -> str:
+    return _bounded.short(ast.unparse(node))

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jax_scalegmn import architecture
+from jax_scalegmn import _bounded, architecture
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.models import graph
 from jax_scalegmn.models._alignment import Frame, Matcher
-from jax_scalegmn.models._heads import Autoencoder, Decoder, Editor, Encoder, Readout
-from jax_scalegmn.models._layers import IO, Canonical
+from jax_scalegmn.models._heads import Autoencoder, Decoder, Editor, Encoder
 from jax_scalegmn.models._lean import LeanGMN
 from jax_scalegmn.models._scalegmn import ScaleGMN
 from jax_scalegmn.models.graph import Bucket, Readable
@@ -39,7 +38,7 @@ def as_json(model: nn.Module) -> dict[str, Any]:
     return {"type": type(model).__name__, **{name: _to_json(field) for name, field in fields.items()}}
 
 
-def from_json(description: Mapping[str, Any]) -> nn.Module:
+def from_json(description: Any) -> nn.Module:
     """The model that `as_json` described.
 
     Args:
@@ -49,34 +48,23 @@ def from_json(description: Mapping[str, Any]) -> nn.Module:
       A module that equals the described one.
 
     Raises:
-      ValueError: If the description is not one of a model of this package.
+      ValueError: If the description is not one of a model of this package; the message names the field, like
+        "gmn.num_layers".
 
     >>> import jax_scalegmn as sg
     >>> model = sg.autoencoder(sg.siren((2, 4, 1)), features=8)
     >>> sg.models.from_json(sg.models.as_json(model)) == model
     True
     """
-    kinds = {kind.__name__: kind for kind in _KINDS}
-    enums = {"canonical": Canonical, "io": IO, "readout": Readout}
-    fields: dict[str, Any] = {}
     try:
-        for name, given in description.items():
-            if name == "arch" and "members" in given:
-                members = tuple(architecture.from_json(member) for member in given["members"])
-                fields[name] = Bucket(members, given["multiple"])
-            elif name == "arch":
-                fields[name] = architecture.from_json(given)
-            elif isinstance(given, Mapping):
-                fields[name] = from_json(given)
-            elif name in enums:
-                fields[name] = enums[name](given)
-            else:
-                fields[name] = tuple(given) if isinstance(given, list) else given
-        return kinds[fields.pop("type")](**fields)
-    except (KeyError, TypeError, ValueError) as error:
+        _bounded.check_nesting(description, "the description")
+        special = {Architecture: _architecture, Readable: _readable}
+        model: nn.Module = _bounded.decode(_ANY, description, "", special=special, check=_check_sizes)
+        return model
+    except ValueError as error:
         raise ValueError(
-            f"This is no description of a model ({error!r}): expected the JSON of models.as_json for one of "
-            f"{sorted(kinds)}, got {str(description)[:200]!r}. The checkpoint is foreign or of another version."
+            f"This is no description of a model ({_bounded.one_line(error)}): expected the JSON of models.as_json, got "
+            f"{_bounded.short(description)}. The checkpoint is foreign or of another version."
         ) from error
 
 
@@ -176,7 +164,43 @@ def match_size(make: Callable[[int], nn.Module], example: Any, target: int) -> i
 
 # --- private ------------------------------------------------------------------------------------------------------
 
-_KINDS = (ScaleGMN, LeanGMN, Encoder, Editor, Decoder, Autoencoder, Matcher, Frame)
+_ANY = ScaleGMN | LeanGMN | Encoder | Editor | Decoder | Autoencoder | Matcher | Frame
+_LARGEST = 2**16  # of a width
+_BYTES_OF_AN_EDGE = 16  # of a network's graph, at least
+
+
+def _architecture(value: Any, where: str) -> Architecture:
+    try:
+        arch = architecture.from_json(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {_bounded.one_line(error, 600)}") from error
+    size = _BYTES_OF_AN_EDGE * arch.num_parameters
+    _bounded.check("tensor_bytes", size, f"the size of the graph of {where}, in bytes,")
+    return arch
+
+
+def _readable(value: Any, where: str) -> Readable:
+    if not (isinstance(value, Mapping) and "members" in value):
+        return _architecture(value, where)
+    bucket: Bucket = _bounded.decode(Bucket, value, where, special={Architecture: _architecture}, check=_check_sizes)
+    return bucket
+
+
+def _check_sizes(made: Any, where: str) -> None:
+    """Checks the whole numbers of a model, and its dropout and dtype."""
+    inside = f"{where}." if where else ""
+    for field in (f.name for f in dataclasses.fields(made)):
+        value = getattr(made, field) if field not in ("parent", "name") else None
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) is int and not 1 <= number <= _LARGEST:
+                expected = f"whole numbers from 1 to {_LARGEST}"
+                raise ValueError(f"{inside}{field} is {_bounded.short(value)}; expected {expected}.")
+    for field in ("num_layers", "message_layers", "update_layers", "num_iterations"):
+        _bounded.check("layers", getattr(made, field, 1), f"{inside}{field}")
+    if not 0 <= getattr(made, "dropout", 0) < 1:
+        raise ValueError(f"{inside}dropout is {made.dropout}; expected a number from 0 to 1.")
+    if getattr(made, "dtype", None) not in (None, "float32", "bfloat16", "float16", "float64"):
+        raise ValueError(f"{inside}dtype is {made.dtype!r}; expected a dtype of floating-point numbers.")
 
 
 def _root(at_1: int, at_2: int, at_3: int, target: int) -> int:

@@ -38,7 +38,8 @@ def embed(
       model: A model that reads the params of one network, like `Encoder`, `Autoencoder` or a module of your own.
       variables: Its variables.
       networks: A stack of networks: params in any container, every array with a leading axis [networks], NumPy's or
-        JAX's. Or an iterator of stacks, of which one at a time is kept in memory.
+        JAX's. Or an iterator of stacks, like `(part.params for part in zoo.parts(path))`, of which
+        one at a time is kept in memory.
       method: The model's method to call, like "encode"; None calls the model.
       micro_batch: The number of networks that are computed at once; None chooses it.
       progress: A function that is called with the number of networks that have become ready.

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from jax_scalegmn import io, models
+from jax_scalegmn import _bounded, io, models
 from jax_scalegmn.training._loop import Monitor, State
 
 __all__ = ["Checkpoints", "Restored", "load"]
@@ -84,9 +84,9 @@ class Checkpoints:
         _remove_leftovers(self.directory)
         _rebuild_metrics(self.directory)
         policies = ocp.checkpoint_managers
-        self._manager = ocp.CheckpointManager(
+        self._manager = _manager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(
+            ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(
                     [policies.LatestN(2), policies.BestN(get_metric_fn=_loss, reverse=True, n=1)]
                 ),
@@ -193,7 +193,11 @@ class Checkpoints:
         _check_sums(self.directory / str(step), info, {"variables": items["variables"], "training": training})
         key = jax.random.wrap_key_data(training["key"])
         state = State(items["variables"], training["opt_state"], key, training["step"])
-        return Restored(state, Monitor(**info["monitor"]), info["history"])
+        try:
+            monitor = Monitor(**info["monitor"])
+        except TypeError as error:
+            raise _DamagedError(f"{self.directory / str(step)}: info has another monitor ({error}).") from error
+        return Restored(state, monitor, info["history"])
 
     def _set_damaged_aside(self) -> None:
         """Gives the steps that could not be restored another name, since training comes to them again."""
@@ -228,7 +232,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[Any, Any]:
     """
     ocp = _orbax()
     directory = Path(directory).absolute()
-    with ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with _manager(directory, ocp.CheckpointManagerOptions(read_only=True)) as manager:
         steps = manager.all_steps()
         if not steps:
             raise FileNotFoundError(f"{directory}: no checkpoint there. Name the folder given to Checkpoints.")
@@ -258,6 +262,20 @@ def _orbax() -> ModuleType:
         raise ImportError('Checkpoints need orbax-checkpoint: pip install "jax-scalegmn[checkpoint]"') from error
     module: ModuleType = ocp
     return module
+
+
+def _manager(directory: Path, options: Any) -> Any:
+    """Orbax's manager of a folder, which reads the metrics of all checkpoints."""
+    if directory.is_dir():
+        _bounded.check_folder(directory)
+    try:
+        with _quiet():
+            return _orbax().CheckpointManager(directory, options=options)
+    except Exception as error:  # orbax raises many types for damaged files
+        raise ValueError(
+            f"{directory}: the checkpoints in this folder cannot be read ({_bounded.one_line(error)}). A metrics file "
+            "may be damaged, which Checkpoints of this folder write again."
+        ) from error
 
 
 def _loss(metrics: Mapping[str, float]) -> float:
@@ -291,23 +309,34 @@ def _first_whole(directory: Path, steps: Sequence[int], read: Callable[[int], _T
 
 def _info(manager: Any, directory: Path, step: int) -> dict[str, Any]:
     """Configuration, monitor, history, loss and checksums of a checkpoint."""
+    path = directory / str(step)
+    try:
+        _bounded.read_json(path / "info" / "metadata")  # of a size and nesting that orbax may read
+    except (OSError, ValueError) as error:
+        raise _DamagedError(f"{path}: info cannot be read ({_bounded.one_line(error)}).") from error
     info = _read(manager, directory, step, info=_orbax().args.JsonRestore())["info"]
     if not isinstance(info, dict) or not {"config", "monitor", "history"} <= info.keys():
-        found = sorted(info) if isinstance(info, dict) else type(info).__name__
-        raise _DamagedError(f"{directory / str(step)}: info holds {found}; expected config, monitor and history.")
+        found = _bounded.short(sorted(info) if isinstance(info, dict) else info)
+        raise _DamagedError(f"{path}: info holds {found}; expected config, monitor and history.")
+    kinds = {"config": dict, "monitor": dict, "history": list, "checksums": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(info.get(name, kind()), kind)]
+    if wrong or not isinstance(info["config"].get("model", {}), dict):
+        raise _DamagedError(f"{path}: info holds {_bounded.short(info)}; expected dicts and a list as history.")
     if not _is_as_signed(info):
-        raise _DamagedError(f"{directory / str(step)}: info is not what was saved, by its checksum. It is damaged.")
+        raise _DamagedError(f"{path}: info is not what was saved, by its checksum. It is damaged.")
     return info
 
 
 def _read(manager: Any, directory: Path, step: int, **items: Any) -> Any:
     try:
+        _bounded.check_folder(directory / str(step))
         with _quiet():
             return manager.restore(step, args=_orbax().args.Composite(**items))
     except Exception as error:  # orbax and tensorstore raise many types for damaged files
         raise _DamagedError(
-            f"{directory / str(step)}: {', '.join(items)} of this checkpoint cannot be read ({error}). It is damaged "
-            "or of another program; go on from another one, or train again."
+            f"{directory / str(step)}: {', '.join(items)} of this checkpoint cannot be read "
+            f"({_bounded.one_line(error)}). It is damaged or of another program; go on from another one, or train "
+            "again."
         ) from error
 
 
@@ -361,11 +390,11 @@ def _stored_loss(folder: Path) -> tuple[float | None, float | None]:
     found: list[float | None] = []
     for name in ("info/metadata", "metrics/metrics"):
         try:
-            content = json.loads((folder / name).read_bytes())
+            content = _bounded.read_json(folder / name)
             if not _is_as_signed(content):
                 raise ValueError
             found.append(float(content["loss"]))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError):
             found.append(None)
     return found[0], found[1]
 
@@ -403,7 +432,7 @@ def _rebuild_metrics(directory: Path) -> None:
 
 def _check_config(path: Path, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     differences = [
-        f"{name} is {stored.get(name)!r} in the checkpoint and {expected.get(name)!r} here"
+        f"{name} is {_bounded.short(stored.get(name))} in the checkpoint and {_bounded.short(expected.get(name))} here"
         for name in sorted({*stored, *expected})
         if stored.get(name) != expected.get(name)
     ]

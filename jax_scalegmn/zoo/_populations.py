@@ -4,24 +4,24 @@
 arrays and JSON, which cannot run code.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors
 import safetensors.numpy
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture, io, network
+from jax_scalegmn import _bounded, architecture, io, network
 from jax_scalegmn.architecture import Activation, Architecture
 from jax_scalegmn.types import Key, Params
 
@@ -365,37 +365,117 @@ def load(path: str | os.PathLike[str]) -> Zoo:
     FileNotFoundError: nowhere.safetensors: there is no such zoo. Fit one with zoo.fit_images, save it with zoo.save.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such zoo. Fit one with zoo.fit_images, save it with zoo.save.")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: this is not a readable safetensors file ({error}). It is truncated or foreign: write it again."
-        ) from error
-    if header.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path}: format is {header.get('format')!r}, expected {_FORMAT!r}. Pass a file that zoo.save wrote."
-        )
-    if "sha256" in header and header["sha256"] != _checksum(arrays, header):  # files of older versions have none
-        raise ValueError(f"{path}: this is not what zoo.save wrote, by its checksum. It is damaged: write it again.")
-    leaves, records = {}, {}
-    for name, value in arrays.items():
-        kind, *keys = name.split("/")
-        if kind == "records":
-            records["/".join(keys)] = value
-        else:
-            leaves[tuple(keys)] = jnp.asarray(value)
-    try:
-        arch = architecture.from_json(json.loads(header["arch"]))
-        return Zoo(arch, architecture.unflatten(leaves), records, json.loads(header["settings"]))
-    except ValueError as error:  # JSON's errors are ValueErrors, too
-        raise ValueError(f"{path}: {error}") from error
+    contents = _contents(path, io.tensors.read)
+    with _naming(f"{path}: "):
+        return Zoo(contents.arch, jax.tree.map(jnp.asarray, contents.params), contents.records, contents.settings)
+
+
+def parts(path: str | os.PathLike[str], size: int = 1024) -> Iterator[Zoo]:
+    """Reads a zoo that `save` wrote part by part: it may be larger than the memory.
+
+    Args:
+      path: The file. It must not change until the last part is read.
+      size: The number of networks of a part; the last may have fewer.
+
+    Returns:
+      An iterator of zoos, in order.
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: If `size` is below 1, or the file is truncated or foreign; while iterating, if a part's networks are
+        not finite.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import jax_scalegmn as sg
+    >>> params = {"Dense_0": {"kernel": np.ones((5, 2, 1)), "bias": np.zeros((5, 1))}}
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "zoo.safetensors"
+    >>> sg.zoo.save(sg.Zoo(sg.mlp((2, 1)), params, {"seed": np.arange(5)}, {}), path)
+    >>> [part.records["seed"].tolist() for part in sg.zoo.parts(path, size=2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    path = Path(path)
+    if size < 1:
+        raise ValueError(f"size is {size}; expected 1 or more networks for each part of {path}.")
+    contents = _contents(path, io.tensors.mapped)
+    counts = {leaf.shape[:1] for leaf in (*jax.tree.leaves(contents.params), *contents.records.values())}
+    if len(counts) != 1 or counts == {()}:
+        raise ValueError(f"{path}: its arrays have {sorted(counts)[:10]} rows; expected one row for each network.")
+    ((count,),) = counts
+
+    def each() -> Iterator[Zoo]:
+        for first in range(0, count, size):
+            params, records = jax.tree.map(
+                lambda leaf, first=first: np.array(leaf[first : first + size]), (contents.params, contents.records)
+            )
+            with _naming(f"{path}: of the networks from {first} on, "):
+                part = Zoo(contents.arch, jax.tree.map(jnp.asarray, params), records, contents.settings)
+            yield part
+
+    return each()
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+class _Contents(NamedTuple):
+    """What a zoo's file holds, with NumPy arrays."""
+
+    arch: Architecture
+    params: dict[str, Any]
+    records: dict[str, np.ndarray]
+    settings: dict[str, Any]
+
+
+def _contents(path: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> _Contents:
+    """The contents of a zoo's file, whose checksum is right."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such zoo. Fit one with zoo.fit_images, save it with zoo.save.")
+    header = io.tensors.metadata(path)
+    if header.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path}: format is {_bounded.short(header.get('format'))}, expected {_FORMAT!r}. Pass a file that zoo.save"
+            " wrote."
+        )
+    missing = [name for name in ("arch", "settings") if name not in header]
+    if missing:
+        raise ValueError(f"{path}: its header has no {' or '.join(missing)}, which zoo.save writes. Write it again.")
+    arrays = read(path)
+    if "sha256" in header and header["sha256"] != _checksum(arrays, header):  # files of older versions have none
+        raise ValueError(f"{path}: this is not what zoo.save wrote, by its checksum. It is damaged: write it again.")
+    with _naming(f"{path}: "):
+        arch = architecture.from_json(_bounded.read_json(header["arch"], what="arch"))
+        settings = _bounded.read_json(header["settings"], what="settings")
+        return _Contents(arch, _params(arch, arrays), _records(arrays), settings)
+
+
+@contextlib.contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Errors of what a file holds begin with its name."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}{_bounded.one_line(error)}") from error
+
+
+def _params(arch: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The params among the tensors of a file."""
+    leaves = {tuple(name.split("/")[1:]): value for name, value in arrays.items() if name.startswith("params/")}
+    others = [name for name in arrays if not name.startswith(("params/", "records/"))]
+    missing = [architecture.describe(path) for path in arch.array_shapes if path not in leaves]
+    additional = others + [architecture.describe(path) for path in leaves if path not in arch.array_shapes]
+    if missing or additional:
+        which, how = (missing, "is missing") if missing else (additional, "is additional")
+        raise ValueError(f"{which[0][:200]} {how}; {arch.name!r} expects its params, and records.")
+    return architecture.unflatten(leaves)
+
+
+def _records(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    records = {name.removeprefix("records/"): value for name, value in arrays.items() if name.startswith("records/")}
+    without = [name for name, value in records.items() if not value.ndim]
+    if without:
+        raise ValueError(f"records {_bounded.short(without)} have no axis; expected [networks].")
+    return records
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:

@@ -3,7 +3,6 @@
 Nothing is downloaded, and no file can run code.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture, io
+from jax_scalegmn import _bounded, architecture, io
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import tensors
 from jax_scalegmn.zoo import _populations
@@ -166,7 +165,7 @@ def _read_networks(
         try:
             leaves = jax.tree.leaves(io.from_torch(arch, state_dict))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path}: {_bounded.one_line(error)}") from error
         stacks = stacks or [np.empty((len(files), *leaf.shape), leaf.dtype) for leaf in leaves]
         for stack, leaf in zip(stacks, leaves, strict=True):
             if leaf.dtype != stack.dtype:
@@ -189,10 +188,7 @@ def _read_split(split: str | os.PathLike[str] | Split) -> tuple[Path | None, Spl
             f"{path}: there is no such split; expected a JSON file like mnist_splits.json. Make one with "
             "inr_folders.split."
         )
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:  # bytes that are not text raise one, too
-        raise ValueError(f"{path}: expected JSON, got a file that cannot be read ({error}). Get it again.") from error
+    content = _bounded.read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected an object with the parts of the data set, got a {type(content).__name__}.")
     return path, content
@@ -206,7 +202,7 @@ def _part(base: Path | None, parts: Split, part: str) -> tuple[str, list[str], l
         raise ValueError(f"part is {part!r}; expected 'train', 'validation' or 'test'.")
     keys = [key for key in ("val" if name == "validation" else name, name) if key in parts]
     if not keys:
-        raise ValueError(f"{where} has no part {part!r}; it has {list(parts)}. Choose one of them.")
+        raise ValueError(f"{where} has no part {part!r}; it has {_bounded.short(list(parts))}. Choose one of them.")
     content = parts[keys[0]]
     content = content if isinstance(content, Mapping) else {"path": content}
     paths, labels = content.get("path"), content.get("label")
@@ -261,18 +257,25 @@ def _index_in_name(path: Path) -> int | None:
     return int(match[0]) if match else None
 
 
+def _is_class(value: Any) -> bool:
+    text = value.strip() if isinstance(value, str) else str(value) if type(value) is int and 0 <= value < 2**32 else ""
+    return re.fullmatch(r"\d{1,9}", text) is not None
+
+
 def _label(path: Path, named: Any, stored: np.ndarray | None) -> int:
     """A network's label from the split or its name, and from its file, which must not disagree."""
-    given = [value for value in (named, None if stored is None else stored.tolist()) if value is not None]
+    in_file = None if stored is None else stored.item() if not stored.ndim else stored[:9].tolist()
+    given = [value for value in (named, in_file) if value is not None]
     if not given:
         raise ValueError(
             f"{path}: the network has no label: not in the split, nor in the name of its folder, nor in the file. Add "
             "the list 'label' to every part of the split."
         )
     for value in given:
-        if type(value) not in (int, str) or not re.fullmatch(r"\d{1,9}", str(value).strip()):
+        if not _is_class(value):
             raise ValueError(
-                f"{path}: its label is {value!r}; expected the number of a class, like 5. Number the classes."
+                f"{path}: its label is {_bounded.short(value)}; expected the number of a class, like 5. Number the "
+                "classes."
             )
     labels = [int(value) for value in given]
     if labels[0] != labels[-1]:

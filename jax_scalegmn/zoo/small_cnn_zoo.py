@@ -3,6 +3,7 @@
 Nothing is downloaded, and no file can run code.
 """
 
+import collections
 import contextlib
 import csv
 import gzip
@@ -15,13 +16,13 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture, io
+from jax_scalegmn import _bounded, architecture, io
 from jax_scalegmn.architecture import Architecture, Conv
 from jax_scalegmn.zoo import _populations
 
@@ -30,6 +31,8 @@ __all__ = ["load", "save"]
 _FILES = {"weights": "weights.npy", "metrics": "metrics.csv.gz", "layout": "layout.csv"}
 _LAYOUT = ("varname", "start_idx", "end_idx", "size", "shape")
 _ACTIVATION = "config.activation"
+_LONGEST_NUMBER = 100  # letters
+_MOST_EMPTY = 1000  # lines of a table
 _ROWS_AT_ONCE = 4096  # rows held in memory while a file is read
 
 
@@ -89,7 +92,7 @@ def load(
     paths = _paths(files)
     weights = _open_weights(paths["weights"])
     arch, slots = _read_layout(paths["layout"], weights.shape[1], activation)
-    activations, metrics = _read_metrics(paths["metrics"], required=[] if step is None else ["step"])
+    activations, metrics = _read_metrics(paths["metrics"], [] if step is None else ["step"], len(weights))
     _check_counts(paths, len(weights), len(activations))
     order = np.arange(len(weights)) if index_file is None else _read_index(Path(index_file), len(weights))
     steps = None if step is None else metrics["step"]
@@ -210,7 +213,8 @@ def _paths(files: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]])
 def _check_counts(paths: Mapping[str, Path], networks: int, lines: int) -> None:
     if lines != networks:
         raise ValueError(
-            f"{paths['metrics']} has {lines} rows, {paths['weights']} {networks}: row {min(lines, networks)} is "
+            f"{paths['metrics']} has {lines}{' or more' if lines > networks else ''} rows, "
+            f"{paths['weights']} {networks}: row {min(lines, networks)} is "
             "missing in one of them. They are of different zoos, or one is truncated: get both again."
         )
 
@@ -218,59 +222,87 @@ def _check_counts(paths: Mapping[str, Path], networks: int, lines: int) -> None:
 def _open_weights(path: Path) -> np.ndarray:
     """The matrix as a memory map: rows are read when they are used."""
     try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a damaged or hostile file can fail anywhere in NumPy
+        with _bounded.open_regular(path) as file:
+            header, size = _bounded.npy_header(file), os.fstat(file.fileno()).st_size
+        dtype = np.dtype(header.descr)
+        nbytes = math.prod(header.shape) * dtype.itemsize
+        if dtype.hasobject or nbytes != size - header.begin:
+            raise ValueError(
+                f"its header says {dtype} {_bounded.short(header.shape)}, {size - header.begin} bytes follow"
+            )
+    except Exception as error:  # NumPy raises many types for a damaged dtype
         raise ValueError(
-            f"{path}: expected an npy file of plain numbers, got one that cannot be read ({error}). It is truncated, "
-            "foreign, or holds Python objects, which are refused: get it again."
+            f"{path}: expected an npy file of plain numbers, got one that cannot be read ({_bounded.one_line(error)})."
+            " It is truncated, foreign, or holds Python objects, which are refused: get it again."
         ) from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f" or matrix.dtype.itemsize > 8:
-        got = f"{matrix.dtype} {matrix.shape}" if isinstance(matrix, np.ndarray) else "several arrays"
+    if len(header.shape) != 2 or dtype.kind != "f" or dtype.itemsize > 8 or 0 in header.shape:
+        got = f"{dtype} {_bounded.short(header.shape)}"
         raise ValueError(f"{path}: expected floating-point numbers [networks, numbers of one], got {got}.")
-    return matrix
+    order: Literal["F", "C"] = "F" if header.fortran else "C"
+    return np.memmap(path, dtype, mode="r", offset=header.begin, shape=header.shape, order=order)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, plain or gzipped, within the limits."""
+    with _bounded.open_regular(path) as file:
+        limit = _bounded.room("metadata_bytes", os.fstat(file.fileno()).st_size)
+        stream: Any = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        read = 0
+        while line := stream.readline(limit):
+            read += len(line)
+            if read > limit:
+                what = f"{path}: the size of the table, in bytes,"
+                _bounded.check("metadata_bytes", read, what, limit=limit, is_all=False)
+            yield line.decode("utf-8")
 
 
 def _table(path: Path, required: Sequence[str]) -> Iterator[list[str]]:
     """The header of a CSV file, plain or gzipped, and its rows, all as long as the header."""
-    gzipped = path.suffix == ".gz"
     try:
-        with (gzip.open if gzipped else open)(path, "rt", encoding="utf-8", newline="") as file:
-            table = csv.reader(file)
-            header = next(table, [])
-            missing = [name for name in required if name not in header]
-            repeated = sorted({name for name in header if name and header.count(name) > 1})
-            if missing or repeated:
+        table = csv.reader(_lines(path))
+        header = next(table, [])
+        _check_header(path, header, required)
+        yield header
+        empty = 0
+        for row in table:
+            empty += not row
+            if (row and len(row) != len(header)) or empty > _MOST_EMPTY:
                 raise ValueError(
-                    f"{path}: expected the columns {list(required)}, each name once; missing are {missing}, repeated "
-                    f"{repeated}, got {header}. Get the file again."
+                    f"{path}: line {table.line_num} has {len(row)} cells, the header {len(header)}. The file is "
+                    "damaged: get it again."
                 )
-            yield header
-            for row in table:
-                if row and len(row) != len(header):
-                    raise ValueError(
-                        f"{path}: line {table.line_num} has {len(row)} cells, the header {len(header)}. The file is "
-                        "damaged: get it again."
-                    )
-                if row:
-                    yield row
+            if row:
+                yield row
     except (EOFError, UnicodeDecodeError, csv.Error, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
-            f"{path}: expected a {'gzipped ' if gzipped else ''}CSV file, got one that cannot be read ({error}). It is "
-            "truncated or foreign: get it again."
+            f"{path}: expected a {'gzipped ' if path.suffix == '.gz' else ''}CSV file, got one that cannot be read "
+            f"({_bounded.one_line(error)}). It is truncated or foreign: get it again."
         ) from error
 
 
-def _read_metrics(path: Path, required: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The activation of every row, and the columns of numbers."""
+def _check_header(path: Path, header: Sequence[str], required: Sequence[str]) -> None:
+    _bounded.check("items", len(header), f"{path}: the number of its columns")
+    missing = [name for name in required if name not in header]
+    repeated = sorted(name for name, times in collections.Counter(header).items() if name and times > 1)
+    if missing or repeated:
+        raise ValueError(
+            f"{path}: expected the columns {list(required)}, each name once; missing are {missing}, repeated "
+            f"{_bounded.short(repeated)}, got {_bounded.short(header)}. Get the file again."
+        )
+
+
+def _read_metrics(path: Path, required: Sequence[str], networks: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The activation of every row, and the columns of numbers, up to some rows after those of the networks."""
     table = _table(path, [_ACTIVATION, *required])
     header = next(table)
     activations: list[str] = []
+    names: dict[str, str] = {}  # one text for all rows that have it
     # A column without a name is the row number that pandas writes.
     chunks: dict[str, list[np.ndarray]] = {name: [] for name in header if name not in ("", _ACTIVATION)}
     while rows := list(itertools.islice(table, _ROWS_AT_ONCE)):
         for name, cells in zip(header, zip(*rows, strict=True), strict=True):
             if name == _ACTIVATION:
-                activations += cells
+                activations += [names.setdefault(cell, cell) for cell in cells]
             elif name in chunks:
                 numbers = _numbers(cells)
                 if numbers is not None:
@@ -281,13 +313,17 @@ def _read_metrics(path: Path, required: Sequence[str]) -> tuple[np.ndarray, dict
                     )
                 else:
                     del chunks[name]
+        if len(activations) > networks:
+            break
     if not activations:
         raise ValueError(f"{path}: expected a row for every network, got only the header. Get the file again.")
-    return np.array(activations), {name: np.concatenate(arrays) for name, arrays in chunks.items()}
+    return np.array(activations, object), {name: np.concatenate(arrays) for name, arrays in chunks.items()}
 
 
 def _numbers(cells: Sequence[str]) -> np.ndarray | None:
     """Cells as truth values, whole numbers or numbers, in this order; None if some are neither."""
+    if max(map(len, cells)) > _LONGEST_NUMBER:
+        return None
     if set(cells) <= {"True", "False"}:
         return np.array([cell == "True" for cell in cells])
     cells = [cell or "nan" for cell in cells]
@@ -305,7 +341,11 @@ def _read_index(path: Path, count: int) -> np.ndarray:
         raise FileNotFoundError(
             f"{path}: there is no such file; expected the numbers of all rows, one per line. Get the split again."
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    try:
+        content = _bounded.read_bytes(path, "metadata_bytes").decode("utf-8", "replace")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    lines = [line.strip() for line in content.splitlines()]
     numbers = [(number, line) for number, line in enumerate(lines, 1) if line]
     if numbers and not re.fullmatch(r"-?\d+", numbers[0][1]):
         del numbers[0]  # a header
@@ -358,11 +398,15 @@ def _select(
         places = places[steps[order] == step]
         if not len(places):
             present = sorted(set(steps.tolist()))
-            raise ValueError(f"{metrics_path}: no row has step {step}; steps are {present}. Pass one of them, or None.")
+            steps_there = _bounded.short(present)
+            raise ValueError(
+                f"{metrics_path}: no row has step {step}; steps are {steps_there}. Pass one of them, or None."
+            )
     present = sorted(set(activations[order[places]].tolist()))
     if activation not in present:
         raise ValueError(
-            f"{metrics_path}: no row has the activation {activation!r}; there are {present}. Pass one of them."
+            f"{metrics_path}: no row has the activation {activation!r}; there are {_bounded.short(present)}. Pass "
+            "one of them."
         )
     if part is not None:
         places = places[_published_part(len(places), part)]
@@ -408,17 +452,18 @@ def _read_layout(path: Path, width: int, activation: str) -> tuple[Architecture,
     header = next(table)
     slots: dict[tuple[str, int, str], _Slot] = {}
     for row in table:
+        _bounded.check("layers", len(slots), f"{path}: the number of its variables")
         cells = dict(zip(header, row, strict=True))
         name = cells["varname"]
         match = re.fullmatch(r"(?:.*/)?(conv2d|dense)(?:_(\d{1,9}))?/(kernel|bias)(?::\d+)?", name)
         if not match:
             raise ValueError(
-                f"{path}: variable {name!r} is not one of a CNN; expected names like 'sequential/conv2d_1/kernel:0' "
-                "and 'sequential/dense/bias:0'. Other layers are not read."
+                f"{path}: variable {_bounded.short(name)} is not one of a CNN; expected names like "
+                "'sequential/conv2d_1/kernel:0' and 'sequential/dense/bias:0'. Other layers are not read."
             )
         key = match[1], int(match[2] or 0), match[3]
         if key in slots:
-            raise ValueError(f"{path}: variable {name!r} is listed twice; expected every one once.")
+            raise ValueError(f"{path}: variable {_bounded.short(name)} is listed twice; expected every one once.")
         slots[key] = _slot(path, cells)
     end = 0
     for slot in sorted(slots.values()):
@@ -437,12 +482,12 @@ def _read_layout(path: Path, width: int, activation: str) -> tuple[Architecture,
 
 
 def _slot(path: Path, cells: Mapping[str, str]) -> _Slot:
-    where = f"{path}: variable {cells['varname']!r}"
+    where = f"{path}: variable {_bounded.short(cells['varname'])}"
     shape = cells["shape"].strip()
     for text in (cells["start_idx"], cells["end_idx"], cells["size"]):
         if not re.fullmatch(r"\d{1,9}", text.strip()):
             raise ValueError(f"{where} has the index or size {text[:50]!r}; expected a whole number.")
-    if not re.fullmatch(r"\((?:[1-9]\d{0,8}, ?)*(?:[1-9]\d{0,8},?)\)", shape):
+    if len(shape) > 100 or not re.fullmatch(r"\((?:[1-9]\d{0,8}, ?)*(?:[1-9]\d{0,8},?)\)", shape):
         raise ValueError(f"{where} has the shape {shape[:50]!r}; expected one like '(3, 3, 1, 16)' or '(16,)'.")
     sizes = tuple(int(size) for size in re.findall(r"\d+", shape))
     start, end, size = int(cells["start_idx"]), int(cells["end_idx"]), int(cells["size"])
@@ -465,12 +510,13 @@ def _cnn_of(
     if missing or not numbers["conv2d"] or len(numbers["dense"]) != 1:
         raise ValueError(
             f"{path}: got {len(numbers['conv2d'])} convolutions and {len(numbers['dense'])} dense layers, without "
-            f"{missing}; expected convolutions and one dense layer, each with kernel and bias."
+            f"{_bounded.short(missing)}; expected convolutions and one dense layer, each with kernel and bias."
         )
     kernels = [slots[name, number, "kernel"].shape for name, number in layers]
     if any(len(shape) != 4 for shape in kernels[:-1]) or len(kernels[-1]) != 2:
         raise ValueError(
-            f"{path}: kernels have the shapes {kernels}; expected (size, size, in, out), of dense (in, out)."
+            f"{path}: kernels have the shapes {_bounded.short(kernels)}; expected (size, size, in, out), "
+            "of dense (in, out)."
         )
     channels = [kernels[0][2], *(shape[3] for shape in kernels[:-1])]
     arch = architecture.cnn(
