@@ -130,7 +130,7 @@ def _inr_methods(results: Results, file: str, command: str) -> Table:
     ]
     return Table(
         "Two independent fits of each unseen image, merged: mean squared error against the true image"
-        + (", and the milliseconds of a pair, of all pairs at once" if timed else ""),
+        + (", and the milliseconds of aligning a pair, all pairs at once" if timed else ""),
         command,
         [file],
         ("method", "midpoint", "barrier", "end-point gap", "digits read", *(["ms"] if timed else [])),
