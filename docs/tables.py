@@ -117,6 +117,7 @@ def inr_methods_mnist(results: Results) -> Table:
 
 def _inr_methods(results: Results, file: str, command: str) -> Table:
     methods = results[file]["merging"]["independent fits"]
+    timed = all("milliseconds" in method for method in methods.values())
     rows = [
         (
             method["label"],
@@ -124,14 +125,16 @@ def _inr_methods(results: Results, file: str, command: str) -> Table:
             f"{method['barrier']['mean']:.4f}",
             f"{method['end_point_gap']['mean']:.4f}",
             percent(method["recognized"]),
+            *([f"{method['milliseconds']:.1f}"] if timed else []),
         )
         for method in methods.values()
     ]
     return Table(
-        "Two independent fits of each unseen image, merged: mean squared error against the true image",
+        "Two independent fits of each unseen image, merged: mean squared error against the true image"
+        + (", and the milliseconds of aligning a pair, all pairs at once" if timed else ""),
         command,
         [file],
-        ("method", "midpoint", "barrier", "end-point gap", "digits read"),
+        ("method", "midpoint", "barrier", "end-point gap", "digits read", *(["ms"] if timed else [])),
         rows,
     )
 
@@ -749,7 +752,7 @@ ACCELERATOR_TABLES: dict[str, Callable[[Results], Table]] = {
 def values(results: Results) -> dict[str, dict[str, str]]:
     """The numbers that the pages' sentences name, as text, by topic: `{{ inr.reconstruction }}` in Markdown."""
     return {
-        "inr": _inr_values(results, "digits.json"),
+        "inr": _inr_values(results, "digits.json") | _learned_values(results["digits.json"]),
         "inr_mnist": _inr_values(results, "mnist_h200.json"),
         "merging": _merging_values(results),
         "cnn_digits": _cnn_values(results, "cnn_digits.json"),
@@ -791,6 +794,23 @@ def _inr_values(results: Results, name: str) -> dict[str, str]:
         "autoencoder": f"{merging['autoencoder']['midpoint']['mean']:.4f}",
         "autoencoder_gap": f"{merging['autoencoder']['end_point_gap']['mean']:.4f}",
     }
+
+
+def _learned_values(file: Mapping[str, Any]) -> dict[str, str]:
+    merging = file["merging"]["independent fits"]
+    names = ("search", "learned_matching", "learned_frame", "learned_search")
+    midpoints = {name: f"{merging[name]['midpoint']['mean']:.4f}" for name in names}
+    gaps = [merging[name]["end_point_gap"]["mean"] for name in names]
+    times = {f"{name}_ms": significant(merging[name]["milliseconds"]) for name in names}
+    return (
+        midpoints
+        | times
+        | {
+            "learned_minutes": f"{file['seconds']['alignment'] / 60:.0f}",
+            "learned_epochs": str(len(file["alignment"]["matcher"]["training"])),
+            "exact_gap": power_of_ten(max(gaps)),
+        }
+    )
 
 
 def _merging_values(results: Results) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the experiments that train an autoencoder share: its options, and the training with its checkpoints."""
+"""What the experiments that train an autoencoder share: its options; and the training of a model with checkpoints."""
 
 import dataclasses
 import math
@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from experiments import progress, runs
 from jax_scalegmn import models, training, zoo
@@ -79,9 +80,9 @@ class TrainConfig(runs.TrainConfig):
 
 
 class Trained(NamedTuple):
-    """An autoencoder, its best variables on the selection split, and the numbers of every epoch."""
+    """A model, its best variables on the selection split, and the numbers of every epoch."""
 
-    model: models.Autoencoder
+    model: Any
     variables: Any
     history: list[dict[str, float]]
 
@@ -100,28 +101,32 @@ def make_model(config: ModelConfig, networks: Zoo) -> models.Autoencoder:
 def fit(
     config: runs.RunConfig,
     settings: TrainConfig,
-    model: models.Autoencoder,
+    model: nn.Module,
     losses: Mapping[str, LossFn],
     rows: Mapping[str, Any],
     interruption: progress.Interruption,
     *,
-    name: str = "",
     note: Callable[[dict[str, float]], str],
+    title: str = "Autoencoder",
+    folder: str = "checkpoints",
+    method: str | None = None,
 ) -> Trained:
-    """Trains the autoencoder, or continues with it.
+    """Trains an autoencoder or another model, or continues with it.
 
     Args:
       config: The run's options; its folder receives the checkpoints.
       settings: The training's options.
-      model: The autoencoder.
+      model: The model.
       losses: The losses of "train" and of "selection", as `training.losses` makes them.
       rows: What these losses read, for each a pytree whose arrays have a leading axis [networks].
       interruption: Stops the training after an epoch.
-      name: The checkpoints' folder, where a run has several.
       note: The metrics after an epoch -> what the progress bar tells of them.
+      title: The name in the progress bar.
+      folder: The checkpoints' folder inside of the run's.
+      method: The method of the model that reads one network, by which it is initialized; None for `__call__`.
     """
-    state, like = _first_state(config, settings, model, rows["train"])
-    saved = _checkpoints(config, settings, model, name)
+    state, like = _first_state(config, settings, model, rows["train"], method)
+    saved = _checkpoints(config, settings, model, folder)
     monitor, history = training.Monitor(), []
     if not saved.is_empty:
         state, monitor, history = saved.restore_last(like)
@@ -129,7 +134,7 @@ def fit(
     validate = _validation(settings, losses["selection"], rows["selection"])
     trained = _networks(rows["train"]) // settings.batch_size * settings.batch_size
     until = math.inf if settings.minutes is None else time.perf_counter() + 60 * settings.minutes
-    with progress.bar(f"Autoencoder {name}".strip(), settings.epochs, "epochs") as advance:
+    with progress.bar(title, settings.epochs, "epochs") as advance:
         advance(len(history))
         while monitor.since_best < settings.patience and (not history or time.perf_counter() < until):
             begin = time.perf_counter()
@@ -146,7 +151,7 @@ def fit(
                 | {"step": int(state.step), "seconds": seconds}
             )
             saved.save(state, loss=float(selection["loss"]), monitor=monitor, history=history)
-            advance(1, f"{note(history[-1])}, {trained / seconds:.0f} networks/s")
+            advance(1, f"{note(history[-1])}, {trained / seconds:.0f} examples/s")
             interruption.stop_if_requested(f"a checkpoint after epoch {len(history)} of {settings.epochs}")
     best = saved.restore_best(like).state
     saved.close()
@@ -161,21 +166,21 @@ def _networks(data: Any) -> int:
 
 
 def _first_state(
-    config: runs.RunConfig, settings: TrainConfig, model: models.Autoencoder, data: Any
+    config: runs.RunConfig, settings: TrainConfig, model: nn.Module, data: Any, method: str | None
 ) -> tuple[training.State, Any]:
     """The state before the first step, and its shapes."""
     example = jax.tree.map(lambda leaf: np.asarray(leaf)[0], data)
     params = example[0] if isinstance(example, tuple) else example
     tx = settings.make_optimizer(_networks(data))
-    state = training.init(model, tx, params, jax.random.key(config.seed))
+    state = training.init(model, tx, params, jax.random.key(config.seed), method=method)
     return state, jax.eval_shape(lambda: state)
 
 
 def _checkpoints(
-    config: runs.RunConfig, settings: TrainConfig, model: models.Autoencoder, name: str
+    config: runs.RunConfig, settings: TrainConfig, model: nn.Module, folder: str
 ) -> checkpoint.Checkpoints:
     described = {"model": models.as_json(model), "train": runs.plain(settings), "seed": config.seed}
-    return checkpoint.Checkpoints(config.out / "checkpoints" / name, described)
+    return checkpoint.Checkpoints(config.out / folder, described)
 
 
 def _epochs(settings: TrainConfig, loss: LossFn, state: training.State, data: Any) -> Any:

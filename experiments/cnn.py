@@ -208,8 +208,9 @@ def fit_autoencoder(
             for split, cnns in networks.items()
         },
         interruption,
-        name=activation,
         note=lambda metrics: f"agreement {metrics['selection_agreement']:.1%}",
+        title=f"Autoencoder {activation}",
+        folder=f"checkpoints/{activation}",
     )
 
 

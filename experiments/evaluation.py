@@ -1,7 +1,7 @@
 """How well two networks merge: every method on every kind of pair, measured along the path between them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from experiments import runs
 from jax_scalegmn import landscape, matching, merge, symmetry
 from jax_scalegmn.architecture import Architecture, Scaling
-from jax_scalegmn.matching import Start
+from jax_scalegmn.matching import Matching, Start
 from jax_scalegmn.models import Autoencoder
 from jax_scalegmn.types import Key, Params
 
@@ -31,6 +31,7 @@ class Method(NamedTuple):
     label: str
     end_points: Callable[[Member, Member], tuple[Any, Any]]
     network: Callable[[Any], Params]
+    reads: bool = False  # whether the autoencoder reads both networks first
 
 
 class Paths(NamedTuple):
@@ -70,21 +71,15 @@ def methods(
     model: Autoencoder,
     variables: Any,
     fixed: Params,
-    search: Callable[[Params, Params], Params] | None = None,
+    further: Mapping[str, Method] | None = None,
 ) -> dict[str, Method]:
     """All methods; `fixed` is a network that all others are aligned to, the control of the canonical frame.
 
-    `search`, of `make_search`, aligns stacks of networks by what merged networks compute; None leaves that row out.
+    Those of `further` are listed after weight matching.
     """
 
     def make_align(**options: Any) -> Callable[[Params, Params], Params]:
         return jax.jit(jax.vmap(functools.partial(matching.align, arch, **options)))
-
-    def pairwise(align: Callable[[Params, Params], Params]) -> Callable[[Member, Member], tuple[Params, Params]]:
-        return lambda a, b: (a.params, align(b.params, a.params))
-
-    def itself(point: Params) -> Params:
-        return point
 
     def decode(z: Array) -> Params:
         return model.apply(variables, z, method="decode")
@@ -104,28 +99,42 @@ def methods(
     pd_identity = make_align(start=Start.IDENTITY)
     return {
         "naive": Method("naive", lambda a, b: (a.params, b.params), itself),
-        "matching_p_identity": Method("matching, permutations, identity start", pairwise(p_identity), itself),
-        "matching_p_forward": Method("matching, permutations, forward start", pairwise(p_forward), itself),
-        "matching_pd_identity": Method(f"matching, {whole}, identity start", pairwise(pd_identity), itself),
-        "matching_pd_forward": Method(f"matching, {whole}, forward start", pairwise(align), itself),
-        **({"search": Method("search on what merged networks compute", pairwise(search), itself)} if search else {}),
+        "matching_p_identity": pairwise("matching, permutations, identity start", p_identity),
+        "matching_p_forward": pairwise("matching, permutations, forward start", p_forward),
+        "matching_pd_identity": pairwise(f"matching, {whole}, identity start", pd_identity),
+        "matching_pd_forward": pairwise(f"matching, {whole}, forward start", align),
+        **(further or {}),
         "fixed_frame": Method("aligned to one fixed network", lambda a, b: (to_fixed(a), to_fixed(b)), itself),
         "canonical_frame": Method(
-            "canonical frame: aligned to its own decoded", lambda a, b: (to_decoded(a), to_decoded(b)), itself
+            "canonical frame: aligned to its own decoded", lambda a, b: (to_decoded(a), to_decoded(b)), itself, True
         ),
-        "autoencoder": Method("autoencoder: decoded networks", lambda a, b: (a.decoded, b.decoded), itself),
-        "latent": Method("autoencoder: in latent space", lambda a, b: (a.latent, b.latent), decode),
+        "autoencoder": Method("autoencoder: decoded networks", lambda a, b: (a.decoded, b.decoded), itself, True),
+        "latent": Method("autoencoder: in latent space", lambda a, b: (a.latent, b.latent), decode, True),
     }
 
 
+def itself(point: Params) -> Params:
+    """The network at a point of a path between networks: the point."""
+    return point
+
+
+def pairwise(label: str, align: Callable[[Params, Params], Params]) -> Method:
+    """The method that moves the second networks next to the first, by (stacked params, stacked targets) -> moved."""
+    return Method(label, lambda a, b: (a.params, align(b.params, a.params)), itself)
+
+
 def make_search(
-    arch: Architecture, x: Float[Array, "examples inputs"], max_sweeps: int
+    arch: Architecture,
+    x: Float[Array, "examples inputs"],
+    max_sweeps: int,
+    match: Callable[[Params, Params], Matching] | None = None,
 ) -> Callable[[Params, Params], Params]:
-    """(stacked params, stacked targets) -> the params moved by searches on x that begin at weight matching."""
+    """(stacked params, stacked targets) -> the params moved by searches on x that begin at `match`, or by weights."""
 
     def one(pair: tuple[Params, Params]) -> Params:
         params, target = pair
-        found = matching.search_matching(arch, params, target, x, jax.random.key(0), max_sweeps=max_sweeps)
+        start = match(params, target) if match else None
+        found = matching.search_matching(arch, params, target, x, jax.random.key(0), start=start, max_sweeps=max_sweeps)
         return symmetry.act(arch, found.element, params)
 
     # One pair at a time: searches end after different numbers of sweeps.

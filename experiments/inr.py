@@ -1,16 +1,18 @@
-"""INRs of images are canonicalized by a ScaleGMN autoencoder and merged (Boufalis et al. 2025, arXiv 2511.12601).
+"""INRs of images are merged by a ScaleGMN autoencoder (Boufalis et al. 2025, arXiv 2511.12601) and learned alignments.
 
     python -m experiments.inr digits                      # scikit-learn's digits, no files needed
     python -m experiments.inr mnist --data mnist.npz      # the published setting; a GPU helps
     python -m experiments.inr mnist --zoo mnist-inrs      # published INRs in place of fitted ones
     python -m experiments.inr tiny                        # seconds
 
-Zoo, autoencoder, canonicalization, merging, evaluation, report. The folder `--out` receives everything: the zoos, the
-checkpoints, results.json with every number, report.html with every picture. `--resume` continues a run that stopped.
+Zoo, autoencoder, learned matcher and frame, canonicalization, merging, evaluation, report. The folder `--out` receives
+everything: the zoos, the checkpoints, results.json with every number, report.html with every picture. `--resume`
+continues a run that stopped.
 """
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,10 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments import autoencoders, evaluation, inr_report, inr_zoo, progress, runs
+from experiments import alignment, autoencoders, evaluation, inr_report, inr_zoo, progress, runs
+from experiments.alignment import AlignmentConfig
+from experiments.autoencoders import Trained
 from experiments.evaluation import Member, Method, Paths
 from experiments.inr_zoo import ZooConfig
-from jax_scalegmn import models, network
+from jax_scalegmn import network
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
 from jax_scalegmn.training import losses
@@ -67,6 +71,7 @@ class Config(inr_zoo.Config):
     """Height and width of the images that networks of `--zoo` draw; fitted ones draw images as large as theirs."""
     model: autoencoders.ModelConfig = dataclasses.field(default_factory=autoencoders.ModelConfig)
     train: TrainConfig = TrainConfig()
+    alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -81,6 +86,7 @@ PRESETS = {
             ),
             model=autoencoders.ModelConfig(128, 4, dropout=0.2),
             train=TrainConfig(128, epochs=150, learning_rate=1e-3, warmup_steps=1000, micro_batch=2),
+            alignment=AlignmentConfig(epochs=0),  # one fit of an image makes no pair
         ),
     ),
     "tiny": (
@@ -99,6 +105,7 @@ PRESETS = {
             ),
             model=autoencoders.ModelConfig(8, 1),
             train=TrainConfig(16, epochs=3, warmup_steps=2, micro_batch=8),
+            alignment=AlignmentConfig(16, epochs=2, warmup_steps=2, features=8, num_layers=1, num_iterations=3),
             evaluation=EvaluationConfig((0.0, 0.005), points=5, orbits=3, orbit_size=4),
         ),
     ),
@@ -115,11 +122,17 @@ def main(config: Config) -> dict[str, Any]:
             given = drawn_images(zoos, config.drawn_size) if given is None else given
         with run.timed("training"):
             trained = fit_autoencoder(config, zoos, given["train"], run.interruption)
-        scores, pictures = score(config, trained.model, trained.variables, zoos, given)
+        with run.timed("alignment"):
+            x = coordinates(given["train"])
+            aligners = alignment.fit(config, config.alignment, zoos, x, run.interruption)
+        scores, pictures = score(config, trained, aligners, zoos, given)
         results = {
             "zoo": {split: inr_zoo.describe(part) for split, part in zoos.items()},
             "model": {"parameters": trained.parameters},
             "training": trained.history,
+            "alignment": {
+                name: {"parameters": one.parameters, "training": one.history} for name, one in aligners.items()
+            },
             **scores,
         }
         widths = "-".join(str(layer.width) for layer in zoos["train"].arch.neuron_layers)
@@ -144,6 +157,11 @@ def make_draw(arch: Architecture, size: tuple[int, int], *, networks_at_once: in
     return runs.in_chunks(draw_one, networks_at_once)
 
 
+def coordinates(given: images.Images) -> jax.Array:
+    """The positions of the images' pixels, [pixels, 2]."""
+    return jnp.asarray(network.coordinates(*given.images.shape[1:3])).reshape(-1, 2)
+
+
 def drawn_images(zoos: Mapping[str, Zoo], size: tuple[int, int]) -> dict[str, images.Images]:
     """What the networks of every split draw, with their labels."""
     draw = make_draw(zoos["train"].arch, size)
@@ -155,7 +173,7 @@ def drawn_images(zoos: Mapping[str, Zoo], size: tuple[int, int]) -> dict[str, im
 
 def fit_autoencoder(
     config: Config, zoos: Mapping[str, Zoo], given: images.Images, interruption: progress.Interruption
-) -> autoencoders.Trained:
+) -> Trained:
     """Trains the autoencoder, or continues with it, on networks of these training images."""
     settings, variance = config.train, float(given.images.var())
     model = autoencoders.make_model(config.model, zoos["train"])
@@ -197,8 +215,8 @@ class Instruments(NamedTuple):
 
 def score(
     config: Config,
-    model: models.Autoencoder,
-    variables: Any,
+    trained: Trained,
+    aligners: Mapping[str, Trained],
     zoos: Mapping[str, Zoo],
     given: Mapping[str, images.Images],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -206,7 +224,7 @@ def score(
     settings = config.evaluation
     keys = runs.keys(config.seed + 1)
     subject = _subject(zoos["scoring"], given["scoring"])
-    tools = _instruments(config, model, variables, zoos["train"], given["train"], len(subject.truth))
+    tools = _instruments(config, trained, aligners, zoos["train"], given["train"], len(subject.truth))
     kinds = _kinds(config, tools, subject, keys)
     member = tools.read(subject.first)
     original, decoded = tools.draw(member.params), tools.draw(member.decoded)
@@ -241,13 +259,19 @@ def _subject(networks: Zoo, given: images.Images) -> Subject:
 
 
 def _instruments(
-    config: Config, model: models.Autoencoder, variables: Any, train: Zoo, given: images.Images, count: int
+    config: Config,
+    trained: Trained,
+    aligners: Mapping[str, Trained],
+    train: Zoo,
+    given: images.Images,
+    count: int,
 ) -> Instruments:
-    arch = model.arch
+    model, variables, arch = trained.model, trained.variables, train.arch
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[0], train.params)
-    x = jnp.asarray(network.coordinates(*given.images.shape[1:3])).reshape(-1, 2)
-    search = evaluation.make_search(arch, x, config.evaluation.search_sweeps)
-    methods = evaluation.methods(arch, model, variables, fixed, search)
+    x, sweeps = coordinates(given), config.evaluation.search_sweeps
+    search = evaluation.pairwise("search on what merged networks compute", evaluation.make_search(arch, x, sweeps))
+    further = {"search": search} | alignment.make_methods(aligners, x, sweeps)
+    methods = evaluation.methods(arch, model, variables, fixed, further)
     draw = make_draw(arch, given.images.shape[1:3], networks_at_once=min(512, count * config.evaluation.points))
     follow = {
         reader: evaluation.make_follow(draw, reader, num_points=config.evaluation.points, pairs_at_once=min(32, count))
@@ -293,6 +317,7 @@ def _merge(
                 merging[kind][name] = _method_scores(method, paths, tools, subject, next(keys))
                 if len(merging) == 1:
                     pictures[name] = paths.images[:3, _nine_columns(len(paths.ts))]
+                    merging[kind][name]["milliseconds"] = _milliseconds(tools, method, member, other)
                 advance(1)
     return merging, pictures
 
@@ -300,6 +325,15 @@ def _merge(
 def _method_scores(method: Method, paths: Paths, tools: Instruments, subject: Subject, key: Key) -> dict[str, Any]:
     recognized = float((tools.recognize(paths.middle) == subject.labels).mean())
     return {"label": method.label, **evaluation.summary(paths, key), "recognized": recognized}
+
+
+def _milliseconds(tools: Instruments, method: Method, member: Member, other: Member) -> float:
+    """The time that a pair takes by programs that are compiled, all pairs at once."""
+    begin = time.perf_counter()
+    if method.reads:
+        member, other = tools.read(member.params), tools.read(other.params)
+    jax.block_until_ready(method.end_points(member, other))
+    return 1e3 * (time.perf_counter() - begin) / len(jax.tree.leaves(member.params)[0])
 
 
 def _nine_columns(points: int) -> np.ndarray:

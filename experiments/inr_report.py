@@ -16,8 +16,8 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     rows = []
     for method in results["merging"][_first(results)].values():
         cells = [tables.with_interval(method[key], 4) for key in ("midpoint", "barrier", "end_point_gap")]
-        rows.append([method["label"], *cells, f"{method['recognized']:.1%}"])
-    return [Table(_title(results), ("method", "midpoint", "barrier", "end-point gap", "read"), rows)]
+        rows.append([method["label"], *cells, f"{method['recognized']:.1%}", f"{method['milliseconds']:.2f}"])
+    return [Table(_title(results), ("method", "midpoint", "barrier", "end-point gap", "read", "ms"), rows)]
 
 
 def sections(results: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterable[str]:
@@ -27,7 +27,8 @@ def sections(results: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterabl
     yield (
         "<p class=note>Mean squared error against the true image, with 95 % bootstrap intervals over pairs. Midpoint: "
         "at t = 1/2. Barrier: the maximum above the chord between the end points. End-point gap: between what an end "
-        "point draws and what its original network draws. Read: digits recognized by the classifier at t = 1/2.</p>"
+        "point draws and what its original network draws. Read: digits recognized by the classifier at t = 1/2. "
+        "Ms: the milliseconds that an alignment takes, for all pairs together and divided by their number.</p>"
     )
     yield "<h2>A network and a transformed, perturbed copy</h2><p>Mean squared error at t = 1/2.</p>"
     yield tables.page(_copies(results))
@@ -41,6 +42,8 @@ def sections(results: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterabl
     yield "<h2>Reconstructions</h2>" + report.image_rows(drawn)
     yield "<h2>Embeddings</h2>" + _embeddings(pictures)
     yield "<h2>Training</h2>" + _training(results["training"])
+    for name, learned in results["alignment"].items():
+        yield f"<h2>Training of the learned {name}</h2>" + _training(learned["training"])
     yield report.settings({name: results[name] for name in ("config", "environment", "seconds", "zoo")})
 
 

@@ -147,13 +147,16 @@ def read(path: Path, settings: ZooConfig, seed: int) -> dict[str, Zoo]:
 
 def pair_rows(networks: Zoo) -> tuple[np.ndarray, np.ndarray] | None:
     """The rows of two independent fits of every image that has two or more; None where none has."""
-    if "image_index" not in networks.records:
-        return None
-    rows: dict[int, list[int]] = {}
-    for row, image in enumerate(networks.records["image_index"].tolist()):
-        rows.setdefault(image, []).append(row)
-    pairs = np.array([several[:2] for several in rows.values() if len(several) > 1]).reshape(-1, 2)
+    pairs = np.array([rows[:2] for rows in rows_by_image(networks) if len(rows) > 1], int).reshape(-1, 2)
     return (pairs[:, 0], pairs[:, 1]) if len(pairs) else None
+
+
+def rows_by_image(networks: Zoo) -> list[list[int]]:
+    """The rows of every image's fits; each network for itself where records do not say its image."""
+    rows: dict[int, list[int]] = {}
+    for row, image in enumerate(networks.records.get("image_index", np.arange(len(networks))).tolist()):
+        rows.setdefault(image, []).append(row)
+    return list(rows.values())
 
 
 def describe(networks: Zoo) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def main(config: Config) -> list[dict[str, Any]]:
                     model=dataclasses.replace(base.model, features=features),
                     train=dataclasses.replace(base.train, epochs=epochs, orbit_weight=weight),
                     evaluation=dataclasses.replace(base.evaluation, noises=config.noises),
+                    alignment=dataclasses.replace(base.alignment, epochs=0),
                 )
             )
         zoo = out / "zoo"

@@ -5,17 +5,20 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import support
 import tyro
 
 import jax_scalegmn as sg
-from experiments import autoencoders, classify, generalization, inr, inr_zoo, progress, runs, sweep
+from experiments import alignment, autoencoders, classify, generalization, inr, inr_zoo, progress, runs, sweep
+from experiments.runs import SPLITS
 from jax_scalegmn import models, zoo
 from jax_scalegmn.training import checkpoint
 
@@ -27,6 +30,9 @@ METHODS = {
     "matching_pd_identity",
     "matching_pd_forward",
     "search",
+    "learned_matching",
+    "learned_frame",
+    "learned_search",
     "fixed_frame",
     "canonical_frame",
     "autoencoder",
@@ -52,9 +58,14 @@ def test_results_are_complete_and_stored_in_the_files(run):
             assert numbers["midpoint"]["low"] <= numbers["midpoint"]["mean"] <= numbers["midpoint"]["high"]
             assert len(numbers["path"]) == TINY.evaluation.points
             assert numbers["barrier"]["mean"] >= 0
+    assert all(numbers["milliseconds"] >= 0 for numbers in stored["merging"]["independent fits"].values())
+    assert stored["alignment"].keys() == {"matcher", "frame"}
+    for learned in stored["alignment"].values():
+        assert len(learned["training"]) == TINY.alignment.epochs
+        assert all(np.isfinite(list(epoch.values())).all() for epoch in learned["training"])
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 10 * 3 + 3  # the methods' three pairs, and the reconstructions
-    assert page.count("data-chart=") == 3 + 1
+    assert page.count("data:image/png;base64,") == len(METHODS) * 3 + 3  # the methods' three pairs, and reconstructions
+    assert page.count("data-chart=") == 3 + 3
     assert "<title>orbit 0 of label" in page
     assert support.asks_for_nothing(page)
 
@@ -70,8 +81,8 @@ def test_end_points_are_exact_where_the_original_networks_are_merged(run):
 def test_noiseless_copies_merge_without_loss_by_the_right_matching_and_by_the_autoencoder(run):
     _, results = run
     for group, name in (("P", "matching_p_forward"), ("PD", "matching_pd_forward"), ("D", "matching_pd_forward")):
-        assert results["merging"][f"{group}, noise 0"][name]["barrier"]["mean"] < 1e-8
-        assert results["merging"][f"{group}, noise 0"]["autoencoder"]["barrier"]["mean"] < 1e-8
+        for method in (name, "learned_matching", "learned_frame", "autoencoder"):
+            assert results["merging"][f"{group}, noise 0"][method]["barrier"]["mean"] < 1e-8
     assert results["merging"]["PD, noise 0"]["naive"]["barrier"]["mean"] > 1e-3
     assert results["orbit"]["ratio"] < 1e-4
 
@@ -169,12 +180,45 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_numbers(run, tmp_path, mon
             inr.main(dataclasses.replace(TINY, out=out))
     assert not (out / "results.json").exists()
     results = inr.main(dataclasses.replace(TINY, out=out, resume=True))
-    history = [
-        [{name: value for name, value in epoch.items() if name != "seconds"} for epoch in one["training"]]
-        for one in (results, expected)
-    ]
-    assert history[0] == history[1]
-    assert _variables(whole) == _variables(out)
+    assert _histories(results) == _histories(expected)
+    for folder in ("checkpoints", "alignment/matcher", "alignment/frame"):
+        assert _variables(whole / folder) == _variables(out / folder)
+
+
+@pytest.mark.slow
+def test_a_finished_matcher_and_frame_are_not_trained_again(run, tmp_path, monkeypatch):
+    out, results = run
+    shutil.copytree(out / "alignment", tmp_path / "alignment")
+    zoos = {split: zoo.concatenate([zoo.load(path) for path in (out / "zoo").glob(f"{split}-*")]) for split in SPLITS}
+    monkeypatch.delattr(checkpoint.Checkpoints, "save")
+    config = dataclasses.replace(TINY, out=tmp_path)
+    x = jnp.zeros((4, 2))
+    trained = alignment.fit(config, config.alignment, zoos, x, progress.Interruption())
+    assert {name: one.history for name, one in trained.items()} == {
+        name: one["training"] for name, one in results["alignment"].items()
+    }
+    for name, one in trained.items():
+        assert [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(one.variables)] == _variables(
+            out / "alignment" / name
+        )
+    other = dataclasses.replace(config.alignment, features=4)
+    with pytest.raises(ValueError, match="another configuration"):
+        alignment.fit(config, other, zoos, x, progress.Interruption())
+
+
+def test_pairs_are_all_fits_of_one_image():
+    arch = sg.siren((2, 3, 1))
+    shapes = sg.architecture.abstract_params(arch)
+    params = jax.tree.map(lambda leaf: np.stack([np.full(leaf.shape, row, np.float32) for row in range(6)]), shapes)
+    networks = zoo.Zoo(arch, params, {"image_index": np.array([0, 1, 2, 1, 1, 0])}, {})
+    first, second = alignment.pairs(networks)
+    rows = [side["Dense_0"]["bias"][:, 0].tolist() for side in (first, second)]
+    assert set(zip(*rows, strict=True)) == {(0, 5), (1, 3), (1, 4), (3, 4)}
+    alone = zoo.Zoo(arch, params, {}, {})
+    assert len(alignment.pairs(alone)[0]["Dense_0"]["bias"]) == 0
+    nothing = {"train": networks, "selection": alone}
+    for settings in (dataclasses.replace(TINY.alignment, batch_size=2), dataclasses.replace(TINY.alignment, epochs=0)):
+        assert alignment.fit(TINY, settings, nothing, jnp.zeros((4, 2)), progress.Interruption()) == {}
 
 
 def test_sweep_prints_one_row_for_each_setting(run, tmp_path, monkeypatch):
@@ -182,6 +226,7 @@ def test_sweep_prints_one_row_for_each_setting(run, tmp_path, monkeypatch):
     copied = []
 
     def main(config):
+        assert config.alignment.epochs == 0
         copied.append((config.out / "zoo" / "zoo").exists())
         (config.out / "zoo").mkdir(parents=True, exist_ok=True)
         (config.out / "zoo" / "zoo").touch()
@@ -321,8 +366,16 @@ def test_a_run_on_the_zoo_of_another_run_trains_on_what_its_networks_draw(run, t
     """Pairs of fits are found again, and no INR is fitted."""
     source, _ = run
     sizes = dataclasses.replace(TINY.zoo, train_images=16, selection_images=8, scoring_images=8)
-    config = dataclasses.replace(TINY, out=tmp_path / "run", zoo_path=source / "zoo", zoo=sizes, drawn_size=(8, 8))
+    config = dataclasses.replace(
+        TINY,
+        out=tmp_path / "run",
+        zoo_path=source / "zoo",
+        zoo=sizes,
+        drawn_size=(8, 8),
+        alignment=dataclasses.replace(TINY.alignment, epochs=0),
+    )
     results = inr.main(config)
+    assert {name for kind in results["merging"].values() for name in kind} == {n for n in METHODS if "learned" not in n}
     assert not (config.out / "zoo").exists()
     assert {split: part["images"] for split, part in results["zoo"].items()} == {
         "train": 16,
@@ -367,6 +420,7 @@ def test_colored_inrs_run_to_their_report(tmp_path):
     )
     results = inr.main(config)
     assert results["zoo"]["scoring"]["networks"] == 8
+    assert results["alignment"].keys() == {"matcher", "frame"}
     assert "data:image/png" in (config.out / "report.html").read_text()
 
 
@@ -398,5 +452,14 @@ def test_zoos_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _variables(out: Path) -> list:
-    return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(checkpoint.load(out / "checkpoints")[1])]
+def _variables(folder: Path) -> list:
+    return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(checkpoint.load(folder)[1])]
+
+
+def _histories(results: dict) -> list:
+    """Of the autoencoder, the matcher and the frame, without times."""
+    trainings = [results["training"], *(one["training"] for one in results["alignment"].values())]
+    return [
+        [{name: value for name, value in epoch.items() if name != "seconds"} for epoch in training]
+        for training in trainings
+    ]

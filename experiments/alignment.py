@@ -1,0 +1,164 @@
+"""The learned matcher and the learned frame of the INR experiment: their options, training, and rows in its tables."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from experiments import autoencoders, evaluation, inr_zoo, progress, runs
+from experiments.autoencoders import Trained
+from experiments.evaluation import Method
+from jax_scalegmn import models, symmetry, zoo
+from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.matching import Matching
+from jax_scalegmn.training import losses
+from jax_scalegmn.types import Params
+from jax_scalegmn.zoo import Zoo
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignmentConfig(autoencoders.TrainConfig):
+    """The learned matcher and the learned frame, and their training on pairs of fits of one image."""
+
+    batch_size: int = 64
+    """The number of pairs in a batch."""
+    epochs: int = 14
+    """The number of passes over all pairs of fits of one training image; 0 trains none and leaves out their rows."""
+    learning_rate: float = 2e-3
+    """The learning rate after the warm-up."""
+    warmup_steps: int = 50
+    """The number of steps over which the learning rate rises to its value."""
+    clip_norm: float = 1.0
+    """The largest norm of a gradient; longer ones are scaled down to it."""
+    micro_batch: int | None = None
+    """The number of pairs differentiated at a time, which bounds the memory; None for the whole batch."""
+    features: int = 48
+    """The number of features of a neuron."""
+    num_layers: int = 6
+    """The number of message passing layers."""
+    outputs: int = 32
+    """The number of entries of the vector by which a neuron is matched."""
+    num_iterations: int = 4
+    """The number of Sinkhorn iterations in training."""
+    end_weight: float = 0.1
+    """The weight of the end points in the loss, which makes soft elements hard."""
+
+
+KINDS = {"matcher": models.Matcher, "frame": models.Frame}
+
+
+def fit(
+    config: runs.RunConfig,
+    settings: AlignmentConfig,
+    zoos: Mapping[str, Zoo],
+    x: Float[Array, "examples inputs"],
+    interruption: progress.Interruption,
+) -> dict[str, Trained]:
+    """Trains a matcher and a frame on what merged networks compute at x, or continues with them.
+
+    Empty where nothing is to be trained, or where training or selection has no two fits of one image.
+    """
+    if settings.epochs == 0:
+        return {}
+    rows = {split: pairs(zoos[split]) for split in ("train", "selection")}
+    fewest = {"train": settings.batch_size, "selection": 1}
+    short = {split: found for split, several in rows.items() if (found := _count(several)) < fewest[split]}
+    if short:
+        found = ", ".join(f"{count} for {split}" for split, count in short.items())
+        progress.console.print(
+            f"No matcher and no frame are learned: of pairs of fits of one image there are {found}, fewer than one "
+            "batch. Raise zoo.train_fits or zoo.train_images, or lower alignment.batch_size.",
+            soft_wrap=True,
+        )
+        return {}
+    return {name: _fit(config, settings, name, zoos["train"], rows, x, interruption) for name in KINDS}
+
+
+def pairs(networks: Zoo) -> tuple[Params, Params]:
+    """All pairs of fits of one image, as two stacks; none where records do not say a network's image."""
+    found = [pair for rows in inr_zoo.rows_by_image(networks) for pair in itertools.combinations(rows, 2)]
+    sides = np.array(found, int).reshape(-1, 2)
+    first, second = (jax.tree.map(lambda leaf, at=at: np.asarray(leaf)[at], networks.params) for at in sides.T)
+    return first, second
+
+
+def make_methods(
+    trained: Mapping[str, Trained], x: Float[Array, "examples inputs"], max_sweeps: int
+) -> dict[str, Method]:
+    """The rows of the trained models, and of a search that begins at the learned matching."""
+    if not trained:
+        return {}
+    matcher, frame = trained["matcher"], trained["frame"]
+    arch = matcher.model.arch
+    match = functools.partial(matcher.model.apply, matcher.variables)
+    search = evaluation.make_search(arch, x, max_sweeps, match)
+    framed = _make_framed(frame)
+    return {
+        "learned_matching": evaluation.pairwise("learned matching", _make_aligned(match, arch)),
+        "learned_frame": Method("learned frame", lambda a, b: (framed(a.params), framed(b.params)), evaluation.itself),
+        "learned_search": evaluation.pairwise("search from the learned matching", search),
+    }
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _count(several: Any) -> int:
+    return len(jax.tree.leaves(several)[0])
+
+
+def _fit(
+    config: runs.RunConfig,
+    settings: AlignmentConfig,
+    name: str,
+    networks: Zoo,
+    rows: Mapping[str, tuple[Params, Params]],
+    x: Array,
+    interruption: progress.Interruption,
+) -> Trained:
+    model = KINDS[name](
+        networks.arch,
+        models.alignment_encoder(networks.arch, settings.features, num_layers=settings.num_layers),
+        outputs=settings.outputs,
+        scales=zoo.scales(networks),
+        num_iterations=settings.num_iterations,
+    )
+    loss = functools.partial(losses.alignment, model, x, end_weight=settings.end_weight)
+    return autoencoders.fit(
+        config,
+        settings,
+        model,
+        {"train": loss(), "selection": loss(train=False)},
+        rows,
+        interruption,
+        note=lambda metrics: f"midpoint {metrics['selection_merged']:.4f}",
+        title=f"Learned {name}",
+        folder=f"alignment/{name}",
+        method="embed" if name == "matcher" else None,
+    )
+
+
+def _make_aligned(
+    match: Callable[[Params, Params], Matching], arch: Architecture
+) -> Callable[[Params, Params], Params]:
+    """(stacked params, stacked targets) -> the params moved next to the targets."""
+
+    def one(params: Params, target: Params) -> Params:
+        return symmetry.act(arch, match(params, target).element, params)
+
+    return jax.jit(jax.vmap(one))
+
+
+def _make_framed(trained: Trained) -> Callable[[Params], Params]:
+    """Stacked params -> the same functions in the learned frame."""
+    arch = trained.model.arch
+
+    def one(params: Params) -> Params:
+        return symmetry.act(arch, trained.model.apply(trained.variables, params), params)
+
+    return jax.jit(jax.vmap(one))
