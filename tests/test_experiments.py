@@ -446,7 +446,7 @@ def test_zoos_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
     refused(_saved(tmp_path, widths=(3, 3, 1)), "map 3 inputs to 1 outputs; expected INRs")
     refused(_saved(tmp_path, label=np.zeros(24, int)), "all training networks have one label")
     (tmp_path / "inrs.safetensors").write_bytes(b"nothing")
-    refused(tmp_path / "inrs.safetensors", "not a readable safetensors file")
+    refused(tmp_path / "inrs.safetensors", "expected a file of safetensors; got a file of 7 bytes")
 
 
 # --- private ------------------------------------------------------------------------------------------------------
