@@ -19,7 +19,7 @@ def imports(root: Path = ROOT) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in sorted(root.rglob("*.py")):
         package = path.relative_to(root).parts[0].removesuffix(".py")
-        if package.startswith("__"):
+        if package.startswith("_"):
             continue
         found.setdefault(package, set())
         for node in ast.walk(ast.parse(path.read_text())):

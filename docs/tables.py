@@ -39,6 +39,7 @@ MERGED_CIFAR = {
 
 
 ACCELERATOR = "accelerator.jsonl"
+FUZZING = "fuzzing.jsonl"
 
 
 class Results:
@@ -602,6 +603,28 @@ def speed_cnn_autoencoder(results: Results) -> Table:
     )
 
 
+# --- mutated files ------------------------------------------------------------------------------------------------
+
+
+def fuzzed_readers(results: Results) -> Table:
+    by_reader: dict[str, list[Any]] = {}
+    for row in results[FUZZING]:
+        by_reader.setdefault(row["reader"], []).append(row)
+    columns = ("cases", "returned", "ValueError", "OSError", "failures")
+    rows = []
+    for reader, runs in by_reader.items():
+        sums = (f"{sum(run[column] for run in runs):,}" for column in columns)
+        seconds, most = (max(run[column] for run in runs) for column in ("seconds", "mebibytes"))
+        rows.append((f"`{reader}`", *sums, f"{seconds:.1f}", f"{most:,}"))
+    return Table(
+        "Mutated files by reader: what came of them, the longest CPU time of one and the most memory it took",
+        "python tests/fuzzing.py --cases 10000 --seed 1",
+        [FUZZING],
+        ("reader", "cases", "returned", "`ValueError`", "`OSError`", "failures", "s", "MiB"),
+        rows,
+    )
+
+
 TABLES: dict[str, Callable[[Results], Table]] = {
     table.__name__: table
     for table in (
@@ -634,6 +657,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         speed_frames,
         speed_cnn_zoo,
         speed_cnn_autoencoder,
+        fuzzed_readers,
     )
 }
 
@@ -737,6 +761,11 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "accuracy_cifar": _generalization_values(results, "generalization_cifar.json"),
         "classify": _classify_values(results),
         "speed": _speed_values(results),
+        "fuzzing": {
+            "cases": f"{sum(row['cases'] for row in results[FUZZING]):,}",
+            "failures": str(sum(row["failures"] for row in results[FUZZING])),
+            "seeds": " and ".join(sorted({str(row["seed"]) for row in results[FUZZING]})),
+        },
     }
 
 

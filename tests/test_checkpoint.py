@@ -247,6 +247,13 @@ def test_a_damaged_metrics_file_is_named_and_written_again(run, damage):
     support.assert_identical(again.restore_best(state_of(0)).state, state_of(2))
 
 
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"{"], ids=["no text", "deep", "half"])
+def test_loading_names_the_folder_where_a_metrics_file_is_damaged(run, content):
+    (run.directory / "2" / "metrics" / "metrics").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{run.directory}: the checkpoints in this folder cannot be read"):
+        checkpoint.load(run.directory)
+
+
 def test_what_a_killed_program_was_saving_is_removed(run):
     half = run.directory / "5.orbax-checkpoint-tmp"
     half.mkdir()

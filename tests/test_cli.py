@@ -380,6 +380,38 @@ def test_networks_that_cannot_be_read_are_named(tmp_path, capsys):
     assert_refused(capsys, tmp_path, "there is no such file", "merge", a, tmp_path / "absent.pt", "--out", out, *RELU)
 
 
+def test_hostile_descriptions_end_in_one_short_line(tmp_path, capsys):
+    (a, _), _ = pair(tmp_path, "torch.pt", MLP)
+    good = MLP.as_json()
+    wrong = [{**layer, "activation": {"name": "evil", "frequency": 1.0}} for layer in good["layers"]]
+    path = tmp_path / "arch.json"
+    for content, words in [
+        (json.dumps(good | {"layers": wrong}), "layers[0].activation.name is 'evil'; expected one of gelu"),
+        (json.dumps(good | {"name": "x" * 10**6}), "name is 'xxx"),
+        ("[" * 100_000, "--limits nesting=100000"),
+        ("{", "expected JSON"),
+        ("[]", "does not describe an architecture"),
+        ('{"input_shape": 5, "layers": []}', "describes no list of layers"),
+    ]:
+        path.write_text(content)
+        status, _, err = run(capsys, "check", a, "--arch", path)
+        assert status == 2
+        assert words in err
+        assert str(path) in err
+        assert err.count("\n") == 1
+        assert len(err) < 2100
+
+
+def test_limits_are_raised_by_an_option(tmp_path, capsys):
+    (a, _), _ = pair(tmp_path, "torch.pt", MLP)
+    check = ("check", a, *RELU)
+    assert run(capsys, *check, "--limits", "metadata_bytes=10")[0] == 2
+    assert run(capsys, *check, "--limits", "metadata_bytes=10000,nesting=10")[0] == 0
+    for wrong in ("depth=3", "nesting", "nesting=x", "nesting=0"):
+        status, _, err = run(capsys, *check, "--limits", wrong)
+        assert (status, "expected" in err) == (2, True)
+
+
 def test_one_of_several_dicts_of_tensors_is_chosen_by_key(tmp_path, capsys):
     (a, _), (params, _) = pair(tmp_path, "torch.pt", SHALLOW)
     state = io.tensors.read(a)

@@ -45,7 +45,9 @@ def test_unknown_limits_are_refused(changes):
 
 
 def test_a_refusal_names_the_size_the_limit_and_the_option_that_lifts_it():
-    with pytest.raises(ValueError, match=r"its size is 65; expected at most 64\. .*io\.limits\(nesting=65\)"):
+    with pytest.raises(
+        ValueError, match=r"its size is 65; expected at most 64\. .*io\.limits\(nesting=65\):`, or --limits nesting=65"
+    ):
         _bounded.check("nesting", 65, "its size")
     with io.limits(nesting=65):
         _bounded.check("nesting", 65, "its size")

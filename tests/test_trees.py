@@ -1,5 +1,6 @@
 """Flax's msgpack and Orbax's checkpoints are read and written with the same bits; damaged ones are refused."""
 
+import json
 import os
 import struct
 import sys
@@ -188,6 +189,16 @@ def test_an_orbax_checkpoint_is_held_against_the_limits(tmp_path):
     with pytest.raises(ValueError, match=r"x: this Orbax .*nesting of its JSON is 100000") as caught:
         _trees.read(tmp_path / "x")
     assert len(str(caught.value)) < 2000
+
+
+def test_a_chunk_that_is_larger_than_its_array_is_held_against_the_limits(tmp_path):
+    """Tensorstore would make room for it, and end the whole program where there is none."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        checkpointer.save(tmp_path / "x", {"k": np.zeros((4, 2), np.float32)})
+    description = tmp_path / "x" / "k" / ".zarray"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"chunks": [4, 2**40]}))
+    with pytest.raises(ValueError, match=r"x: this Orbax checkpoint .*size of its arrays, in bytes, is 17592186044416"):
+        _trees.read(tmp_path / "x")
 
 
 def test_damaged_and_foreign_folders_are_refused(tmp_path):

@@ -160,10 +160,10 @@ def _dataclass(kind: Any, value: Any, where: str, hooks: _Hooks) -> Any:
     }
     try:
         made = kind(**given)
-        hooks.check(made, where)
-        return made
     except (TypeError, ValueError) as error:
         raise ValueError(f"{_place(where)}: {_limits.one_line(error, 500)}") from error
+    hooks.check(made, where)
+    return made
 
 
 @functools.cache

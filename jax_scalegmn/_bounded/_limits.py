@@ -18,10 +18,11 @@ class Limits:
       tensor_bytes: Bytes of tensors that any file may hold, however small it is.
       expansion: Bytes of tensors or text for each byte of the file, where that is more: files are compressed.
       metadata_bytes: Bytes of a pickle, a header, a JSON text, or a line of a table.
-      opcodes: Steps of a pickle.
+      opcodes: Steps of a pickle, or values in a msgpack file.
       nesting: Levels of lists and dicts within each other.
       layers: Layers of a description of a network.
-      items: Entries of a list in a description, files in a folder, dicts in a msgpack file, tensors of a module.
+      items: Entries of a list in a description, files in a folder, dicts in a msgpack file, columns of a table, tensors
+        of pickled modules.
 
     >>> from jax_scalegmn import io
     >>> io.Limits().nesting
@@ -94,7 +95,7 @@ def check(option: str, found: int, what: str, *, limit: int | None = None, is_al
         size, enough = (short(found), found) if is_all else (f"{short(found)} or more", 2 * found)
         raise ValueError(
             f"{what} is {size}; expected at most {limit}. If you trust the file, raise the limit: "
-            f"`with jax_scalegmn.io.limits({option}={short(enough)}):`"
+            f"`with jax_scalegmn.io.limits({option}={short(enough)}):`, or --limits {option}={short(enough)}"
         )
 
 

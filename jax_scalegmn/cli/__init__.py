@@ -56,10 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         _options.check(options)
-        _headers.check(_options.paths(options), by_name=options.module is not None)
-        from jax_scalegmn.cli import _commands  # imports JAX, which takes longer than to print the help
+        with _bounded.limits(**_options.limits(options)):
+            _headers.check(_options.paths(options), by_name=options.module is not None)
+            from jax_scalegmn.cli import _commands  # imports JAX, which takes longer than to print the help
 
-        _commands.run(options)
+            _commands.run(options)
     except (ImportError, ValueError, OSError) as error:
         print(f"jax-scalegmn: {_bounded.one_line(error, 2000)}", file=sys.stderr)
         return 2

@@ -35,6 +35,8 @@ class Common:
     """An .npz file with inputs x [N, ...] of the network, images as [N, height, width, channels] or as --module takes
     them, and if there are any with their labels y [N], which --method straight-through needs. Without it, functions are
     compared on random inputs."""
+    limits: str | None = None
+    """Limits of what files may ask for, like metadata_bytes=268435456,nesting=100; errors name the one to raise."""
     seed: int = 0
     """The seed of the random inputs and of the random group elements."""
     json: Path | None = None
@@ -123,6 +125,19 @@ def check(options: Command) -> None:
 def paths(options: Command) -> tuple[Path, ...]:
     """The files of the networks."""
     return (options.network, options.target) if isinstance(options, Align) else options.networks
+
+
+def limits(options: Command) -> dict[str, int]:
+    """The limits to change, by name.
+
+    Raises:
+      ValueError: If --limits is no list of names with whole numbers.
+    """
+    text = options.limits or ""
+    pairs = [item.partition("=") for item in text.split(",") if item]
+    if not all(value.isdecimal() and len(value) < 20 for _, _, value in pairs):
+        raise ValueError(f"--limits is {text[:200]!r}; expected names with whole numbers, like nesting=100.")
+    return {name.strip(): int(value) for name, _, value in pairs}
 
 
 def merge_weights(options: Merge) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture, network, stacks
+from jax_scalegmn import _bounded, architecture, network, stacks
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import _atomic, _order, _torch_modules, _trees, tensors, torch_layout
 from jax_scalegmn.types import Params
@@ -189,7 +189,7 @@ def as_network(file: ArrayFile, arch: Architecture, *, order: Sequence[str] | No
             raise ValueError(f"order {list(order)} is for PyTorch's names; Flax's name the layers. Leave it out.")
         return NetworkFile(_params(arch, keys, file.arrays), file.format, file.arrays)
     except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from error
+        raise ValueError(f"{file.path}: {_bounded.one_line(error, 1800)}") from error
 
 
 def as_stored(file: ArrayFile) -> NetworkFile:
@@ -216,7 +216,7 @@ def as_stored(file: ArrayFile) -> NetworkFile:
     dtype('float32')
     """
     if file.shared:
-        names = " and ".join(map(repr, file.shared[0]))
+        names = " and ".join(map(_bounded.short, file.shared[0][:5]))
         raise ValueError(
             f"{file.path}: {names} are one tensor, or overlap, and a function of your own would get them as two. "
             "Describe the network by --arch or a builder, which keeps the tie, or save copies."
@@ -225,7 +225,8 @@ def as_stored(file: ArrayFile) -> NetworkFile:
     weights = {path: leaf for path, leaf in leaves.items() if jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)}
     if not weights:
         raise ValueError(
-            f"{file.path}: no floating-point numbers, only {[architecture.describe(path) for path in leaves][:5]}."
+            f"{file.path}: no floating-point numbers, only "
+            f"{_bounded.short([architecture.describe(path) for path in leaves])}."
         )
     params = stacks.at_least_float32(architecture.unflatten(weights))
     try:

@@ -132,10 +132,12 @@ def _read_orbax(path: Path) -> Any:
 
 
 def _check_arrays(tree: Any, size: int) -> None:
-    """Holds the declared sizes of a checkpoint's arrays against the folder's size."""
+    """Holds the declared sizes of a checkpoint's arrays, and of their chunks, against the folder's size."""
     nbytes = 0
     for leaf in jax.tree.leaves(tree):
         shape, dtype = getattr(leaf, "shape", None) or (), getattr(leaf, "dtype", None)
-        nbytes += math.prod(int(n) for n in shape) * (np.dtype(dtype).itemsize if dtype is not None else 8)
+        chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None) or ()  # read as a whole, however small
+        entries = max(math.prod(int(n) for n in one) for one in (shape, chunk))
+        nbytes += entries * (np.dtype(dtype).itemsize if dtype is not None else 8)
     limit = _bounded.room("tensor_bytes", size)
     _bounded.check("tensor_bytes", nbytes, "the size of its arrays, in bytes,", limit=limit)

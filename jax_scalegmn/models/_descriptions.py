@@ -49,7 +49,7 @@ def from_json(description: Any) -> nn.Module:
 
     Raises:
       ValueError: If the description is not one of a model of this package; the message names the field, like
-        "gmn.num_layers".
+        `gmn.num_layers`.
 
     >>> import jax_scalegmn as sg
     >>> model = sg.autoencoder(sg.siren((2, 4, 1)), features=8)

@@ -225,17 +225,24 @@ def _find(paths: Sequence[str], folder: Path | None, root: Path | None) -> list[
             places = [root.joinpath(*path.parts[-3:]), root.joinpath(*path.parts[-2:])]
         else:
             places = [path] if folder is None else [folder / path, path]
-        file = next((place for place in places if place.is_file()), None)
+        file = next((place for place in places if _is_file(place)), None)
         if file is None:
             missing.append(places[0])
         else:
             files.append(file)
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} networks of the split are missing, the first is {missing[0]}. Pass as "
-            "`root` the folder that contains the networks' folders."
+            f"{len(missing)} of {len(paths)} networks of the split are missing, the first is {str(missing[0])[:1000]}. "
+            "Pass as `root` the folder that contains the networks' folders."
         )
     return files
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _tokens(path: Path) -> list[str] | None:
