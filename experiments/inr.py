@@ -105,7 +105,7 @@ PRESETS = {
             ),
             model=autoencoders.ModelConfig(8, 1),
             train=TrainConfig(16, epochs=3, warmup_steps=2, micro_batch=8),
-            alignment=AlignmentConfig(16, epochs=2, warmup_steps=2, features=8, num_layers=1, num_iterations=3),
+            alignment=AlignmentConfig(16, epochs=0, warmup_steps=2, features=8, num_layers=1, num_iterations=3),
             evaluation=EvaluationConfig((0.0, 0.005), points=5, orbits=3, orbit_size=4),
         ),
     ),

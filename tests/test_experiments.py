@@ -23,6 +23,7 @@ from jax_scalegmn import models, zoo
 from jax_scalegmn.training import checkpoint
 
 TINY = inr.PRESETS["tiny"][1]
+TINY = dataclasses.replace(TINY, alignment=dataclasses.replace(TINY.alignment, epochs=2))
 METHODS = {
     "naive",
     "matching_p_identity",

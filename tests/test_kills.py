@@ -226,7 +226,7 @@ SMALL += ("--evaluation.noises", "0.005", "--evaluation.points", "3", "--evaluat
 def without_times(value):
     """Results without seconds, and without the options that say how a run is run."""
     if isinstance(value, dict):
-        return {key: without_times(of) for key, of in value.items() if key not in ("seconds", "config")}
+        return {key: without_times(of) for key, of in value.items() if key not in ("seconds", "milliseconds", "config")}
     return [without_times(entry) for entry in value] if isinstance(value, list) else value
 
 
