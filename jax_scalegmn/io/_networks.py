@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture, network, stacks
+from jax_scalegmn import _bounded, architecture, network, stacks
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import _atomic, _order, _torch_modules, _trees, tensors, torch_layout
 from jax_scalegmn.types import Params
@@ -189,7 +189,7 @@ def as_network(file: ArrayFile, arch: Architecture, *, order: Sequence[str] | No
             raise ValueError(f"order {list(order)} is for PyTorch's names; Flax's name the layers. Leave it out.")
         return NetworkFile(_params(arch, keys, file.arrays), file.format, file.arrays)
     except ValueError as error:
-        raise ValueError(f"{file.path}: {error}") from error
+        raise ValueError(f"{file.path}: {_bounded.one_line(error, 1800)}") from error
 
 
 def as_stored(file: ArrayFile) -> NetworkFile:
@@ -216,7 +216,7 @@ def as_stored(file: ArrayFile) -> NetworkFile:
     dtype('float32')
     """
     if file.shared:
-        names = " and ".join(map(repr, file.shared[0]))
+        names = " and ".join(map(_bounded.short, file.shared[0][:5]))
         raise ValueError(
             f"{file.path}: {names} are one tensor, or overlap, and a function of your own would get them as two. "
             "Describe the network by --arch or a builder, which keeps the tie, or save copies."
@@ -225,7 +225,8 @@ def as_stored(file: ArrayFile) -> NetworkFile:
     weights = {path: leaf for path, leaf in leaves.items() if jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)}
     if not weights:
         raise ValueError(
-            f"{file.path}: no floating-point numbers, only {[architecture.describe(path) for path in leaves][:5]}."
+            f"{file.path}: no floating-point numbers, only "
+            f"{_bounded.short([architecture.describe(path) for path in leaves])}."
         )
     params = stacks.at_least_float32(architecture.unflatten(weights))
     try:
@@ -344,7 +345,8 @@ def infer_mlp(file: ArrayFile, activation: str, *, order: Sequence[str] | None =
     links = [left[-1:] == right[:1] for left, right in itertools.pairwise(shapes)]
     if not shapes or not all(links) or any(len(shape) != 2 for shape in shapes):
         raise ValueError(
-            f"{file.path}: kernels {shapes} [in, out] are not a chain of dense layers. {_PASS_ARCHITECTURE}"
+            f"{file.path}: kernels {_bounded.short(shapes)} [in, out] are not a chain of dense layers. "
+            f"{_PASS_ARCHITECTURE}"
         )
     return architecture.mlp([shapes[0][0], *(width for _, width in shapes)], activation)
 
@@ -478,7 +480,8 @@ def _dense_kernels(file: ArrayFile, order: Sequence[str] | None) -> list[tuple[i
     kernels = [shapes.get((f"Dense_{index}", "kernel"), ()) for index in range(count)]
     if not kernels or () in kernels:
         raise ValueError(
-            f"{path}: expected the kernels Dense_0, Dense_1, ...; got {list(leaves)[:10]}. {_PASS_ARCHITECTURE}"
+            f"{path}: expected the kernels Dense_0, Dense_1, ...; got {_bounded.short(list(leaves))}. "
+            f"{_PASS_ARCHITECTURE}"
         )
     return kernels
 
