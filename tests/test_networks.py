@@ -303,7 +303,7 @@ def test_errors_stay_short_and_quick_whatever_names_a_file_has(tmp_path, name):
 
 
 def test_a_chain_of_more_modules_than_python_recurses_is_found():
-    widths = [*range(3, 1203)]
+    widths = [3] * 1200
     names = np.random.default_rng(0).permutation([f"m{place}" for place in range(len(widths) - 1)])
     arrays = {
         f"{name}.weight": np.broadcast_to(np.float32(1), (out, inside))
