@@ -1,6 +1,8 @@
 """A network is read from and written to every format with the same bits, names, wrappers and dtypes."""
 
 import os
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -280,3 +282,34 @@ def test_what_is_no_dense_chain_of_known_order_is_named(tmp_path, name, arrays, 
     tensors.write(tmp_path / name, arrays)
     with pytest.raises(ValueError, match=message):
         io.infer_mlp(io.read_arrays(tmp_path / name), activation)
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.pt", "x.safetensors", "x.msgpack"])
+def test_errors_stay_short_and_quick_whatever_names_a_file_has(tmp_path, name):
+    many = {f"{'x' * 200}{place}.{kind}": ONES for place in range(200) for kind in ("weight", "other")}
+    for arrays in ({"y" * 9000: ONES}, many):
+        path = tmp_path / name
+        if path.suffix == ".msgpack":
+            path.write_bytes(serialization.msgpack_serialize(dict(arrays)))
+        else:
+            tensors.write(path, arrays, overwrite=True)
+        file = io.read_arrays(path)
+        for call in (lambda: io.as_network(file, MLP), lambda: io.infer_mlp(file, "relu")):  # noqa: B023
+            begin = time.process_time()
+            with pytest.raises(ValueError, match=name) as caught:
+                call()
+            assert len(str(caught.value)) < 2000
+            assert time.process_time() - begin < 5
+
+
+def test_a_chain_of_more_modules_than_python_recurses_is_found():
+    widths = [3] * 1200
+    names = np.random.default_rng(0).permutation([f"m{place}" for place in range(len(widths) - 1)])
+    arrays = {
+        f"{name}.weight": np.broadcast_to(np.float32(1), (out, inside))
+        for name, inside, out in zip(names, widths, widths[1:], strict=False)
+    }
+    file = io.ArrayFile(Path("x.safetensors"), io.FileFormat(".safetensors"), arrays)
+    assert [layer.width for layer in io.infer_mlp(file, "relu").neuron_layers] == widths
+    with io.limits(layers=2000), pytest.raises(ValueError, match=r"number of modules, .* is 2398; .*layers=2398"):
+        io.infer_mlp(file, "relu")

@@ -345,7 +345,8 @@ def infer_mlp(file: ArrayFile, activation: str, *, order: Sequence[str] | None =
     links = [left[-1:] == right[:1] for left, right in itertools.pairwise(shapes)]
     if not shapes or not all(links) or any(len(shape) != 2 for shape in shapes):
         raise ValueError(
-            f"{file.path}: kernels {shapes} [in, out] are not a chain of dense layers. {_PASS_ARCHITECTURE}"
+            f"{file.path}: kernels {_bounded.short(shapes)} [in, out] are not a chain of dense layers. "
+            f"{_PASS_ARCHITECTURE}"
         )
     return architecture.mlp([shapes[0][0], *(width for _, width in shapes)], activation)
 
@@ -479,7 +480,8 @@ def _dense_kernels(file: ArrayFile, order: Sequence[str] | None) -> list[tuple[i
     kernels = [shapes.get((f"Dense_{index}", "kernel"), ()) for index in range(count)]
     if not kernels or () in kernels:
         raise ValueError(
-            f"{path}: expected the kernels Dense_0, Dense_1, ...; got {list(leaves)[:10]}. {_PASS_ARCHITECTURE}"
+            f"{path}: expected the kernels Dense_0, Dense_1, ...; got {_bounded.short(list(leaves))}. "
+            f"{_PASS_ARCHITECTURE}"
         )
     return kernels
 

@@ -6,12 +6,16 @@ order is only used if something tells it; otherwise it is asked for.
 """
 
 import difflib
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
+from jax_scalegmn import _bounded
+
 _MAX_STEPS = 20_000  # of a search; after that the order counts as unknown
+_MAX_LOOKED_AT = 20_000_000  # modules, in all steps
 _MAX_PAIRS = 40  # that an error looks at one by one
 CURE = (
     "Name them in the order in which the network applies them: order=[...] in Python, --order first,second,... on the "
@@ -43,6 +47,7 @@ def find(
     """
     if order is not None:
         _check_names(order, modules)
+    _check_count(modules)
     by_number = _earlier(modules, order or ())
     in_file = all(module in fitting for module, fitting in zip(modules, fits, strict=True))
     agrees = not any(by_number[module] - set(modules[:index]) for index, module in enumerate(modules))
@@ -71,7 +76,9 @@ def find(
         if told
         else "the names are sorted, as by safetensors and pytrees, and have no numbers that tell their order"
     )
-    raise ValueError(f"Modules {alike} have equal shapes, and their order is unknown: {reason}. {CURE}")
+    raise ValueError(
+        f"Modules {_bounded.short(alike, 500)} have equal shapes, and their order is unknown: {reason}. {CURE}"
+    )
 
 
 def is_told(state_dict: Mapping[str, Any]) -> bool:
@@ -111,21 +118,32 @@ def chain(shapes: Mapping[str, tuple[int, ...]], *, told: bool, order: Sequence[
       ValueError: If `order` names other modules or is no chain, or if chains of different widths are possible.
     """
     modules = list(shapes)
+    _check_count(modules)
     if order is not None:
         _check_names(order, modules)
     elif told and _is_chain(shapes, modules):
         return modules
     nothing: dict[str, set[str]] = {module: set() for module in modules}
-    for before in (nothing, _earlier(modules, ())) if order is None else (_earlier(modules, order, numbers=False),):
-        chains = _solutions([set(modules)] * len(modules), before, {}, shapes)
+    ways = [lambda: nothing, lambda: _earlier(modules, ())]
+    for before in ways if order is None else [lambda: _earlier(modules, order, numbers=False)]:
+        chains = _solutions([set(modules)] * len(modules), before(), {}, shapes)
         if len(chains) == 1:
             return chains[0]
     if not chains:
         return None
-    raise ValueError(f"{modules} form several chains of dense layers, and neither names nor format tell which. {CURE}")
+    raise ValueError(
+        f"{_bounded.short(modules)} form several chains of dense layers, and neither names nor format tell which. "
+        f"{CURE}"
+    )
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _check_count(modules: Sequence[str]) -> None:
+    """Refuses more modules than can be compared with each other in a few seconds."""
+    what = "twice the number of modules, each of which is compared with all others,"
+    _bounded.check("layers", 2 * len(modules), what)
 
 
 def _check_names(order: Sequence[str], modules: Sequence[str]) -> None:
@@ -135,7 +153,8 @@ def _check_names(order: Sequence[str], modules: Sequence[str]) -> None:
         if name not in modules:
             near = difflib.get_close_matches(str(name), modules, 1, 0.4)
             meant = f"Did you mean {near[0]!r}?" if near else "Name modules, not tensors."
-            raise ValueError(f"order names {name!r}, which is no module; there are {list(modules)}. {meant}")
+            names = _bounded.short(list(modules), 500)
+            raise ValueError(f"order names {name!r}, which is no module; there are {names}. {meant}")
     if len(set(order)) != len(order):
         raise ValueError(f"order is {list(order)}, which names a module twice. Name each once.")
 
@@ -156,15 +175,18 @@ def _number_order(a: str, b: str) -> int:
 
     The first part (between dots) in which they differ decides: its letters must be the same, its numbers not.
     """
-    for left, right in zip(a.split("."), b.split("."), strict=False):
+    for (left, letters, numbers), (right, other_letters, other_numbers) in zip(_parts(a), _parts(b), strict=False):
         if left == right:
             continue
-        ours, theirs = _tokens(left), _tokens(right)
-        if ours[::2] != theirs[::2]:
-            return 0
-        first, second = [int(token) for token in ours[1::2]], [int(token) for token in theirs[1::2]]
-        return (first > second) - (first < second)
+        return 0 if letters != other_letters else (numbers > other_numbers) - (numbers < other_numbers)
     return 0
+
+
+@functools.lru_cache(maxsize=10_000)
+def _parts(name: str) -> list[tuple[str, list[str], list[int]]]:
+    """The parts of a name between dots, with the letters and the numbers of each."""
+    tokens = [(part, _tokens(part)) for part in name.split(".")]
+    return [(part, found[::2], [int(token) for token in found[1::2]]) for part, found in tokens]
 
 
 def _earlier(modules: Sequence[str], order: Sequence[str], *, numbers: bool = True) -> dict[str, set[str]]:
@@ -202,33 +224,49 @@ def _solutions(
     """The first two orders that are possible; with `links`, shapes [in, out] of a chain, two of different shapes."""
     steps = itertools.count()
     found: list[list[str]] = []
+    in_order = {id(fitting): sorted(fitting) for fitting in fits}
+    is_free = not any(before.values())
+    most = min(_MAX_STEPS, _MAX_LOOKED_AT // max(1, len(fits)))
 
-    def candidates(placed: list[str]) -> list[str]:
-        fitting = [m for m in sorted(fits[len(placed)]) if m not in placed and before[m] <= set(placed)]
+    def candidates(placed: list[str], done: Set[str]) -> list[str]:
         last = placed[-1] if placed else ""
+        fitting = [m for m in in_order[id(fits[len(placed)])] if m not in done and before[m] <= done]
         if last in neighbors and not neighbors[last] & set(placed[-2:]):  # its neighbor must come next
             fitting = [m for m in fitting if m in neighbors[last]]
         if links is None:
             return fitting
         linked = [m for m in fitting if not placed or links[last][1] == links[m][0]]
-        return linked if any(before.values()) else list({links[m]: m for m in linked}.values())
+        return list({links[m]: m for m in linked}.values()) if is_free else linked
 
-    def search(placed: list[str]) -> Iterator[list[str]]:
-        if len(placed) == len(fits):
-            if not placed or neighbors.get(placed[-1], {placed[-1]}) & set(placed[-2:]):
-                yield placed
-            return
-        for module in candidates(placed):
-            if next(steps) < _MAX_STEPS:
-                yield from search([*placed, module])
+    def search() -> Iterator[list[str]]:
+        """All orders, depth first; no recursion, since files have thousands of modules."""
+        placed: list[str] = []
+        done: set[str] = set()
+        waiting = [iter(candidates(placed, done))] if fits else []
+        if not fits:
+            yield []
+        while waiting:
+            module = next(waiting[-1], None)
+            if module is not None and next(steps) < most:
+                placed.append(module)
+                done.add(module)
+                if len(placed) < len(fits):
+                    waiting.append(iter(candidates(placed, done)))
+                    continue
+                if neighbors.get(module, {module}) & set(placed[-2:]):
+                    yield list(placed)
+            else:
+                waiting.pop()
+            if placed:
+                done.discard(placed.pop())
 
-    for order in search([]):
+    for order in search():
         shapes = [links[module] for module in order] if links else order
         if shapes not in ([links[module] for module in other] if links else other for other in found):
             found.append(order)
         if len(found) == 2:
             break
-    if len(found) == 1 and next(steps) >= _MAX_STEPS:
+    if len(found) == 1 and next(steps) >= most:
         return [found[0], found[0]]  # perhaps not the only one
     return found
 

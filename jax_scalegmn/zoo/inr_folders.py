@@ -207,7 +207,9 @@ def _part(base: Path | None, parts: Split, part: str) -> tuple[str, list[str], l
     content = content if isinstance(content, Mapping) else {"path": content}
     paths, labels = content.get("path"), content.get("label")
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
-        raise ValueError(f"{where}: expected the paths of part {part!r} as a list of names, got {str(paths)[:100]!r}.")
+        raise ValueError(
+            f"{where}: expected the paths of part {part!r} as a list of names, got {_bounded.short(paths)}."
+        )
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(paths)):
         count = len(labels) if isinstance(labels, list) else f"a {type(labels).__name__}"
         raise ValueError(
