@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import json
+import math
 import pickle
 import tarfile
 import tempfile
@@ -456,9 +457,9 @@ READERS: dict[str, Reader] = {
 
 
 def cases_by_reader(total: int) -> dict[str, int]:
-    """How many cases each reader gets: at least one."""
+    """How many cases each reader gets, in all at least that number."""
     shares = sum(reader.share for reader in READERS.values())
-    return {name: max(1, round(total * reader.share / shares)) for name, reader in READERS.items()}
+    return {name: math.ceil(total * reader.share / shares) for name, reader in READERS.items()}
 
 
 def main() -> None:

@@ -94,6 +94,7 @@ class _Watch:
     """What happens while a reader runs: Python's audit events that write, start programs or load pickles."""
 
     _CHANGES = ("mkdir", "rename", "remove", "rmdir", "link", "symlink", "truncate", "chmod", "chown", "utime")
+    _IN_FOLDERS = ("os.mkdir", "os.remove", "os.rmdir")  # whose last argument may be the descriptor of a folder
     _RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "pickle.find_class")
     _RUNS += ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo")
 
@@ -105,16 +106,21 @@ class _Watch:
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.seen is None:
             return
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING
         if event in self._RUNS:
             self.seen.append(f"{event} {arguments!r}"[:200])
-        elif (
-            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        ) or (event.startswith("os.") and event[3:] in self._CHANGES):
-            self._changed(event, arguments[0])
+        elif writes or (event.startswith("os.") and event[3:] in self._CHANGES):
+            path = arguments[0]
+            folder = arguments[-1] if event in self._IN_FOLDERS else -1
+            if isinstance(path, str | bytes | os.PathLike) and not _absolute(path, folder).startswith(self.allowed):
+                self.seen.append(f"{event} {os.fsdecode(path)}"[:200])
 
-    def _changed(self, event: str, path: Any) -> None:
-        if isinstance(path, str | bytes | os.PathLike) and not os.fsdecode(path).startswith(self.allowed):
-            self.seen.append(f"{event} {os.fsdecode(path)}"[:200])
+
+def _absolute(path: str | bytes | os.PathLike[str], folder: int) -> str:
+    start = os.getcwd()
+    with contextlib.suppress(OSError):
+        start = os.readlink(f"/proc/self/fd/{folder}")
+    return os.path.join(start, os.fsdecode(path))
 
 
 def _run_case(watch: _Watch, reader: Reader, name: str, seed: int, case: int, root: Path) -> dict[str, Any]:
