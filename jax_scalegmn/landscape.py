@@ -166,12 +166,6 @@ def barrier(
     0.5
     """
     ts, losses = path(loss_fn, a, b, interpolate=interpolate, num_points=num_points, batch_size=batch_size)
-    if stacks.is_concrete(losses) and bool(jnp.isnan(losses).any()):
-        at = ts[jnp.isnan(losses)]
-        raise ValueError(
-            f"The loss is NaN at {at.size} of {ts.size} points, the first at t = {float(at[0]):.4g}; expected numbers. "
-            "A network diverged, or the data are damaged: check both ends."
-        )
     return Barrier(ts, losses, height(losses))
 
 
@@ -185,10 +179,10 @@ def height(losses: Float[Array, " points"]) -> Float[Array, ""]:
       losses: The losses at equidistant times, [points].
 
     Returns:
-      The height, 0 or more.
+      The height, 0 or more. Under `jax.vmap` it is NaN for losses with a NaN, and those of others are as without it.
 
     Raises:
-      ValueError: If losses are not a vector of 2 or more.
+      ValueError: If losses are not a vector of 2 or more, or (where values are known) one is NaN.
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
@@ -198,6 +192,12 @@ def height(losses: Float[Array, " points"]) -> Float[Array, ""]:
     if losses.ndim != 1 or len(losses) < 2:
         raise ValueError(f"losses have shape {losses.shape}; expected [points] with at least the 2 end points.")
     ts = jnp.linspace(0.0, 1.0, len(losses))
+    if stacks.is_concrete(losses) and bool(jnp.isnan(losses).any()):
+        at = ts[jnp.isnan(losses)]
+        raise ValueError(
+            f"The loss is NaN at {at.size} of {ts.size} points, the first at t = {float(at[0]):.4g}; expected numbers. "
+            "A network diverged, or the data are damaged: check both ends."
+        )
     return (losses - ((1 - ts) * losses[0] + ts * losses[-1])).max()
 
 
@@ -220,7 +220,8 @@ def interval(
       The height of the mean loss, and the interval.
 
     Raises:
-      ValueError: On fewer than 2 points or no examples, or if the level is not inside (0, 1).
+      ValueError: On fewer than 2 points or no examples, if the level is not inside (0, 1), or (where values are known)
+        if a loss is NaN.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -241,9 +242,10 @@ def interval(
         rows = jax.random.randint(key, losses.shape[1:], 0, losses.shape[1])
         return height(losses[:, rows].mean(-1))
 
+    whole = height(losses.mean(-1))
     # One after another: all at once would take resamples times the memory of the losses.
     heights = jax.lax.map(resampled, jax.random.split(key, resamples))
-    return Interval(height(losses.mean(-1)), *_ends(heights, level))
+    return Interval(whole, *_ends(heights, level))
 
 
 @stacks.any_container("a", "b", "c", calls=("loss_fn",))
@@ -271,7 +273,7 @@ def plane(
       batch_size: How many points are computed at once, to bound the memory; None for all.
 
     Returns:
-      The losses and their coordinates.
+      The losses and their coordinates. A loss that is NaN, as it may be far away, is NaN there alone.
 
     Raises:
       ValueError: If the networks differ in structure or shapes, on fewer than 2 points, a negative margin or a batch
@@ -331,7 +333,7 @@ def bootstrap(
       The lower and the upper end.
 
     Raises:
-      ValueError: If there are no values or the level is not inside (0, 1).
+      ValueError: If there are no values, the level is not inside (0, 1), or (where they are known) a value is NaN.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -343,6 +345,12 @@ def bootstrap(
     _check_level(level)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"values have shape {values.shape}; expected [samples] with at least one.")
+    if stacks.is_concrete(values) and bool(jnp.isnan(values).any()):
+        at = jnp.flatnonzero(jnp.isnan(values))
+        raise ValueError(
+            f"{at.size} of {values.size} values are NaN, the first at {int(at[0])}; expected numbers. Leave out what "
+            "diverged, and say how many that are."
+        )
     rows = jax.random.randint(key, (resamples, values.size), 0, values.size)
     return _ends(values[rows].mean(-1), level)
 

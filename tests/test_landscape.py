@@ -254,3 +254,24 @@ def test_a_barrier_refuses_losses_that_are_nan_and_says_where():
     heights = jax.vmap(lambda end: landscape.barrier(loss, a, end, num_points=5).height)(jnp.array([1.0, 0.5]))
     assert jnp.isnan(heights[0])
     assert heights[1] == 0
+
+
+def test_heights_intervals_and_means_refuse_nan_and_of_a_stack_lose_one_row_alone():
+    losses = jnp.array([[0.0, 2.0, 0.0], [0.0, jnp.nan, 0.0]])
+    with pytest.raises(ValueError, match=r"NaN at 1 of 3 points, the first at t = 0\.5"):
+        landscape.height(losses[1])
+    np.testing.assert_array_equal(jax.vmap(landscape.height)(losses), [2.0, np.nan])
+    examples = jnp.ones((3, 4)).at[1, 2].set(jnp.nan)
+    with pytest.raises(ValueError, match=r"NaN at 1 of 3 points, the first at t = 0\.5"):
+        landscape.interval(examples, jax.random.key(0), resamples=2)
+    with pytest.raises(ValueError, match="2 of 5 values are NaN, the first at 1; expected numbers"):
+        landscape.bootstrap(jnp.array([0.0, jnp.nan, 1.0, 2.0, jnp.nan]), jax.random.key(0), resamples=2)
+    low, high = jax.vmap(lambda values: landscape.bootstrap(values, jax.random.key(0), resamples=2))(losses)
+    assert np.isfinite([low[0], high[0]]).all()
+
+
+def test_a_plane_is_nan_where_the_loss_is_and_nowhere_else():
+    corners = [{"w": jnp.array(w)} for w in ([0.0, 0.0], [2.0, 0.0], [0.0, 2.0])]
+    plane = landscape.plane(lambda p: jnp.log(p["w"].sum()), *corners, num_points=3, margin=0.5)  # from -1 to 3
+    sums = np.add.outer(np.linspace(-1, 3, 3), np.linspace(-1, 3, 3))
+    np.testing.assert_array_equal(np.isnan(plane.losses), sums < 0)
