@@ -6,6 +6,7 @@ section 3.1). Only what a neuron computes on the data counts: neurons that are d
 cannot be told from each other, whatever their weights are.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from jax_scalegmn.matching._weights import Matching
 from jax_scalegmn.matching.assignment import Assign
 from jax_scalegmn.network import moments
 from jax_scalegmn.network.moments import Moments
+from jax_scalegmn.symmetry import Element
 from jax_scalegmn.types import Params
 
 
@@ -78,12 +80,7 @@ def activation_matching(
     architecture.check_params(arch, target, name="target")
     architecture.check_params(arch, params)
     network.check_examples(arch, x)
-    products = _all_products(arch, params, target, x, batch_size, signed=scale)
-    orders, signs = {}, {}
-    for neurons in arch.hidden:
-        order, sign = _best(neurons, products[neurons.name], permute=permute, scale=scale, assign=assign)
-        orders[neurons.name], signs[neurons.name] = order, sign
-    element = symmetry.Element(orders, signs)
+    element = _matched(arch, params, target, x, permute=permute, scale=scale, assign=assign, batch_size=batch_size)
     if scale:
         element = symmetry.balanced_pair(arch, params, target).between_given(element)
     similarity = _weights.similarity(arch, symmetry.act(arch, element, params), target)
@@ -133,6 +130,27 @@ class _Products(NamedTuple):
     theirs: Moments
     ours: Moments
     covariance: Float[Array, "n n"]
+
+
+@functools.partial(jax.jit, static_argnames=("permute", "scale", "assign", "batch_size"))
+def _matched(
+    arch: Architecture,
+    params: Params,
+    target: Params,
+    x: Array,
+    *,
+    permute: bool,
+    scale: bool,
+    assign: Assign | None,
+    batch_size: int,
+) -> Element:
+    """The order of every hidden layer, and its signs; compiled once for an architecture and shapes."""
+    products = _all_products(arch, params, target, x, batch_size, signed=scale)
+    orders, signs = {}, {}
+    for neurons in arch.hidden:
+        order, sign = _best(neurons, products[neurons.name], permute=permute, scale=scale, assign=assign)
+        orders[neurons.name], signs[neurons.name] = order, sign
+    return Element(orders, signs)
 
 
 def _all_products(

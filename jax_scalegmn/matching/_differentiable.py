@@ -106,36 +106,13 @@ def sinkhorn_matching(
         raise ValueError("key draws the points at which the loss is taken; expected loss_fn or x with it, or neither.")
     _check_inputs(arch, x, loss_fn, key)
     relaxation.sinkhorn_solver(num_iterations)  # says at once that ott-jax is missing
-    pair, begin = _begin(arch, params, target, start)
-    if x is not None:
-        objective = _functions.segment_distance(pair, x, distance)
-    else:
-        objective = _distance(pair) if loss_fn is None else _functions.segment_loss(pair, loss_fn)
-    times = jnp.full((1,), 0.5) if key is None else jnp.asarray(TIMES)
-    tx = optax.apply_if_finite(optax.adam(learning_rate), num_steps)
-
-    def soft_objective(logits: dict[str, Array], t: Array) -> Array:
-        sharp = {name: x / epsilon for name, x in logits.items()}
-        soft = relaxation.soften(pair.arch, sharp, num_iterations=num_iterations)
-        return objective(relaxation.soft_act(pair.arch, soft, pair.source), t)
-
-    def judge(element: Element) -> Array:
-        moved = symmetry.act(pair.arch, element, pair.source)
-        return _nan_to_infinity(jax.lax.map(lambda t: objective(moved, t), times).mean())
-
-    def step(state: tuple[Any, Any, _Track, Array], index: Array) -> tuple[Any, None]:
-        logits, opt_state, track, lowest = state
-        t = times[0] if key is None else jax.random.uniform(jax.random.fold_in(key, index))
-        updates, opt_state = tx.update(jax.grad(soft_objective)(logits, t), opt_state)
-        logits = optax.apply_updates(logits, updates)
-        element = relaxation.harden(pair.arch, logits, assign=assign)
-        value = judge(element)
-        return (logits, opt_state, _follow(track, element, value < lowest), jnp.minimum(value, lowest)), None
-
-    logits = jax.tree.map(lambda x: confidence * epsilon * x, relaxation.logits_of(pair.arch, begin))
-    state = (logits, tx.init(logits), _track_from(begin), judge(begin))
-    (_, _, track, _), _ = jax.lax.scan(step, state, jnp.arange(num_steps))
-    return _matching(arch, params, target, pair.between_given(track.best), track, num_steps)
+    _check_networks(arch, params, target, start)
+    options = _Sinkhorn(distance, num_steps, learning_rate, epsilon, confidence, num_iterations, assign)
+    given = (arch, params, target, key, None if x is None else jnp.asarray(x), start)
+    if loss_fn is None:
+        return _sinkhorn_compiled(*given, options=options)
+    # Functions of the caller may close over data, which a program that is kept would keep in memory.
+    return _sinkhorn(*given, options=options, loss_fn=loss_fn)
 
 
 @stacks.any_container("params", "target", calls=("loss_fn",))
@@ -208,6 +185,99 @@ def straight_through_matching(
     _check_counts(max_sweeps=max_sweeps, num_steps=200 if num_steps is None else num_steps)
     _check_inputs(arch, x, loss_fn, key)
     _check_either((loss_fn, batches), (x, key), num_steps)
+    _check_networks(arch, params, target, start)
+    options = _StraightThrough(distance, num_steps, max_sweeps, assign)
+    if loss_fn is None and tx is None:
+        return _straight_through_compiled(arch, params, target, None, jnp.asarray(x), key, start, options=options)
+    # Functions of the caller may close over data, which a program that is kept would keep in memory.
+    return _straight_through(arch, params, target, batches, x, key, start, options=options, loss_fn=loss_fn, tx=tx)
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+class _Sinkhorn(NamedTuple):
+    """What a compiled search depends on, apart from arrays; as in `sinkhorn_matching`."""
+
+    distance: Distance
+    num_steps: int
+    learning_rate: float
+    epsilon: float
+    confidence: float
+    num_iterations: int
+    assign: Assign | None
+
+
+def _sinkhorn(
+    arch: Architecture,
+    params: Params,
+    target: Params,
+    key: Key | None,
+    x: Array | None,
+    start: Element | None,
+    *,
+    options: _Sinkhorn,
+    loss_fn: Callable[[Any], Array] | None = None,
+) -> Matching:
+    distance, num_steps, learning_rate, epsilon, confidence, num_iterations, assign = options
+    pair, begin = _begin(arch, params, target, start)
+    if x is not None:
+        objective = _functions.segment_distance(pair, x, distance)
+    else:
+        objective = _distance(pair) if loss_fn is None else _functions.segment_loss(pair, loss_fn)
+    times = jnp.full((1,), 0.5) if key is None else jnp.asarray(TIMES)
+    tx = optax.apply_if_finite(optax.adam(learning_rate), num_steps)
+
+    def soft_objective(logits: dict[str, Array], t: Array) -> Array:
+        sharp = {name: x / epsilon for name, x in logits.items()}
+        soft = relaxation.soften(pair.arch, sharp, num_iterations=num_iterations)
+        return objective(relaxation.soft_act(pair.arch, soft, pair.source), t)
+
+    def judge(element: Element) -> Array:
+        moved = symmetry.act(pair.arch, element, pair.source)
+        return _nan_to_infinity(jax.lax.map(lambda t: objective(moved, t), times).mean())
+
+    def step(state: tuple[Any, Any, _Track, Array], index: Array) -> tuple[Any, None]:
+        logits, opt_state, track, lowest = state
+        t = times[0] if key is None else jax.random.uniform(jax.random.fold_in(key, index))
+        updates, opt_state = tx.update(jax.grad(soft_objective)(logits, t), opt_state)
+        logits = optax.apply_updates(logits, updates)
+        element = relaxation.harden(pair.arch, logits, assign=assign)
+        value = judge(element)
+        return (logits, opt_state, _follow(track, element, value < lowest), jnp.minimum(value, lowest)), None
+
+    logits = jax.tree.map(lambda x: confidence * epsilon * x, relaxation.logits_of(pair.arch, begin))
+    state = (logits, tx.init(logits), _track_from(begin), judge(begin))
+    (_, _, track, _), _ = jax.lax.scan(step, state, jnp.arange(num_steps))
+    return _matching(arch, params, target, pair.between_given(track.best), track, num_steps)
+
+
+_sinkhorn_compiled = jax.jit(_sinkhorn, static_argnames="options")
+
+
+class _StraightThrough(NamedTuple):
+    """What a compiled search depends on, apart from arrays; as in `straight_through_matching`."""
+
+    distance: Distance
+    num_steps: int | None
+    max_sweeps: int
+    assign: Assign | None
+
+
+def _straight_through(
+    arch: Architecture,
+    params: Params,
+    target: Params,
+    batches: Any,
+    x: ArrayLike | None,
+    key: Key | None,
+    start: Element | None,
+    *,
+    options: _StraightThrough,
+    loss_fn: Callable[[Any, Any], Array] | None = None,
+    tx: optax.GradientTransformation | None = None,
+) -> Matching:
+    distance, num_steps, max_sweeps, assign = options
     pair, begin = _begin(arch, params, target, start)
     loss_at, batches, finals = _step_losses(pair, loss_fn, batches, x, key, distance, num_steps or 200)
     num_steps = _num_steps(batches)
@@ -241,7 +311,7 @@ def straight_through_matching(
     return _matching(arch, params, target, best, track, num_steps)
 
 
-# --- private ------------------------------------------------------------------------------------------------------
+_straight_through_compiled = jax.jit(_straight_through, static_argnames="options")
 
 
 class _Track(NamedTuple):
@@ -252,15 +322,18 @@ class _Track(NamedTuple):
     unchanged: Int[Array, ""]
 
 
-def _begin(arch: Architecture, params: Params, target: Params, start: Element | None) -> tuple[BalancedPair, Element]:
-    """Both networks in their balanced gauges, and the permutations and signs to begin with there."""
+def _check_networks(arch: Architecture, params: Params, target: Params, start: Element | None) -> None:
     architecture.check_params(arch, params)
     architecture.check_params(arch, target, name="target")
+    if start is not None:
+        symmetry.check(arch, start)
+
+
+def _begin(arch: Architecture, params: Params, target: Params, start: Element | None) -> tuple[BalancedPair, Element]:
+    """Both networks in their balanced gauges, and the permutations and signs to begin with there."""
     pair = symmetry.balanced_pair(arch, params, target)
     if start is None:
         start = _weights.weight_matching(pair.arch, pair.source, pair.goal).element
-    else:
-        symmetry.check(arch, start)
     signed = {neurons.name for neurons in pair.arch.hidden if neurons.scaling is Scaling.SIGN}
     scale = {name: jnp.where((s < 0) & (name in signed), -1.0, 1.0) for name, s in start.scale.items()}
     permutation = jax.tree.map(lambda order: jnp.asarray(order, jnp.int32), start.permutation)

@@ -6,7 +6,8 @@ network i next to network j, g_jk g_ij != g_ik. Elements e_i into one frame are:
 """
 
 import enum
-from typing import Any, NamedTuple
+import functools
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ def align_all(
     signs_only = _without_positive(arch)
     balanced = _act(arch, scales, wide)
     reference = _most_central(signs_only, balanced, options) if frame is Reference.CENTRAL else jnp.asarray(0)
-    elements, rounds, converged = _rounds(signs_only, balanced, reference, max_rounds, options)
+    elements, rounds, converged = _rounds(signs_only, balanced, reference, max_rounds, *_parted(options))
 
     from_reference = symmetry.inverse(signs_only, stacks.member(elements, reference))
 
@@ -253,21 +254,8 @@ def pairwise(arch: Architecture, stack: Params, **options: Any) -> Matching:
     Raises:
       ValueError: If a network does not fit the architecture, or on fewer than 2.
     """
-    count = _check_stack(arch, stack, "stack")
-    moved, fixed = np.nonzero(~np.eye(count, dtype=bool))
-
-    def match(pair: tuple[Array, Array]) -> Matching:
-        params, target = (stacks.member(stack, index) for index in pair)
-        return _weights.weight_matching(arch, params, target, **options)
-
-    matchings = jax.lax.map(match, (jnp.asarray(moved), jnp.asarray(fixed)), batch_size=count - 1)
-    itself = Matching(symmetry.identity(arch), jnp.asarray(1.0), jnp.asarray(0), jnp.asarray(True))
-
-    def table(diagonal: Array, pairs: Array) -> Array:
-        filled = jnp.broadcast_to(diagonal, (count, count, *diagonal.shape)).astype(pairs.dtype)
-        return filled.at[moved, fixed].set(pairs)
-
-    return jax.tree.map(table, itself, matchings)
+    _check_stack(arch, stack, "stack")
+    return _table(arch, stack, *_parted(options))
 
 
 def relative(arch: Architecture, elements: Element) -> Element:
@@ -365,8 +353,43 @@ def _most_central(arch: Architecture, stack: Any, options: dict[str, Any]) -> Ar
     return jnp.argmax(pairwise(arch, stack, **options).similarity.sum(0))
 
 
+_Static: TypeAlias = tuple[tuple[str, Any], ...]
+
+
+def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], _Static]:
+    """The options of a weight matching: those that are arrays, and those that a compiled program depends on."""
+    arrays = {name: value for name, value in options.items() if name == "key" or isinstance(value, Element)}
+    return arrays, tuple(sorted((name, value) for name, value in options.items() if name not in arrays))
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _table(arch: Architecture, stack: Any, arrays: dict[str, Any], static: _Static) -> Matching:
+    """The matchings of all ordered pairs, with leading axes [networks, networks]."""
+    count = stacks.count(stack)
+    moved, fixed = np.nonzero(~np.eye(count, dtype=bool))
+
+    def match(pair: tuple[Array, Array]) -> Matching:
+        params, target = (stacks.member(stack, index) for index in pair)
+        return _weights.weight_matching(arch, params, target, **arrays, **dict(static))
+
+    matchings = jax.lax.map(match, (jnp.asarray(moved), jnp.asarray(fixed)), batch_size=count - 1)
+    itself = Matching(symmetry.identity(arch), jnp.asarray(1.0), jnp.asarray(0), jnp.asarray(True))
+
+    def table(diagonal: Array, pairs: Array) -> Array:
+        filled = jnp.broadcast_to(diagonal, (count, count, *diagonal.shape)).astype(pairs.dtype)
+        return filled.at[moved, fixed].set(pairs)
+
+    return jax.tree.map(table, itself, matchings)
+
+
+@functools.partial(jax.jit, static_argnames="static")
 def _rounds(
-    arch: Architecture, stack: Any, reference: Array, max_rounds: int | Array, options: dict[str, Any]
+    arch: Architecture,
+    stack: Any,
+    reference: Array,
+    max_rounds: int | Array,
+    arrays: dict[str, Any],
+    static: _Static,
 ) -> tuple[Element, Array, Array]:
     """Elements, rounds, and whether the last round moved none.
 
@@ -374,6 +397,7 @@ def _rounds(
     loop does both, so that the matching of a network is compiled once.
     """
     count = stacks.count(stack)
+    options = dict(static) | arrays
 
     def turn(progress: _Progress, index: Array) -> tuple[_Progress, Array]:
         to_reference = jnp.arange(count) == reference

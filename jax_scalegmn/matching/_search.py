@@ -5,6 +5,7 @@ larger distance merge much better. Here the objective is what the merged network
 the whole group of permutations and signs, in the norm-balanced gauge, which settles positive scales.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from jax_scalegmn import architecture, network, stacks, symmetry
+from jax_scalegmn import network, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, NeuronLayer, Scaling
 from jax_scalegmn.matching import _activations, _differentiable, _exchanges, _functions, _weights
 from jax_scalegmn.matching._exchanges import Objective
@@ -94,28 +95,55 @@ def search_matching(
     _check_options(times, candidates=candidates, max_sweeps=max_sweeps, temperature=temperature)
     _functions.check_data(arch, x, loss_fn, apply_fn)
     begin = start.element if isinstance(start, Matching) else start
-
-    def solve(
-        params: Params, target: Params, x: Any, key: Key, begin: Element | None, points: Array
-    ) -> tuple[Matching, dict[str, Array]]:
-        pair, first = _differentiable._begin(arch, params, target, begin)
-        objective = _exchanges.objective(pair, x, points, distance, loss_fn, apply_fn)
-        best, start_loss = _search(pair, objective, x, key, first, candidates, max_sweeps, temperature)
-        element = pair.between_given(best.best)
-        similarity = _weights.similarity(arch, symmetry.act(arch, element, params), target)
-        found = Matching(element, similarity, best.sweeps, ~best.changed, best.best_loss, start_loss, best.evaluations)
-        return found, objective.ends
-
-    architecture.check_params(arch, params)
-    architecture.check_params(arch, target, name="target")
-    found, ends = jax.jit(solve)(
-        params, target, None if x is None else jnp.asarray(x), key, begin, jnp.asarray(times, float)
-    )
+    _differentiable._check_networks(arch, params, target, begin)
+    options = _Options(distance, candidates, max_sweeps, temperature)
+    given = (arch, params, target, None if x is None else jnp.asarray(x), key, begin, jnp.asarray(times, float))
+    if loss_fn is None and apply_fn is None:
+        found, ends = _solved(*given, options=options)
+    else:  # functions of the caller may close over data, which a program that is kept would keep in memory
+        own = functools.partial(_solve, options=options, loss_fn=loss_fn, apply_fn=apply_fn)
+        found, ends = jax.jit(own)(*given)
     _check_losses(found, ends)
     return found
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+class _Options(NamedTuple):
+    """What a compiled search depends on, apart from arrays; as in `search_matching`."""
+
+    distance: Distance
+    candidates: int
+    max_sweeps: int
+    temperature: float
+
+
+def _solve(
+    arch: Architecture,
+    params: Params,
+    target: Params,
+    x: Array | None,
+    key: Key,
+    begin: Element | None,
+    points: Array,
+    options: _Options,
+    loss_fn: Callable[[Params], Array] | None = None,
+    apply_fn: Callable[[Params, Any], Any] | None = None,
+) -> tuple[Matching, dict[str, Array]]:
+    """The matching, and the losses at both ends."""
+    pair, first = _differentiable._begin(arch, params, target, begin)
+    objective = _exchanges.objective(pair, x, points, options.distance, loss_fn, apply_fn)
+    best, start_loss = _search(
+        pair, objective, x, key, first, options.candidates, options.max_sweeps, options.temperature
+    )
+    element = pair.between_given(best.best)
+    similarity = _weights.similarity(arch, symmetry.act(arch, element, params), target)
+    found = Matching(element, similarity, best.sweeps, ~best.changed, best.best_loss, start_loss, best.evaluations)
+    return found, objective.ends
+
+
+_solved = jax.jit(_solve, static_argnames="options")
 
 
 class _State(NamedTuple):

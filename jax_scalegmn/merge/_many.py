@@ -1,5 +1,6 @@
 """Many networks into one, each searched against the mean of those before it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -94,21 +95,30 @@ def merge_many(
         raise ValueError(f"order is {order}; expected every number from 0 to {count - 1} once.")
     if taken := {"times", "start"} & options.keys():
         raise ValueError(f"The options have {sorted(taken)}; expected neither times nor start: merge_many sets them.")
-    options |= {"loss_fn": loss_fn, "apply_fn": apply_fn}
     wide = stacks.member(stacks.at_least_float32(stack), jnp.asarray(places))
-
-    def run(wide: Params, x: Any, key: Key) -> Many:
-        join_key, round_key = jax.random.split(key)
-        many = _join_all(arch, wide, x, join_key, options)
-        return _again(arch, wide, many, x, round_key, options) if last_round else many
-
-    many = jax.jit(run)(wide, x, key)
+    if loss_fn is None and apply_fn is None:
+        many = _merged(arch, wide, x, key, last_round, tuple(sorted(options.items())))
+    else:  # functions of the caller may close over data, which a program that is kept would keep in memory
+        own = (*options.items(), ("loss_fn", loss_fn), ("apply_fn", apply_fn))
+        many = jax.jit(functools.partial(_merge, last_round=last_round, options=own))(arch, wide, x, key)
     back = jnp.argsort(jnp.asarray(places))
     params = jax.tree.map(lambda mean, leaf: mean.astype(jnp.asarray(leaf).dtype), many.params, stack)
     return Many(params, *stacks.member(tuple(many[1:]), back))
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _merge(
+    arch: Architecture, stack: Params, x: Any, key: Key, last_round: bool, options: tuple[tuple[str, Any], ...]
+) -> Many:
+    """The networks in the order of the stack, merged; options of `matching.search_matching` by name."""
+    join_key, round_key = jax.random.split(key)
+    many = _join_all(arch, stack, x, join_key, dict(options))
+    return _again(arch, stack, many, x, round_key, dict(options)) if last_round else many
+
+
+_merged = jax.jit(_merge, static_argnames=("last_round", "options"))
 
 
 def _join_all(arch: Architecture, stack: Params, x: Any, key: Key, options: dict[str, Any]) -> Many:

@@ -5,6 +5,7 @@ weights of two networks says little. In this gauge every orbit has one member up
 those members are comparable.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -49,32 +50,13 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
     >>> sg.symmetry.balance(sg.mlp((1, 2, 1)), params).scale["hidden_0"].round(4).tolist()
     [2.0, 1.0]
     """
-    layers = [neurons.name for neurons in arch.hidden if neurons.scaling is Scaling.POSITIVE]
     element = _elements.identity(arch)
     sizes = _squared_sizes(arch, params)
-    touching = {name: [(axes, size) for axes, size in sizes if name in axes] for name in layers}
     if not sizes:
         return element
-
-    def sweep(state: tuple[dict[str, Array], Array, Array]) -> tuple[dict[str, Array], Array, Array]:
-        logs, _, sweeps = state
-        largest = jnp.zeros((), dtype)
-        for name in layers:
-            incoming, outgoing = (_total(touching[name], name, power, logs) for power in (1, -1))
-            # While neighboring layers balance each other a sum may overflow or underflow; its logarithm would be NaN.
-            usual = (incoming > 0) & (outgoing > 0) & jnp.isfinite(incoming) & jnp.isfinite(outgoing)
-            step = jnp.where(usual, 0.25 * (_log(outgoing, usual) - _log(incoming, usual)), 0.0)
-            logs = logs | {name: logs[name] + step.astype(dtype)}
-            largest = jnp.maximum(largest, jnp.abs(step).max().astype(dtype))
-        return logs, largest, sweeps + 1
-
-    def unfinished(state: tuple[dict[str, Array], Array, Array]) -> Array:
-        return (state[1] > 8 * jnp.finfo(dtype).eps) & (state[2] < max_sweeps)
-
-    dtype = jnp.result_type(*(size for _, size in sizes))
-    zeros = {name: jnp.zeros(arch.neuron_layer(name).width, dtype) for name in layers}
-    logs, *_ = jax.lax.while_loop(unfinished, sweep, (zeros, jnp.asarray(jnp.inf, dtype), jnp.asarray(0)))
-    return Element(element.permutation, element.scale | {name: jnp.exp(logs[name]) for name in layers})
+    powers = tuple(tuple(axes.items()) for axes, _ in sizes)
+    logs = _settled(arch, [size for _, size in sizes], powers, max_sweeps)
+    return Element(element.permutation, element.scale | {name: jnp.exp(values) for name, values in logs.items()})
 
 
 @stacks.any_container("params", returns=True)
@@ -210,6 +192,36 @@ def _squared_sizes(arch: Architecture, params: Params) -> list[tuple[dict[str, i
                 shape.append(size)
         sizes.append((powers, squares.reshape(shape).sum(tuple(summed))))
     return sizes
+
+
+@functools.partial(jax.jit, static_argnames="powers")
+def _settled(
+    arch: Architecture, squares: list[Array], powers: tuple[tuple[tuple[str, int], ...], ...], max_sweeps: int | Array
+) -> dict[str, Array]:
+    """By layer the logarithms of the balancing scales, from what `_squared_sizes` returns; compiled once."""
+    layers = [neurons.name for neurons in arch.hidden if neurons.scaling is Scaling.POSITIVE]
+    sizes = [(dict(axes), size) for axes, size in zip(powers, squares, strict=True)]
+    touching = {name: [(axes, size) for axes, size in sizes if name in axes] for name in layers}
+
+    def sweep(state: tuple[dict[str, Array], Array, Array]) -> tuple[dict[str, Array], Array, Array]:
+        logs, _, sweeps = state
+        largest = jnp.zeros((), dtype)
+        for name in layers:
+            incoming, outgoing = (_total(touching[name], name, power, logs) for power in (1, -1))
+            # While neighboring layers balance each other a sum may overflow or underflow; its logarithm would be NaN.
+            usual = (incoming > 0) & (outgoing > 0) & jnp.isfinite(incoming) & jnp.isfinite(outgoing)
+            step = jnp.where(usual, 0.25 * (_log(outgoing, usual) - _log(incoming, usual)), 0.0)
+            logs = logs | {name: logs[name] + step.astype(dtype)}
+            largest = jnp.maximum(largest, jnp.abs(step).max().astype(dtype))
+        return logs, largest, sweeps + 1
+
+    def unfinished(state: tuple[dict[str, Array], Array, Array]) -> Array:
+        return (state[1] > 8 * jnp.finfo(dtype).eps) & (state[2] < max_sweeps)
+
+    dtype = jnp.result_type(*(size for _, size in sizes))
+    zeros = {name: jnp.zeros(arch.neuron_layer(name).width, dtype) for name in layers}
+    logs, *_ = jax.lax.while_loop(unfinished, sweep, (zeros, jnp.asarray(jnp.inf, dtype), jnp.asarray(0)))
+    return logs
 
 
 def _total(
