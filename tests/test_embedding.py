@@ -100,7 +100,7 @@ class Wide(nn.Module):
         return jax.lax.scan(big, params["bias"].sum(), length=3)[0]
 
 
-@pytest.mark.parametrize(("size", "expected"), [(64, 128), (50, 128), (1024, 1)])
+@pytest.mark.parametrize(("size", "expected"), [(64, 256), (50, 256), (1024, 1)])
 def test_the_chosen_micro_batch_follows_the_largest_array_those_in_loops_included(size, expected):
     stack = {"bias": np.zeros((5, 2), np.float32)}
     assert _embedding._micro_batch(Wide(size), None, {}, stack) == expected

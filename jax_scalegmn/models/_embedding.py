@@ -14,7 +14,7 @@ from jax_scalegmn import stacks
 
 # The largest array of a micro-batch, in bytes. On CPU it should fit into the caches of a core; an accelerator wants
 # work. `python -m benchmarks.embed` prints what other sizes give.
-_CPU_NBYTES = 2**21
+_CPU_NBYTES = 2**22
 _ACCELERATOR_NBYTES = 2**28
 _MICRO_BATCHES = 64  # in one call: long enough to hide the call, short enough to show progress
 
