@@ -29,6 +29,7 @@ __all__ = [
     "to_dict",
 ]
 
+_PART = 2**22
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -299,8 +300,11 @@ def check_finite(tree: Any, *, name: str = "params") -> None:
     for path, leaf in jax.tree.leaves_with_path(to_dict(tree)):
         if not is_concrete(leaf):
             continue
-        finite = np.isfinite(np.asarray(leaf))
-        if not finite.all():
+        values = np.asarray(leaf)
+        entries = values.reshape(-1)
+        # In parts: the truth values of all entries would take a quarter of the array's memory.
+        if not all(np.isfinite(entries[at : at + _PART]).all() for at in range(0, entries.size, _PART)):
+            finite = np.isfinite(values)
             first = tuple(int(i) for i in np.argwhere(~finite)[0])
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)} holds {int((~finite).sum())} NaN or infinite entries, the first "

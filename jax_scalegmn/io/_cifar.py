@@ -113,7 +113,7 @@ def _members(archive: tarfile.TarFile, limit: int) -> dict[str, bytes]:
     for count, member in enumerate(archive):
         name = member.name.rpartition("/")[-1]
         if count >= _MOST_MEMBERS or member.size < 0 or member.issparse():
-            raise ValueError(f"its member {count}, {_bounded.short(name)}, is none of CIFAR-10's")
+            raise ValueError(f"its member {count}, {_bounded.short(name)}, is not a file of CIFAR-10")
         if name in _names() and name not in files and member.isreg() and (content := archive.extractfile(member)):
             _bounded.check("tensor_bytes", member.size, f"the size of its {name}, in bytes,", limit=limit)
             files[name] = content.read()

@@ -367,7 +367,8 @@ def load(path: str | os.PathLike[str]) -> Zoo:
     path = Path(path)
     contents = _contents(path, io.tensors.read)
     with _naming(f"{path}: "):
-        return Zoo(contents.arch, jax.tree.map(jnp.asarray, contents.params), contents.records, contents.settings)
+        # jnp.asarray would make one more copy on the way. Nobody else has these arrays, so that they may be shared.
+        return Zoo(contents.arch, jax.device_put(contents.params), contents.records, contents.settings)
 
 
 def parts(path: str | os.PathLike[str], size: int = 1024) -> Iterator[Zoo]:
