@@ -211,8 +211,10 @@ def _odd_clip(jaxpr: Any, index: int, operands: Sequence[Value], known: dict[Any
     """
     eqn = jaxpr.eqns[index]
     bounds = [operand.constant for operand in operands if operand.constant]
+    if eqn.primitive.name not in _OTHER_HALF or len(bounds) != 1:
+        return set()
     uses = [(i, e) for i, e in enumerate(jaxpr.eqns) if any(atom is eqn.outvars[0] for atom in e.invars)]
-    if eqn.primitive.name not in _OTHER_HALF or len(bounds) != 1 or len(uses) != 1:
+    if len(uses) != 1:
         return set()
     number, other = uses[0]
     if any(var is eqn.outvars[0] for var in jaxpr.outvars) or other.primitive.name != _OTHER_HALF[eqn.primitive.name]:
