@@ -274,14 +274,21 @@ def _solutions(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key
     """The group of every layer that is not fixed."""
     equations = _by_layer(reading)
     roles: dict[Key, tuple[dict, dict, dict]] = {}
+    read: dict[Key, set[int]] = {}  # the places of its axis in kernels that sum over it
     for block in blocks:
         for place, axis in enumerate(block.neurons):
             piece = block.pieces[axis]
             if piece.degree is not None:
                 role = 2 if len(block.neurons) == 1 else place
                 roles.setdefault(piece.key, ({}, {}, {}))[role].setdefault(piece.degree)
+                if role < 2 and piece.degree[0] in reading.contracted:
+                    read.setdefault(piece.key, set()).add(place)
     return {
-        key: solve(list(equations.get(key[0][0], ())), Unknowns(*(tuple(some) for some in roles[key])))
+        key: solve(
+            list(equations.get(key[0][0], ())),
+            Unknowns(*(tuple(some) for some in roles[key])),
+            turned=read.get(key) == {1},
+        )
         for key in keys
         if key in roles
     }
