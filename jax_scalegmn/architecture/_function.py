@@ -49,6 +49,8 @@ class TracedFunction:
       inputs: The shape and type of every array of the inputs that it was traced with, as (shape, name of the type).
       operations: The names of the operations of its program, those of called functions included.
       places: Where its neurons have their pre-activations, for `network.activations` and REPAIR.
+      centered: Where a vector of the params alone is subtracted, as a batch normalization does with its stored mean:
+        `shift` is its index, and `gains` are empty.
       sums: Where a residual stream has its values after a sum; they cannot be corrected.
       replaced: The operations of the places whose values a sum replaces among the activations.
 
@@ -66,6 +68,7 @@ class TracedFunction:
     places: tuple[Place, ...] = ()
     sums: tuple[Place, ...] = ()
     replaced: frozenset[tuple[int, ...]] = frozenset()
+    centered: tuple[Place, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TracedFunction) and self.call is other.call and self._rest() == other._rest()
@@ -74,7 +77,7 @@ class TracedFunction:
         return hash((id(self.call), self._rest()))
 
     def _rest(self) -> tuple[Any, ...]:
-        return self.inputs, self.operations, self.places, self.sums, self.replaced
+        return self.inputs, self.operations, self.places, self.sums, self.replaced, self.centered
 
 
 def called_program(eqn: Any) -> Any | None:

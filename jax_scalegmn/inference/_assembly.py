@@ -101,7 +101,13 @@ def assemble(
     others = [seen for seen in reading.values.values() if seen.at not in there]
     sums = tuple(_placed(reading, others, blocks, parameters, names, solutions))
     replaced = {seen.at for number, seen in reading.places.items() if number not in reading.values}
-    function = dataclasses.replace(function, places=places, sums=sums, replaced=frozenset(replaced))
+    function = dataclasses.replace(
+        function,
+        places=places,
+        sums=sums,
+        replaced=frozenset(replaced),
+        centered=tuple(_centered(reading, parameters)),
+    )
     return Architecture(name, neurons, parameters, function=function), tuple(
         _notes(reading, leaves, blocks, names, solutions)
     )
@@ -268,6 +274,14 @@ def _placed(
                     shifts = [i for i, _ in gains if parameters[i].path == value.unit and not parameters[i].start]
                     yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None)
                 start += reading.layers.size(segment)
+
+
+def _centered(reading: Reading, parameters: Sequence[Parameter]) -> Iterator[Place]:
+    """Where a vector of the params alone is subtracted."""
+    whole = {p.path: index for index, p in enumerate(parameters) if len(p.neuron_axes) == 1 and not p.start}
+    for at, (path, axis) in sorted(reading.centered.items()):
+        if path in whole:
+            yield Place(parameters[whole[path]].neuron_axes[0].neurons, at, axis, 0, (), whole[path])
 
 
 def _solutions(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key]) -> dict[Key, Solution]:
