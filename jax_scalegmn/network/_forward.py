@@ -48,7 +48,7 @@ def apply(
       x: The example: [inputs] for dense networks, [height, width, channels] for convolutional ones. The user's own
         function, of an inferred architecture, takes inputs as it was traced with, or without their batch axis.
       convolve: How a convolution is computed: `convolve`, or `convolve_by_patches`, which is faster under `jax.vmap`
-        over networks and inside compiled loops on CPU.
+        over networks and inside compiled loops on CPU. The user's own function takes these two alone.
 
     Returns:
       The outputs, [outputs]; of the user's own function whatever it returns.
@@ -65,7 +65,13 @@ def apply(
     """
 
     if arch.function is not None:
-        return _traced.output(arch, params, x)
+        by_patches = convolve is _layer_functions.convolve_by_patches
+        if not by_patches and convolve is not _layer_functions.convolve:
+            raise ValueError(
+                f"{arch.name!r} has a function of its own, whose convolutions convolve={convolve!r} cannot compute; "
+                "expected network.convolve or network.convolve_by_patches."
+            )
+        return _traced.output(arch, params, x, by_patches=by_patches)
 
     def visit(_: tuple[str, ...], layer: Unit | Residual, params: Params, x: Array, state: None) -> tuple[Array, None]:
         return _layer_functions.layer_output(layer, params, x, convolve=convolve), state

@@ -9,16 +9,21 @@ from jaxtyping import Array, Float
 
 from jax_scalegmn import architecture
 from jax_scalegmn.architecture import Architecture, Place, TracedFunction
+from jax_scalegmn.network import _patches
 from jax_scalegmn.types import Params
 
 
-def output(arch: Architecture, params: Params, x: Any) -> Any:
-    """What the function returns for inputs as it was traced with, or for one example of them without the batch axis."""
+def output(arch: Architecture, params: Params, x: Any, *, by_patches: bool = False) -> Any:
+    """What the function returns for inputs as it was traced with, or for one example of them without the batch axis.
+
+    With `by_patches` its convolutions are computed by products of matrices.
+    """
     architecture.unpack(arch, params)
     function = _function(arch)
+    call = _patches.by_patches(function.call) if by_patches else function.call
     if not _is_example(arch, function, x):
-        return function.call(params, x)
-    outputs = function.call(params, x[None])
+        return call(params, x)
+    outputs = call(params, x[None])
     for leaf in jax.tree.leaves(outputs):
         if jnp.shape(leaf)[:1] != (1,):
             raise ValueError(
@@ -201,10 +206,7 @@ def _evaluate(
             inner = getattr(called, "jaxpr", called)
             results = _evaluate(inner, getattr(called, "consts", ()), operands, where, wanted, seen)
         else:
-            options = eqn.primitive.get_bind_params(eqn.params)
-            functions, options = options if isinstance(options, tuple) else ((), options)  # JAX before 0.10
-            results = eqn.primitive.bind(*functions, *operands, **options)
-            results = results if eqn.primitive.multiple_results else [results]
+            results = _patches.bind(eqn, operands)
         if where in wanted:
             seen[where] = results[0]
         known |= dict(zip(eqn.outvars, results, strict=True))
