@@ -23,6 +23,7 @@ class Place(NamedTuple):
       gains: The indices in `Architecture.parameters` of those that together multiply the value by a number, each with
         its power; empty if the value cannot be corrected.
       shift: The index of the bias that is added to the value; None without one.
+      alone: Whether these parameters act nowhere else, so that REPAIR may change them.
 
     >>> from jax_scalegmn import architecture
     >>> architecture.Place("units", (0,), axis=1, start=0, gains=((0, 1),), shift=None).neurons
@@ -35,6 +36,12 @@ class Place(NamedTuple):
     start: int
     gains: tuple[tuple[int, int], ...]
     shift: int | None
+    alone: bool = True
+
+    @property
+    def is_correctable(self) -> bool:
+        """Whether there are parameters that multiply this value alone."""
+        return bool(self.gains) and self.alone
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -382,7 +382,7 @@ def _own(options: Common, stored: list[ArrayFile]) -> tuple[Architecture, list[N
     assert options.module is not None
     assert options.data is not None
     files = [io.as_stored(file) for file in stored]
-    function = _function.with_constants(options.module, _function.load(options.module), stored)
+    function = _function.of_params(options.module, _function.load(options.module), stored, files)
     arrays = _arrays(options.data)
     x = jnp.asarray(arrays["x"], float if arrays["x"].dtype.kind in "fb" else None)
     arch, notes = _function.infer(options.module, function, files[0], options.data, x)

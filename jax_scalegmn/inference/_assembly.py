@@ -272,7 +272,8 @@ def _placed(
                     powers = moving(list(before.get(key[0][0], ())), segment.degrees[0], degrees)
                     gains = tuple((index, powers[degree]) for index, degree, _ in own if degree in powers)
                     shifts = [i for i, _ in gains if parameters[i].path == value.unit and not parameters[i].start]
-                    yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None)
+                    alone = all(reading.uses[parameters[index].path] < 2 for index, _ in gains)
+                    yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None, alone)
                 start += reading.layers.size(segment)
 
 

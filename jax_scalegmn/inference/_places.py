@@ -25,6 +25,7 @@ def follow(
             reading.centered[at] = operands[1].flow.whole, along[0]
     flow = _continued(reading, name, data)
     if weights and name in _JOINS:
+        reading.uses.update(path for operand in weights for path in operand.flow.origins)
         flow = _joined(reading, name, at, results[0], flow, operands)
     elif len(data) == 2 and name in _SUMS and flow.value is None and _is_sum(*data):
         for operand in data:

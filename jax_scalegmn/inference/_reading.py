@@ -1,5 +1,6 @@
 """The state of the abstract interpretation: the axes of a program's values, its neuron layers and their equations."""
 
+import collections
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -88,6 +89,7 @@ class Reading:
       places: The pre-activations right after their last parameter, by number.
       centered: The operations that subtract a parameter alone, with its path and the axis along which it is.
       values: These, and sums of them with other values.
+      uses: How often parameters act on values that depend on the inputs, by path.
       num_values: How many there were, those that others replaced included.
     """
 
@@ -101,6 +103,7 @@ class Reading:
         self.places: dict[int, Seen] = {}
         self.centered: dict[tuple[int, ...], tuple[tuple[str, ...], int]] = {}
         self.values: dict[int, Seen] = {}
+        self.uses: collections.Counter[tuple[str, ...]] = collections.Counter()
         self.num_values = 0
         self._num_unknowns = 0
 

@@ -61,6 +61,7 @@ class NetworkFile(NamedTuple):
       format: The file's format.
       stored: The file's arrays, as in `ArrayFile.arrays`; those that are one in the file share memory.
       order: The names of PyTorch's modules in the order of the layers; None for Flax's names.
+      ties: Tensors that are no params of their own, since they are another one: (name, its name, whether transposed).
 
     >>> from jax_scalegmn import io
     >>> io.NetworkFile({}, io.FileFormat(".pt", "model"), {}).format.wrapper
@@ -71,6 +72,11 @@ class NetworkFile(NamedTuple):
     format: FileFormat
     stored: dict[str, Any]
     order: tuple[str, ...] | None = None
+    ties: tuple[tuple[str, str, bool], ...] = ()
+
+    def with_ties(self, params: Params) -> dict[str, Any]:
+        """Params of this file with all its names: those of `ties` get what they are."""
+        return {**params, **{name: params[own].T if turned else params[own] for name, own, turned in self.ties}}
 
 
 def read_network(
@@ -196,7 +202,9 @@ def as_stored(file: ArrayFile) -> NetworkFile:
     """Reads a file's arrays as params with the names and shapes that they have there, for a function of your own.
 
     Params are the tensors by name, like {"fc.weight": [out, in]} of a PyTorch file, or the nested dicts of Flax's
-    formats. Whole numbers, like counters, are no params; `write_network` writes them unchanged.
+    formats. Whole numbers, like counters, are no params; `write_network` writes them unchanged. Of tensors that are
+    one in the file the first is the param, and stays what all of them are: a function that reads the others gets them
+    by `NetworkFile.with_ties`.
 
     Args:
       file: What `read_arrays` returned.
@@ -205,7 +213,8 @@ def as_stored(file: ArrayFile) -> NetworkFile:
       The network, in float32 or wider, and the file's format.
 
     Raises:
-      ValueError: If a number is NaN or infinite, if there are no floating-point numbers, or if tensors share memory.
+      ValueError: If a number is NaN or infinite, if there are no floating-point numbers, or if tensors overlap without
+        being one or the transpose of one.
 
     >>> import pathlib
     >>> import numpy as np
@@ -215,14 +224,10 @@ def as_stored(file: ArrayFile) -> NetworkFile:
     >>> sg.io.as_stored(file).params["0.weight"].dtype
     dtype('float32')
     """
-    if file.shared:
-        names = " and ".join(map(_bounded.short, file.shared[0][:5]))
-        raise ValueError(
-            f"{file.path}: {names} are one tensor, or overlap, and a function of your own would get them as two. "
-            "Describe the network by --arch or a builder, which keeps the tie, or save copies."
-        )
+    ties = _ties(file)
     leaves = architecture.flatten(file.arrays)
     weights = {path: leaf for path, leaf in leaves.items() if jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)}
+    weights = {path: leaf for path, leaf in weights.items() if path not in {(name,) for name, _, _ in ties}}
     if not weights:
         raise ValueError(
             f"{file.path}: no floating-point numbers, only "
@@ -233,7 +238,7 @@ def as_stored(file: ArrayFile) -> NetworkFile:
         stacks.check_finite(params)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
-    return NetworkFile(params, file.format, file.arrays)
+    return NetworkFile(params, file.format, file.arrays, ties=ties)
 
 
 @stacks.any_container("params")
@@ -409,6 +414,11 @@ def _keys(arch: Architecture, format: FileFormat, stored: Mapping[str, Any]) -> 
 def _by_name(arch: Architecture, file: ArrayFile, order: Sequence[str] | None) -> NetworkFile:
     """A network whose params are the file's tensors by name."""
     own = as_stored(file)
+    if own.ties:
+        raise ValueError(
+            f"{own.ties[0][0]!r} and {own.ties[0][1]!r} are one tensor, which the layers of {arch.name!r} have as two. "
+            "Infer your own function (sg.infer, --module), which keeps the tie, or save copies."
+        )
     names, wanted = own.params.keys(), {name for (name,) in arch.array_shapes}
     if order is not None:
         raise ValueError(f"order {list(order)} is given, but {arch.name!r} has the names of the file. Leave it out.")
@@ -424,7 +434,7 @@ def _by_name(arch: Architecture, file: ArrayFile, order: Sequence[str] | None) -
 def _content(arch: Architecture, params: Params, like: NetworkFile) -> dict[str, Any]:
     """The file's arrays, with those of the params in place of the stored ones."""
     architecture.check_params(arch, params)
-    new = architecture.flatten(params)
+    new = architecture.flatten(like.with_ties(params) if like.ties else params)
     if new.keys() <= architecture.flatten(like.stored).keys():  # the file's own names
         return _replaced(like.stored, new, ())
     keys = _keys(arch, like.format, like.stored)
@@ -433,6 +443,16 @@ def _content(arch: Architecture, params: Params, like: NetworkFile) -> dict[str,
     if set(keys.values()) != architecture.flatten(like.stored).keys():
         raise ValueError(f"like is not a network of {arch.name!r}. Pass what io.read_network returned for one.")
     return _replaced(like.stored, {key: new[path] for path, key in keys.items()}, ())
+
+
+def _ties(file: ArrayFile) -> tuple[tuple[str, str, bool], ...]:
+    """The tensors that are another one or its transpose, each with the name of the first of its group."""
+    try:
+        views = _torch_modules.tied(file.arrays, file.shared)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    groups = [(first, other) for first, *others in file.shared for other in others]
+    return tuple((other, first, not np.array_equal(views[other], views[first])) for first, other in groups)
 
 
 def _replaced(node: Any, values: Mapping[_Path, Any], key: _Path) -> Any:

@@ -128,10 +128,13 @@ def uncorrected(arch: Architecture) -> dict[str, str]:
     {'up': 'its mean: it has no bias, so that its second moment is restored instead'}
     """
     shifted: dict[str, bool] = {}  # by layer with a size that can be set: whether all of its means can be moved
+    used_twice: set[str] = set()
     if arch.function is not None:
         for place in arch.function.places:
-            if place.gains:
+            if place.is_correctable:
                 shifted[place.neurons] = shifted.get(place.neurons, True) and place.shift is not None
+            elif place.gains:
+                used_twice.add(place.neurons)
     else:
         assert arch.input_rank  # it raises for an architecture without a function
         last = _last(arch.layers)
@@ -142,7 +145,9 @@ def uncorrected(arch: Architecture) -> dict[str, str]:
                 shifted[neurons] = shifted.get(neurons, True) and (*path, "bias") in own
     left = {}
     for hidden in arch.hidden:
-        if hidden.name not in shifted:
+        if hidden.name in used_twice:
+            left[hidden.name] = "its mean and standard deviation: its parameters act in other places, too"
+        elif hidden.name not in shifted:
             left[hidden.name] = "its mean and standard deviation: no parameters set them alone"
         elif not shifted[hidden.name]:
             left[hidden.name] = "its mean: it has no bias, so that its second moment is restored instead"
@@ -317,7 +322,7 @@ def _repaired_traced(
     """REPAIR of a network with a function of its own: one place after the other, those before it repaired already."""
     assert arch.function is not None
     places = arch.function.places
-    numbers = [number for number, place in enumerate(places) if place.gains]
+    numbers = [number for number, place in enumerate(places) if place.is_correctable]
 
     def measured(params: Params) -> dict[int, Moments]:
         def of_example(x: Array) -> dict[int, Moments]:

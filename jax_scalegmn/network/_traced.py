@@ -97,7 +97,7 @@ def at_places(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Map
     {0: [3.0, 3.0, 3.0, 3.0]}
     """
     function = _function(arch)
-    numbers = [number for number, place in enumerate(function.places) if place.gains]
+    numbers = [number for number, place in enumerate(function.places) if place.is_correctable]
     found = values(arch, params, x, [function.places[number] for number in numbers])
     return dict(zip(numbers, found, strict=True))
 
