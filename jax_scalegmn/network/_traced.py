@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture
+from jax_scalegmn import architecture, stacks
 from jax_scalegmn.architecture import Architecture, Place, TracedFunction
 from jax_scalegmn.network import _patches
 from jax_scalegmn.types import Params
@@ -75,6 +75,7 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str) -> 
     )
 
 
+@stacks.any_container("params")
 def at_places(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Mapping[int, Array]:
     """The pre-activations of the user's own function that REPAIR corrects, on one example.
 
@@ -102,6 +103,7 @@ def at_places(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Map
     return dict(zip(numbers, found, strict=True))
 
 
+@stacks.any_container("params")
 def at_means(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Mapping[int, Array]:
     """What the user's own function has left of a value after it subtracted a vector of its params, on one example.
 
