@@ -203,8 +203,8 @@ def as_stored(file: ArrayFile) -> NetworkFile:
 
     Params are the tensors by name, like {"fc.weight": [out, in]} of a PyTorch file, or the nested dicts of Flax's
     formats. Whole numbers, like counters, are no params; `write_network` writes them unchanged. Of tensors that are
-    one in the file the first is the param, and stays what all of them are: a function that reads the others gets them
-    by `NetworkFile.with_ties`.
+    one in the file the first is among the params, and stays what all of them are: a function that reads the others
+    gets them by `NetworkFile.with_ties`.
 
     Args:
       file: What `read_arrays` returned.
