@@ -686,6 +686,29 @@ def test_joined_axes_of_blocks_and_of_no_size_are_refused():
             sg.Architecture("n", neurons, (sg.Parameter(("w",), axes, **options),))
 
 
+# --- errors that name their cure --------------------------------------------------------------------------------------
+
+
+def test_errors_say_what_to_do():
+    arch = sg.mlp((64, 4, 3))
+    params = support.random_params(arch)
+    renamed = {f"fc{i}": params[f"Dense_{i}"] for i in (0, 1)}
+    with pytest.raises(ValueError, match=r"is no parameter of .* The shapes are these: rename the arrays, or infer"):
+        matching.align(arch, renamed, renamed)
+    with pytest.raises(ValueError, match=r"Flatten each example: x\.reshape\(len\(x\), -1\)"):
+        matching.activation_matching(arch, params, params, jnp.ones((5, 8, 8)))
+    with pytest.raises(ValueError, match=r"Pass x\[None\] for one example"):
+        matching.activation_matching(arch, params, params, jnp.ones(64))
+
+
+def test_the_command_line_names_its_own_option(tmp_path, capsys):
+    tensors.write(tmp_path / "a.npz", modules({"0": (4, 3), "2": (2, 4)}))
+    (tmp_path / "b.npz").touch()
+    paths = [str(tmp_path / name) for name in ("a.npz", "a.npz", "b.npz")]
+    assert cli.main(["align", *paths[:2], "--activation", "relu", "--out", paths[2]]) == 2
+    assert "Pass --overwrite to replace it" in capsys.readouterr().err
+
+
 # --- the function that is described is not the user's -----------------------------------------------------------------
 
 

@@ -417,6 +417,22 @@ def test_a_network_by_patches_is_the_network_and_refuses_small_images():
         network.apply(arch, params, x[:4], convolve=network.convolve_by_patches)
 
 
+def test_frequencies_by_layer_and_zeros_on_every_side_are_computed():
+    arch = sg.siren((2, 3, 4, 1), w0=(30.0, 1.5), offset=0.0)
+    params, x = generic_params(arch), jnp.asarray(np.random.default_rng(0).normal(size=2), "float32")
+    h = np.asarray(x)
+    for i, w0 in enumerate((30.0, 1.5)):
+        h = np.sin(w0 * (h @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"]))
+    expected = h @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
+    np.testing.assert_allclose(network.apply(arch, params, x), expected, rtol=1e-3, atol=1e-4)
+    padded, plain = (
+        sg.cnn((1, 3), 2, padding=p, strides=1, flatten=side) for p, side in ((2, (5, 4)), ("VALID", (9, 8)))
+    )
+    params, x = generic_params(padded), jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 1)), "float32")
+    expected = network.apply(plain, params, jnp.pad(x, [(2, 2), (2, 2), (0, 0)]))
+    np.testing.assert_allclose(network.apply(padded, params, x), expected, rtol=1e-5, atol=1e-6)
+
+
 def own_convolutions(params, x):
     """In two layouts, with strides and uneven padding, inside a called function, grouped, and along one axis."""
     conv = jax.lax.conv_general_dilated

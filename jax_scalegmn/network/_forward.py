@@ -1,5 +1,6 @@
 """The function of a network, the values of its neurons, and its function in training mode."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -258,9 +259,12 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str = "x
 def _check_shape(arch: Architecture, x: Float[Array, "..."], name: str) -> None:
     rank, width = arch.input_rank, arch.neuron_layers[0].width
     if jnp.ndim(x) != rank + 1 or jnp.shape(x)[-1] != width or 0 in jnp.shape(x):
+        cure = "Pass x[None] for one example."
+        if rank == 1 and jnp.ndim(x) > 2 and math.prod(jnp.shape(x)[1:]) == width:
+            cure = f"Flatten each example: {name}.reshape(len({name}), -1)."
         raise ValueError(
             f"{name} has shape {jnp.shape(x)}; {arch.name!r} expects one example or more, [examples, "
-            f"{_INPUTS[rank][1:]} with {width} in the last axis. Pass x[None] for one example."
+            f"{_INPUTS[rank][1:]} with {width} in the last axis. {cure}"
         )
 
 
