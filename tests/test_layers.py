@@ -261,6 +261,25 @@ def test_what_is_no_list_of_layers_is_named(text, message):
         layers.parse(text)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.net."])
+def test_a_prefix_of_all_names_is_left_out_and_written_back(prefix, tmp_path):
+    arch = sg.sequential(LAYERS, SHAPE)
+    own = {prefix + name: np.asarray(value) for name, value in random_params(arch).items()} | {
+        "n_averaged": np.array(7)
+    }
+    tensors.write(tmp_path / "a.pt", own)
+    file = sg.io.read_network(tmp_path / "a.pt", arch)
+    assert file.params.keys() == {name for (name,) in arch.array_shapes}
+    sg.io.write_network(tmp_path / "b.pt", arch, jax.tree.map(lambda leaf: 2 * leaf, file.params), file)
+    written = tensors.read(tmp_path / "b.pt")
+    assert list(written) == list(own)
+    assert written["n_averaged"] == 7
+    np.testing.assert_array_equal(written[f"{prefix}fc1.bias"], 2 * own[f"{prefix}fc1.bias"])
+    tensors.write(tmp_path / "c.pt", own | {f"{prefix}more": np.ones(2, "f")})
+    with pytest.raises(ValueError, match="Give the layers the file's names"):
+        sg.io.read_network(tmp_path / "c.pt", arch)
+
+
 # --- layers inside of layers ------------------------------------------------------------------------------------------
 
 NESTED = [

@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -62,6 +62,7 @@ class NetworkFile(NamedTuple):
       stored: The file's arrays, as in `ArrayFile.arrays`; those that are one in the file share memory.
       order: The names of PyTorch's modules in the order of the layers; None for Flax's names.
       ties: Tensors that are no params of their own, since they are another one: (name, its name, whether transposed).
+      prefix: What all names of the file begin with, and the params' names do not, like "module.".
 
     >>> from jax_scalegmn import io
     >>> io.NetworkFile({}, io.FileFormat(".pt", "model"), {}).format.wrapper
@@ -73,6 +74,7 @@ class NetworkFile(NamedTuple):
     stored: dict[str, Any]
     order: tuple[str, ...] | None = None
     ties: tuple[tuple[str, str, bool], ...] = ()
+    prefix: str = ""
 
     def with_ties(self, params: Params) -> dict[str, Any]:
         """Params of this file with all its names: those of `ties` get what they are."""
@@ -419,7 +421,11 @@ def _by_name(arch: Architecture, file: ArrayFile, order: Sequence[str] | None) -
             f"{own.ties[0][0]!r} and {own.ties[0][1]!r} are one tensor, which the layers of {arch.name!r} have as two. "
             "Infer your own function (sg.infer, --module), which keeps the tie, or save copies."
         )
-    names, wanted = own.params.keys(), {name for (name,) in arch.array_shapes}
+    wanted = {name for (name,) in arch.array_shapes}
+    prefix = _prefix(own.params.keys(), min(wanted))
+    if prefix and {prefix + name for name in wanted} == own.params.keys():
+        own = own._replace(params={name: own.params[prefix + name] for name in wanted}, prefix=prefix)
+    names = own.params.keys()
     if order is not None:
         raise ValueError(f"order {list(order)} is given, but {arch.name!r} has the names of the file. Leave it out.")
     if names != wanted:
@@ -431,10 +437,17 @@ def _by_name(arch: Architecture, file: ArrayFile, order: Sequence[str] | None) -
     return own
 
 
+def _prefix(names: Iterable[str], name: str) -> str:
+    """What is before a name in the shortest of the names that end with it after a dot."""
+    longer = [own for own in names if own.endswith(f".{name}")]
+    return min(longer, key=len).removesuffix(name) if longer else ""
+
+
 def _content(arch: Architecture, params: Params, like: NetworkFile) -> dict[str, Any]:
     """The file's arrays, with those of the params in place of the stored ones."""
     architecture.check_params(arch, params)
     new = architecture.flatten(like.with_ties(params) if like.ties else params)
+    new = {(like.prefix + name, *rest): value for (name, *rest), value in new.items()}
     if new.keys() <= architecture.flatten(like.stored).keys():  # the file's own names
         return _replaced(like.stored, new, ())
     keys = _keys(arch, like.format, like.stored)
