@@ -593,6 +593,7 @@ RELUS = {
     "minimum": lambda z: -jnp.minimum(-z, 0.0),
     "clip": lambda z: jnp.clip(z, min=0),
     "mask": lambda z: z * (z > 0),
+    "select": lambda z: jnp.select([z > 0], [z], 0.0),
     "leaky where": lambda z: jnp.where(z > 0, 1.0, 0.1) * z,
     "leaky maximum": lambda z: jnp.maximum(z, 0.1 * z),
     "abs": jnp.abs,

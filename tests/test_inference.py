@@ -265,6 +265,12 @@ def normalized(params, x):
     return jax.nn.relu(centered * params["scale"] + params["bias"]) @ params["out"].T
 
 
+def stacked(params, x):
+    """The units and their negative parts along a new axis, which the next kernel has, too."""
+    h = x @ params["in"] + params["bias"]
+    return jnp.einsum("nsu,suo->no", jax.nn.relu(jnp.stack([h, -h], 1)), params["out"])
+
+
 def twice(params, x):
     """The units between two kernels that are each used in two places."""
     return jnp.tanh(jnp.tanh(x @ params["in"]) @ params["out"] @ params["in"]) @ params["out"]
@@ -326,6 +332,7 @@ NETWORKS = {
         VECTORS,
         {"in": POSITIVE},
     ),
+    "stacked": (stacked, arrays(**{"in": (3, 4), "bias": (4,), "out": (2, 4, 2)}), VECTORS, {"in": POSITIVE}),
     "twice": (twice, arrays(**{"in": (3, 4), "out": (4, 3)}), VECTORS, {"in": SIGN}),
 }
 

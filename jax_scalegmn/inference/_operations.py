@@ -274,6 +274,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "dynamic_slice": _shapes.dynamic_slice,
     "gather": _shapes.gather,
     "concatenate": _shapes.concatenate,
+    "stack": _shapes.stack,
     "pad": _shapes.pad,
     "reshape": _shapes.reshape,
     "cumsum": _cumsum,
