@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -206,3 +207,34 @@ def test_files_are_merged_by_the_command_line(name, described, tmp_path, monkeyp
     out = np.asarray(apply(weights(merged), x))
     labels = np.load("data.npz")["y"]
     assert summary["table"][-1]["accuracy %"] == pytest.approx(100 * (out.argmax(-1) == labels).mean())
+
+
+# --- files that PyTorch wrote (fixtures/make_torch_files.py) ----------------------------------------------------------
+
+TORCH = Path(__file__).parent / "fixtures" / "pytorch"
+BODY = sg.sequential(
+    [
+        sg.layers.Block([sg.layers.Dense(4), sg.layers.BatchNorm(), "relu"], name="body"),
+        sg.layers.Dense(2, use_bias=False, name="head"),
+    ],
+    (3,),
+)
+FILES = [f"{name}.{kind}" for name in ("plain", "module", "swa", "training", "lightning") for kind in ("pt", "legacy")]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [*((name, None) for name in FILES), ("swa_module.pt", None), ("ema.pt", "ema.shadow")]
+)
+def test_files_of_pytorch_are_merged_and_written_back(name, key, tmp_path):
+    file = io.read_network(TORCH / name, BODY, key=key)
+    assert file.params.keys() == {path for (path,) in BODY.array_shapes}
+    element = support.rows(support.random_elements(BODY, 1), 0)
+    moved = support.act(BODY, element, file.params)
+    merged = merge.lerp(file.params, matching.align(BODY, moved, file.params), 0.5)
+    io.write_network(tmp_path / "x.pt", BODY, merged, file)
+    before, after = (io.read_arrays(path, key=own) for path, own in ((TORCH / name, key), (tmp_path / "x.pt", None)))
+    assert (list(after.arrays), after.format.wrapper) == (list(before.arrays), before.format.wrapper)
+    for path, value in before.arrays.items():
+        assert after.arrays[path].dtype == value.dtype
+        np.testing.assert_allclose(after.arrays[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
+    assert "torch" not in sys.modules
