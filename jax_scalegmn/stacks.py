@@ -366,7 +366,9 @@ def at_least_float32(tree: Any) -> Any:
     """
 
     def wide(leaf: Any) -> Any:
-        return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)) if is_floating(leaf) else leaf
+        if callable(leaf) or not is_floating(leaf):  # modules of Equinox hold functions
+            return leaf
+        return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
     return jax.tree.map(wide, tree)
 
@@ -441,6 +443,7 @@ def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any
     return jax.tree.map(lambda leaf: mean(jnp.asarray(leaf)), stack)
 
 
+@any_container("a", "b", returns=True)
 def combine(a: Any, b: Any, left: ArrayLike, right: ArrayLike) -> Any:
     """The linear combination of two networks: left a + right b, array by array.
 

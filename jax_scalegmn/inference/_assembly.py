@@ -103,7 +103,13 @@ def assemble(
     others = [seen for seen in reading.values.values() if seen.at not in there]
     sums = tuple(_placed(reading, others, blocks, parameters, names, solutions))
     replaced = {seen.at for number, seen in reading.places.items() if number not in reading.values}
-    function = dataclasses.replace(function, places=places, sums=sums, replaced=frozenset(replaced))
+    function = dataclasses.replace(
+        function,
+        places=places,
+        sums=sums,
+        replaced=frozenset(replaced),
+        centered=tuple(_centered(reading, parameters)),
+    )
     return Architecture(name, neurons, parameters, function=function), tuple(
         _notes(reading, leaves, blocks, names, solutions)
     )
@@ -274,22 +280,38 @@ def _placed(
                     powers = moving(earlier, segment.degrees[0], degrees)
                     gains = tuple((index, powers[degree]) for index, degree, _ in own if degree in powers)
                     shifts = [i for i, _ in gains if parameters[i].path == value.unit and not parameters[i].start]
-                    yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None)
+                    alone = all(reading.uses[parameters[index].path] < 2 for index, _ in gains)
+                    yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None, alone)
                 start += reading.layers.size(segment)
+
+
+def _centered(reading: Reading, parameters: Sequence[Parameter]) -> Iterator[Place]:
+    """Where a vector of the params alone is subtracted."""
+    whole = {p.path: index for index, p in enumerate(parameters) if len(p.neuron_axes) == 1 and not p.start}
+    for at, (path, axis) in sorted(reading.centered.items()):
+        if path in whole:
+            yield Place(parameters[whole[path]].neuron_axes[0].neurons, at, axis, 0, (), whole[path])
 
 
 def _solutions(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key]) -> dict[Key, Solution]:
     """The group of every layer that is not fixed."""
     equations = _by_layer(reading)
     roles: dict[Key, tuple[dict, dict, dict]] = {}
+    read: dict[Key, set[int]] = {}  # the places of its axis in kernels that sum over it
     for block in blocks:
         for place, axis in enumerate(block.neurons):
             piece = block.pieces[axis]
             if piece.degree is not None:
                 role = 2 if len(block.neurons) == 1 else place
                 roles.setdefault(piece.key, ({}, {}, {}))[role].setdefault(piece.degree)
+                if role < 2 and piece.degree[0] in reading.contracted:
+                    read.setdefault(piece.key, set()).add(place)
     return {
-        key: solve(list(equations[key[0][0]]), Unknowns(*(tuple(some) for some in roles[key])))
+        key: solve(
+            list(equations[key[0][0]]),
+            Unknowns(*(tuple(some) for some in roles[key])),
+            turned=read.get(key) == {1},
+        )
         for key in keys
         if key in roles
     }

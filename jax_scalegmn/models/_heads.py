@@ -209,7 +209,8 @@ class Editor(nn.Module):
             strict=True,
         ):
             # The delta follows a rescaling; a vector that goes against it needs a delta that goes against it, too.
-            against = len(parameter.neuron_axes) == 1 and parameter.neuron_axes[0].power < 0
+            along = -1 if graph.is_turned(arch) else 1
+            against = len(parameter.neuron_axes) == 1 and along * parameter.neuron_axes[0].power < 0
             values.append((jnp.square(own) * delta if against else delta) * factor * scale)
         return architecture.pack(arch, values)
 

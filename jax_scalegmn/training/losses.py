@@ -123,6 +123,7 @@ def distillation(
     return loss_fn
 
 
+@stacks.any_container("stack")
 def teacher_logits(
     arch: Architecture, stack: Params, images: Float[Array, " images *image"], *, batch_size: int = 16
 ) -> Float[Array, "networks images outputs"]:
