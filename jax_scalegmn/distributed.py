@@ -28,6 +28,7 @@ __all__ = [
     "place_rows",
     "replicate",
     "shard_rows",
+    "take",
 ]
 
 _DATA = "data"
@@ -271,6 +272,21 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def take(tree: Any, index: np.ndarray) -> Any:
+    """Rows of arrays of the host, or of keys.
+
+    >>> import numpy as np
+    >>> from jax_scalegmn import distributed
+    >>> distributed.take(np.array([3.0, 4.0, 5.0]), np.array([2, 0])).tolist()
+    [5.0, 3.0]
+
+    Args:
+      tree: The arrays, as `gather` returns them, with a leading axis [rows].
+      index: The numbers of the rows.
+    """
+    return jax.tree.map(lambda leaf: _row(leaf, index), tree)
+
+
 def any_process(value: bool) -> bool:
     """Whether something is true in any process; all processes have to ask.
 
@@ -360,7 +376,7 @@ def make_map(fn: Callable[..., Any], mesh: Mesh | None = None, *, rows_at_once: 
             left = min(size, share - first)
             # A last group is filled up with rows that are dropped again.
             index = (share * np.arange(devices)[:, None] + first + np.arange(size)).reshape(-1)
-            group = jax.tree.map(lambda leaf, index=index: _take(leaf, index % count), rows)
+            group = take(rows, index % count)
             if mesh is not None:
                 group = shard_rows(group, mesh).tree
             results = gather(program(group, shared))
@@ -432,8 +448,7 @@ def _resharded(leaf: jax.Array, sharding: NamedSharding, padded: int | None) -> 
     return jax.jit(lambda leaf: leaf[index], out_shardings=sharding)(leaf)
 
 
-def _take(leaf: Any, index: np.ndarray) -> Any:
-    """Rows of an array of the host, or of an array of keys."""
+def _row(leaf: Any, index: np.ndarray) -> Any:
     if _is_key(leaf):
         return jax.random.wrap_key_data(np.asarray(jax.random.key_data(leaf))[index], impl=jax.random.key_impl(leaf))
     return leaf[index]

@@ -11,7 +11,8 @@ import pytest
 import support
 
 import jax_scalegmn as sg
-from jax_scalegmn import distributed, network, zoo
+from jax_scalegmn import distributed, network, training, zoo
+from jax_scalegmn.training import _loop
 from jax_scalegmn.zoo import classifier_zoo, classifiers
 
 COLLECTIVES = r" (all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter)(?:-start)?\("
@@ -197,3 +198,99 @@ def test_a_zoo_of_classifiers_on_eight_devices_is_that_of_one_bit_for_bit(mesh):
     support.assert_identical(distributed.gather(shared.params), distributed.gather(alone.params))
     for name, values in alone.records.items():
         np.testing.assert_array_equal(shared.records[name], values)
+
+
+# --- training and evaluation --------------------------------------------------------------------------------------
+
+TX = optax.adam(0.1)
+
+
+def loss_fn(variables, row, key):
+    gap = row["x"] @ variables["kernel"] - row["y"]
+    return jnp.square(gap).mean(), {"gap": gap.mean()}
+
+
+def data(count):
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=(count, size)).astype(np.float32) for name, size in (("x", 3), ("y", 2))}
+
+
+def start():
+    variables = {"kernel": jnp.ones((3, 2))}
+    return training.State(variables, TX.init(variables), jax.random.key(5), jnp.asarray(0))
+
+
+@pytest.mark.parametrize("count", [3, 16, 37])
+def test_an_evaluation_over_devices_has_the_means_of_one(mesh, count):
+    expected = training.make_evaluation(loss_fn, batch_size=4)(start().variables, data(count))
+    evaluate = training.make_evaluation(loss_fn, batch_size=4, mesh=mesh)
+    for rows in (data(count), distributed.shard_rows(data(count), mesh)):
+        assert support.deviation(evaluate(start().variables, rows), expected) < 1e-5
+
+
+def fit(mesh=None, count=37, **options):
+    step = training.make_step(loss_fn, TX, mesh=mesh)
+    return list(training.fit(step, start(), data(count), batch_size=8, num_epochs=3, mesh=mesh, **options))
+
+
+def test_training_on_replicated_rows_is_that_of_one_device(mesh):
+    alone, shared = fit(), fit(mesh)
+    assert support.deviation([metrics for _, metrics in shared], [metrics for _, metrics in alone]) < 1e-5
+    assert support.deviation(shared[-1][0].variables, alone[-1][0].variables) < 1e-5
+
+
+@pytest.mark.parametrize("count", [16, 37, 47])
+def test_an_epoch_on_sharded_rows_sees_every_network_at_most_once_and_no_padding(mesh, count):
+    def step(state, batch):
+        seen = jax.shard_map(
+            lambda rows: jax.lax.psum(jnp.zeros(count + 1).at[rows].add(1), "data"),
+            mesh=mesh,
+            in_specs=jax.P("data"),
+            out_specs=jax.P(),
+        )(batch)
+        return state._replace(step=state.step + 1), {"seen": seen}
+
+    orders, steps = [], count // 8
+    for _, metrics in training.fit(
+        step, start(), np.arange(count), batch_size=8, num_epochs=3, mesh=mesh, rows="sharded"
+    ):
+        seen = np.asarray(metrics["seen"]) * steps
+        np.testing.assert_allclose(seen[:count].sum(), 8 * steps, rtol=1e-5)
+        assert seen[:count].max() < 1.01
+        orders.append(seen)
+    assert count == 16 or not np.allclose(orders[0], orders[1])  # networks that fill no batch differ
+
+
+def test_training_on_sharded_rows_learns_what_replicated_rows_teach(mesh):
+    """Its batches are others: after some epochs both are at the same loss."""
+    step = training.make_step(loss_fn, TX, mesh=mesh)
+    losses = {}
+    for rows in ("replicated", "sharded"):
+        (*_, (_, last)) = training.fit(
+            step, start(), data(40), batch_size=40, num_epochs=30, mesh=mesh, rows=rows
+        )  # one batch an epoch: the order does not matter
+        losses[rows] = float(last["loss"])
+    assert losses["sharded"] == pytest.approx(losses["replicated"], rel=1e-5)
+    with pytest.raises(ValueError, match=r"rows is 'sharded' and mesh is None; expected 'replicated', or 'sharded'"):
+        next(training.fit(step, start(), data(8), batch_size=8, num_epochs=1, rows="sharded"))
+    with pytest.raises(ValueError, match=r"batch_size is 12 and the mesh has 8 devices on 'data'; .* like 16"):
+        next(training.fit(step, start(), data(30), batch_size=12, num_epochs=1, mesh=mesh))
+
+
+@pytest.mark.parametrize("rows", ["replicated", "sharded"])
+def test_an_epoch_communicates_the_gradient_alone(mesh, rows):
+    step = training.make_step(loss_fn, TX, mesh=mesh)
+    stored = _loop._interleaved(data(37), 37, mesh) if rows == "sharded" else distributed.replicate(data(37), mesh)
+    epoch = _loop._compiled_epoch(step, 37, 8, mesh if rows == "sharded" else None)
+    assert rows_of_a_device(stored) == (5 if rows == "sharded" else 37)
+    assert collectives(epoch, distributed.replicate(start(), mesh), stored) == ["all-reduce"]
+
+
+def test_an_evaluation_communicates_its_sums_alone(mesh):
+    def each(variables, rows):
+        return {"loss": jax.vmap(lambda row: loss_fn(variables, row, None)[0])(rows)}
+
+    state = distributed.replicate(start(), mesh)
+    assert collectives(
+        _loop._sums_over_devices(each, mesh), state.variables, *distributed.shard_rows(data(37), mesh)
+    ) == ["all-reduce"]
