@@ -11,7 +11,8 @@ import pytest
 import support
 
 import jax_scalegmn as sg
-from jax_scalegmn import distributed, network, training, zoo
+from jax_scalegmn import distributed, matching, network, symmetry, training, zoo
+from jax_scalegmn.matching import _frames
 from jax_scalegmn.training import _loop
 from jax_scalegmn.zoo import classifier_zoo, classifiers
 
@@ -294,3 +295,86 @@ def test_an_evaluation_communicates_its_sums_alone(mesh):
     assert collectives(
         _loop._sums_over_devices(each, mesh), state.variables, *distributed.shard_rows(data(37), mesh)
     ) == ["all-reduce"]
+
+
+# --- matching -----------------------------------------------------------------------------------------------------
+
+MIXED = sg.mlp((3, 9, 4, 2), ("tanh", "relu"))
+
+
+def pairs(count):
+    return [support.random_params(MIXED, seed, models=(count,)) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("count", [16, 11])
+def test_pairs_matched_on_eight_devices_are_those_of_one_bit_for_bit(mesh, count):
+    params, target = pairs(count)
+    expected = jax.vmap(functools.partial(matching.weight_matching, MIXED))(params, target)
+    alone = matching.many(MIXED, params, target)
+    shared = matching.many(MIXED, params, target, mesh=mesh, pairs_at_once=2)
+    for found in (alone, shared):
+        support.assert_identical(distributed.gather(found.element), distributed.gather(expected.element))
+        np.testing.assert_array_equal(found.sweeps, expected.sweeps)
+        np.testing.assert_allclose(found.similarity, expected.similarity, rtol=1e-5)
+    if count == 16:
+        assert rows_of_a_device(shared) == 2
+
+
+def test_many_takes_any_matcher_with_options_and_refuses_other_numbers(mesh):
+    params, target = pairs(9)
+    identity = matching.many(MIXED, params, target, match=matching.unmatched, mesh=mesh)
+    np.testing.assert_array_equal(identity.element.permutation["hidden_0"], np.tile(np.arange(9), (9, 1)))
+    still = matching.many(MIXED, params, target, mesh=mesh, permute=False, max_sweeps=2)
+    np.testing.assert_array_equal(still.element.permutation["hidden_1"], np.tile(np.arange(4), (9, 1)))
+    again = matching.many(MIXED, params, target, mesh=mesh, key=jax.random.key(0), restarts=1)
+    assert (again.similarity >= 0.999 * matching.many(MIXED, params, target).similarity).all()
+    with pytest.raises(ValueError, match="target holds 3 networks; expected 9"):
+        matching.many(MIXED, params, support.rows(target, slice(3)), mesh=mesh)
+
+
+def test_matching_communicates_nothing(mesh):
+    rows = distributed.shard_rows(tuple(pairs(16)), mesh).tree
+
+    def one(params, target, arch):
+        return matching.weight_matching(arch, params, target)
+
+    assert collectives(distributed._make_program(one, mesh), rows, (MIXED,)) == []
+
+
+def assert_one_frame(shared, alone, count):
+    support.assert_identical(
+        distributed.gather(shared.elements.permutation), distributed.gather(alone.elements.permutation)
+    )
+    assert support.deviation(shared.elements.scale, alone.elements.scale) < 1e-6
+    assert support.deviation(shared.mean, alone.mean) < 1e-5
+    np.testing.assert_allclose(shared.similarity, alone.similarity, rtol=1e-5)
+    assert (int(shared.rounds), bool(shared.converged)) == (int(alone.rounds), bool(alone.converged))
+    if count % 8 == 0:
+        assert rows_of_a_device((shared.elements, shared.aligned)) == count // 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [8, 11])
+@pytest.mark.parametrize("scale", [True, False])
+def test_frames_over_eight_devices_are_those_of_one(mesh, count, scale):
+    stack, targets = pairs(count)
+    align_to = functools.partial(matching.align_to, MIXED, stack, targets, scale=scale)
+    assert_one_frame(align_to(mesh=mesh), align_to(), count)
+    for reference in matching.Reference:
+        align_all = functools.partial(matching.align_all, MIXED, stack, frame=reference, scale=scale)
+        assert_one_frame(align_all(mesh=mesh), align_all(), count)
+    table = matching.pairwise(MIXED, stack, scale=scale, mesh=mesh)
+    support.assert_identical(
+        distributed.gather(table.element.permutation),
+        distributed.gather(matching.pairwise(MIXED, stack, scale=scale).element.permutation),
+    )
+
+
+def test_consistency_of_a_thousand_networks_takes_less_than_200_megabytes():
+    """Of all cycles; a table of their triples would take 24 GB."""
+    arch = sg.mlp((2, 4, 4, 1))
+    table = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1000, 1000, *leaf.shape), leaf.dtype), symmetry.identity(arch)
+    )
+    memory = _frames._consistency.lower(arch, table).compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.argument_size_in_bytes < 200e6

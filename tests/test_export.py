@@ -161,7 +161,7 @@ ON_ARRAYS = {
 # On the host (files, checks, words and values of a program being built), part of another one, or loops that compile.
 NOT_ALONE = {
     "landscape": (),
-    "matching": ("assignment.default", "assignment.scipy"),
+    "matching": ("assignment.default", "assignment.scipy", "many"),
     "merge": ("reset_batch_norm", "uncorrected"),
     "models": (
         *("abstract_variables", "alignment_encoder", "as_json", "autoencoder", "baselines.standardization"),
