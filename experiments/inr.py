@@ -114,6 +114,7 @@ PRESETS = {
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.join(config)
     zoos = None if config.zoo_path is None else inr_zoo.read(config.zoo_path, config.zoo, config.seed)
     given = runs.load_images(config, config.zoo) if zoos is None else None
     with runs.Run(config) as run:

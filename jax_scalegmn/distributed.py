@@ -19,6 +19,7 @@ __all__ = [
     "Rows",
     "any_process",
     "check_same",
+    "every_process",
     "gather",
     "initialize",
     "is_writer",
@@ -297,9 +298,28 @@ def any_process(value: bool) -> bool:
     Args:
       value: Whether it is in this process.
     """
+    return any(every_process(value))
+
+
+def every_process(value: Any) -> list[Any]:
+    """JSON values of all processes, in each of them; all have to ask, and wait for each other.
+
+    >>> from jax_scalegmn import distributed
+    >>> distributed.every_process({"seed": 0})
+    [{'seed': 0}]
+
+    Args:
+      value: What this process says.
+
+    Returns:
+      What each says, in the order of their numbers.
+    """
     if jax.process_count() == 1:
-        return value
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+        return [value]
+    text = np.frombuffer(json.dumps(value, sort_keys=True).encode(), np.uint8)
+    longest = int(np.max(multihost_utils.process_allgather(np.asarray(len(text)))))
+    rows = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
+    return [json.loads(bytes(row.astype(np.uint8))) for row in np.asarray(rows)]
 
 
 def check_same(values: Mapping[str, Any], *, what: str = "options") -> None:
@@ -315,12 +335,7 @@ def check_same(values: Mapping[str, Any], *, what: str = "options") -> None:
     Raises:
       ValueError: If they differ, in every process.
     """
-    if jax.process_count() == 1:
-        return
-    text = np.frombuffer(json.dumps(values, sort_keys=True).encode(), np.uint8)
-    longest = int(np.max(multihost_utils.process_allgather(np.asarray(len(text)))))
-    rows = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
-    first, *others = (json.loads(bytes(row.astype(np.uint8))) for row in np.asarray(rows))
+    first, *others = every_process(dict(values))
     differences = [
         f"{name} is {first.get(name)!r} in process 0 and {other.get(name)!r} in process {number}"
         for number, other in enumerate(others, 1)
