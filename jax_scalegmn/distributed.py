@@ -5,6 +5,7 @@ by row, like fitting and matching networks, runs on each device by itself and co
 """
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -88,21 +89,17 @@ def initialize(
         raise ValueError(f"process is {process} of {processes}; expected a number from 0 to {processes - 1}.")
     if jax.distributed.is_initialized():
         return
-    try:
-        jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
-    except ValueError as error:
-        if coordinator is None and "coordinator_address" in str(error):
-            return  # no cluster
-        raise
-    except RuntimeError as error:
-        if coordinator is None and "must be called before" in str(error):
-            return
-        if "DEADLINE_EXCEEDED" not in str(error) and "UNAVAILABLE" not in str(error):
-            raise
+    error = _joined_in_time(lambda: jax.distributed.initialize(coordinator, processes, process), timeout)
+    unknown = ("coordinator_address", "must be called before")  # no cluster, or JAX was used before
+    if coordinator is None and any(reason in str(error) for reason in unknown):
+        return
+    if isinstance(error, TimeoutError):
         raise TimeoutError(
             f"{coordinator or 'The cluster'}: after {timeout} seconds not all {processes or ''} processes are there, "
             f"seen from process {process}; start every one of them with the same coordinator, and its own number."
-        ) from error
+        )
+    if error is not None:
+        raise error
 
 
 def is_writer() -> bool:
@@ -418,6 +415,22 @@ def _make_program(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[..., An
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _joined_in_time(join: Callable[[], None], timeout: int) -> Exception | None:
+    """What went wrong, if anything: JAX would not raise an error after its own time, but abort the program."""
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            join()
+        except Exception as error:  # raised by the caller
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return TimeoutError() if thread.is_alive() else next(iter(errors), None)
 
 
 def _is_key(leaf: Any) -> bool:
