@@ -322,6 +322,8 @@ def scales(zoo: Zoo) -> tuple[float, ...]:
 def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
     """Writes a zoo as one safetensors file, completely or not at all. It replaces a file that exists.
 
+    A zoo on devices of several processes is written by process 0; all of them call this.
+
     Args:
       zoo: The networks.
       path: The file; its folder is made if it does not exist.
@@ -336,9 +338,12 @@ def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
     5
     """
     path = Path(path)
+    params, leaves = distributed.gather(zoo.params), jax.tree.leaves(zoo.params)
+    if not distributed.is_writer() and any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"records/{name}": np.ascontiguousarray(values) for name, values in zoo.records.items()}
-    for keys, value in architecture.flatten(distributed.gather(zoo.params)).items():
+    for keys, value in architecture.flatten(params).items():
         arrays["params/" + "/".join(keys)] = np.ascontiguousarray(value)
     header = {"format": _FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}
     header["sha256"] = _checksum(arrays, header)
