@@ -114,6 +114,7 @@ HOW = (
     "coordinator",
     "processes",
     "process",
+    "compile_only",
 )
 _OWN = ("process",)  # options that differ between processes
 

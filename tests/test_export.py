@@ -153,7 +153,9 @@ ON_ARRAYS = {
     "matching.cross_entropy": lambda x, key: matching.cross_entropy(x, x),
     "matching.squared_error": lambda x, key: matching.squared_error(x, x),
     "matching.relaxation.sinkhorn_solver": lambda x, key: relaxation.sinkhorn_solver(3)(x),
-    "network.moments.over_examples": lambda x, key: moments.over_examples(x),
+    "network.moments.over_examples": lambda x, key: jax.vmap(
+        moments.over_examples, axis_name=moments.EXAMPLES, out_axes=None
+    )(x),
     "network.sine": lambda x, key: jax.value_and_grad(lambda x: network.sine(x).sum())(x),
     "stacks.average": lambda x, key: stacks.average({"x": x}),
     "stacks.lerp": lambda x, key: stacks.lerp(x, x, 0.5),
