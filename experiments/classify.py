@@ -117,6 +117,7 @@ MEASURES = {"accuracy": "accuracy %", "moved_accuracy": "moved %", "agreement": 
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.join(config)
     encoders.check(config, LABELS)
     images = runs.load_images(config, config.zoo)
     classes = 1 + max(int(part.labels.max()) for part in images.values())

@@ -125,6 +125,7 @@ ACTIVATIONS = "activations"
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.join(config)
     _check(config)
     data = cnn_zoo.load_data(config)
     zoos = read_zoos(config, data)

@@ -10,7 +10,7 @@ import numpy as np
 
 import jax_scalegmn as sg
 from experiments import progress, runs
-from jax_scalegmn import zoo
+from jax_scalegmn import distributed, zoo
 from jax_scalegmn.architecture import Architecture, Conv, walk
 from jax_scalegmn.io import images
 from jax_scalegmn.zoo import Zoo, classifier_zoo, classifiers, small_cnn_zoo
@@ -136,14 +136,16 @@ def fit_zoo(
                 evaluations={split: data[split] for split in ("selection", "scoring")},
                 networks_at_once=settings.chunk,
                 progress=advance,
+                mesh=runs.device_mesh(config),
             )
+            part = runs.on_host(part)
             part.records["model"] = part.records["model"] + first
-            zoo.save(part, path)
+            runs.save_zoo(part, path)
             parts.append(part)
             interruption.stop_if_requested(f"{first + count} of {settings.networks} {activation} CNNs")
     whole = _joined(parts)
     exchange = folder / "small_cnn_zoo" / activation
-    if not (exchange / "weights.npy").exists():
+    if distributed.is_writer() and not (exchange / "weights.npy").exists():
         small_cnn_zoo.save(exchange, whole, overwrite=True)
     return whole
 

@@ -127,6 +127,7 @@ TARGET = "scoring_accuracy"  # the record of a zoo that is predicted
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.join(config)
     _check(config)
     folder = _zoo_folder(config)
     data = cnn_zoo.load_data(config)

@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments import alignment, autoencoders, evaluation, inr_report, inr_zoo, progress, runs
+from experiments import alignment, autoencoders, compile_only, evaluation, inr_report, inr_zoo, progress, runs
 from experiments.alignment import AlignmentConfig
 from experiments.autoencoders import Trained
 from experiments.evaluation import Member, Method, Paths
 from experiments.inr_zoo import ZooConfig
-from jax_scalegmn import network
+from jax_scalegmn import models, network
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
 from jax_scalegmn.training import losses
@@ -73,6 +73,9 @@ class Config(inr_zoo.Config):
     train: TrainConfig = TrainConfig()
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
+    compile_only: str | None = None
+    """A TPU topology like v5e:8x8: the programs are compiled for it, their costs shown, and nothing is run. It needs
+    libtpu, and no TPU."""
 
 
 PRESETS = {
@@ -114,6 +117,9 @@ PRESETS = {
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.join(config)
+    if config.compile_only is not None:
+        return compile_for(config, config.compile_only)
     zoos = None if config.zoo_path is None else inr_zoo.read(config.zoo_path, config.zoo, config.seed)
     given = runs.load_images(config, config.zoo) if zoos is None else None
     with runs.Run(config) as run:
@@ -142,6 +148,17 @@ def main(config: Config) -> dict[str, Any]:
             functools.partial(inr_report.sections, pictures=pictures),
             inr_report.result_tables,
         )
+
+
+def compile_for(config: Config, topology: str) -> dict[str, Any]:
+    """Compiles the programs of the experiment for a TPU topology, shows their costs, and returns them."""
+    mesh, arch = compile_only.topology_mesh(topology), inr_zoo.architecture_of(config.zoo)
+    scales = (1.0,) * len(arch.parameters) if config.model.normalized else None
+    model = models.autoencoder(arch, scales=scales, **config.model.options())
+    loss = losses.inr_reconstruction(model, size=config.drawn_size, orbit_weight=config.train.orbit_weight)
+    found = compile_only.costs(mesh, arch, config.train, model, loss, size=config.drawn_size, networks=config.zoo.chunk)
+    compile_only.show(topology, mesh, found)
+    return {cost.name: cost._asdict() for cost in found}
 
 
 # --- images -------------------------------------------------------------------------------------------------------

@@ -102,8 +102,10 @@ def fit_split(
                 initialization=INITIALIZATIONS[settings.initialization],
                 networks_at_once=settings.chunk,
                 progress=advance,
+                mesh=runs.device_mesh(config),
             )
-            zoo.save(part, path)
+            part = runs.on_host(part)
+            runs.save_zoo(part, path)
             parts.append(part)
             interruption.stop_if_requested(f"{first + len(rows)} of {len(image_index)} INRs for {split}")
     return zoo.concatenate(parts)

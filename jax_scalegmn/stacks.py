@@ -281,7 +281,8 @@ def is_concrete(tree: Any) -> bool:
 def check_finite(tree: Any, *, name: str = "params") -> None:
     """Checks that no array holds a NaN or an infinity; arrays whose values are not known yet (`is_concrete`) pass.
 
-    It copies the arrays to the host. So call it where data enters a program, not inside a computation.
+    It copies the arrays to the host. So call it where data enters a program, not inside a computation. Of arrays over
+    several processes, each checks what it holds.
 
     Args:
       tree: An array or a pytree of arrays.
@@ -299,6 +300,10 @@ def check_finite(tree: Any, *, name: str = "params") -> None:
     """
     for path, leaf in jax.tree.leaves_with_path(to_dict(tree)):
         if not is_concrete(leaf):
+            continue
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            for shard in leaf.addressable_shards:
+                check_finite(shard.data, name=f"{name}{jax.tree_util.keystr(path)}, on {shard.device},")
             continue
         values = np.asarray(leaf)
         entries = values.reshape(-1)
