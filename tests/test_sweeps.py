@@ -1,10 +1,15 @@
 """Sweeps: studies are read and refused, trials are told once, and workers may die at any moment."""
 
+import contextlib
 import dataclasses
+import functools
 import json
+import math
 import os
 import random
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -362,6 +367,27 @@ def test_bad_options_of_a_worker_are_refused(place, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_parallel_coordinates_draw_every_row_and_refuse_what_cannot_be_drawn():
+    axes = {"rate": [1e-3, 1e-2, 1e-1], "kind": ["b", "a", "b"], "loss": [3.0, 1.0, 2.0]}
+    draw = functools.partial(sg.report.parallel_coordinates, labels=["x", "y", "z"])
+    figure = draw(axes, log=["rate"])
+    lines = re.findall(r'points="([^"]*)"><title>(\w)', figure)
+    assert [label for _, label in lines] == ["x", "z", "y"]  # the best on top
+    heights = {label: [float(corner.split(",")[1]) for corner in points.split()] for points, label in lines}
+    assert heights["y"][0] == pytest.approx((heights["x"][0] + heights["z"][0]) / 2, abs=0.1)
+    assert heights["x"][1] == heights["z"][1] < heights["y"][1]
+    assert [label for _, label in re.findall(r'points="([^"]*)"><title>(\w)', draw(axes, best="maximize"))] == [*"yzx"]
+    for wrong, message in (
+        ({**axes, "loss": [1.0, math.nan, 2.0]}, "The axis 'loss' has .*; expected finite numbers"),
+        ({**axes, "rate": [0.0, 1.0, 2.0]}, "The axis 'rate' has .*; expected finite numbers above 0"),
+        ({**axes, "loss": ["a", "b", "c"]}, "The last axis 'loss' has texts; expected numbers"),
+        ({**axes, "loss": [1.0]}, "axes have the lengths .* and there are 3 labels; expected one length"),
+        ({}, "axes have the lengths"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw(wrong, log=["rate"])
+
+
 # --- workers that are killed ------------------------------------------------------------------------------------------
 
 
@@ -381,13 +407,16 @@ def sweep_with_kills(folder, text, monkeypatch, *, workers, kills, seconds, rng)
     monkeypatch.chdir(folder)
     assert run("make", write(text), "--storage", "sqlite:///s.db") == 0
     running = [start_worker(folder, seconds) for _ in range(workers)]
-    until = time.monotonic() + 300
-    killed = 0
+    queue = Queue("sqlite:///s.db", None)
+    until, killed = time.monotonic() + 400, 0
     while any(worker.poll() is None for worker in running) and time.monotonic() < until:
-        time.sleep(rng.uniform(0.05, 3.0 if killed else 6.0))
+        time.sleep(rng.uniform(0.02, 2.0))
+        busy = {one.last.user_attrs.get("pid") for one in queue.attempts() if one.state == "RUNNING"}
         alive = [index for index, worker in enumerate(running) if worker.poll() is None]
-        if killed < kills and alive:
-            index = rng.choice(alive)
+        # Every third kill hits any worker, like one that starts or ends; the others one that has trials.
+        some = [index for index in alive if killed % 3 == 2 or running[index].pid in busy]
+        if killed < kills and some:
+            index = rng.choice(some)
             running[index].send_signal(signal.SIGKILL)
             running[index].wait()
             killed += 1
@@ -399,6 +428,29 @@ def sweep_with_kills(folder, text, monkeypatch, *, workers, kills, seconds, rng)
     complete = [_trials._identity(trial) for trial in stored if trial.state.name == "COMPLETE"]
     lost = sum(trial.state.name == "FAIL" and not trial.user_attrs.get("reason") for trial in stored)
     return complete, objectives("sqlite:///s.db"), lost
+
+
+CLAIMS = """
+import sys, time
+from jax_scalegmn.cli._trials import Queue
+print(len(Queue("sqlite:///s.db", None).claim(4, lambda options: "")), flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_trials_of_a_killed_worker_are_run_by_another(place):
+    expected = swept_study(GRID, "sqlite:///whole.db")
+    assert run("make", "study.toml", "--storage", place) == 0
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", CLAIMS], stdout=subprocess.PIPE, env=environment) as worker:
+        assert worker.stdout.readline() == b"4\n"
+        worker.send_signal(signal.SIGKILL)
+    assert sorted(one.state for one in trials(place).values()) == ["RUNNING"] * 4 + ["WAITING"] * 2
+    with contextlib.closing(sqlite3.connect("s.db")) as database, database:  # and an hour passes
+        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
+    assert run("work", "--storage", place, "--trials-per-program", "4") == 0
+    assert objectives(place) == {number: one.last.value for number, one in expected.items()}
+    assert [one.number for one in trials(place).values()] == [2] * 4 + [1] * 2
 
 
 @pytest.mark.slow
