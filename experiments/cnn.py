@@ -121,6 +121,13 @@ PRESETS = {
 }
 
 ACTIVATIONS = "activations"
+zoo_key = cnn_zoo.zoo_key
+
+
+def fit_zoo(config: Config) -> None:
+    """Trains the CNNs of a config into its folder, for all trials of a sweep; none if it reads others."""
+    if config.zoo_path is None:
+        cnn_zoo.fit_zoos(config)
 
 
 def main(config: Config) -> dict[str, Any]:

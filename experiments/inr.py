@@ -12,7 +12,6 @@ continues a run that stopped.
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -148,18 +147,13 @@ def main(config: Config) -> dict[str, Any]:
 # --- sweeps -------------------------------------------------------------------------------------------------------
 
 
-def zoo_key(config: Config) -> str:
-    """Configs of which this text is the same fit the same INRs."""
-    settings = runs.plain(config)
-    return json.dumps({name: settings[name] for name in ("zoo", "data", "seed", "zoo_path")})
+zoo_key = inr_zoo.zoo_key
 
 
 def fit_zoo(config: Config) -> None:
     """Fits the INRs of a config, or what is left of them, into its folder; none if it reads others."""
     if config.zoo_path is None:
-        given = runs.load_images(config, config.zoo)
-        with runs.compilation(config), progress.Interruption() as interruption:
-            inr_zoo.fit_all(config, given, interruption)
+        inr_zoo.fit_zoo(config)
 
 
 def program(config: Config) -> str:

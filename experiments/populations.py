@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -136,7 +137,7 @@ class _Track:
             kept.append((self._last, self.monitor, len(self.history)))
         for state, monitor, epochs in kept:
             history = self.history[:epochs]
-            state = state._replace(key=jax.random.wrap_key_data(state.key))
+            state = jax.tree.map(jnp.asarray, state._replace(key=jax.random.wrap_key_data(state.key)))
             saved.save(state, loss=history[-1]["selection_loss"], monitor=monitor, history=history)
         saved.close()
 
@@ -154,7 +155,7 @@ def _population(
     run_seed = next(config.seed for config in configs if config is not None)
     seeds = [run_seed if one.seed is None else one.seed for one in filled]
     numbers = {name: [getattr(one, name, 0.0) for one in filled] for name in OPTIONS if name != "seed"}
-    example = jax.tree.map(lambda leaf: np.asarray(leaf)[0], rows["train"])
+    example = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[0]), rows["train"])
     networks = len(jax.tree.leaves(rows["train"])[0])
     devices = jax.local_devices()
     mesh = None

@@ -19,6 +19,8 @@ import pytest
 import swept
 
 import jax_scalegmn as sg
+from experiments import classify, cnn, generalization, inr
+from jax_scalegmn import training, zoo
 from jax_scalegmn.cli import _study, _sweep, _sweep_options, _trials, _work
 from jax_scalegmn.cli._trials import Queue
 
@@ -470,6 +472,60 @@ def test_killed_workers_leave_every_trial_complete_once_with_the_numbers_of_an_u
     assert sorted(complete) == list(range(count))
     assert found == expected  # to the last bit
     assert lost
+
+
+# --- the experiments ------------------------------------------------------------------------------------------------
+
+INR = """
+experiment = "experiments.inr"
+preset = "tiny"
+objective = "reconstruction.share_of_variance"
+columns = ["best.selection_loss", "merging.PD, noise 0.005.autoencoder.midpoint.mean"]
+options = {zoo.widths = [2, 4, 1], zoo.steps = 20, model.features = 4, evaluation.noises = [0.005]}
+[space.train]
+learning_rate = [1e-3, 4e-3, 1e30]
+seed = [5, 6]
+"""
+
+
+@pytest.mark.slow
+def test_trials_of_the_inr_experiment_share_a_program_and_a_zoo_and_equal_runs_of_their_own(place, monkeypatch):
+    fits, programs = [], []
+    fit_images, population = zoo.fit_images, training.population
+    monkeypatch.setattr(zoo, "fit_images", lambda *args, **options: fits.append(1) or fit_images(*args, **options))
+    monkeypatch.setattr(training, "population", lambda *args, **o: programs.append(1) or population(*args, **o))
+    found = swept_study(INR, place, "--trials-per-program", "6")
+    assert (len(fits), len(programs)) == (3, 1)  # three splits
+    assert [one.state for one in found.values()] == ["COMPLETE"] * 4 + ["FAIL"] * 2
+    study = _study.read(Path("study.toml"))
+    for number in (0, 3):
+        config = _study.load(study).configure(found[number].last.params)
+        results = inr.main(dataclasses.replace(config, out=Path(f"alone-{number}")))
+        told = found[number].last.user_attrs["results"]
+        assert told["best.selection_loss"] == pytest.approx(
+            min(epoch["selection_loss"] for epoch in results["training"]), rel=1e-4
+        )
+        assert found[number].last.value == pytest.approx(results["reconstruction"]["share_of_variance"], rel=1e-3)
+        assert (Path(found[number].last.user_attrs["folder"]) / "report.html").exists()
+    assert (len(fits), len(programs)) == (9, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [inr, classify, cnn, generalization], ids=lambda module: module.__name__)
+def test_a_zoo_that_is_fitted_once_is_all_that_trials_read(place, monkeypatch, module):
+    config = dataclasses.replace(module.PRESETS["tiny"][1], out=Path("shared"))
+    module.fit_zoo(config)
+    trial = dataclasses.replace(config, out=Path("trial"), train=dataclasses.replace(config.train, learning_rate=0.5))
+    assert module.zoo_key(trial) == module.zoo_key(config)
+    assert module.zoo_key(dataclasses.replace(config, seed=1)) != module.zoo_key(config)
+    trial.out.mkdir()
+    (trial.out / "zoo").symlink_to(Path("shared/zoo").absolute(), target_is_directory=True)
+    before = {path: path.stat().st_mtime_ns for path in Path("shared").rglob("*.safetensors")}
+    monkeypatch.setattr(zoo, "fit_images", None)
+    monkeypatch.setattr(zoo.classifier_zoo, "fit", None)
+    module.fit_zoo(trial)
+    assert before
+    assert {path: path.stat().st_mtime_ns for path in Path("shared").rglob("*.safetensors")} == before
 
 
 # --- launching ------------------------------------------------------------------------------------------------------
