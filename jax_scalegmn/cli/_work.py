@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from jax_scalegmn.cli._study import Experiment
 from jax_scalegmn.cli._sweep_options import Work
 from jax_scalegmn.cli._trials import Claimed, Queue
 
+_RUN_AGAIN = 75  # the status of a program that was interrupted, EX_TEMPFAIL
+
 
 def work(options: Work) -> dict[str, int]:
     """Runs trials until none waits or runs, in this worker or another one.
@@ -26,6 +29,7 @@ def work(options: Work) -> dict[str, int]:
       How many trials this worker ended, by what became of them.
 
     Raises:
+      SystemExit: With status 75, when it is interrupted.
       ImportError: Without Optuna, or what the experiment needs.
       ValueError: If the study or an option does not fit.
     """
@@ -51,6 +55,9 @@ def work(options: Work) -> dict[str, int]:
                 continue
             with queue.alive(claimed):
                 runner.run(claimed)
+    except KeyboardInterrupt:
+        print("Interrupted. Its trials wait for another worker; the same command goes on with them.", file=sys.stderr)
+        raise SystemExit(_RUN_AGAIN) from None
     finally:
         signal.signal(signal.SIGTERM, before)
     return runner.ended
@@ -86,7 +93,7 @@ class _Runner:
         except KeyboardInterrupt:
             for one in left.values():
                 self.queue.give_back(one)
-            raise SystemExit("Interrupted. Its trials wait for another worker; sweep work goes on with them.") from None
+            raise
 
     def _run_group(self, group: Sequence[Claimed]) -> Iterator[Claimed]:
         """Runs trials of one program, and yields each that has ended."""
@@ -213,7 +220,7 @@ def _told_apart() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        if error.code == 75 or str(error.code).startswith("Interrupted"):
+        if error.code == _RUN_AGAIN or str(error.code).startswith("Interrupted"):
             raise KeyboardInterrupt from error
         raise RuntimeError(str(error.code)) from error
 
