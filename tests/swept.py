@@ -38,7 +38,11 @@ class Config:
     widths: tuple[int, ...] = (3, 2)
     minutes: float | None = None
     error: str = "none"
-    """What main does: "value", "exit" or "interrupt"."""
+    """What main does: "value", "exit" or "interrupt"; "population" fails there, "seeds" refuses a seed."""
+
+    def __post_init__(self):
+        if self.error == "seeds" and self.train.seed == 1:
+            raise ValueError("error is 'seeds' with seed 1; expected seed 0.")
 
 
 PRESETS = {"small": ("a linear map", Config(Path("runs/swept"))), "other": ("the same", Config(Path("runs/swept")))}

@@ -25,6 +25,7 @@ from jax_scalegmn.cli import _study, _sweep, _sweep_options, _trials, _work
 from jax_scalegmn.cli._trials import Queue
 
 ROOT = Path(__file__).resolve().parents[1]
+KILLS = int(os.environ.get("JAX_SCALEGMN_KILLS", "10"))
 SEED = int(os.environ.get("JAX_SCALEGMN_SEED", "1"))
 GRID = """
 experiment = "swept"
@@ -246,6 +247,13 @@ def test_a_trial_that_fails_leaves_the_others_to_go_on(place):
     }
 
 
+def test_options_that_the_experiment_refuses_together_fail_their_trials_alone(place):
+    found = swept_study(GRID + "error = ['none', 'seeds']\n", place)
+    for one in found.values():
+        refused = one.last.params["error"] == "seeds" and one.last.params["train.seed"] == 1
+        assert one.reason == ("ValueError: error is 'seeds' with seed 1; expected seed 0." if refused else None)
+
+
 def test_an_objective_that_is_not_there_or_no_number_fails_the_trial(place):
     text = GRID.replace("[0.01, 0.1, 0.3]", "[0.1]").replace("[0, 1]", "[0]")
     found = swept_study("objective = 'best.selection_los'\n" + text, place, name="a.toml")
@@ -457,7 +465,7 @@ def test_the_trials_of_a_killed_worker_are_run_by_another(place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "count", "kills"), [(2, 6, 2), (3, 24, 10)])
+@pytest.mark.parametrize(("workers", "count", "kills"), [(2, 6, 2), (3, 24, KILLS)])
 def test_killed_workers_leave_every_trial_complete_once_with_the_numbers_of_an_undisturbed_sweep(
     tmp_path, monkeypatch, workers, count, kills
 ):

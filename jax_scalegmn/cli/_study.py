@@ -93,7 +93,7 @@ def read(path: Path) -> Study:
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: expected a study in TOML; got: {error}.") from error
     try:
         values |= {"options": _flat(values.get("options", {})), "space": _flat(values.get("space", {}))}

@@ -78,7 +78,10 @@ class _Runner:
         """What trials have in common that share one program."""
         if not self.experiment.trains_together:
             return ""
-        return str(self.experiment.module.program(self.experiment.configure(options)))
+        try:
+            return str(self.experiment.module.program(self.experiment.configure(options)))
+        except Exception as error:  # which fails the trial once it runs
+            return _reason(error)
 
     def run(self, claimed: Sequence[Claimed]) -> None:
         """Runs trials, those of one program together; when it is interrupted, it gives back those that did not end."""
