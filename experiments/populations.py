@@ -42,6 +42,8 @@ def train(
     make_loss: MakeLoss,
     rows: Mapping[str, Any],
     interruption: progress.Interruption,
+    *,
+    folder: str = "checkpoints",
 ) -> Iterator[list[dict[str, Any]]]:
     """Trains one model for every config, and leaves the checkpoints of `autoencoders.fit` in its folder.
 
@@ -52,6 +54,7 @@ def train(
       make_loss: (the numbers of one trial, train=True or False) -> the loss.
       rows: What the losses of "train" and "selection" read.
       interruption: Stops the training after an epoch.
+      folder: The checkpoints' folder inside of those of the configs.
 
     Yields:
       After every epoch, for every config its selection loss, why it failed, and its results so far.
@@ -78,7 +81,7 @@ def train(
             if not any(track.trains for track in tracks.values()) or time.perf_counter() > until:
                 break
     for track in tracks.values():
-        track.save(model)
+        track.save(model, folder)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -126,11 +129,11 @@ class _Track:
         loss = self.history[-1]["selection_loss"] if self.history else math.nan
         return {"loss": loss, "failed": self.failed, "results": results}
 
-    def save(self, model: nn.Module) -> None:
+    def save(self, model: nn.Module, folder: str) -> None:
         """Writes the checkpoints that its own run would have written: of the best epoch and of the last one."""
         if self.failed is not None or self._best is None:
             return
-        saved = autoencoders.checkpoints(self.config, self.settings, model)
+        saved = autoencoders.checkpoints(self.config, self.settings, model, folder)
         best, monitor, epochs = self._best
         kept = [(best, monitor, epochs)]
         if epochs < len(self.history):
@@ -156,13 +159,14 @@ def _population(
     seeds = [run_seed if one.seed is None else one.seed for one in filled]
     numbers = {name: [getattr(one, name, 0.0) for one in filled] for name in OPTIONS if name != "seed"}
     example = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[0]), rows["train"])
+    params = example[0] if isinstance(example, tuple) else example
     networks = len(jax.tree.leaves(rows["train"])[0])
     devices = jax.local_devices()
     mesh = None
     if len(devices) > 1:
         mesh = jax.make_mesh((len(devices),), ("trial",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
     return training.population(
-        lambda key: model.init(key, example),
+        lambda key: model.init(key, params),
         make_loss,
         Trials(**numbers, seed=seeds),
         rows["train"],

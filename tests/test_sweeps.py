@@ -519,6 +519,28 @@ def test_trials_of_the_inr_experiment_share_a_program_and_a_zoo_and_equal_runs_o
     assert (len(fits), len(programs)) == (9, 1)
 
 
+CNN = """
+experiment = "experiments.cnn"
+preset = "tiny"
+objective = "activations.tanh.best.selection_loss"
+options = {activations = ["tanh"], zoo.networks = 8, zoo.train_images = 32}
+space = {train.learning_rate = [1e-3, 4e-3], train.epochs = [1]}
+"""
+
+
+@pytest.mark.slow
+def test_trials_of_the_cnn_experiment_share_a_program_and_equal_runs_of_their_own(place, monkeypatch):
+    programs, population = [], training.population
+    monkeypatch.setattr(training, "population", lambda *args, **o: programs.append(1) or population(*args, **o))
+    found = swept_study(CNN, place)
+    assert [one.state for one in found.values()] == ["COMPLETE"] * 2
+    assert len(programs) == 1
+    config = _study.load(_study.read(Path("study.toml"))).configure(found[1].last.params)
+    results = cnn.main(dataclasses.replace(config, out=Path("alone")))
+    (epoch,) = results["activations"]["tanh"]["training"]
+    assert found[1].last.value == pytest.approx(epoch["selection_loss"], rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [inr, classify, cnn, generalization], ids=lambda module: module.__name__)
 def test_a_zoo_that_is_fitted_once_is_all_that_trials_read(place, monkeypatch, module):

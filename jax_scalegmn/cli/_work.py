@@ -234,12 +234,15 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error)[:4000].split())}"[:1000]
 
 
-def _with_best(results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The results with the epoch of the lowest selection loss as "best", if they tell of epochs."""
-    epochs = results.get("training")
-    if "best" in results or not isinstance(epochs, list) or not epochs or "selection_loss" not in epochs[0]:
+def _with_best(results: Any) -> Any:
+    """The results with the epoch of the lowest selection loss as "best", wherever they tell of epochs."""
+    if not isinstance(results, Mapping):
         return results
-    return {**results, "best": min(epochs, key=lambda epoch: epoch["selection_loss"])}
+    whole = {name: _with_best(value) for name, value in results.items()}
+    epochs = whole.get("training")
+    if "best" in whole or not isinstance(epochs, list) or not epochs or "selection_loss" not in epochs[0]:
+        return whole
+    return {**whole, "best": min(epochs, key=lambda epoch: epoch["selection_loss"])}
 
 
 @contextlib.contextmanager
