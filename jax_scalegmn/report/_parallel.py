@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 _HEIGHT, _TOP, _BOTTOM, _SIDE = 320, 34, 22, 70
+_LABELS = 6  # the most values that an axis names each
 
 
 def parallel_coordinates(
@@ -46,7 +47,7 @@ def parallel_coordinates(
     scales = [_scale(values, name in log) for name, values in axes.items()]
     last = [float(value) for value in list(axes.values())[-1]]
     order = sorted(range(len(labels)), key=lambda row: last[row], reverse=best == "maximize")
-    drawn = [_axis(name, left, ticks) for name, left, (_, ticks) in zip(axes, lefts, scales, strict=True)]
+    drawn = []
     for rank, row in reversed(list(enumerate(order))):  # the best are drawn last, on top
         share = rank / max(1, len(order) - 1)
         corners = " ".join(f"{left:.1f},{heights[row]:.1f}" for left, (heights, _) in zip(lefts, scales, strict=True))
@@ -54,6 +55,7 @@ def parallel_coordinates(
         style = f"stroke: color-mix(in oklab, var(--aligned) {100 * (1 - share):.0f}%, var(--naive))"
         title = html.escape(f"{labels[row]}: {values}")
         drawn.append(f'<polyline class="curve" style="{style}" points="{corners}"><title>{title}</title></polyline>')
+    drawn += [_axis(name, left, ticks) for name, left, (_, ticks) in zip(axes, lefts, scales, strict=True)]
     return f'<figure class="sg-chart sg-parallel"><svg viewBox="0 0 {width} {_HEIGHT}">{"".join(drawn)}</svg></figure>'
 
 
@@ -85,11 +87,8 @@ def _scale(values: Sequence[float | int | str], log: bool) -> tuple[list[float],
     numbers = [math.log(float(value)) if log else float(value) for value in values]
     first, span = min(numbers), max(numbers) - min(numbers) or 1.0
     heights = [high - (high - low) * (number - first) / span for number in numbers]
-    return heights, {
-        _text(value): height
-        for value, height in zip(values, heights, strict=True)
-        if height in (min(heights), max(heights))
-    }
+    shown = set(heights) if len(set(heights)) <= _LABELS else {min(heights), max(heights)}
+    return heights, {_text(value): height for value, height in zip(values, heights, strict=True) if height in shown}
 
 
 def _axis(name: str, left: float, ticks: Mapping[str, float]) -> str:
@@ -98,7 +97,8 @@ def _axis(name: str, left: float, ticks: Mapping[str, float]) -> str:
         f'<line class="axis" x1="{left:.1f}" x2="{left:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>',
     ]
     for label, height in ticks.items():
-        texts.append(f'<text x="{left + 6:.1f}" y="{height + 4:.1f}">{html.escape(label)}</text>')
+        halo = "paint-order: stroke; stroke: var(--paper); stroke-width: 4px"
+        texts.append(f'<text x="{left + 8:.1f}" y="{height + 4:.1f}" style="{halo}">{html.escape(label)}</text>')
     return "".join(texts)
 
 
