@@ -159,18 +159,18 @@ def inr_orbit_weight(results: Results) -> Table:
     methods = ("matching_pd_forward", "fixed_frame", "canonical_frame", "autoencoder")
     rows = [
         (
-            str(row["features"]),
-            str(row["epochs"]),
-            f"{row['orbit_weight']:.1f}",
-            percent(row["reconstruction_share"]),
-            *(f"{row['independent'][method]['mean']:.4f}" for method in methods),
+            str(row["options"]["model.features"]),
+            str(row["options"]["train.epochs"]),
+            f"{row['options']['train.orbit_weight']:.1f}",
+            percent(row["results"]["reconstruction.share_of_variance"]),
+            *(f"{row['results'][f'merging.independent fits.{method}.midpoint.mean']:.4f}" for method in methods),
         )
         for row in results["orbit_weight.json"]["rows"]
     ]
     return Table(
         "The orbit-distance term of the loss: reconstruction error as a share of the images' variance, and midpoints "
         "of independent fits",
-        "python -m experiments.sweep",
+        "jax-scalegmn sweep make experiments/studies/orbit_weight.toml --storage sqlite:///runs/orbit_weight.db",
         ["orbit_weight.json"],
         (
             "features",

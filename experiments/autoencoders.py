@@ -73,6 +73,8 @@ class TrainConfig(runs.TrainConfig):
 
     patience: int = 50
     """The number of epochs without a lower smoothed validation loss after which training stops."""
+    seed: int | None = None
+    """The seed of the variables, and of the order and the dropout of every step; None for that of the run."""
     data_parallel: bool = False
     """Whether every batch is divided over all devices."""
     minutes: float | None = None
@@ -127,7 +129,7 @@ def fit(
       method: The method of the model that reads one network, by which it is initialized; None for `__call__`.
     """
     state, like = _first_state(config, settings, model, rows["train"], method)
-    saved = _checkpoints(config, settings, model, folder)
+    saved = checkpoints(config, settings, model, folder)
     monitor, history = training.Monitor(), []
     if not saved.is_empty:
         state, monitor, history = saved.restore_last(like)
@@ -166,6 +168,14 @@ def fit(
     return Trained(model, best.variables, history)
 
 
+def checkpoints(
+    config: runs.RunConfig, settings: TrainConfig, model: nn.Module, folder: str = "checkpoints"
+) -> checkpoint.Checkpoints:
+    """The checkpoints of the training of a model in the folder of a run."""
+    described = {"model": models.as_json(model), "train": runs.plain(settings), "seed": config.seed}
+    return checkpoint.Checkpoints(config.out / folder, described)
+
+
 # --- private ------------------------------------------------------------------------------------------------------
 
 
@@ -180,15 +190,9 @@ def _first_state(
     example = jax.tree.map(lambda leaf: np.asarray(leaf)[0], data)
     params = example[0] if isinstance(example, tuple) else example
     tx = settings.make_optimizer(_networks(data))
-    state = training.init(model, tx, params, jax.random.key(config.seed), method=method)
+    seed = config.seed if settings.seed is None else settings.seed
+    state = training.init(model, tx, params, jax.random.key(seed), method=method)
     return state, jax.eval_shape(lambda: state)
-
-
-def _checkpoints(
-    config: runs.RunConfig, settings: TrainConfig, model: nn.Module, folder: str
-) -> checkpoint.Checkpoints:
-    described = {"model": models.as_json(model), "train": runs.plain(settings), "seed": config.seed}
-    return checkpoint.Checkpoints(config.out / folder, described)
 
 
 class _Schedule:

@@ -112,6 +112,7 @@ PRESETS = {
     ),
 }
 
+zoo_key, fit_zoo = inr_zoo.zoo_key, inr_zoo.fit_zoo  # of a sweep
 MEASURES = {"accuracy": "accuracy %", "moved_accuracy": "moved %", "agreement": "same %"}
 
 

@@ -14,7 +14,7 @@ zoos, the checkpoints, results.json and report.html. `--resume` continues a run 
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -25,7 +25,7 @@ import tyro
 from jaxtyping import Array
 from scipy import stats
 
-from experiments import autoencoders, cnn_report, cnn_zoo, evaluation, progress, runs
+from experiments import autoencoders, cnn_report, cnn_zoo, evaluation, populations, progress, runs
 from experiments.cnn_zoo import Data, ZooConfig
 from experiments.evaluation import Member, Method
 from jax_scalegmn import matching, merge, models, stacks, symmetry
@@ -121,6 +121,44 @@ PRESETS = {
 }
 
 ACTIVATIONS = "activations"
+zoo_key = cnn_zoo.zoo_key
+
+
+def fit_zoo(config: Config) -> None:
+    """Trains the CNNs of a config into its folder, for all trials of a sweep; none if it reads others."""
+    if config.zoo_path is None:
+        cnn_zoo.fit_zoos(config)
+
+
+def program(config: Config) -> str:
+    """Configs of which this text is the same have autoencoders that are trained together."""
+    return populations.program(config, config.train)
+
+
+def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]]]:
+    """Trains the autoencoders of configs of one program, one activation after the other; see `populations.train`."""
+    config = next(one for one in configs if one is not None)
+    data = cnn_zoo.load_data(config)
+    found: list[dict[str, Any]] = [{} for _ in configs]
+    with runs.compilation(config), progress.Interruption() as interruption:
+        zoos = read_zoos(config, data) or {
+            name: cnn_zoo.fit_zoo(config, name, data, config.out / "zoo", interruption) for name in config.activations
+        }
+        for activation, cnns in zoos.items():
+            subject = _subject(config, activation, cnn_zoo.split(cnns, config.seed), data)
+            settings = [None if one is None else one.train for one in configs]
+            for epoch in populations.train(
+                configs,
+                settings,
+                subject.model,
+                lambda trial, train=True, loss=subject.loss: loss(train=train),
+                subject.rows,
+                interruption,
+                folder=f"checkpoints/{activation}",
+            ):
+                for results, told in zip(found, epoch, strict=True):
+                    results[activation] = told.get("results", {})
+                yield [told | {"results": {"activations": dict(one)}} for told, one in zip(epoch, found, strict=True)]
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -185,6 +223,29 @@ def fit_autoencoder(
     interruption: progress.Interruption,
 ) -> autoencoders.Trained:
     """Trains the autoencoder of one activation, or continues with it."""
+    subject = _subject(config, activation, parts, data)
+    return autoencoders.fit(
+        config,
+        config.train,
+        subject.model,
+        {"train": subject.loss(train=True), "selection": subject.loss(train=False)},
+        subject.rows,
+        interruption,
+        note=lambda metrics: f"agreement {metrics['selection_agreement']:.1%}",
+        title=f"Autoencoder {activation}",
+        folder=f"checkpoints/{activation}",
+    )
+
+
+class Subject(NamedTuple):
+    """The autoencoder of one activation: whether it trains -> its loss, and what the losses read."""
+
+    model: models.Autoencoder
+    loss: Callable[..., Any]
+    rows: dict[str, Any]
+
+
+def _subject(config: Config, activation: str, parts: Mapping[str, Zoo], data: Mapping[str, Data]) -> Subject:
     settings = config.train
     usable = parts["train"].records["train_accuracy"] >= settings.least_accuracy
     if usable.sum() < settings.batch_size:
@@ -195,24 +256,18 @@ def fit_autoencoder(
     networks = {"train": parts["train"][usable], "selection": parts["selection"]}
     model = autoencoders.make_model(config.model, networks["train"])
     shown = {"train": data["train"].x[: settings.distillation_images], "selection": data["selection"].x}
-    loss = functools.partial(losses.distillation, model, temperature=settings.temperature)
-    return autoencoders.fit(
-        config,
-        settings,
-        model,
-        {
-            "train": loss(shown["train"], images_per_step=min(settings.images_per_step, len(shown["train"]))),
-            "selection": loss(shown["selection"], train=False),
-        },
-        {
-            split: (cnns.params, losses.teacher_logits(cnns.arch, cnns.params, shown[split]))
-            for split, cnns in networks.items()
-        },
-        interruption,
-        note=lambda metrics: f"agreement {metrics['selection_agreement']:.1%}",
-        title=f"Autoencoder {activation}",
-        folder=f"checkpoints/{activation}",
-    )
+    distillation = functools.partial(losses.distillation, model, temperature=settings.temperature)
+
+    def loss(*, train: bool) -> Any:
+        if not train:
+            return distillation(shown["selection"], train=False)
+        return distillation(shown["train"], images_per_step=min(settings.images_per_step, len(shown["train"])))
+
+    rows = {
+        split: (cnns.params, losses.teacher_logits(cnns.arch, cnns.params, shown[split]))
+        for split, cnns in networks.items()
+    }
+    return Subject(model, loss, rows)
 
 
 # --- scoring ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What the experiments on CNNs share: their images as inputs, and the zoos of CNNs with their splits."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,6 +149,21 @@ def fit_zoo(
     if distributed.is_writer() and not (exchange / "weights.npy").exists():
         small_cnn_zoo.save(exchange, whole, overwrite=True)
     return whole
+
+
+def zoo_key(config: Config) -> str:
+    """Configs of which this text is the same train the same CNNs, once for all trials of a sweep."""
+    settings = runs.plain(config)
+    names = ("zoo", "data", "seed", "activations", "zoo_path", "zoo_from")
+    return json.dumps({name: settings.get(name) for name in names})
+
+
+def fit_zoos(config: Config) -> None:
+    """Trains the CNNs of all activations of a config, or what is left of them, into its folder."""
+    data = load_data(config)
+    with runs.compilation(config), progress.Interruption() as interruption:
+        for activation in config.activations:
+            fit_zoo(config, activation, data, config.out / "zoo", interruption)
 
 
 def read(path: Path, activation: str, data: dict[str, Data], step: int | None) -> Zoo:

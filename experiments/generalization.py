@@ -123,6 +123,13 @@ MEASURES = {
     "moved_l1": "moved L1",
 }
 TARGET = "scoring_accuracy"  # the record of a zoo that is predicted
+zoo_key = cnn_zoo.zoo_key
+
+
+def fit_zoo(config: Config) -> None:
+    """Trains the CNNs of a config into its folder, for all trials of a sweep; none if it reads those of another run."""
+    if config.zoo_from is None:
+        cnn_zoo.fit_zoos(config)
 
 
 def main(config: Config) -> dict[str, Any]:

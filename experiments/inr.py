@@ -13,7 +13,7 @@ continues a run that stopped.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -22,7 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments import alignment, autoencoders, compile_only, evaluation, inr_report, inr_zoo, progress, runs
+from experiments import (
+    alignment,
+    autoencoders,
+    compile_only,
+    evaluation,
+    inr_report,
+    inr_zoo,
+    populations,
+    progress,
+    runs,
+)
 from experiments.alignment import AlignmentConfig
 from experiments.autoencoders import Trained
 from experiments.evaluation import Member, Method, Paths
@@ -159,6 +169,45 @@ def compile_for(config: Config, topology: str) -> dict[str, Any]:
     found = compile_only.costs(mesh, arch, config.train, model, loss, size=config.drawn_size, networks=config.zoo.chunk)
     compile_only.show(topology, mesh, found)
     return {cost.name: cost._asdict() for cost in found}
+
+
+# --- sweeps -------------------------------------------------------------------------------------------------------
+
+
+zoo_key = inr_zoo.zoo_key
+
+
+def fit_zoo(config: Config) -> None:
+    """Fits the INRs of a config, or what is left of them, into its folder; none if it reads others."""
+    if config.zoo_path is None:
+        inr_zoo.fit_zoo(config)
+
+
+def program(config: Config) -> str:
+    """Configs of which this text is the same have autoencoders that are trained together."""
+    return populations.program(config, config.train)
+
+
+def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]]]:
+    """Trains the autoencoders of configs of one program; see `populations.train`."""
+    config = next(one for one in configs if one is not None)
+    with runs.compilation(config), progress.Interruption() as interruption:
+        if config.zoo_path is None:
+            given = runs.load_images(config, config.zoo)
+            zoos = inr_zoo.fit_all(config, given, interruption)
+        else:
+            zoos = inr_zoo.read(config.zoo_path, config.zoo, config.seed)
+            given = drawn_images(zoos, config.drawn_size)
+        model, size = autoencoders.make_model(config.model, zoos["train"]), given["train"].images.shape[1:3]
+        variance, weighted = float(given["train"].images.var()), config.train.orbit_weight != 0
+
+        def make_loss(trial: Any, *, train: bool = True) -> Any:
+            weight = trial.orbit_weight * variance if weighted else 0.0
+            return losses.inr_reconstruction(model, size=size, orbit_weight=weight, train=train)
+
+        settings = [None if one is None else one.train for one in configs]
+        rows = {split: zoos[split].params for split in ("train", "selection")}
+        yield from populations.train(configs, settings, model, make_loss, rows, interruption)
 
 
 # --- images -------------------------------------------------------------------------------------------------------

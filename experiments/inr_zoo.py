@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,19 @@ def fit_split(
             parts.append(part)
             interruption.stop_if_requested(f"{first + len(rows)} of {len(image_index)} INRs for {split}")
     return zoo.concatenate(parts)
+
+
+def zoo_key(config: Config) -> str:
+    """Configs of which this text is the same fit the same INRs, once for all trials of a sweep."""
+    settings = runs.plain(config)
+    return json.dumps({name: settings.get(name) for name in ("zoo", "data", "seed", "zoo_path")})
+
+
+def fit_zoo(config: Config) -> None:
+    """Fits the INRs of a config, or what is left of them, into its folder."""
+    given = runs.load_images(config, config.zoo)
+    with runs.compilation(config), progress.Interruption() as interruption:
+        fit_all(config, given, interruption)
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -64,10 +64,14 @@ class TrainConfig:
         return training.make_optimizer(
             learning_rate=self.learning_rate,
             warmup_steps=self.warmup_steps,
-            decay_steps=networks // self.batch_size * self.epochs if self.cosine else None,
+            decay_steps=self.decay_steps(networks),
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
         )
+
+    def decay_steps(self, networks: int) -> int | None:
+        """The step at which the cosine ends for epochs over this number of networks; None for no cosine."""
+        return networks // self.batch_size * self.epochs if self.cosine else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +183,7 @@ class Run:
     def __enter__(self) -> "Run":
         self._start = time.perf_counter()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_compilation(self.config))
+            stack.enter_context(compilation(self.config))
             _claim_together(self.config, stack)
             stack.enter_context(self.interruption)
             self._exit = stack.pop_all()
@@ -435,7 +439,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _compilation(config: RunConfig) -> Iterator[None]:
+def compilation(config: RunConfig) -> Iterator[None]:
     """JAX compiles as the options say, and keeps the programs, until the run ends."""
     wanted: dict[str, Any] = {"jax_disable_most_optimizations": config.quick_compilation}
     if config.compilation_cache and jax.config.jax_compilation_cache_dir is None:  # a user's own folder stays

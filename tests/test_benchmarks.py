@@ -6,7 +6,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import accelerator, cnn, embed, inr, matching, recovery, scalegmn, search, timing
+from benchmarks import accelerator, cnn, embed, inr, matching, population, recovery, scalegmn, search, timing
 from experiments.inr import PRESETS
 from experiments.merging import MatchConfig, TrainConfig
 
@@ -50,6 +50,18 @@ def test_embed_measures_every_way(capsys):
     assert set(rows[0]["networks_per_second"]) == {"embed", "vmap", "micro_batch_2"}
     assert all(rate > 0 for rate in rows[0]["networks_per_second"].values())
     assert json.loads(capsys.readouterr().out)["networks"] == 6
+
+
+@pytest.mark.slow
+def test_population_measures_one_training_alone_and_several_together(capsys):
+    config = population.Config(3, 4, 1, networks=4, batch_size=2, micro_batches=(1,), trials=(2,), epochs=2)
+    rows = population.main(config)
+    assert [row["trials"] for row in rows] == [None, 2]
+    for row, line in zip(rows, capsys.readouterr().out.splitlines(), strict=True):
+        assert json.loads(line) == row
+        count, median = row["trials"] or 1, row["epoch_seconds"]["median_s"]
+        assert row["networks_per_second"] == pytest.approx(4 * count / median)
+        assert row["first_epoch_seconds"] > median
 
 
 @pytest.mark.slow

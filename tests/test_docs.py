@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+COMMANDS = ("python -m experiments.", "python -m benchmarks.", "python tests/fuzzing.py ", "jax-scalegmn sweep make ")
 PLACES = ("middle", "repaired")
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
@@ -42,10 +43,15 @@ def test_every_table_has_rows_a_command_and_its_files(name, results):
     table = tables.TABLES[name](results)
     assert table.rows
     assert all(len(row) == len(table.header) for row in table.rows)
-    assert table.command.startswith(("python -m experiments.", "python -m benchmarks.", "python tests/fuzzing.py "))
-    words = table.command.removeprefix("python -m ").removeprefix("python ").split()
-    module = words[0].removesuffix(".py").replace(".", "/")
-    assert (DOCS.parent / f"{module}.py").is_file()
+    assert table.command.startswith(COMMANDS)
+    words = (
+        table.command.removeprefix("jax-scalegmn sweep make ")
+        .removeprefix("python -m ")
+        .removeprefix("python ")
+        .split()
+    )
+    file = words[0] if words[0].endswith((".py", ".toml")) else f"{words[0].replace('.', '/')}.py"
+    assert (DOCS.parent / file).is_file()
     assert all((tables.RESULTS / source).is_file() for source in table.sources)
     assert tables.markdown(table).count("\n|") == len(table.rows) + 2
 

@@ -17,7 +17,7 @@ import support
 import tyro
 
 import jax_scalegmn as sg
-from experiments import alignment, autoencoders, classify, generalization, inr, inr_zoo, progress, runs, sweep
+from experiments import alignment, autoencoders, classify, generalization, inr, inr_zoo, progress, runs
 from experiments.runs import SPLITS
 from jax_scalegmn import models, zoo
 from jax_scalegmn.training import checkpoint
@@ -219,35 +219,6 @@ def test_pairs_are_all_fits_of_one_image():
     nothing = {"train": networks, "selection": alone}
     for settings in (dataclasses.replace(TINY.alignment, batch_size=2), dataclasses.replace(TINY.alignment, epochs=0)):
         assert alignment.fit(TINY, settings, nothing, jnp.zeros((4, 2)), progress.Interruption()) == {}
-
-
-def test_sweep_prints_one_row_for_each_setting(run, tmp_path, monkeypatch):
-    """Each from a run with that setting, on the same zoo."""
-    copied = []
-
-    def main(config):
-        assert config.alignment.epochs == 0
-        copied.append((config.out / "zoo" / "zoo").exists())
-        (config.out / "zoo").mkdir(parents=True, exist_ok=True)
-        (config.out / "zoo" / "zoo").touch()
-        return run[1] | {"config": runs.plain(config)}
-
-    monkeypatch.setattr(inr, "main", main)
-    rows = sweep.main(
-        sweep.Config(
-            tmp_path,
-            base="tiny",
-            orbit_weights=(0.0, 0.3),
-            features=(8,),
-            epochs=(1,),
-            noises=(0.005,),
-            results=tmp_path / "s.json",
-        )
-    )
-    assert [row["orbit_weight"] for row in rows] == [0.0, 0.3]
-    assert {(row["features"], row["training_seconds"] > 0) for row in rows} == {(8, True)}
-    assert copied == [False, True]
-    assert json.loads((tmp_path / "s.json").read_text())["rows"] == rows
 
 
 # --- options ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ FLOORS = (
     {"network", "inference", "symmetry"},
     {"matching", "io", "testing", "layers"},
     {"zoo", "models", "merge", "landscape"},
-    {"training", "cli", "report"},
+    {"training", "report"},
+    {"cli"},
     {"__main__"},
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS, 1) for package in packages}

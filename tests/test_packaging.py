@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("tyro", "matplotlib", "sklearn", "ott", "anywidget")  # Flax itself brings orbax and rich
+EXTRAS = (
+    "tyro",
+    "matplotlib",
+    "sklearn",
+    "ott",
+    "anywidget",
+    "optuna",
+    "submitit",
+)  # Flax itself brings orbax and rich
 
 USE = """
 import importlib.util, jax, jax_scalegmn as sg

@@ -1,8 +1,9 @@
-"""The command line `jax-scalegmn`: align, merge and check networks in files.
+"""The command line `jax-scalegmn`: align, merge and check networks in files, and sweep over options of experiments.
 
     jax-scalegmn align a.pt b.pt --out c.pt --activation relu
     jax-scalegmn merge a.msgpack b.msgpack c.msgpack --out m.msgpack --arch resnet:20,16-32-64,norm=batch
     jax-scalegmn check a.safetensors --arch arch.json
+    jax-scalegmn sweep make study.toml --storage sqlite:///s.db
 
 It needs the extra `cli`: `pip install "jax-scalegmn[cli]"`. JAX is imported only once the options are parsed, so
 `jax-scalegmn --help` answers at once.
@@ -10,6 +11,7 @@ It needs the extra `cli`: `pip install "jax-scalegmn[cli]"`. JAX is imported onl
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["main"]
 
@@ -21,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: The words after `jax-scalegmn`; None for those of the process.
 
     Returns:
-      0, or 2 after bad input, which prints one line on the standard error and writes no file.
+      0, or 2 after bad input, which prints one line on the standard error and writes no file. Of `sweep launch`, 1 if a
+      worker failed.
 
     Raises:
       SystemExit: After --help (status 0), and on words that are no options of the command (status 2).
@@ -48,13 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:
         print('The command line needs tyro: pip install "jax-scalegmn[cli]"', file=sys.stderr)
         return 2
-    from jax_scalegmn.cli import _options
+    from jax_scalegmn.cli import _options, _sweep_options
 
-    options = tyro.cli(_options.Command, args=argv, prog="jax-scalegmn", description=_options.DESCRIPTION)
+    commands = _options.Command | _sweep_options.Sweep
+    options: Any = tyro.cli(commands, args=argv, prog="jax-scalegmn", description=_options.DESCRIPTION)
     from jax_scalegmn import _bounded
     from jax_scalegmn.cli import _headers
 
     try:
+        if isinstance(options, _sweep_options.Sweep):
+            from jax_scalegmn.cli import _sweep
+
+            return _sweep.run(options.command)
         _options.check(options)
         with _bounded.limits(**_options.limits(options)):
             _headers.check(_options.paths(options), by_name=options.module is not None)

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from tyro.conf import Positional
 
-DESCRIPTION = "Aligns, merges and checks neural networks that are stored in files."
+DESCRIPTION = "Aligns, merges and checks neural networks that are stored in files, and runs sweeps of experiments."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

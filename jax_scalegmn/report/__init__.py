@@ -2,5 +2,6 @@
 
 from jax_scalegmn.report._charts import Line, line_chart
 from jax_scalegmn.report._page import Page, document, same_function, widget
+from jax_scalegmn.report._parallel import parallel_coordinates
 
-__all__ = ["Line", "Page", "document", "line_chart", "same_function", "widget"]
+__all__ = ["Line", "Page", "document", "line_chart", "parallel_coordinates", "same_function", "widget"]

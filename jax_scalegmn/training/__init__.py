@@ -1,4 +1,4 @@
-"""Trains metanetworks: losses, steps over a mesh, epochs with early stopping, checkpoints."""
+"""Trains metanetworks: losses, steps over a mesh, epochs with early stopping, populations, checkpoints."""
 
 from jax_scalegmn.training import checkpoint, losses
 from jax_scalegmn.training._loop import (
@@ -12,11 +12,14 @@ from jax_scalegmn.training._loop import (
     make_step,
     replicate,
 )
+from jax_scalegmn.training._population import PopulationEpoch, Trials, population
 
 __all__ = [
     "Monitor",
+    "PopulationEpoch",
     "State",
     "Step",
+    "Trials",
     "checkpoint",
     "fit",
     "init",
@@ -24,5 +27,6 @@ __all__ = [
     "make_evaluation",
     "make_optimizer",
     "make_step",
+    "population",
     "replicate",
 ]

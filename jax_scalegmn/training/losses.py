@@ -21,7 +21,12 @@ _IMAGES_AT_ONCE = 250
 
 
 def inr_reconstruction(
-    model: Autoencoder, *, size: tuple[int, int], orbit_weight: float = 0.0, max_sweeps: int = 3, train: bool = True
+    model: Autoencoder,
+    *,
+    size: tuple[int, int],
+    orbit_weight: float | Array = 0.0,
+    max_sweeps: int = 3,
+    train: bool = True,
 ) -> LossFn:
     """Mean squared error between the images that the original and the decoded INR draw (arXiv 2511.12601, section 3).
 
@@ -31,7 +36,8 @@ def inr_reconstruction(
       model: The autoencoder of INRs, of gray images or of images with several channels.
       size: (height, width) of the images, in pixels.
       orbit_weight: The weight of `matching.orbit_distance` from the decoded network to the original's orbit, in units
-        of the squared image values; 0 as published.
+        of the squared image values; 0 as published. An array, like that of a trial of a population, counts as
+        weighted whatever its value.
       max_sweeps: The number of sweeps of the matching for that term.
       train: False for validation, without dropout.
 
@@ -54,7 +60,7 @@ def inr_reconstruction(
         gap = network.render(model.arch, decoded, size) - network.render(model.arch, params, size)
         metrics = {"reconstruction": jnp.square(gap).mean()}
         loss = metrics["reconstruction"]
-        if orbit_weight:
+        if isinstance(orbit_weight, jax.Array) or orbit_weight:
             metrics["orbit_distance"] = matching.orbit_distance(model.arch, params, decoded, max_sweeps=max_sweeps)
             loss += orbit_weight * metrics["orbit_distance"]
         return loss, metrics
