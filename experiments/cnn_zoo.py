@@ -54,6 +54,7 @@ class ZooConfig(runs.ImageConfig):
 
 # The published networks, for CIFAR-10 in gray.
 CIFAR = ZooConfig(
+    size=(32, 32),
     train_images=20_000,
     selection_images=2000,
     scoring_images=5000,

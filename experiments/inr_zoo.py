@@ -63,6 +63,33 @@ def architecture_of(settings: ZooConfig) -> Architecture:
     return sg.siren(settings.widths, w0=settings.w0, offset=settings.offset)
 
 
+def check_fits(settings: ZooConfig, train: images.Images, batch_size: int) -> None:
+    """Checks, before any is fitted, that INRs of gray images are asked for, and enough of them for a batch.
+
+    Raises:
+      ValueError: If the widths are of no INR of gray images, or a batch is larger than the training networks.
+    """
+    if len(settings.widths) < 3 or (settings.widths[0], settings.widths[-1]) != (2, 1):
+        raise ValueError(
+            f"zoo.widths is {settings.widths}; expected 2 coordinates first, one or more hidden layers, and the 1 "
+            "channel of gray images last, like 2 32 32 1."
+        )
+    check_batch(len(train.images) * settings.train_fits, batch_size)
+
+
+def check_batch(networks: int, batch_size: int) -> None:
+    """Checks that the training networks fill a batch.
+
+    Raises:
+      ValueError: If they do not.
+    """
+    if not 1 <= batch_size <= networks:
+        raise ValueError(
+            f"train.batch_size is {batch_size}; expected a number from 1 to {networks}, the training networks. Lower "
+            "it, or raise zoo.train_images."
+        )
+
+
 # --- fitting ------------------------------------------------------------------------------------------------------
 
 
