@@ -150,9 +150,24 @@ def read_zoos(config: Config, data: Mapping[str, Data]) -> dict[str, Zoo]:
     if config.zoo_path is None:
         return {}
     zoos = {name: cnn_zoo.read(config.zoo_path, name, dict(data), config.zoo_step) for name in config.activations}
-    for cnns in zoos.values():
-        cnn_zoo.split(cnns, config.seed)
+    for activation, cnns in zoos.items():
+        usable(config.train, activation, cnn_zoo.split(cnns, config.seed)["train"])
     return zoos
+
+
+def usable(settings: TrainConfig, activation: str, networks: Zoo) -> Zoo:
+    """The training networks that are accurate enough.
+
+    Raises:
+      ValueError: If they do not fill a batch.
+    """
+    enough = networks.records["train_accuracy"] >= settings.least_accuracy
+    if not 1 <= settings.batch_size <= enough.sum():
+        raise ValueError(
+            f"{enough.sum()} {activation} networks reach train.least_accuracy={settings.least_accuracy:g}; expected "
+            f"one batch of train.batch_size={settings.batch_size} or more. Lower one of the two, or raise zoo.networks."
+        )
+    return networks[enough]
 
 
 def train_and_score(
@@ -185,13 +200,7 @@ def fit_autoencoder(
 ) -> autoencoders.Trained:
     """Trains the autoencoder of one activation, or continues with it."""
     settings = config.train
-    usable = parts["train"].records["train_accuracy"] >= settings.least_accuracy
-    if usable.sum() < settings.batch_size:
-        raise ValueError(
-            f"{usable.sum()} {activation} networks reach train.least_accuracy={settings.least_accuracy:g}, fewer than "
-            f"one batch of {settings.batch_size}. Lower it or train.batch_size, or raise zoo.networks."
-        )
-    networks = {"train": parts["train"][usable], "selection": parts["selection"]}
+    networks = {"train": usable(settings, activation, parts["train"]), "selection": parts["selection"]}
     model = autoencoders.make_model(config.model, networks["train"])
     shown = {"train": data["train"].x[: settings.distillation_images], "selection": data["selection"].x}
     loss = functools.partial(losses.distillation, model, temperature=settings.temperature)

@@ -231,14 +231,25 @@ def _parts(path: Path, settings: ZooConfig, seed: int) -> dict[str, Zoo]:
 
 def _published(path: Path, split: Any, settings: ZooConfig) -> dict[str, Zoo]:
     names = {"train": "train", "selection": "validation", "scoring": "test"}
+    arch = architecture_of(settings)
     try:
-        parts = {name: inr_folders.load(split, architecture_of(settings), part=part) for name, part in names.items()}
+        parts = {name: _published_part(split, arch, part) for name, part in names.items()}
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
             f"{path}: expected published INRs {'-'.join(map(str, settings.widths))}; got: {error} "
             "Name their widths by --zoo.widths and their offset by --zoo.offset."
         ) from error
     return {name: _first_images(part, name, settings) for name, part in parts.items()}
+
+
+def _published_part(split: Any, arch: Architecture, part: str) -> Zoo:
+    """The networks of one part, which a split's file names by paths of its author's machine or of ours."""
+    try:
+        return inr_folders.load(split, arch, part=part)
+    except FileNotFoundError:
+        if not isinstance(split, Path):
+            raise
+        return inr_folders.load(split, arch, part=part, root=split.parent)
 
 
 def _first_images(part: Zoo, split: str, settings: ZooConfig) -> Zoo:
