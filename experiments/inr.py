@@ -121,9 +121,9 @@ PRESETS = {
                 chunk=8,
             ),
             model=autoencoders.ModelConfig(64, 2),
-            train=TrainConfig(64, epochs=24, learning_rate=4e-3, micro_batch=4, orbit_weight=0.0),
+            train=TrainConfig(16, 24, 4e-3, warmup_steps=100, micro_batch=4, orbit_weight=0.0),
             alignment=AlignmentConfig(epochs=3, micro_batch=8),
-            evaluation=EvaluationConfig(copies=100, search_stride=2),
+            evaluation=EvaluationConfig(copies=50, search_stride=2),
         ),
     ),
     "tiny": (
