@@ -78,7 +78,7 @@ class Config(cnn_zoo.Config):
     zoo_path: Annotated[Path | None, tyro.conf.arg(name="zoo")] = None
     """CNNs that are read in place of training some: a folder in the layout of the Small CNN Zoo, a file of `zoo.save`,
     or the folder "zoo" of a former run. They are scored on the images of `--data`. Of the options of the zoo, the
-    numbers of images, `enlarge` and `standardized` hold."""
+    numbers of images, `size`, `enlarge`, `standardized` and `pixels` hold."""
     zoo_step: int | None = None
     """The step of the networks of `--zoo` that are read, 86 in the published zoo; None for all."""
     model: autoencoders.ModelConfig = dataclasses.field(default_factory=autoencoders.ModelConfig)

@@ -11,18 +11,18 @@ from test_inr_folders import write_inr
 from test_small_cnn_zoo import PUBLISHED, layout_lines, write_layout, write_metrics
 
 import jax_scalegmn as sg
-from experiments import cnn, inr
+from experiments import cnn, cnn_zoo, inr
 
 INR = sg.siren((2, 6, 6, 1))
 COUNTS = {"train": 20, "val": 8, "test": 8}
-# The columns of the Small CNN Zoo's metrics.csv.gz, in their order.
+# The columns of the Small CNN Zoo's metrics.csv.gz as its authors list them, and what all its rows have.
 COLUMNS = (
-    *("config.activation", "config.b_init", "config.dnn_architecture", "config.dropout", "config.epochs"),
-    *("config.epochs_between_checkpoints", "config.init_std", "config.l2reg", "config.learning_rate"),
+    *("config.activation", "config.b_init", "config.dataset", "config.dnn_architecture", "config.dropout"),
+    *("config.epochs", "config.epochs_between_checkpoints", "config.init_std", "config.l2reg", "config.learning_rate"),
     *("config.num_layers", "config.num_units", "config.optimizer", "config.random_seed", "config.train_fraction"),
-    *("config.w_init", "laststep", "step", "test_accuracy", "test_loss", "train_accuracy", "train_loss", "modeldir"),
+    *("config.w_init", "modeldir", "step", "test_accuracy", "test_loss", "train_accuracy", "train_loss"),
 )
-SETTINGS = ("zeros", "cnn", 0.25, 18, 6, 0.1, 1e-4, 1e-3, 3, 16, "adam", 42, 0.5, "he_normal")
+SETTINGS = ("zeros", "cifar10", "cnn", 0.25, 86, 20, 0.1, 1e-4, 1e-3, 3, 16, "adam", 42, 0.5, "he_normal")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def cnns(tmp_path_factory):
         for step in (40, 86):
             activation = "tanh" if network % 2 else "relu"
             scores = [repr(float(value)) for value in rng.uniform(size=4)]
-            rows.append([activation, *SETTINGS, 86, step, *scores, f"/cns/{network}/permanent_ckpt-{step}"])
+            rows.append([activation, *SETTINGS, f"/cns/{network}/permanent_ckpt-{step}", step, *scores])
     matrix = 0.3 * rng.normal(size=(len(rows), width))
     np.save(folder / "weights.npy", matrix.astype("<f4"))
     write_metrics(folder / "metrics.csv.gz", rows, COLUMNS)
@@ -124,8 +124,21 @@ def test_the_small_cnn_zoo_runs_to_its_report(cnns, tmp_path):
     assert len(one["training"]) == 2
     assert one["merging"].keys() >= {"naive", "autoencoder"}
     assert one["orbit"]["ratio"] < 1e-3
+    assert 0 < one["zoo"]["gap_to_recorded_accuracy"] < 1
     assert not (tmp_path / "run" / "zoo").exists()
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_pixels_become_what_the_published_networks_were_trained_on():
+    """From -1 to 1 in place of mean 0 and variance 1."""
+    config = cnn.PRESETS["tiny"][1]
+    plain, moved = (
+        cnn_zoo.load_data(dataclasses.replace(config, zoo=dataclasses.replace(config.zoo, **options)))
+        for options in ({"standardized": False}, {"pixels": (-1.0, 1.0)})
+    )
+    for split, part in plain.items():
+        np.testing.assert_allclose(moved[split].x, 2 * part.x - 1, atol=1e-6)
+    assert float(moved["train"].x.min()) == -1
 
 
 def test_a_small_cnn_zoo_that_does_not_fit_is_refused_before_anything_is_written(cnns, tmp_path):
@@ -135,6 +148,8 @@ def test_a_small_cnn_zoo_that_does_not_fit_is_refused_before_anything_is_written
         ({"zoo_step": 85}, r"no network has step 85; steps are \[40, 86\]"),
         ({"train": dataclasses.replace(config.train, batch_size=8)}, "7 relu networks reach .*train.batch_size=8"),
         ({"activations": ("gelu",)}, "activations are"),
+        ({"zoo": dataclasses.replace(config.zoo, size=(32, 32))}, "expected images of 32 x 32 pixels, got 8 x 8"),
+        ({"zoo": dataclasses.replace(config.zoo, pixels=(1, -1))}, r"zoo\.pixels is \(1, -1\); expected two numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             cnn.main(dataclasses.replace(config, **changes))
