@@ -80,6 +80,9 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert page.count("data:image/png;base64,") == len(METHODS) * 3 + 3  # the methods' three pairs, and reconstructions
     assert page.count("data-chart=") == 3 + 3
     assert "<title>orbit 0 of label" in page
+    assert "mean of training networks, aligned to one" in page
+    assert stored["orbits"].keys() == {"P", "D", "PD"}
+    assert stored["orbits"]["PD"] == stored["orbit"]
     assert support.asks_for_nothing(page)
 
 
