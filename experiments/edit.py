@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from scipy import ndimage
 
-from experiments import autoencoders, evaluation, inr_zoo, report, runs, tables
+from experiments import autoencoders, evaluation, inr, inr_zoo, report, runs, tables
 from experiments.inr_zoo import ZooConfig
 from jax_scalegmn import architecture, models, network, zoo
 from jax_scalegmn.architecture import Architecture, Scaling
@@ -74,21 +74,10 @@ PRESETS = {
         Config(Path("runs/edit-digits"), zoo=ZooConfig(selection_images=100, train_fits=2)),
     ),
     "mnist-small": (
-        "2,048 INRs of 28 x 28 images on two cores; needs --data",
+        "8,192 INRs of 28 x 28 images on two cores; needs --data",
         Config(
             Path("runs/edit-mnist-small"),
-            zoo=ZooConfig(
-                size=(28, 28),
-                widths=(2, 32, 32, 1),
-                steps=300,
-                learning_rate=4e-3,
-                train_fits=1,
-                train_images=2048,
-                selection_images=128,
-                scoring_images=250,
-                part=1024,
-                chunk=8,
-            ),
+            zoo=inr.PRESETS["mnist-small"][1].zoo,  # so that the folder "zoo" of that run can be copied
             model=ModelConfig(num_layers=3),
             train=TrainConfig(16, epochs=8, micro_batch=4),
         ),
