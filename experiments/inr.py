@@ -57,8 +57,9 @@ class EvaluationConfig:
     always merged with all of them."""
     search_sweeps: int = 1
     """The most sweeps over all neurons of search matching: one takes about a tenth of a second of every pair."""
-    search_stride: int = 1
-    """The step, along both sides, between the pixels of a search: 2 makes it about four times as fast."""
+    search_pixels: int | None = None
+    """The number of pixels, drawn at random, at which search matching computes; None for all. Its time grows with them.
+    On a regular grid of few pixels a search ends at networks that agree there and nowhere else."""
     orbits: int = 20
     """The number of networks whose orbits are embedded."""
     orbit_size: int = 32
@@ -123,7 +124,7 @@ PRESETS = {
             model=autoencoders.ModelConfig(64, 2),
             train=TrainConfig(16, 24, 4e-3, warmup_steps=100, micro_batch=4, orbit_weight=0.0),
             alignment=AlignmentConfig(epochs=3, micro_batch=8),
-            evaluation=EvaluationConfig(copies=50, search_stride=2),
+            evaluation=EvaluationConfig(copies=50, search_pixels=196),
         ),
     ),
     "tiny": (
@@ -157,6 +158,8 @@ def main(config: Config) -> dict[str, Any]:
         inr_zoo.check_fits(config.zoo, given["train"], config.train.batch_size)
     if zoos is not None:
         inr_zoo.check_batch(len(zoos["train"]), config.train.batch_size)
+    if config.evaluation.search_pixels is not None and config.evaluation.search_pixels < 1:
+        raise ValueError(f"evaluation.search_pixels is {config.evaluation.search_pixels}; expected a number >= 1.")
     with runs.Run(config) as run:
         with run.timed("zoo"):
             zoos = inr_zoo.fit_all(config, given, run.interruption) if zoos is None else zoos
@@ -198,9 +201,10 @@ def make_draw(arch: Architecture, size: tuple[int, int], *, networks_at_once: in
     return runs.in_chunks(draw_one, networks_at_once)
 
 
-def coordinates(given: images.Images, stride: int = 1) -> jax.Array:
-    """The positions of the images' pixels, or of every stride-th along both sides, [pixels, 2]."""
-    return jnp.asarray(network.coordinates(*given.images.shape[1:3]))[::stride, ::stride].reshape(-1, 2)
+def coordinates(given: images.Images, count: int | None = None, seed: int = 0) -> jax.Array:
+    """The positions of the images' pixels, or of some that are drawn at random, [pixels, 2]."""
+    whole = jnp.asarray(network.coordinates(*given.images.shape[1:3])).reshape(-1, 2)
+    return whole if count is None else whole[np.random.default_rng(seed).permutation(len(whole))[:count]]
 
 
 def drawn_images(zoos: Mapping[str, Zoo], size: tuple[int, int]) -> dict[str, images.Images]:
@@ -325,7 +329,7 @@ def _instruments(
 ) -> Instruments:
     model, variables, arch = trained.model, trained.variables, train.arch
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[0], train.params)
-    x, sweeps = coordinates(given, config.evaluation.search_stride), config.evaluation.search_sweeps
+    x, sweeps = coordinates(given, config.evaluation.search_pixels, config.seed), config.evaluation.search_sweeps
     search = evaluation.pairwise("search on what merged networks compute", evaluation.make_search(arch, x, sweeps))
     further = {"search": search} | alignment.make_methods(aligners, x, sweeps)
     methods = evaluation.methods(arch, model, variables, fixed, further)

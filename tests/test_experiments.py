@@ -158,6 +158,22 @@ def test_an_encoder_of_permutations_collapses_their_orbits_only(run, tmp_path):
     assert "latent" not in theirs["orbits"]["PD"]
 
 
+def test_searches_look_at_pixels_of_the_image_drawn_at_random():
+    """Each at most once, and on no regular grid: a search on one ends at networks that agree there alone."""
+    given = runs.load_images(TINY, TINY.zoo)["train"]
+    whole, some = inr.coordinates(given), inr.coordinates(given, 16, seed=3)
+    assert whole.shape == (64, 2)
+    assert some.shape == (16, 2)
+    assert len(np.unique(some, axis=0)) == 16
+    places, of_all = ({tuple(place) for place in np.asarray(several).tolist()} for several in (some, whole))
+    assert places < of_all
+    assert len(np.unique(some[:, 0])) > 4
+    assert np.array_equal(inr.coordinates(given, 100), inr.coordinates(given, 64))
+    few = dataclasses.replace(TINY.evaluation, search_pixels=0)
+    with pytest.raises(ValueError, match=r"evaluation\.search_pixels is 0"):
+        inr.main(dataclasses.replace(TINY, evaluation=few))
+
+
 def test_the_baseline_has_the_same_decoder_and_size():
     arch = sg.siren((2, 8, 8, 1))
     networks = zoo.Zoo(arch, _one(sg.network.init(arch, jax.random.key(0))), {}, {})
