@@ -36,6 +36,8 @@ class ImageConfig:
     """The number of images on which the best epoch is selected."""
     scoring_images: int = 297
     """The number of images on which the results are measured."""
+    size: tuple[int, int] | None = None
+    """The height and width that the images must have; None for any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,6 +346,12 @@ def load_images(config: RunConfig, settings: ImageConfig) -> dict[str, images.Im
     else:
         given, scoring = images.load(config.data)
         held_out = 0
+        if len(scoring.images) < settings.scoring_images:
+            raise ValueError(
+                f"{config.data}: expected {settings.scoring_images} test images for scoring, got "
+                f"{len(scoring.images)}. Lower zoo.scoring_images."
+            )
+    _check_size(config, settings, given)
     order = np.random.default_rng(config.seed).permutation(len(given.images))
     rest = len(order) - settings.selection_images - held_out
     count = rest if settings.train_images is None else settings.train_images
@@ -462,6 +470,18 @@ def _configure(values: Mapping[str, Any]) -> None:
         jax.config.update(name, value)
     if "jax_compilation_cache_dir" in values:  # JAX decides at its first program whether there is a cache
         compilation_cache.reset_cache()
+
+
+def _check_size(config: RunConfig, settings: ImageConfig, given: images.Images) -> None:
+    size = given.images.shape[1:3]
+    if settings.size is not None and size != tuple(settings.size):
+        expected, got = (" x ".join(map(str, several)) for several in (settings.size, size))
+        source, cure = (
+            ("scikit-learn's digits", "Name a file of images by --data")
+            if config.data is None
+            else (config.data, "Name another file by --data, or allow this one by --zoo.size None")
+        )
+        raise ValueError(f"{source}: expected images of {expected} pixels, got {got}. {cure}.")
 
 
 def _rows(given: images.Images, rows: np.ndarray) -> images.Images:
