@@ -235,7 +235,6 @@ OTHERS = {
     "stacks.like": "tested below",
     "stacks.reader": "tested below",
     "stacks.to_dict": "tested below",
-    "training.replicate": "of any pytree",
     **dict.fromkeys(
         ("network.convolve", "network.convolve_by_patches", "network.layer_output", "network.preactivation"),
         "takes the params of one layer",

@@ -15,7 +15,7 @@ import pytest
 import support
 
 from experiments import ownership, progress
-from jax_scalegmn import training
+from jax_scalegmn import distributed
 from jax_scalegmn.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +85,7 @@ for name in ("numpy", "committed"):
     np.testing.assert_array_equal(back.tree[name][back.mask], values)
 assert (jax.random.key_data(back.tree["keys"])[back.mask] == jax.random.key_data(keys)).all()
 np.testing.assert_array_equal(distributed.gather(distributed.shard_rows(rows.tree, mesh).tree)["numpy"][:9], values)
-state = training.replicate({"key": keys[0], "w": tree["committed"]}, mesh)
+state = distributed.replicate({"key": keys[0], "w": tree["committed"]}, mesh)
 again = distributed.replicate(state, mesh)
 assert again["w"].is_fully_replicated and (distributed.gather(again)["w"] == values).all()
 noise = distributed.make_map(lambda row, key: row + jax.random.normal(key, (2,)), mesh, rows_at_once=2)
@@ -240,9 +240,9 @@ def test_a_checkpoint_of_two_processes_is_restored_in_one_on_any_devices(whole):
     model, restored = checkpoint.load(whole[0] / "checkpoints")
     for devices in (1, 4):
         mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        stored = training.replicate(restored, mesh)
+        stored = distributed.replicate(restored, mesh)
         assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(stored)} == {devices}
-        params = training.replicate(support.random_params(model.arch), mesh)
+        params = distributed.replicate(support.random_params(model.arch), mesh)
         assert np.isfinite(model.apply(stored, params, method="encode")).all()
 
 

@@ -14,7 +14,7 @@ import support
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jax_scalegmn import models, symmetry, training
+from jax_scalegmn import distributed, models, symmetry, training
 from jax_scalegmn.training import losses
 
 SIREN = support.ARCHITECTURES["siren"]
@@ -43,7 +43,7 @@ def history(state=None, num_epochs=4, over=None):
     """The last state, and the metrics of every epoch, trained over the devices of a mesh or on one."""
     step, state, data = training.make_step(loss_fn, TX, mesh=over), state or start(), DATA
     if over is not None:
-        state, data = training.replicate((state, data), over)
+        state, data = distributed.replicate((state, data), over)
     epochs = list(training.fit(step, state, data, batch_size=8, num_epochs=num_epochs))
     return epochs[-1][0] if epochs else state, [jax.device_get(metrics) for _, metrics in epochs]
 

@@ -10,7 +10,6 @@ from jax_scalegmn.training._loop import (
     make_evaluation,
     make_optimizer,
     make_step,
-    replicate,
 )
 from jax_scalegmn.training._population import PopulationEpoch, Trials, population
 
@@ -28,5 +27,4 @@ __all__ = [
     "make_optimizer",
     "make_step",
     "population",
-    "replicate",
 ]

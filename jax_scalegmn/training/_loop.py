@@ -158,26 +158,6 @@ def make_step(
     return step
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A pytree, like state or data, on every device of a mesh.
-
-    Args:
-      tree: A pytree of arrays.
-      mesh: The devices, of one process or several.
-
-    Returns:
-      The pytree, each array stored whole on every device: `distributed.replicate`.
-
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> import jax_scalegmn as sg
-    >>> mesh = sg.distributed.mesh({"data": 1})
-    >>> sg.training.replicate(jnp.arange(3), mesh).tolist()
-    [0, 1, 2]
-    """
-    return distributed.replicate(tree, mesh)
-
-
 def make_evaluation(
     loss_fn: LossFn, *, batch_size: int = 64, mesh: Mesh | None = None
 ) -> Callable[[Any, Any], Metrics]:

@@ -14,7 +14,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from jax_scalegmn.training._loop import State, _purpose, make_step, replicate
+from jax_scalegmn import distributed
+from jax_scalegmn.training._loop import State, _purpose, make_step
 from jax_scalegmn.types import Key, LossFn, Metrics
 
 
@@ -285,4 +286,4 @@ def _placed(rows: Trials, carried: _Carried, shared: Any, mesh: Mesh | None) -> 
     if mesh is None:
         return (*jax.tree.map(jnp.asarray, (rows, carried)), jax.tree.map(jnp.asarray, shared))
     each = NamedSharding(mesh, PartitionSpec("trial"))
-    return (*jax.device_put((rows, carried), each), replicate(shared, mesh))
+    return (*jax.device_put((rows, carried), each), distributed.replicate(shared, mesh))
