@@ -197,6 +197,7 @@ FUNCTIONS = {
     "matching.similarity": lambda a, b, stack, f: sg.matching.similarity(ARCH, a, b),
     "matching.align_all": lambda a, b, stack, f: sg.matching.align_all(ARCH, stack),
     "matching.align_to": lambda a, b, stack, f: sg.matching.align_to(ARCH, stack, stack),
+    "matching.many": lambda a, b, stack, f: sg.matching.many(ARCH, stack, stack),
     "matching.sinkhorn_matching": lambda a, b, stack, f: sg.matching.sinkhorn_matching(
         ARCH, a, b, KEY, loss_fn=loss(f), num_steps=2
     ),
@@ -224,6 +225,9 @@ FUNCTIONS = {
 # Those with an argument of such a name that need no test with every container.
 OTHERS = {
     "architecture.flatten": "takes nested dicts to paths, as other functions of params get them",
+    **dict.fromkeys(
+        (f"distributed.{name}" for name in ("gather", "place_rows", "replicate", "shard_rows", "take")), "of any pytree"
+    ),
     "io.checksum": "of any pytree's arrays",
     "models.match_size": "takes the shapes of an example for a model",
     "models.reference.encode": "its variables are those of a model",

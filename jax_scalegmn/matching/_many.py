@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jax_scalegmn import architecture, distributed, stacks
@@ -70,7 +71,8 @@ Static: TypeAlias = tuple[tuple[str, Any], ...]
 
 def parted(options: dict[str, Any]) -> tuple[dict[str, Any], Static]:
     """The options of a matching: those that are arrays, and those that a compiled program depends on."""
-    arrays = {name: value for name, value in options.items() if name == "key" or isinstance(value, Element | jax.Array)}
+    kinds = Element | jax.Array | np.ndarray
+    arrays = {name: value for name, value in options.items() if name == "key" or isinstance(value, kinds)}
     return arrays, tuple(sorted((name, value) for name, value in options.items() if name not in arrays))
 
 
