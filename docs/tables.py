@@ -115,6 +115,85 @@ def inr_methods_mnist(results: Results) -> Table:
     return _inr_methods(results, "mnist_h200.json", MNIST_ON_A_GPU)
 
 
+MNIST_SMALL = "python -m experiments.inr mnist-small --data mnist.npz --train.epochs 5 --alignment.epochs 0"
+BOTH_ENCODERS = "python -m experiments.inr digits --alignment.epochs 0 --evaluation.noises 0 --encoder "
+
+
+def inr_methods_mnist_small(results: Results) -> Table:
+    return _inr_methods(results, "mnist_small.json", MNIST_SMALL)
+
+
+def inr_noise_mnist_small(results: Results) -> Table:
+    return _inr_noise(results, "mnist_small.json", MNIST_SMALL)
+
+
+def inr_controls(results: Results) -> Table:
+    files = {"digits": "digits_equivariant.json", "MNIST": "mnist_small.json"}
+    parts = [results[file]["reconstruction"] for file in files.values()]
+    several = [
+        {"the decoded network": part | {"recognized": part["recognized"]["decoded"]}}
+        | {CONTROLS[name]: control for name, control in part["controls"].items()}
+        for part in parts
+    ]
+    rows = [
+        (
+            label,
+            *(
+                cell
+                for one in several
+                for cell in (percent(one[label]["share_of_variance"]), percent(one[label]["recognized"]))
+            ),
+        )
+        for label in several[0]
+    ]
+    return Table(
+        "What is drawn in place of unseen networks: mean squared error against what they draw, as a share of the "
+        "training images' variance, and digits read",
+        MNIST_SMALL,
+        list(files.values()),
+        ("drawn by", *(f"{name}: {what}" for name in files for what in ("error", "read"))),
+        rows,
+    )
+
+
+CONTROLS = {
+    "mean_image": "nothing: the mean training image",
+    "mean_network": "the mean of the training networks",
+    "mean_aligned": "the mean of training networks, aligned to one",
+    "nearest": "the training network that draws the nearest image",
+    "noise_0.05": "the network itself, with noise of 5%",
+    "noise_0.1": "the network itself, with noise of 10%",
+    "noise_0.2": "the network itself, with noise of 20%",
+    "noise_0.4": "the network itself, with noise of 40%",
+}
+
+
+def inr_encoders(results: Results) -> Table:
+    files = {"the whole group": "digits_equivariant.json", "permutations alone": "digits_permutation.json"}
+    rows = []
+    for label, name in files.items():
+        file = results[name]
+        merged = file["merging"]["independent fits"]["autoencoder"]
+        rows.append(
+            (
+                label,
+                f"{file['model']['parameters']:,}",
+                *(power_of_ten(file["orbits"][group]["ratio"]) for group in ("P", "D", "PD")),
+                percent(file["reconstruction"]["share_of_variance"]),
+                percent(file["reconstruction"]["recognized"]["decoded"]),
+                interval(merged["midpoint"], 4),
+            )
+        )
+    return Table(
+        "Autoencoders of one decoder, size and training, whose encoders follow different groups: how far embeddings of "
+        "an orbit spread, over the spread of different networks; reconstruction; and the midpoint of independent fits",
+        BOTH_ENCODERS + "permutation",
+        list(files.values()),
+        ("encoder follows", "parameters", "permuted", "signs", "both", "reconstruction", "decoded read", "midpoint"),
+        rows,
+    )
+
+
 def _inr_methods(results: Results, file: str, command: str) -> Table:
     methods = results[file]["merging"]["independent fits"]
     timed = all("milliseconds" in method for method in methods.values())
@@ -140,7 +219,11 @@ def _inr_methods(results: Results, file: str, command: str) -> Table:
 
 
 def inr_noise(results: Results) -> Table:
-    merging = results["digits.json"]["merging"]
+    return _inr_noise(results, "digits.json", "python -m experiments.inr digits")
+
+
+def _inr_noise(results: Results, file: str, command: str) -> Table:
+    merging = results[file]["merging"]
     kinds = [merging[f"PD, noise {noise}"] for noise in NOISES]
     rows = [
         (kinds[0][name]["label"], *(f"{kind[name]['midpoint']['mean']:.4f}" for kind in kinds)) for name in kinds[0]
@@ -148,8 +231,8 @@ def inr_noise(results: Results) -> Table:
     return Table(
         "A network and a transformed, perturbed copy of itself (permutations and signs), merged at t = 1/2: "
         "mean squared error, over the size of the noise",
-        "python -m experiments.inr digits",
-        ["digits.json"],
+        command,
+        [file],
         ("method", *(f"noise {noise}" for noise in NOISES)),
         rows,
     )
@@ -630,7 +713,11 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     for table in (
         inr_methods,
         inr_methods_mnist,
+        inr_methods_mnist_small,
         inr_noise,
+        inr_noise_mnist_small,
+        inr_controls,
+        inr_encoders,
         inr_orbit_weight,
         merging_digits,
         merging_mnist,
@@ -754,6 +841,8 @@ def values(results: Results) -> dict[str, dict[str, str]]:
     return {
         "inr": _inr_values(results, "digits.json") | _learned_values(results["digits.json"]),
         "inr_mnist": _inr_values(results, "mnist_h200.json"),
+        "inr_mnist_small": _inr_values(results, "mnist_small.json") | _small_values(results["mnist_small.json"]),
+        "inr_permutation": _inr_values(results, "digits_permutation.json"),
         "merging": _merging_values(results),
         "cnn_digits": _cnn_values(results, "cnn_digits.json"),
         "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
@@ -793,6 +882,19 @@ def _inr_values(results: Results, name: str) -> dict[str, str]:
         "canonical_frame": f"{merging['canonical_frame']['midpoint']['mean']:.4f}",
         "autoencoder": f"{merging['autoencoder']['midpoint']['mean']:.4f}",
         "autoencoder_gap": f"{merging['autoencoder']['end_point_gap']['mean']:.4f}",
+    }
+
+
+def _small_values(file: Mapping[str, Any]) -> dict[str, str]:
+    reconstruction, settings = file["reconstruction"], file["config"]
+    return {
+        "train_images": f"{file['zoo']['train']['images']:,}",
+        "training_minutes": f"{sum(epoch['seconds'] for epoch in file['training']) / 60:.0f}",
+        "copies": str(settings["evaluation"]["copies"]),
+        "mean_image_share": percent(reconstruction["controls"]["mean_image"]["share_of_variance"]),
+        "nearest_share": percent(reconstruction["controls"]["nearest"]["share_of_variance"]),
+        "nearest_read": percent(reconstruction["controls"]["nearest"]["recognized"]),
+        "search": f"{file['merging']['independent fits']['search']['midpoint']['mean']:.4f}",
     }
 
 

@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from experiments import progress, runs
-from jax_scalegmn import models, training, zoo
+from jax_scalegmn import distributed, models, training, zoo
 from jax_scalegmn.training import checkpoint
 from jax_scalegmn.types import LossFn
 from jax_scalegmn.zoo import Zoo
@@ -132,29 +133,36 @@ def fit(
     monitor, history = training.Monitor(), []
     if not saved.is_empty:
         state, monitor, history = saved.restore_last(like)
-    epochs = _epochs(settings, losses["train"], state, rows["train"])
-    validate = _validation(settings, losses["selection"], rows["selection"])
+    mesh = _mesh(config, settings)
+    epochs = _epochs(settings, losses["train"], state, rows["train"], mesh)
+    validate = _validation(settings, losses["selection"], rows["selection"], mesh)
+    selection_rows = rows["selection"] if mesh is None else distributed.shard_rows(rows["selection"], mesh)
+    schedule = _Schedule(config.every_minutes, settings)
     trained = _networks(rows["train"]) // settings.batch_size * settings.batch_size
     until = math.inf if settings.minutes is None else time.perf_counter() + 60 * settings.minutes
     with progress.bar(title, settings.epochs, "epochs") as advance:
         advance(len(history))
-        while monitor.since_best < settings.patience and (not history or time.perf_counter() < until):
+        while monitor.since_best < settings.patience and (not history or not _any(time.perf_counter() >= until)):
             begin = time.perf_counter()
             epoch = next(epochs, None)
             if epoch is None:
                 break
             state, metrics = jax.block_until_ready(epoch)
             seconds = time.perf_counter() - begin
-            selection = validate(state.variables, rows["selection"])
+            selection = validate(state.variables, selection_rows)
             monitor = monitor.update(float(selection["loss"]))
             history.append(
                 {f"train_{metric}": float(value) for metric, value in metrics.items()}
                 | {f"selection_{metric}": float(value) for metric, value in selection.items()}
                 | {"step": int(state.step), "seconds": seconds}
             )
-            saved.save(state, loss=float(selection["loss"]), monitor=monitor, history=history)
+            stops = _any(interruption.requested or time.perf_counter() >= until)
+            saves = stops or schedule.is_due(history, monitor)
+            if saves:
+                saved.save(state, loss=float(selection["loss"]), monitor=monitor, history=history)
             advance(1, f"{note(history[-1])}, {trained / seconds:.0f} examples/s")
-            interruption.stop_if_requested(f"a checkpoint after epoch {len(history)} of {settings.epochs}")
+            if saves:  # or the epochs since the last checkpoint would be lost
+                interruption.stop_if_requested(f"a checkpoint after epoch {len(history)} of {settings.epochs}")
     best = saved.restore_best(like).state
     saved.close()
     return Trained(model, best.variables, history)
@@ -187,19 +195,43 @@ def _first_state(
     return state, jax.eval_shape(lambda: state)
 
 
-def _epochs(settings: TrainConfig, loss: LossFn, state: training.State, data: Any) -> Any:
+class _Schedule:
+    """When a checkpoint is due: after every epoch, or after some minutes, at the best epochs and at the end."""
+
+    def __init__(self, every_minutes: float | None, settings: TrainConfig):
+        self._every, self._settings = every_minutes, settings
+        self._last = time.perf_counter()
+
+    def is_due(self, history: list[dict[str, float]], monitor: training.Monitor) -> bool:
+        if self._every is None:
+            return True
+        losses = [epoch["selection_loss"] for epoch in history]
+        ends = len(history) >= self._settings.epochs or monitor.since_best >= self._settings.patience
+        due = ends or losses[-1] <= min(losses) or _any(time.perf_counter() - self._last >= 60 * self._every)
+        if due:
+            self._last = time.perf_counter()
+        return due
+
+
+def _any(value: bool) -> bool:
+    """What all processes do, if one of them has a reason: their clocks differ."""
+    return distributed.any_process(value)
+
+
+def _mesh(config: runs.RunConfig, settings: TrainConfig) -> Mesh | None:
+    mesh = runs.device_mesh(config)
+    return distributed.mesh({"data": -1}) if mesh is None and settings.data_parallel else mesh
+
+
+def _epochs(settings: TrainConfig, loss: LossFn, state: training.State, data: Any, mesh: Mesh | None) -> Any:
     """The epochs of `training.fit`, on one device or on all."""
-    mesh = None
-    if settings.data_parallel:
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        state, data = training.replicate((state, data), mesh)
     tx = settings.make_optimizer(_networks(data))
     step = training.make_step(loss, tx, micro_batch=settings.micro_batch, mesh=mesh)
-    return training.fit(step, state, data, batch_size=settings.batch_size, num_epochs=settings.epochs)
+    return training.fit(step, state, data, batch_size=settings.batch_size, num_epochs=settings.epochs, mesh=mesh)
 
 
-def _validation(settings: TrainConfig, loss: LossFn, data: Any) -> Any:
+def _validation(settings: TrainConfig, loss: LossFn, data: Any, mesh: Mesh | None) -> Any:
     """The mean losses over the selection networks; batches divide their number, or a remainder would compile too."""
-    most, count = settings.micro_batch or settings.batch_size, _networks(data)
+    most, count = settings.micro_batch or settings.batch_size, -(-_networks(data) // distributed.num_devices(mesh))
     size = max(size for size in range(1, min(most, count) + 1) if count % size == 0)
-    return training.make_evaluation(loss, batch_size=size if 2 * size > most else most)
+    return training.make_evaluation(loss, batch_size=size if 2 * size > most else most, mesh=mesh)

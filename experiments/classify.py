@@ -84,7 +84,13 @@ PRESETS = {
         Config(
             Path("runs/classify-mnist"),
             zoo=ZooConfig(
-                widths=(2, 32, 32, 1), steps=1000, train_fits=1, selection_images=5000, scoring_images=10_000, chunk=32
+                size=(28, 28),
+                widths=(2, 32, 32, 1),
+                steps=1000,
+                train_fits=1,
+                selection_images=5000,
+                scoring_images=10_000,
+                chunk=32,
             ),
             model=ModelConfig(64, 4, dropout=0.2, queries=256),
             train=TrainConfig(128, epochs=50, learning_rate=1e-3, warmup_steps=1000, micro_batch=None),
@@ -118,8 +124,10 @@ MEASURES = {"accuracy": "accuracy %", "moved_accuracy": "moved %", "agreement": 
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.join(config)
     encoders.check(config, LABELS)
     images = runs.load_images(config, config.zoo)
+    inr_zoo.check_fits(config.zoo, images["train"], config.train.batch_size)
     classes = 1 + max(int(part.labels.max()) for part in images.values())
     with runs.Run(config) as run:
         with run.timed("zoo"):

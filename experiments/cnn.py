@@ -78,7 +78,7 @@ class Config(cnn_zoo.Config):
     zoo_path: Annotated[Path | None, tyro.conf.arg(name="zoo")] = None
     """CNNs that are read in place of training some: a folder in the layout of the Small CNN Zoo, a file of `zoo.save`,
     or the folder "zoo" of a former run. They are scored on the images of `--data`. Of the options of the zoo, the
-    numbers of images, `enlarge` and `standardized` hold."""
+    numbers of images, `size`, `enlarge`, `standardized` and `pixels` hold."""
     zoo_step: int | None = None
     """The step of the networks of `--zoo` that are read, 86 in the published zoo; None for all."""
     model: autoencoders.ModelConfig = dataclasses.field(default_factory=autoencoders.ModelConfig)
@@ -163,6 +163,7 @@ def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.join(config)
     _check(config)
     data = cnn_zoo.load_data(config)
     zoos = read_zoos(config, data)
@@ -188,9 +189,24 @@ def read_zoos(config: Config, data: Mapping[str, Data]) -> dict[str, Zoo]:
     if config.zoo_path is None:
         return {}
     zoos = {name: cnn_zoo.read(config.zoo_path, name, dict(data), config.zoo_step) for name in config.activations}
-    for cnns in zoos.values():
-        cnn_zoo.split(cnns, config.seed)
+    for activation, cnns in zoos.items():
+        usable(config.train, activation, cnn_zoo.split(cnns, config.seed)["train"])
     return zoos
+
+
+def usable(settings: TrainConfig, activation: str, networks: Zoo) -> Zoo:
+    """The training networks that are accurate enough.
+
+    Raises:
+      ValueError: If they do not fill a batch.
+    """
+    enough = networks.records["train_accuracy"] >= settings.least_accuracy
+    if not 1 <= settings.batch_size <= enough.sum():
+        raise ValueError(
+            f"{enough.sum()} {activation} networks reach train.least_accuracy={settings.least_accuracy:g}; expected "
+            f"one batch of train.batch_size={settings.batch_size} or more. Lower one of the two, or raise zoo.networks."
+        )
+    return networks[enough]
 
 
 def train_and_score(
@@ -246,13 +262,7 @@ class Subject(NamedTuple):
 
 def _subject(config: Config, activation: str, parts: Mapping[str, Zoo], data: Mapping[str, Data]) -> Subject:
     settings = config.train
-    usable = parts["train"].records["train_accuracy"] >= settings.least_accuracy
-    if usable.sum() < settings.batch_size:
-        raise ValueError(
-            f"{usable.sum()} {activation} networks reach train.least_accuracy={settings.least_accuracy:g}, fewer than "
-            f"one batch of {settings.batch_size}. Lower it or train.batch_size, or raise zoo.networks."
-        )
-    networks = {"train": parts["train"][usable], "selection": parts["selection"]}
+    networks = {"train": usable(settings, activation, parts["train"]), "selection": parts["selection"]}
     model = autoencoders.make_model(config.model, networks["train"])
     shown = {"train": data["train"].x[: settings.distillation_images], "selection": data["selection"].x}
     distillation = functools.partial(losses.distillation, model, temperature=settings.temperature)

@@ -108,11 +108,16 @@ def check(config: Config, known: Iterable[str]) -> None:
 
 
 def gmn(
-    arch: Architecture, latent: int, scales: tuple[float, ...], settings: autoencoders.ScaleGMNConfig, **options: Any
+    arch: Architecture,
+    latent: int,
+    scales: tuple[float, ...] | None,
+    settings: autoencoders.ScaleGMNConfig,
+    **options: Any,
 ) -> Make:
     """Makes encoders by a ScaleGMN with the symmetry of `arch`; `options` come before those of the settings."""
     chosen = settings.options() | options
     chosen.pop("features")
+    chosen.pop("hidden", None)
     if all(layer.scaling is Scaling.PERMUTATION for layer in arch.neuron_layers):
         for name in ("canonical", "io", "encoding_features", "message_layers", "update_layers"):
             chosen.pop(name)  # of no meaning without signs and scales
@@ -182,6 +187,29 @@ def _nearest(label: str, make: Make, example: Any, size: int, target: int, toler
         if abs(found[-1].parameters / target - 1) <= tolerance:
             return found[-1]
     return min(found, key=lambda encoder: abs(encoder.parameters - target))
+
+
+def autoencoder(
+    config: autoencoders.ModelConfig, whole: models.Autoencoder, kind: str = "equivariant"
+) -> models.Autoencoder:
+    """An autoencoder, or a baseline of the same decoder and size whose encoder knows less.
+
+    Args:
+      config: The options of the scale-equivariant autoencoder.
+      whole: The scale-equivariant autoencoder.
+      kind: "equivariant"; or "permutation", whose encoder follows permutations alone, as neural graphs do, with
+        features by which both have as many parameters, as nearly as whole numbers allow.
+    """
+    if kind == "equivariant":
+        return whole
+    arch, features = whole.encoder.arch, config.features
+    permutations = architecture.restrict(arch, Scaling.PERMUTATION)
+    latent = whole.encoder.latent or features
+    make = gmn(permutations, latent, whole.encoder.scales, config)
+    example = architecture.abstract_params(arch)
+    target = models.num_parameters(whole.encoder, example)
+    encoder = _nearest(kind, make, example, features, target, tolerance=0.01).model
+    return models.Autoencoder(encoder, whole.decoder)
 
 
 # --- training and scoring -----------------------------------------------------------------------------------------

@@ -217,9 +217,18 @@ def make_transformed_copies(arch: Architecture, *, networks_at_once: int = 64) -
 
 
 def orbit_spread(
-    copies: Callable[..., Params], read: Callable[[Params], Member], stack: Params, key: Key, size: int
+    copies: Callable[..., Params],
+    read: Callable[[Params], Member],
+    stack: Params,
+    key: Key,
+    size: int,
+    *,
+    permute: bool = True,
+    scale: bool = True,
 ) -> dict[str, Any]:
     """How far the encoder collapses orbits: deviations within orbits of `size` members over those between networks.
+
+    The members are moved by permutations, by scales (or signs), or by both.
 
     Returns root mean square distances of embeddings within orbits and between the orbits' means, their ratio, and
     the embeddings [networks, size, latent]. `copies` is a function of `make_transformed_copies`.
@@ -227,7 +236,7 @@ def orbit_spread(
     count = len(jax.tree.leaves(stack)[0])
     keys = each_split(jax.random.split(key, count), size).reshape(-1)
     repeated = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf), size, axis=0), stack)
-    members = copies(repeated, keys, keys, permute=True, scale=True)
+    members = copies(repeated, keys, keys, permute=permute, scale=scale)
     latent = read(members).latent.reshape(count, size, -1)
     centers = latent.mean(1)
 

@@ -134,6 +134,7 @@ def fit_zoo(config: Config) -> None:
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.join(config)
     _check(config)
     folder = _zoo_folder(config)
     data = cnn_zoo.load_data(config)

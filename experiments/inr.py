@@ -2,6 +2,7 @@
 
     python -m experiments.inr digits                      # scikit-learn's digits, no files needed
     python -m experiments.inr mnist --data mnist.npz      # the published setting; a GPU helps
+    python -m experiments.inr mnist-small --data mnist.npz  # fewer networks of that size; hours on two cores
     python -m experiments.inr mnist --zoo mnist-inrs      # published INRs in place of fitted ones
     python -m experiments.inr tiny                        # seconds
 
@@ -15,19 +16,31 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments import alignment, autoencoders, evaluation, inr_report, inr_zoo, populations, progress, runs
+from experiments import (
+    alignment,
+    autoencoders,
+    compile_only,
+    controls,
+    encoders,
+    evaluation,
+    inr_report,
+    inr_zoo,
+    populations,
+    progress,
+    runs,
+)
 from experiments.alignment import AlignmentConfig
 from experiments.autoencoders import Trained
 from experiments.evaluation import Member, Method, Paths
 from experiments.inr_zoo import ZooConfig
-from jax_scalegmn import network
+from jax_scalegmn import models, network
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
 from jax_scalegmn.training import losses
@@ -51,8 +64,14 @@ class EvaluationConfig:
     """The standard deviations of the perturbation of transformed copies."""
     points: int = 40
     """The number of points of every path."""
+    copies: int | None = None
+    """The number of scoring networks whose transformed copies are merged; None for all. Other fits of their images are
+    always merged with all of them."""
     search_sweeps: int = 1
     """The most sweeps over all neurons of search matching: one takes about a tenth of a second of every pair."""
+    search_pixels: int | None = None
+    """The number of pixels, drawn at random, at which search matching computes; None for all. Its time grows with them.
+    On a regular grid of few pixels a search ends at networks that agree there and nowhere else."""
     orbits: int = 20
     """The number of networks whose orbits are embedded."""
     orbit_size: int = 32
@@ -69,10 +88,16 @@ class Config(inr_zoo.Config):
     image. Of the options of the zoo, the numbers of images, and for published INRs widths, w0 and offset, hold."""
     drawn_size: tuple[int, int] = (28, 28)
     """Height and width of the images that networks of `--zoo` draw; fitted ones draw images as large as theirs."""
+    encoder: Literal["equivariant", "permutation"] = "equivariant"
+    """What the autoencoder's encoder follows: the whole group of the networks, or permutations alone, as the paper's
+    baseline does. The latter has the same decoder, and features so that both have as many parameters."""
     model: autoencoders.ModelConfig = dataclasses.field(default_factory=autoencoders.ModelConfig)
     train: TrainConfig = TrainConfig()
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
+    compile_only: str | None = None
+    """A TPU topology like v5e:8x8: the programs are compiled for it, their costs shown, and nothing is run. It needs
+    libtpu, and no TPU."""
 
 
 PRESETS = {
@@ -82,11 +107,39 @@ PRESETS = {
         Config(
             Path("runs/mnist"),
             zoo=ZooConfig(
-                widths=(2, 32, 32, 1), steps=1000, train_fits=1, selection_images=5000, scoring_images=500, chunk=32
+                size=(28, 28),
+                widths=(2, 32, 32, 1),
+                steps=1000,
+                train_fits=1,
+                selection_images=5000,
+                scoring_images=500,
+                chunk=32,
             ),
             model=autoencoders.ModelConfig(128, 4, dropout=0.2),
             train=TrainConfig(128, epochs=150, learning_rate=1e-3, warmup_steps=1000, micro_batch=2),
             alignment=AlignmentConfig(epochs=0),  # one fit of an image makes no pair
+        ),
+    ),
+    "mnist-small": (
+        "8,192 INRs of 28 x 28 images, about two hours on two cores; needs --data",
+        Config(
+            Path("runs/mnist-small"),
+            zoo=ZooConfig(
+                size=(28, 28),
+                widths=(2, 32, 32, 1),
+                steps=300,
+                learning_rate=4e-3,
+                train_fits=2,
+                train_images=4096,
+                selection_images=256,
+                scoring_images=500,
+                part=1024,
+                chunk=8,
+            ),
+            model=autoencoders.ModelConfig(64, 2),
+            train=TrainConfig(16, 24, 4e-3, warmup_steps=100, micro_batch=4, orbit_weight=0.0),
+            alignment=AlignmentConfig(epochs=3, micro_batch=8),
+            evaluation=EvaluationConfig(copies=50, search_pixels=196),
         ),
     ),
     "tiny": (
@@ -114,8 +167,10 @@ PRESETS = {
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    zoos = None if config.zoo_path is None else inr_zoo.read(config.zoo_path, config.zoo, config.seed)
-    given = runs.load_images(config, config.zoo) if zoos is None else None
+    runs.join(config)
+    if config.compile_only is not None:
+        return compile_for(config, config.compile_only)
+    zoos, given = _given(config)
     with runs.Run(config) as run:
         with run.timed("zoo"):
             zoos = inr_zoo.fit_all(config, given, run.interruption) if zoos is None else zoos
@@ -144,6 +199,31 @@ def main(config: Config) -> dict[str, Any]:
         )
 
 
+def compile_for(config: Config, topology: str) -> dict[str, Any]:
+    """Compiles the programs of the experiment for a TPU topology, shows their costs, and returns them."""
+    mesh, arch = compile_only.topology_mesh(topology), inr_zoo.architecture_of(config.zoo)
+    scales = (1.0,) * len(arch.parameters) if config.model.normalized else None
+    whole = models.autoencoder(arch, scales=scales, **config.model.options())
+    model = encoders.autoencoder(config.model, whole, config.encoder)
+    loss = losses.inr_reconstruction(model, size=config.drawn_size, orbit_weight=config.train.orbit_weight)
+    found = compile_only.costs(mesh, arch, config.train, model, loss, size=config.drawn_size, networks=config.zoo.chunk)
+    compile_only.show(topology, mesh, found)
+    return {cost.name: cost._asdict() for cost in found}
+
+
+def _given(config: Config) -> tuple[dict[str, Zoo] | None, dict[str, images.Images] | None]:
+    """The networks or the images that a config names, which fit its other options."""
+    if config.evaluation.search_pixels is not None and config.evaluation.search_pixels < 1:
+        raise ValueError(f"evaluation.search_pixels is {config.evaluation.search_pixels}; expected a number >= 1.")
+    if config.zoo_path is None:
+        given = runs.load_images(config, config.zoo)
+        inr_zoo.check_fits(config.zoo, given["train"], config.train.batch_size)
+        return None, given
+    zoos = inr_zoo.read(config.zoo_path, config.zoo, config.seed)
+    inr_zoo.check_batch(len(zoos["train"]), config.train.batch_size)
+    return zoos, None
+
+
 # --- sweeps -------------------------------------------------------------------------------------------------------
 
 
@@ -164,14 +244,11 @@ def program(config: Config) -> str:
 def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]]]:
     """Trains the autoencoders of configs of one program; see `populations.train`."""
     config = next(one for one in configs if one is not None)
+    zoos, given = _given(config)
     with runs.compilation(config), progress.Interruption() as interruption:
-        if config.zoo_path is None:
-            given = runs.load_images(config, config.zoo)
-            zoos = inr_zoo.fit_all(config, given, interruption)
-        else:
-            zoos = inr_zoo.read(config.zoo_path, config.zoo, config.seed)
-            given = drawn_images(zoos, config.drawn_size)
-        model, size = autoencoders.make_model(config.model, zoos["train"]), given["train"].images.shape[1:3]
+        zoos = inr_zoo.fit_all(config, given, interruption) if zoos is None else zoos
+        given = drawn_images(zoos, config.drawn_size) if given is None else given
+        model, size = _model(config, zoos["train"]), given["train"].images.shape[1:3]
         variance, weighted = float(given["train"].images.var()), config.train.orbit_weight != 0
 
         def make_loss(trial: Any, *, train: bool = True) -> Any:
@@ -196,9 +273,10 @@ def make_draw(arch: Architecture, size: tuple[int, int], *, networks_at_once: in
     return runs.in_chunks(draw_one, networks_at_once)
 
 
-def coordinates(given: images.Images) -> jax.Array:
-    """The positions of the images' pixels, [pixels, 2]."""
-    return jnp.asarray(network.coordinates(*given.images.shape[1:3])).reshape(-1, 2)
+def coordinates(given: images.Images, count: int | None = None, seed: int = 0) -> jax.Array:
+    """The positions of the images' pixels, or of some that are drawn at random, [pixels, 2]."""
+    whole = jnp.asarray(network.coordinates(*given.images.shape[1:3])).reshape(-1, 2)
+    return whole if count is None else whole[np.random.default_rng(seed).permutation(len(whole))[:count]]
 
 
 def drawn_images(zoos: Mapping[str, Zoo], size: tuple[int, int]) -> dict[str, images.Images]:
@@ -210,12 +288,16 @@ def drawn_images(zoos: Mapping[str, Zoo], size: tuple[int, int]) -> dict[str, im
 # --- autoencoder --------------------------------------------------------------------------------------------------
 
 
+def _model(config: Config, networks: Zoo) -> models.Autoencoder:
+    return encoders.autoencoder(config.model, autoencoders.make_model(config.model, networks), config.encoder)
+
+
 def fit_autoencoder(
     config: Config, zoos: Mapping[str, Zoo], given: images.Images, interruption: progress.Interruption
 ) -> Trained:
     """Trains the autoencoder, or continues with it, on networks of these training images."""
     settings, variance = config.train, float(given.images.var())
-    model = autoencoders.make_model(config.model, zoos["train"])
+    model = _model(config, zoos["train"])
     size = given.images.shape[1:3]
     loss = functools.partial(losses.inr_reconstruction, model, size=size, orbit_weight=settings.orbit_weight * variance)
     return autoencoders.fit(
@@ -230,6 +312,12 @@ def fit_autoencoder(
 
 
 # --- scoring ------------------------------------------------------------------------------------------------------
+
+GROUPS = {
+    "P": {"permute": True, "scale": False},
+    "D": {"permute": False, "scale": True},
+    "PD": {"permute": True, "scale": True},
+}
 
 
 class Subject(NamedTuple):
@@ -269,7 +357,12 @@ def score(
     original, decoded = tools.draw(member.params), tools.draw(member.decoded)
     merging, paths = _merge(tools, kinds, member, original, subject, keys)
     orbits = jax.tree.map(lambda leaf: leaf[: settings.orbits], subject.first)
-    spread = evaluation.orbit_spread(tools.copies, tools.read, orbits, next(keys), settings.orbit_size)
+    spreads = {
+        group: evaluation.orbit_spread(tools.copies, tools.read, orbits, next(keys), settings.orbit_size, **moves)
+        for group, moves in GROUPS.items()
+    }
+    members = {group: spread.pop("latent") for group, spread in spreads.items()}
+    spread = spreads["PD"]
     pictures = {
         "paths": paths,
         "truth": subject.truth[:12],
@@ -277,11 +370,16 @@ def score(
         "decoded": decoded[:12],
         "latent": member.latent,
         "labels": subject.labels,
-        "orbits": spread.pop("latent"),
+        "orbits": members["PD"],
         "orbit_labels": subject.labels[: settings.orbits],
     }
     reconstruction = _reconstruction(tools, subject, original, decoded, given["train"])
-    return {"reconstruction": reconstruction, "orbit": spread, "merging": merging}, pictures
+    simple = controls.score(tools.draw, zoos["train"], given["train"].images, subject.first, original, next(keys))
+    reconstruction["controls"] = {
+        name: controls.numbers(drawn, original, given["train"].images, tools.recognize, subject.labels)
+        for name, drawn in simple.items()
+    }
+    return {"reconstruction": reconstruction, "orbit": spread, "orbits": spreads, "merging": merging}, pictures
 
 
 def _subject(networks: Zoo, given: images.Images) -> Subject:
@@ -307,7 +405,7 @@ def _instruments(
 ) -> Instruments:
     model, variables, arch = trained.model, trained.variables, train.arch
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[0], train.params)
-    x, sweeps = coordinates(given), config.evaluation.search_sweeps
+    x, sweeps = coordinates(given, config.evaluation.search_pixels, config.seed), config.evaluation.search_sweeps
     search = evaluation.pairwise("search on what merged networks compute", evaluation.make_search(arch, x, sweeps))
     further = {"search": search} | alignment.make_methods(aligners, x, sweeps)
     methods = evaluation.methods(arch, model, variables, fixed, further)
@@ -324,12 +422,11 @@ def _instruments(
 def _kinds(config: Config, tools: Instruments, subject: Subject, keys: Iterator[Key]) -> dict[str, Params]:
     """The other network of every pair, by kind: another fit, and copies moved by each group with each noise."""
     kinds = {} if subject.second is None else {inr_report.INDEPENDENT: subject.second}
-    for group, (permute, scale) in {"P": (True, False), "D": (False, True), "PD": (True, True)}.items():
+    copied = _first_rows(subject.first, config.evaluation.copies)
+    for group, moves in GROUPS.items():
         for noise in config.evaluation.noises:
-            pair_keys = evaluation.each_split(jax.random.split(next(keys), len(subject.truth)), 2)
-            moved = tools.copies(
-                subject.first, pair_keys[:, 0], pair_keys[:, 1], permute=permute, scale=scale, noise=noise
-            )
+            pair_keys = evaluation.each_split(jax.random.split(next(keys), _count(copied)), 2)
+            moved = tools.copies(copied, pair_keys[:, 0], pair_keys[:, 1], **moves, noise=noise)
             kinds[f"{group}, noise {noise:g}"] = moved
     return kinds
 
@@ -349,14 +446,15 @@ def _merge(
         for kind, stack in kinds.items():
             other = tools.read(stack)
             drawn = tools.draw(other.params)
+            one, images, pairs = _first_rows((member, original, subject), len(drawn))
             merging[kind] = {}
             for name, method in tools.methods.items():
-                start, end = method.end_points(member, other)
-                paths = tools.follow[method.network](start, end, original, drawn, subject.truth)
-                merging[kind][name] = _method_scores(method, paths, tools, subject, next(keys))
+                start, end = method.end_points(one, other)
+                paths = tools.follow[method.network](start, end, images, drawn, pairs.truth)
+                merging[kind][name] = _method_scores(method, paths, tools, pairs, next(keys))
                 if len(merging) == 1:
                     pictures[name] = paths.images[:3, _nine_columns(len(paths.ts))]
-                    merging[kind][name]["milliseconds"] = _milliseconds(tools, method, member, other)
+                    merging[kind][name]["milliseconds"] = _milliseconds(tools, method, one, other)
                 advance(1)
     return merging, pictures
 
@@ -372,7 +470,15 @@ def _milliseconds(tools: Instruments, method: Method, member: Member, other: Mem
     if method.reads:
         member, other = tools.read(member.params), tools.read(other.params)
     jax.block_until_ready(method.end_points(member, other))
-    return 1e3 * (time.perf_counter() - begin) / len(jax.tree.leaves(member.params)[0])
+    return 1e3 * (time.perf_counter() - begin) / _count(member.params)
+
+
+def _count(stack: Any) -> int:
+    return len(jax.tree.leaves(stack)[0])
+
+
+def _first_rows(stack: Any, count: int | None) -> Any:
+    return jax.tree.map(lambda leaf: leaf[:count], stack)
 
 
 def _nine_columns(points: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import report, tables
+from experiments import controls, report, tables
 from experiments.tables import Table
 
 INDEPENDENT = "independent fits"
@@ -39,6 +39,7 @@ def sections(results: Mapping[str, Any], pictures: Mapping[str, Any]) -> Iterabl
     yield "<h2>Images along the path</h2>" + report.image_rows(strips)
     rows = {"image": "truth", "its INR": "original", "decoded INR": "decoded"}
     drawn = {label: [report.side_by_side(pictures[name])] for label, name in rows.items()}
+    yield "<h2>Controls</h2><p>What is drawn in place of unseen networks.</p>" + tables.page(_controls(results))
     yield "<h2>Reconstructions</h2>" + report.image_rows(drawn)
     yield "<h2>Embeddings</h2>" + _embeddings(pictures)
     yield "<h2>Training</h2>" + _training(results["training"])
@@ -62,7 +63,7 @@ def _title(results: Mapping[str, Any]) -> str:
 
 def _introduction(results: Mapping[str, Any]) -> str:
     reconstruction, orbit, zoo = results["reconstruction"], results["orbit"], results["zoo"]
-    recognized = reconstruction["recognized"]
+    recognized, groups = reconstruction["recognized"], results["orbits"]
     counts = ", ".join(
         f"{part['networks']} networks of {part['images']} images for {name}" for name, part in zoo.items()
     )
@@ -75,8 +76,22 @@ def _introduction(results: Mapping[str, Any]) -> str:
         f"{recognized['images']:.1%} of the unseen images, {recognized['original']:.1%} as drawn by their INRs and "
         f"{recognized['decoded']:.1%} as drawn by the decoded networks.</p>"
         f"<p><b>Orbits</b>: the embeddings of one orbit spread {orbit['ratio']:.1e} times as far as those of different "
-        "networks.</p>"
+        f"networks; by permutations alone {groups['P']['ratio']:.1e}, by scales or signs {groups['D']['ratio']:.1e}. "
+        f"The encoder is {results['config']['encoder']}.</p>"
     )
+
+
+def _controls(results: Mapping[str, Any]) -> Table:
+    reconstruction = results["reconstruction"]
+    decoded = reconstruction | {"recognized": reconstruction["recognized"]["decoded"]}
+    several = {"decoded network": decoded} | {
+        controls.LABELS[name]: one for name, one in reconstruction["controls"].items()
+    }
+    rows = [
+        [label, f"{one['mse']:.4f}", f"{one['share_of_variance']:.1%}", f"{one['recognized']:.1%}"]
+        for label, one in several.items()
+    ]
+    return Table("Controls", ("drawn", "mean squared error", "of the variance", "read"), rows)
 
 
 def _copies(results: Mapping[str, Any]) -> Table:

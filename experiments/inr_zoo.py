@@ -64,6 +64,33 @@ def architecture_of(settings: ZooConfig) -> Architecture:
     return sg.siren(settings.widths, w0=settings.w0, offset=settings.offset)
 
 
+def check_fits(settings: ZooConfig, train: images.Images, batch_size: int) -> None:
+    """Checks, before any is fitted, that INRs of gray images are asked for, and enough of them for a batch.
+
+    Raises:
+      ValueError: If the widths are of no INR of gray images, or a batch is larger than the training networks.
+    """
+    if len(settings.widths) < 3 or (settings.widths[0], settings.widths[-1]) != (2, 1):
+        raise ValueError(
+            f"zoo.widths is {settings.widths}; expected 2 coordinates first, one or more hidden layers, and the 1 "
+            "channel of gray images last, like 2 32 32 1."
+        )
+    check_batch(len(train.images) * settings.train_fits, batch_size)
+
+
+def check_batch(networks: int, batch_size: int) -> None:
+    """Checks that the training networks fill a batch.
+
+    Raises:
+      ValueError: If they do not.
+    """
+    if not 1 <= batch_size <= networks:
+        raise ValueError(
+            f"train.batch_size is {batch_size}; expected a number from 1 to {networks}, the training networks. Lower "
+            "it, or raise zoo.train_images."
+        )
+
+
 # --- fitting ------------------------------------------------------------------------------------------------------
 
 
@@ -103,8 +130,10 @@ def fit_split(
                 initialization=INITIALIZATIONS[settings.initialization],
                 networks_at_once=settings.chunk,
                 progress=advance,
+                mesh=runs.device_mesh(config),
             )
-            zoo.save(part, path)
+            part = runs.on_host(part)
+            runs.save_zoo(part, path)
             parts.append(part)
             interruption.stop_if_requested(f"{first + len(rows)} of {len(image_index)} INRs for {split}")
     return zoo.concatenate(parts)
@@ -218,14 +247,25 @@ def _parts(path: Path, settings: ZooConfig, seed: int) -> dict[str, Zoo]:
 
 def _published(path: Path, split: Any, settings: ZooConfig) -> dict[str, Zoo]:
     names = {"train": "train", "selection": "validation", "scoring": "test"}
+    arch = architecture_of(settings)
     try:
-        parts = {name: inr_folders.load(split, architecture_of(settings), part=part) for name, part in names.items()}
+        parts = {name: _published_part(split, arch, part) for name, part in names.items()}
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
             f"{path}: expected published INRs {'-'.join(map(str, settings.widths))}; got: {error} "
             "Name their widths by --zoo.widths and their offset by --zoo.offset."
         ) from error
     return {name: _first_images(part, name, settings) for name, part in parts.items()}
+
+
+def _published_part(split: Any, arch: Architecture, part: str) -> Zoo:
+    """The networks of one part, which a split's file names by paths of its author's machine or of ours."""
+    try:
+        return inr_folders.load(split, arch, part=part)
+    except FileNotFoundError:
+        if not isinstance(split, Path):
+            raise
+        return inr_folders.load(split, arch, part=part, root=split.parent)
 
 
 def _first_images(part: Zoo, split: str, settings: ZooConfig) -> Zoo:

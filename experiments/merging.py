@@ -28,7 +28,7 @@ import optax
 import tyro
 
 from experiments import progress, report, runs, tables
-from jax_scalegmn import architecture, landscape, matching, merge, network, stacks, symmetry, zoo
+from jax_scalegmn import architecture, distributed, landscape, matching, merge, network, stacks, symmetry, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
 from jax_scalegmn.matching import Matching
@@ -170,6 +170,7 @@ class Method(NamedTuple):
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.join(config)
     _check(config)
     archs = {text: architecture.parse(text) for text in config.networks}
     many = architecture.parse(config.many_of)
@@ -254,15 +255,17 @@ def train_networks(
         num_epochs=settings.epochs,
         batch_size=settings.batch_size,
         networks_at_once=1 if arch.input_rank == 3 and jax.default_backend() == "cpu" else None,
+        mesh=runs.device_mesh(config),
     )
     with progress.bar(f"{count} x {text}", settings.epochs, "epochs") as advance:
         for epoch in epochs:
             params, losses = epoch
             advance(1, f"loss {np.mean(losses):.4f}")
+    params = jax.tree.map(jnp.asarray, distributed.gather(params))
     scores = jax.jit(lambda stack: jax.lax.map(lambda one: _score(arch, one, data), stack))(params)
     records = {name: np.asarray(values) for name, values in scores._asdict().items()}
     trained = zoo.Zoo(arch, params, records | {"seed": np.arange(count)}, dataclasses.asdict(settings))
-    zoo.save(trained, path)
+    runs.save_zoo(trained, path)
     return trained
 
 

@@ -8,6 +8,8 @@ from types import FrameType
 import rich.console
 import rich.progress
 
+from jax_scalegmn import distributed
+
 console = rich.console.Console()
 
 
@@ -36,8 +38,22 @@ def bar(description: str, total: int, unit: str) -> Iterator[Callable[..., None]
         yield advance
 
 
+AGAIN = 75  # the exit status that asks for another call, EX_TEMPFAIL of sysexits.h
+
+
+class Interrupted(SystemExit):
+    """The end of a run that has saved its state and waits to be resumed, with exit status 75."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.code = AGAIN
+
+
 class Interruption:
-    """Turns SIGINT and SIGTERM into a flag for the length of a `with`; a second SIGINT stops at once."""
+    """Turns SIGINT and SIGTERM into a flag for the length of a `with`; a second SIGINT stops at once.
+
+    A signal to one of several processes stops all of them at the same place.
+    """
 
     requested = False
 
@@ -50,9 +66,11 @@ class Interruption:
             signal.signal(number, handler)
 
     def stop_if_requested(self, saved: str) -> None:
-        """Ends the program, with what was saved and how to continue, if a signal came."""
-        if self.requested:
-            raise SystemExit(f"Interrupted. Saved: {saved}. Continue with the same command and --resume.")
+        """Ends the program, with what was saved and how to continue, if a signal came to any process."""
+        if distributed.any_process(self.requested):
+            message = f"Interrupted. Saved: {saved}. Continue with the same command and --resume."
+            console.print(message, soft_wrap=True)
+            raise Interrupted(message)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

@@ -8,18 +8,21 @@ import json
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
 
-from experiments import progress, report, tables
-from jax_scalegmn import io, training, zoo
+from experiments import ownership, progress, report, tables
+from jax_scalegmn import distributed, io, training, zoo
 from jax_scalegmn.io import images
 
 
@@ -33,6 +36,8 @@ class ImageConfig:
     """The number of images on which the best epoch is selected."""
     scoring_images: int = 297
     """The number of images on which the results are measured."""
+    size: tuple[int, int] | None = None
+    """The height and width that the images must have; None for any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +94,70 @@ class RunConfig:
     JAX_COMPILATION_CACHE_DIR names another folder."""
     quick_compilation: bool = False
     """Whether programs are compiled with few optimizations, which takes less time than it costs in runs of seconds."""
+    every_minutes: float | None = None
+    """The most minutes between two checkpoints. One is saved at each epoch that is the best so far, at the end, and
+    where a run is interrupted; None for one at every epoch."""
+    mesh: int | None = None
+    """The number of devices, of all processes, over which networks are fitted and batches are divided; -1 for all of
+    them, None for one device, or with several processes for all."""
+    coordinator: str | None = None
+    """The address of process 0, like 10.0.0.1:1234, in each of several processes. A TPU pod slice and Slurm need none
+    of the three: they are found."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """The number of this process, from 0."""
 
 
 SPLITS = ("train", "selection", "scoring")
-HOW = ("resume", "compilation_cache", "quick_compilation")  # options that say how to run, not what
+# Options that say how to run, not what.
+HOW = (
+    "resume",
+    "compilation_cache",
+    "quick_compilation",
+    "every_minutes",
+    "mesh",
+    "coordinator",
+    "processes",
+    "process",
+    "compile_only",
+)
+_OWN = ("process",)  # options that differ between processes
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
+
+
+def join(config: RunConfig) -> None:
+    """Joins the processes of the run, before JAX is used, and checks that all have the same options.
+
+    Raises:
+      SystemExit: If they are not all there in a minute, or have other options.
+    """
+    try:
+        distributed.initialize(config.coordinator, config.processes, config.process)
+        distributed.check_same({name: value for name, value in _flat(plain(config)).items() if name not in _OWN})
+    except (TimeoutError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    progress.console.quiet = not distributed.is_writer()
+
+
+def device_mesh(config: RunConfig) -> Mesh | None:
+    """The devices over which the run shares out networks; None for one device."""
+    size = config.mesh if config.mesh is not None else (-1 if jax.process_count() > 1 else None)
+    return None if size is None else distributed.mesh({"data": size})
+
+
+def save_zoo(networks: zoo.Zoo, path: Path) -> None:
+    """Writes a zoo, in one of several processes."""
+    if distributed.is_writer():
+        zoo.save(networks, path)
+
+
+def on_host(networks: zoo.Zoo) -> zoo.Zoo:
+    """A zoo that was fitted over a mesh, whole in every process."""
+    params = jax.tree.map(jnp.asarray, distributed.gather(networks.params))
+    return dataclasses.replace(networks, params=params)
 
 
 class Run:
@@ -106,11 +168,13 @@ class Run:
                 ...
             return run.finish(results, "Merging INRs", sections, result_tables)
 
-    Inside the `with`, JAX keeps compiled programs where the options say so, and SIGINT and SIGTERM stop the run at the
-    next `run.interruption.stop_if_requested`.
+    Inside the `with`, JAX keeps compiled programs where the options say so, SIGINT and SIGTERM stop the run at the next
+    `run.interruption.stop_if_requested`, and no other run can have the folder. Of several processes one owns the folder
+    and writes; where another one is lost, this one ends with status 75.
 
     Raises:
-      SystemExit: If the folder holds a run already and may not be resumed, or there is none to resume.
+      SystemExit: If the folder holds a run already and may not be resumed, there is none to resume, or another run goes
+        on in it.
     """
 
     def __init__(self, config: RunConfig):
@@ -122,13 +186,15 @@ class Run:
         self._start = time.perf_counter()
         with contextlib.ExitStack() as stack:
             stack.enter_context(compilation(self.config))
-            claim(self.config)
+            _claim_together(self.config, stack)
             stack.enter_context(self.interruption)
             self._exit = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         self._exit.close()
+        if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+            _end_without_the_others(error)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -155,8 +221,9 @@ class Run:
         seconds = results.get("seconds", {}) | self._seconds | {"total": time.perf_counter() - self._start}
         whole = {"config": plain(self.config), "environment": environment(), **results, "seconds": seconds}
         out = self.config.out
-        write_json(out / "results.json", whole)
-        report.write(out / "report.html", title, sections(whole))
+        if distributed.is_writer():
+            write_json(out / "results.json", whole)
+            report.write(out / "report.html", title, sections(whole))
         for table in result_tables(whole):
             progress.console.print(tables.terminal(table))
         progress.console.print(f"Report: {out / 'report.html'}, numbers: {out / 'results.json'}")
@@ -182,11 +249,16 @@ def claim(config: RunConfig) -> None:
                 f"{config.out} holds a run with other options ({'; '.join(differences)}). Use the same ones."
             )
         return
-    if config.resume:
+    check_resumable(config)
+    write_json(path, mine)
+
+
+def check_resumable(config: RunConfig) -> None:
+    """Refuses to resume where there is no run, before a folder is made."""
+    if config.resume and not (config.out / "config.json").exists():
         raise SystemExit(
             f"{config.out} holds no run to resume. Name the folder of one by --out, or leave out --resume."
         )
-    write_json(path, mine)
 
 
 def read_json(path: Path) -> Any:
@@ -218,12 +290,17 @@ def rebuilding(path: Path, error: Exception) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON values as a file, atomically, a list of numbers on one line; NaN and infinities are refused."""
+    """Writes JSON values as a file, atomically, a list of numbers on one line; NaN and infinities are refused.
+
+    One of several processes writes it.
+    """
     text = re.sub(
         r"\[\n[^\[\]{}\"]*\]",
         lambda numbers: re.sub(r"\n\s*", " ", numbers[0]).replace("[ ", "[").replace(" ]", "]"),
         json.dumps(value, indent=1, allow_nan=False),
     )
+    if not distributed.is_writer():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with io.atomic_path(path, overwrite=True) as written:
         written.write_text(text)
@@ -269,6 +346,12 @@ def load_images(config: RunConfig, settings: ImageConfig) -> dict[str, images.Im
     else:
         given, scoring = images.load(config.data)
         held_out = 0
+        if len(scoring.images) < settings.scoring_images:
+            raise ValueError(
+                f"{config.data}: expected {settings.scoring_images} test images for scoring, got "
+                f"{len(scoring.images)}. Lower zoo.scoring_images."
+            )
+    _check_size(config, settings, given)
     order = np.random.default_rng(config.seed).permutation(len(given.images))
     rest = len(order) - settings.selection_images - held_out
     count = rest if settings.train_images is None else settings.train_images
@@ -321,6 +404,48 @@ def in_chunks(fn: Callable[..., Any], size: int) -> Callable[..., Any]:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
+def _claim_together(config: RunConfig, stack: contextlib.ExitStack) -> None:
+    """Owns and claims the folder in one process; all go on, or all end with its reason."""
+    refusal, seen = None, True
+    if distributed.is_writer():
+        try:
+            check_resumable(config)
+            stack.enter_context(ownership.owned(config.out))
+            claim(config)
+        except SystemExit as error:
+            refusal = str(error)
+    refusal = distributed.every_process(refusal)[0]
+    if refusal is not None:
+        raise SystemExit(refusal)
+    seen = (config.out / "config.json").is_file()
+    blind = [number for number, sees in enumerate(distributed.every_process(seen)) if not sees]
+    if blind:
+        raise SystemExit(
+            f"{config.out.absolute()}: process {blind[0]} does not see what process 0 wrote there; expected a folder "
+            "that all processes share. Name one by --out."
+        )
+
+
+def _end_without_the_others(error: BaseException) -> None:
+    """Ends this process where another one is lost: at once, since an orderly end would wait for all."""
+    reason = str(error).splitlines()[0][:300]
+    print(
+        f"Process {jax.process_index()} of {jax.process_count()} ends, since another one is lost ({reason}). Start all "
+        "of them again by the same command and --resume.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(progress.AGAIN)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 @contextlib.contextmanager
 def compilation(config: RunConfig) -> Iterator[None]:
     """JAX compiles as the options say, and keeps the programs, until the run ends."""
@@ -345,6 +470,18 @@ def _configure(values: Mapping[str, Any]) -> None:
         jax.config.update(name, value)
     if "jax_compilation_cache_dir" in values:  # JAX decides at its first program whether there is a cache
         compilation_cache.reset_cache()
+
+
+def _check_size(config: RunConfig, settings: ImageConfig, given: images.Images) -> None:
+    size = given.images.shape[1:3]
+    if settings.size is not None and size != tuple(settings.size):
+        expected, got = (" x ".join(map(str, several)) for several in (settings.size, size))
+        source, cure = (
+            ("scikit-learn's digits", "Name a file of images by --data")
+            if config.data is None
+            else (config.data, "Name another file by --data, or allow this one by --zoo.size None")
+        )
+        raise ValueError(f"{source}: expected images of {expected} pixels, got {got}. {cure}.")
 
 
 def _rows(given: images.Images, rows: np.ndarray) -> images.Images:

@@ -26,7 +26,7 @@ The packages, from what a network is to what is done with many of them:
 - `report`: the "Same function?" page of two networks.
 
 Next to them are the modules `landscape` (losses along paths and barriers), `testing` (checks for your own networks and
-models), `stacks` (several networks in one pytree) and `types`.
+models), `stacks` (several networks in one pytree), `distributed` (many devices and processes) and `types`.
 """
 
 import importlib
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jax_scalegmn import (
         architecture,
         cli,
+        distributed,
         inference,
         io,
         landscape,
@@ -107,6 +108,7 @@ __all__ = [
     "autoencoder",
     "cli",
     "cnn",
+    "distributed",
     "infer",
     "inference",
     "io",

@@ -281,7 +281,8 @@ def is_concrete(tree: Any) -> bool:
 def check_finite(tree: Any, *, name: str = "params") -> None:
     """Checks that no array holds a NaN or an infinity; arrays whose values are not known yet (`is_concrete`) pass.
 
-    It copies the arrays to the host. So call it where data enters a program, not inside a computation.
+    It copies the arrays to the host. So call it where data enters a program, not inside a computation. Of arrays over
+    several processes, each checks what it holds.
 
     Args:
       tree: An array or a pytree of arrays.
@@ -299,6 +300,10 @@ def check_finite(tree: Any, *, name: str = "params") -> None:
     """
     for path, leaf in jax.tree.leaves_with_path(to_dict(tree)):
         if not is_concrete(leaf):
+            continue
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            for shard in leaf.addressable_shards:
+                check_finite(shard.data, name=f"{name}{jax.tree_util.keystr(path)}, on {shard.device},")
             continue
         values = np.asarray(leaf)
         entries = values.reshape(-1)
@@ -366,7 +371,9 @@ def at_least_float32(tree: Any) -> Any:
     """
 
     def wide(leaf: Any) -> Any:
-        return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32)) if is_floating(leaf) else leaf
+        if callable(leaf) or not is_floating(leaf):  # modules of Equinox hold functions
+            return leaf
+        return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
     return jax.tree.map(wide, tree)
 
@@ -441,6 +448,7 @@ def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any
     return jax.tree.map(lambda leaf: mean(jnp.asarray(leaf)), stack)
 
 
+@any_container("a", "b", returns=True)
 def combine(a: Any, b: Any, left: ArrayLike, right: ArrayLike) -> Any:
     """The linear combination of two networks: left a + right b, array by array.
 

@@ -99,9 +99,11 @@ def assert_equivariant(
     """
 
     def moved(element: symmetry.Element, out: Any) -> Any:
-        return symmetry.act(arch, element, stacks.to_dict(out))
+        return symmetry.act(arch, element, out)
 
-    return _assert_commutes(arch, fn, moved, params, key, tolerance, "equivariant", **options)
+    return _assert_commutes(
+        arch, lambda some: stacks.to_dict(fn(some)), moved, params, key, tolerance, "equivariant", **options
+    )
 
 
 @stacks.any_container("params", calls=("apply",))

@@ -33,7 +33,7 @@ def test_the_default_solves_its_width(width):
 
 def test_the_default_is_on_the_device_for_narrow_layers_alone():
     assert assignment.default(8) is assignment.hungarian
-    assert assignment.default(9) is assignment.scipy
+    assert assignment.default(9) is assignment.by_platform
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs to choose the cores of a process")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import support
 from safetensors.numpy import save_file
+from test_tensors import mapping, tensor, write_torch
 
 import jax_scalegmn as sg
 from jax_scalegmn import cli
@@ -214,5 +215,59 @@ def test_whole_numbers_that_differ_and_tensors_that_are_one_are_refused(folder, 
     status, _, err = run(capsys, "merge", "a.pt", "b.pt", *GIVEN, "--out", "c.pt")
     assert (status, "['mask'] is int64, and differs" in err) == (2, True)
     file = sg.io.read_arrays(folder / "a.pt")._replace(shared=(("conv1.weight", "conv2.weight"),))
-    with pytest.raises(ValueError, match=r"'conv1\.weight' and 'conv2\.weight' are one tensor"):
+    with pytest.raises(ValueError, match=r"a\.pt: 'conv1\.weight' and 'conv2\.weight' share memory"):
         sg.io.as_stored(file)
+
+
+TIED = """
+import jax.numpy as jnp
+
+def apply(params, x):
+    hidden = jnp.tanh(x @ params["enc.weight"].T + params["enc.bias"])
+    return hidden @ params["dec.weight"].T + params["dec.bias"]
+"""
+
+
+def write_tied(path, seed, moved=None):
+    """An autoencoder whose second weight is a transposed view of the first, as in a file of PyTorch."""
+    rng = np.random.default_rng(seed)
+    weight, hidden, bias = (rng.normal(size=shape).astype("f") for shape in ((6, 4), 6, 4))
+    if moved is not None:
+        order, signs = moved[0], moved[1].astype("f")
+        weight, hidden = (weight * signs[:, None])[order], (hidden * signs)[order]
+    storages = {str(key): value.tobytes() for key, value in enumerate((weight, hidden, bias))}
+    views = {
+        "enc.weight": tensor("FloatStorage", "0", 24, 0, (6, 4), (4, 1)),
+        "enc.bias": tensor("FloatStorage", "1", 6, 0, (6,), (1,)),
+        "dec.weight": tensor("FloatStorage", "0", 24, 0, (4, 6), (1, 4)),
+        "dec.bias": tensor("FloatStorage", "2", 4, 0, (4,), (1,)),
+    }
+    write_torch(path, mapping(views), storages)
+    return weight, hidden
+
+
+def test_tensors_that_are_one_stay_one_under_the_users_function(folder, capsys):
+    (folder / "own_model.py").write_text(TIED)
+    np.savez("data.npz", x=np.random.default_rng(1).normal(size=(50, 4)).astype("f"))
+    weight, hidden = write_tied(folder / "a.pt", 0)
+    write_tied(folder / "moved.pt", 0, (np.array([3, 0, 5, 1, 2, 4]), np.array([1, -1, -1, 1, -1, 1])))
+    write_tied(folder / "b.pt", 1)
+    status, out, err = run(capsys, "align", "moved.pt", "a.pt", *GIVEN, "--out", "back.pt", "--json", "s.json")
+    assert (status, err) == (0, "")
+    assert json.loads((folder / "s.json").read_text())["neuron_layers"][1]["group"] == "sign"
+    back = tensors.read("back.pt")
+    assert list(back) == ["enc.weight", "enc.bias", "dec.weight", "dec.bias"]
+    np.testing.assert_array_equal(back["enc.weight"], weight)
+    np.testing.assert_array_equal(back["dec.weight"], weight.T)
+    np.testing.assert_array_equal(back["enc.bias"], hidden)
+    status, out, err = run(capsys, "merge", "a.pt", "b.pt", *GIVEN, "--out", "c.pt", "--repair")
+    assert (status, err) == (0, "")
+    assert "not repaired  enc.weight: its mean and standard deviation: its parameters act in other places, too" in out
+    merged = tensors.read("c.pt")
+    np.testing.assert_array_equal(merged["dec.weight"], merged["enc.weight"].T)
+    tensors.write("b.pt", tensors.read("b.pt"), overwrite=True)
+    status, out, err = run(capsys, "merge", "a.pt", "b.pt", *GIVEN, "--out", "c.pt", "--overwrite")
+    assert (status, "b.pt: the tensors that are one are []" in err) == (2, True)
+    layers = "sequential([Dense(6, name='enc'), 'tanh', Dense(4, name='dec')], (4,))"
+    status, out, err = run(capsys, "merge", "a.pt", "moved.pt", "--arch", layers, "--out", "c.pt", "--overwrite")
+    assert (status, "'dec.weight' and 'enc.weight' are one tensor" in err) == (2, True)

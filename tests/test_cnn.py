@@ -117,7 +117,7 @@ def test_too_few_usable_networks_are_refused(run):
     out, _ = run
     config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, least_accuracy=1.1))
     parts = dict.fromkeys(("train", "selection"), zoo.load(out / "zoo" / "relu-0000.safetensors"))
-    with pytest.raises(ValueError, match=r"0 relu networks reach train.least_accuracy=1.1"):
+    with pytest.raises(ValueError, match=r"0 relu networks reach train.least_accuracy=1.1; expected one batch"):
         cnn.fit_autoencoder(config, "relu", parts, {}, progress.Interruption())
 
 

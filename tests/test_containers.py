@@ -1,7 +1,12 @@
 """Networks in any container go into every public function, with the numbers of nested dicts, and come back in it."""
 
 import collections
+import dataclasses
 import functools
+import importlib
+import inspect
+import pkgutil
+import tempfile
 from typing import Any
 
 import equinox as eqx
@@ -93,8 +98,95 @@ def loss(apply):
     return lambda params: jnp.square(apply(params, X) - 1).mean()
 
 
-# Each takes two networks, a stack of them and the function that reads one.
+def built(arch):
+    """A builder's perceptron, with the names of the containers."""
+    names = {"Dense_0": "up", "Dense_1": "down"}
+    layers = tuple(dataclasses.replace(layer, name=names[layer.name]) for layer in arch.layers)
+    parameters = tuple(dataclasses.replace(p, path=(names[p.path[0]], p.path[1])) for p in arch.parameters)
+    return dataclasses.replace(arch, layers=layers, parameters=parameters)
+
+
+BUILT, SIREN = built(sg.mlp((3, 5, 2), "tanh")), built(sg.siren((3, 5, 2), w0=1.0))
+DRAWN = jnp.arange(6) % 2  # labels
+ENCODER = sg.Encoder(sg.ScaleGMN(ARCH, features=4, num_layers=1), latent=2)
+VARIABLES = ENCODER.init(KEY, network(0))
+
+
+def encoded(params):
+    return ENCODER.apply(VARIABLES, params)
+
+
+def written(params):
+    """What is in a file that a network is written to."""
+    with tempfile.TemporaryDirectory() as folder:
+        like = sg.io.NetworkFile({}, sg.io.FileFormat(".npz"), flat(jax.tree.map(np.asarray, network(1))))
+        sg.io.write_network(f"{folder}/x.npz", ARCH, params, like)
+        return dict(np.load(f"{folder}/x.npz"))
+
+
+def flat(params):
+    return {f"{layer}/{name}": value for layer, own in params.items() for name, value in own.items()}
+
+
+# Each takes two networks, a stack of three and the function that reads one.
 FUNCTIONS = {
+    "architecture.check_params": lambda a, b, stack, f: sg.architecture.check_params(ARCH, a),
+    "architecture.check_stack": lambda a, b, stack, f: sg.architecture.check_stack(ARCH, stack),
+    "architecture.unpack": lambda a, b, stack, f: sg.architecture.unpack(ARCH, a),
+    "inference.infer": lambda a, b, stack, f: [n.width for n in sg.infer(f, a, X).arch.neuron_layers],
+    "io.to_torch": lambda a, b, stack, f: list(sg.io.to_torch(BUILT, a).values()),
+    "io.write_network": lambda a, b, stack, f: list(written(a).values()),
+    "landscape.path": lambda a, b, stack, f: sg.landscape.path(loss(f), a, b, num_points=3),
+    "matching.activation_matching": lambda a, b, stack, f: sg.matching.activation_matching(ARCH, a, b, X),
+    "matching.canonical_matching": lambda a, b, stack, f: sg.matching.canonical_matching(ARCH, a, b),
+    "matching.framed": lambda a, b, stack, f: sg.matching.framed(ARCH, stack, sg.stacks.stack(*[ELEMENT] * 3)),
+    "matching.orbit_distance": lambda a, b, stack, f: sg.matching.orbit_distance(ARCH, a, b),
+    "matching.pairwise": lambda a, b, stack, f: sg.matching.pairwise(ARCH, stack),
+    "matching.relaxation.soft_act": lambda a, b, stack, f: sg.matching.relaxation.soft_act(
+        ARCH, sg.matching.relaxation.soften(ARCH, sg.matching.relaxation.logits_of(ARCH, ELEMENT)), a
+    ),
+    "matching.straight_through_matching": lambda a, b, stack, f: sg.matching.straight_through_matching(
+        ARCH, a, b, lambda params, x: jnp.square(f(params, x)).mean(), X[:2]
+    ),
+    "matching.unmatched": lambda a, b, stack, f: sg.matching.unmatched(ARCH, a, b),
+    "merge.repair": lambda a, b, stack, f: sg.merge.repair(ARCH, a, stack, X),
+    "merge.reset_batch_norm": lambda a, b, stack, f: sg.merge.reset_batch_norm(ARCH, a, X),
+    "merge.soup": lambda a, b, stack, f: sg.merge.soup(stack, jnp.array([0.0, 0.5])),
+    "merge.task_arithmetic": lambda a, b, stack, f: sg.merge.task_arithmetic(a, stack, 0.5),
+    "models.baselines.standardization": lambda a, b, stack, f: sg.models.baselines.standardization(ARCH, stack),
+    "models.baselines.statistics": lambda a, b, stack, f: sg.models.baselines.statistics(ARCH, a),
+    "models.embed": lambda a, b, stack, f: sg.models.embed(ENCODER, VARIABLES, stack),
+    "models.graph.from_params": lambda a, b, stack, f: sg.models.graph.from_params(ARCH, a)[:2],
+    "models.Encoder": lambda a, b, stack, f: encoded(a),
+    "network.activations": lambda a, b, stack, f: list(sg.network.activations(ARCH, a, X).values()),
+    "network.apply": lambda a, b, stack, f: sg.network.apply(ARCH, a, X),
+    "network.at_means": lambda a, b, stack, f: [*sg.network.at_means(ARCH, a, X[0])],
+    "network.at_places": lambda a, b, stack, f: [*sg.network.at_places(ARCH, a, X[0]).values()],
+    "network.forward": lambda a, b, stack, f: sg.network.forward(
+        BUILT, a, X[0], lambda path, layer, own, x, state: (sg.network.layer_output(layer, own, x), state), 0
+    ),
+    "network.replace_variables": lambda a, b, stack, f: sg.network.replace_variables(a, {("up", "bias"): jnp.ones(5)}),
+    "network.train_apply": lambda a, b, stack, f: sg.network.train_apply(BUILT, a, X)[0],
+    "report.same_function": lambda a, b, stack, f: (
+        len(sg.report.same_function(ARCH, a, b, element=ELEMENT, loss=loss(f)).html) > 0
+    ),
+    "stacks.at_least_float32": lambda a, b, stack, f: stacks.at_least_float32(a),
+    "stacks.average": lambda a, b, stack, f: stacks.average(stack),
+    "stacks.check_alike": lambda a, b, stack, f: stacks.check_alike(a, b),
+    "stacks.check_finite": lambda a, b, stack, f: stacks.check_finite(a),
+    "stacks.check_floating": lambda a, b, stack, f: stacks.check_floating(a),
+    "stacks.combine": lambda a, b, stack, f: stacks.combine(a, b, 0.5, 2.0),
+    "stacks.count": lambda a, b, stack, f: stacks.count(stack),
+    "stacks.lerp": lambda a, b, stack, f: stacks.lerp(a, b, 0.25),
+    "stacks.stack": lambda a, b, stack, f: stacks.stack(a, b),
+    "symmetry.balanced_pair": lambda a, b, stack, f: [sg.symmetry.balanced_pair(ARCH, a, b).goal],
+    "symmetry.canonical.element": lambda a, b, stack, f: sg.symmetry.canonical.element(ARCH, a),
+    "symmetry.wrap_phase": lambda a, b, stack, f: sg.symmetry.wrap_phase(SIREN, a),
+    "testing.assert_equivariant": lambda a, b, stack, f: sg.testing.assert_equivariant(ARCH, lambda p: p, a, KEY),
+    "testing.assert_invariant": lambda a, b, stack, f: sg.testing.assert_invariant(ARCH, loss(f), a, KEY),
+    "training.losses.teacher_logits": lambda a, b, stack, f: sg.training.losses.teacher_logits(BUILT, stack, X),
+    "zoo.classifiers.cross_entropy": lambda a, b, stack, f: sg.zoo.classifiers.cross_entropy(BUILT, a, X, DRAWN),
+    "zoo.classifiers.score": lambda a, b, stack, f: sg.zoo.classifiers.score(BUILT, a, X, DRAWN),
     "symmetry.act": lambda a, b, stack, f: sg.symmetry.act(ARCH, ELEMENT, a),
     "symmetry.orbit": lambda a, b, stack, f: sg.symmetry.orbit(ARCH, a, KEY, 3),
     "symmetry.balance": lambda a, b, stack, f: sg.symmetry.balance(ARCH, a),
@@ -125,8 +217,46 @@ FUNCTIONS = {
     "landscape.barrier": lambda a, b, stack, f: sg.landscape.barrier(loss(f), a, b),
     "landscape.plane": lambda a, b, stack, f: sg.landscape.plane(loss(f), a, b, stacks.member(stack, 0), num_points=3),
     "stacks.member": lambda a, b, stack, f: stacks.member(stack, 1),
-    "testing": lambda a, b, stack, f: sg.testing.assert_function_preserved(ARCH, f, a, X),
+    "testing.assert_function_preserved": lambda a, b, stack, f: sg.testing.assert_function_preserved(ARCH, f, a, X),
 }
+
+
+# Those with an argument of such a name that need no test with every container.
+OTHERS = {
+    "architecture.flatten": "takes nested dicts to paths, as other functions of params get them",
+    "io.checksum": "of any pytree's arrays",
+    "models.match_size": "takes the shapes of an example for a model",
+    "models.reference.encode": "its variables are those of a model",
+    "network.merge_variables": "from Flax's variables",
+    "network.split_variables": "to Flax's variables",
+    "network.render": "as network.apply, at the places of pixels",
+    "report.widget": "as report.same_function, in a notebook",
+    "stacks.is_concrete": "of any pytree",
+    "stacks.like": "tested below",
+    "stacks.reader": "tested below",
+    "stacks.to_dict": "tested below",
+    "training.replicate": "of any pytree",
+    **dict.fromkeys(
+        ("network.convolve", "network.convolve_by_patches", "network.layer_output", "network.preactivation"),
+        "takes the params of one layer",
+    ),
+}
+NETWORK_ARGUMENTS = {
+    *("params", "target", "targets", "stack", "merged", "networks", "a", "b", "c", "base", "tuned", "vectors"),
+    *("variables", "tree", "template"),
+}
+
+
+def test_no_public_function_of_networks_is_left_out():
+    found = {}
+    for module in pkgutil.walk_packages(sg.__path__, "jax_scalegmn."):
+        if not any(part.startswith("_") for part in module.name.split(".")):
+            own = importlib.import_module(module.name)
+            for name in getattr(own, "__all__", ()):
+                value = getattr(own, name)
+                if inspect.isfunction(value) and NETWORK_ARGUMENTS & set(inspect.signature(value).parameters):
+                    found.setdefault(value, f"{module.name.removeprefix('jax_scalegmn.')}.{name}")
+    assert {*found.values()} - {*FUNCTIONS} == {*OTHERS} - {*FUNCTIONS}
 
 
 @functools.cache

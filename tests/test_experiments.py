@@ -17,7 +17,18 @@ import support
 import tyro
 
 import jax_scalegmn as sg
-from experiments import alignment, autoencoders, classify, generalization, inr, inr_zoo, progress, runs
+from experiments import (
+    alignment,
+    autoencoders,
+    classify,
+    controls,
+    encoders,
+    generalization,
+    inr,
+    inr_zoo,
+    progress,
+    runs,
+)
 from experiments.runs import SPLITS
 from jax_scalegmn import models, zoo
 from jax_scalegmn.training import checkpoint
@@ -68,6 +79,9 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert page.count("data:image/png;base64,") == len(METHODS) * 3 + 3  # the methods' three pairs, and reconstructions
     assert page.count("data-chart=") == 3 + 3
     assert "<title>orbit 0 of label" in page
+    assert "mean of training networks, aligned to one" in page
+    assert stored["orbits"].keys() == {"P", "D", "PD"}
+    assert stored["orbits"]["PD"] == stored["orbit"]
     assert support.asks_for_nothing(page)
 
 
@@ -86,6 +100,111 @@ def test_noiseless_copies_merge_without_loss_by_the_right_matching_and_by_the_au
             assert results["merging"][f"{group}, noise 0"][method]["barrier"]["mean"] < 1e-8
     assert results["merging"]["PD, noise 0"]["naive"]["barrier"]["mean"] > 1e-3
     assert results["orbit"]["ratio"] < 1e-4
+
+
+def test_controls_are_scored_as_decoded_networks_are(run):
+    """Each against what the networks draw; the nearest training network is one, and less noise is nearer."""
+    reconstruction = run[1]["reconstruction"]
+    found = reconstruction["controls"]
+    assert found.keys() == controls.LABELS.keys()
+    for numbers in found.values():
+        assert numbers["share_of_variance"] == pytest.approx(numbers["mse"] / reconstruction["image_variance"])
+        assert 0 <= numbers["recognized"] <= 1
+    noises = [found[f"noise_{noise:g}"]["mse"] for noise in controls.NOISES]
+    assert noises == sorted(noises)
+    assert noises[0] < found["nearest"]["mse"] < found["mean_network"]["mse"]
+
+
+def test_controls_draw_what_they_say():
+    """Two training networks: one of the wanted two is nearest to each, and means are between them."""
+    arch = sg.siren((2, 4, 1))
+    stack = jax.vmap(lambda key: sg.network.init(arch, key))(jax.random.split(jax.random.key(0), 2))
+    draw = inr.make_draw(arch, (3, 5))
+    images = draw(stack)
+    networks = zoo.Zoo(arch, stack, {}, {})
+    turned = jax.tree.map(lambda leaf: leaf[::-1], stack)
+    drawn = controls.score(draw, networks, images, turned, images[::-1], jax.random.key(1))
+    np.testing.assert_array_equal(drawn["nearest"], images[::-1])
+    np.testing.assert_allclose(drawn["mean_image"][0], images.mean(0), rtol=1e-5)
+    mean = jax.tree.map(lambda leaf: leaf.mean(0), stack)
+    np.testing.assert_allclose(drawn["mean_network"][1], inr.make_draw(arch, (3, 5))(_one(mean))[0], atol=1e-5)
+    aligned = sg.matching.align(arch, *(jax.tree.map(lambda leaf, row=row: leaf[row], stack) for row in (1, 0)))
+    middle = jax.tree.map(lambda leaf, other: (leaf[0] + other) / 2, stack, aligned)
+    np.testing.assert_allclose(drawn["mean_aligned"][0], draw(_one(middle))[0], atol=1e-5)
+    numbers = controls.numbers(images[::-1], images, images, lambda several: np.arange(len(several)), np.array([0, 0]))
+    assert numbers["recognized"] == 0.5
+    assert numbers["mse"] == pytest.approx(np.square(images[0] - images[1]).mean())
+
+
+@pytest.mark.slow
+def test_an_encoder_of_permutations_collapses_their_orbits_only(run, tmp_path):
+    """As large as the whole group's, which collapses all orbits."""
+    _, ours = run
+    config = dataclasses.replace(
+        TINY,
+        out=tmp_path / "run",
+        encoder="permutation",
+        alignment=dataclasses.replace(TINY.alignment, epochs=0),
+        evaluation=dataclasses.replace(TINY.evaluation, noises=(0.0,), copies=4),
+    )
+    theirs = inr.main(config)
+    assert theirs["model"]["parameters"] == pytest.approx(ours["model"]["parameters"], rel=0.02)
+    for group, ratio in {name: spread["ratio"] for name, spread in ours["orbits"].items()}.items():
+        assert ratio < 1e-4, group
+    ratios = {name: spread["ratio"] for name, spread in theirs["orbits"].items()}
+    assert ratios["P"] < 1e-4
+    assert min(ratios["D"], ratios["PD"]) > 0.1
+    assert "latent" not in theirs["orbits"]["PD"]
+
+
+def test_searches_look_at_pixels_of_the_image_drawn_at_random():
+    """Each at most once, and on no regular grid: a search on one ends at networks that agree there alone."""
+    given = runs.load_images(TINY, TINY.zoo)["train"]
+    whole, some = inr.coordinates(given), inr.coordinates(given, 16, seed=3)
+    assert whole.shape == (64, 2)
+    assert some.shape == (16, 2)
+    assert len(np.unique(some, axis=0)) == 16
+    places, of_all = ({tuple(place) for place in np.asarray(several).tolist()} for several in (some, whole))
+    assert places < of_all
+    assert len(np.unique(some[:, 0])) > 4
+    assert np.array_equal(inr.coordinates(given, 100), inr.coordinates(given, 64))
+    few = dataclasses.replace(TINY.evaluation, search_pixels=0)
+    with pytest.raises(ValueError, match=r"evaluation\.search_pixels is 0"):
+        inr.main(dataclasses.replace(TINY, evaluation=few))
+
+
+def test_the_baseline_has_the_same_decoder_and_size():
+    arch = sg.siren((2, 8, 8, 1))
+    networks = zoo.Zoo(arch, _one(sg.network.init(arch, jax.random.key(0))), {}, {})
+    settings = autoencoders.ModelConfig(8, 2)
+    whole = autoencoders.make_model(settings, networks)
+    ours, theirs = (encoders.autoencoder(settings, whole, kind) for kind in ("equivariant", "permutation"))
+    assert ours == autoencoders.make_model(settings, networks)
+    assert ours.decoder == theirs.decoder
+    assert all(layer.scaling is sg.Scaling.PERMUTATION for layer in theirs.encoder.arch.hidden)
+    sizes = [models.num_parameters(model, sg.architecture.abstract_params(arch)) for model in (ours, theirs)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("zoo_changes", "train_changes", "message"),
+    [
+        ({"size": (28, 28)}, {}, r"scikit-learn's digits: expected images of 28 x 28 pixels, got 8 x 8.*--data"),
+        ({"widths": (2, 6, 3)}, {}, r"zoo\.widths is \(2, 6, 3\); expected 2 coordinates first"),
+        ({"widths": (2, 1)}, {}, r"zoo\.widths is \(2, 1\)"),
+        ({}, {"batch_size": 65}, r"train\.batch_size is 65; expected a number from 1 to 64"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, zoo_changes, train_changes, message):
+    config = dataclasses.replace(
+        TINY,
+        out=tmp_path / "run",
+        zoo=dataclasses.replace(TINY.zoo, **zoo_changes),
+        train=dataclasses.replace(TINY.train, **train_changes),
+    )
+    with pytest.raises(ValueError, match=message):
+        inr.main(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_images_of_training_selection_and_scoring_are_disjoint():
@@ -114,6 +233,9 @@ def test_files_bring_their_own_scoring_images(tmp_path):
     assert known(images["scoring"], "test")
     assert known(images["train"], "train")
     assert known(images["selection"], "train")
+    few = dataclasses.replace(TINY.zoo, scoring_images=21)
+    with pytest.raises(ValueError, match=r"mnist\.npz: expected 21 test images for scoring, got 20"):
+        runs.load_images(dataclasses.replace(TINY, data=tmp_path / "mnist.npz"), few)
     with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
         inr.main(dataclasses.replace(TINY, out=tmp_path / "run", data=tmp_path / "absent.npz"))
     assert not (tmp_path / "run").exists()
@@ -421,6 +543,11 @@ def test_zoos_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _one(params: dict) -> dict:
+    """A network as a stack of one."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
 
 
 def _variables(folder: Path) -> list:

@@ -538,8 +538,18 @@ ODD = {
     "min of max": lambda z: jnp.minimum(jnp.maximum(z, -0.5), 0.5),
     "max of min": lambda z: jnp.maximum(jnp.minimum(z, 0.5), -0.5),
     "clamp": lambda z: jax.lax.clamp(-1.0, z, 1.0),
+    "hard_tanh": jax.nn.hard_tanh,
 }
+
+
+@jax.jit
+def hard_tanh(z):
+    """Not JAX's function of that name."""
+    return jnp.where(z > 1, 1, jnp.where(z < -2, -2, z))
+
+
 NEITHER = {
+    "another hard_tanh": hard_tanh,
     "relu6": jax.nn.relu6,
     "another bound": lambda z: jnp.clip(z, -1, 2),
     "a half that is used twice": lambda z: jnp.minimum(low := jnp.maximum(z, -1.0), 1.0) + low,
@@ -573,6 +583,40 @@ def test_even_activations_and_odd_clips_have_signs(name, layout):
     if name in ODD:
         moved["v"] = params["v"] * (signs if turned else signs[:, None])
     support.assert_identical(matching.align(arch, moved, params), params)
+
+
+RELUS = {
+    "relu": jax.nn.relu,
+    "where": lambda z: jnp.where(z > 0, z, 0),
+    "where not": lambda z: jnp.where(z < 0, jnp.zeros_like(z), z),
+    "maximum": lambda z: jnp.maximum(0, z),
+    "minimum": lambda z: -jnp.minimum(-z, 0.0),
+    "clip": lambda z: jnp.clip(z, min=0),
+    "mask": lambda z: z * (z > 0),
+    "select": lambda z: jnp.select([z > 0], [z], 0.0),
+    "leaky where": lambda z: jnp.where(z > 0, 1.0, 0.1) * z,
+    "leaky maximum": lambda z: jnp.maximum(z, 0.1 * z),
+    "abs": jnp.abs,
+    "abs as where": lambda z: jnp.where(z < 0, -z, z),
+    "half of both": lambda z: (z + jnp.abs(z)) / 2,
+}
+
+
+@pytest.mark.parametrize("layout", ["in, out", "out, in"])
+@pytest.mark.parametrize("name", RELUS)
+def test_homogeneous_activations_have_positive_scales_however_they_are_written(name, layout):
+    turned = layout == "out, in"
+
+    def fn(params, x):
+        w, v = (params[name].T if turned else params[name] for name in "wv")
+        return RELUS[name](x @ w + params["b"]) @ v
+
+    params = {"w": normal(4, 6), "b": normal(6), "v": normal(6, 3)}
+    params = {key: jnp.asarray(value.T if turned else value) for key, value in params.items()}
+    arch, notes = sg.infer(fn, params, normal(5, 4))
+    assert [units.scaling.value for units in arch.hidden] == ["positive"]
+    assert notes == ()
+    testing.assert_function_preserved(arch, jax.jit(fn), params, normal(5, 4), samples=1)
 
 
 # --- smaller groups without a reason ----------------------------------------------------------------------------------
@@ -641,6 +685,29 @@ def test_joined_axes_of_blocks_and_of_no_size_are_refused():
     for options in ({"joined": (2,)}, {"joined": (0,)}, {"joined": (1,), "start": (0, 0, 0)}):
         with pytest.raises(ValueError, match="joins axes"):
             sg.Architecture("n", neurons, (sg.Parameter(("w",), axes, **options),))
+
+
+# --- errors that name their cure --------------------------------------------------------------------------------------
+
+
+def test_errors_say_what_to_do():
+    arch = sg.mlp((64, 4, 3))
+    params = support.random_params(arch)
+    renamed = {f"fc{i}": params[f"Dense_{i}"] for i in (0, 1)}
+    with pytest.raises(ValueError, match=r"is no parameter of .* The shapes are these: rename the arrays, or infer"):
+        matching.align(arch, renamed, renamed)
+    with pytest.raises(ValueError, match=r"Flatten each example: x\.reshape\(len\(x\), -1\)"):
+        matching.activation_matching(arch, params, params, jnp.ones((5, 8, 8)))
+    with pytest.raises(ValueError, match=r"Pass x\[None\] for one example"):
+        matching.activation_matching(arch, params, params, jnp.ones(64))
+
+
+def test_the_command_line_names_its_own_option(tmp_path, capsys):
+    tensors.write(tmp_path / "a.npz", modules({"0": (4, 3), "2": (2, 4)}))
+    (tmp_path / "b.npz").touch()
+    paths = [str(tmp_path / name) for name in ("a.npz", "a.npz", "b.npz")]
+    assert cli.main(["align", *paths[:2], "--activation", "relu", "--out", paths[2]]) == 2
+    assert "Pass --overwrite to replace it" in capsys.readouterr().err
 
 
 # --- the function that is described is not the user's -----------------------------------------------------------------

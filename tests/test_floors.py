@@ -9,7 +9,7 @@ import jax_scalegmn
 
 FLOORS = (
     {"types", "_bounded"},
-    {"stacks"},
+    {"stacks", "distributed"},
     {"architecture"},
     {"network", "inference", "symmetry"},
     {"matching", "io", "testing", "layers"},

@@ -259,6 +259,18 @@ def transposed(params, x):
     return jax.nn.relu(x @ params["in"].T) @ params["out"].T
 
 
+def normalized(params, x):
+    """The same with a batch normalization, after which the scale is: the kernel before it is left alone."""
+    centered = (x @ params["in"].T - params["mean"]) * lax.rsqrt(params["var"] + 1e-5)
+    return jax.nn.relu(centered * params["scale"] + params["bias"]) @ params["out"].T
+
+
+def stacked(params, x):
+    """The units and their negative parts along a new axis, which the next kernel has, too."""
+    h = x @ params["in"] + params["bias"]
+    return jnp.einsum("nsu,suo->no", jax.nn.relu(jnp.stack([h, -h], 1)), params["out"])
+
+
 def twice(params, x):
     """The units between two kernels that are each used in two places."""
     return jnp.tanh(jnp.tanh(x @ params["in"]) @ params["out"] @ params["in"]) @ params["out"]
@@ -314,6 +326,13 @@ NETWORKS = {
     "root mean square": (root_mean_square, arrays(**{"in": (3, 4), "out": (4, 2)}), VECTORS, {"in": SIGN}),
     "powers": (powers, arrays(**{"in": (3, 4), "out": (4, 2), "other": (4, 2)}), VECTORS, {"in": PERMUTATION}),
     "transposed": (transposed, arrays(**{"in": (4, 3), "out": (2, 4)}), VECTORS, {"in": POSITIVE}),
+    "normalized": (
+        normalized,
+        arrays(**{"in": (4, 3), "out": (2, 4), "mean": (4,), "scale": (4,), "bias": (4,)}) | {"var": jnp.ones(4)},
+        VECTORS,
+        {"in": POSITIVE},
+    ),
+    "stacked": (stacked, arrays(**{"in": (3, 4), "bias": (4,), "out": (2, 4, 2)}), VECTORS, {"in": POSITIVE}),
     "twice": (twice, arrays(**{"in": (3, 4), "out": (4, 3)}), VECTORS, {"in": SIGN}),
 }
 
@@ -385,6 +404,18 @@ def test_what_happens_before_a_normalization_is_noted():
         "params['Conv_0']['bias'] axis 0",
         "params['BatchNorm_0']['mean'] axis 0",
     ]
+
+
+def test_kernels_that_are_out_in_have_the_scale_of_those_that_are_in_out():
+    apply, params, x = network_of("normalized")
+    turned = {name: value.T for name, value in params.items()}
+    pair = (apply, params), (lambda p, x: apply({name: value.T for name, value in p.items()}, x), turned)
+    (arch, notes), (other, other_notes) = (inference.infer(fn, some, x) for fn, some in pair)
+    powers = {p.path[0]: [axis.power for axis in p.neuron_axes if axis.neurons == "in"] for p in arch.parameters}
+    assert powers == {"in": [0], "mean": [0], "var": [0], "scale": [-1], "bias": [-1], "out": [1]}
+    there = {p.path[0]: [axis.power for axis in p.neuron_axes if axis.neurons == "in"] for p in other.parameters}
+    assert there == {name: [-power for power in some] for name, some in powers.items()}
+    assert [note.split(": ")[1] for note in notes] == [note.split(": ")[1] for note in other_notes]
 
 
 # --- what cannot be proved ------------------------------------------------------------------------------------------

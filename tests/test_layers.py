@@ -1,6 +1,7 @@
 """Lists of layers: they compute what PyTorch's modules do, and have the groups of the function that they are."""
 
 import functools
+import json
 import time
 
 import jax
@@ -15,13 +16,19 @@ from jax_scalegmn.io import tensors
 from jax_scalegmn.layers import (
     Activation,
     AvgPool,
+    BasicBlock,
     BatchNorm,
+    Block,
+    Bottleneck,
     Conv,
     Dense,
+    Dropout,
     Flatten,
     GlobalAvgPool,
     MaxPool,
     PReLU,
+    Residual,
+    ResNet,
 )
 
 LAYERS = [
@@ -236,11 +243,127 @@ def test_a_file_and_a_list_of_layers_are_aligned_by_the_command_line(tmp_path, c
         ("sequential([Dense(3, name='a'), Dense(3, name='a')], (2,))", "Two modules are named 'a'"),
         ("sequential(['relu'], (2,))", "hold no tensors"),
         ("sequential([Flatten('rows'), Dense(2)], (2,))", "expected 'channels_first' or 'channels_last'"),
+        ("sequential([Residual([Dense(3)])], (2,))", r"adds values of shapes \(3,\) and \(2,\).*Give the shortcut"),
+        ("sequential([Residual([])], (2,))", r"Residual\(\[\]\)': layers holds \[\]"),
+        ("sequential([Residual([3])], (2,))", r"branch\[0\] is 3; expected one of Dense"),
+        ("sequential([Block('relu'), Dense(2)], (2,))", "layers is 'relu'; expected a list"),
+        ("sequential([ResNet(19)], (3, 32, 32))", r"depth is 19; expected one of \[18, 34, 50"),
+        ("sequential([BasicBlock(0), GlobalAvgPool()], (3, 8, 8))", "features is 0; expected 1"),
+        ("sequential([BasicBlock(4), Dense(2)], (3,))", "Conv.*expected a map"),
+        ("sequential([Block([Dense(2)], name='a'), Dense(3, name='a.0')], (4,))", "Two modules are named 'a.0'"),
+        ("sequential([ResNet(18, width=10**9)], (3, 32, 32))", "is no literal"),
+        ("sequential([ResNet(18, width=1000000000)], (3, 32, 32))", "features is 4000000000; expected 1 to 2147483647"),
+        ("sequential([ResNet(18, width=100000000)], (3, 32, 32))", r"limits\(tensor_bytes="),
     ],
 )
 def test_what_is_no_list_of_layers_is_named(text, message):
     with pytest.raises(ValueError, match=message):
         layers.parse(text)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.net."])
+def test_a_prefix_of_all_names_is_left_out_and_written_back(prefix, tmp_path):
+    arch = sg.sequential(LAYERS, SHAPE)
+    own = {prefix + name: np.asarray(value) for name, value in random_params(arch).items()} | {
+        "n_averaged": np.array(7)
+    }
+    tensors.write(tmp_path / "a.pt", own)
+    file = sg.io.read_network(tmp_path / "a.pt", arch)
+    assert file.params.keys() == {name for (name,) in arch.array_shapes}
+    sg.io.write_network(tmp_path / "b.pt", arch, jax.tree.map(lambda leaf: 2 * leaf, file.params), file)
+    written = tensors.read(tmp_path / "b.pt")
+    assert list(written) == list(own)
+    assert written["n_averaged"] == 7
+    np.testing.assert_array_equal(written[f"{prefix}fc1.bias"], 2 * own[f"{prefix}fc1.bias"])
+    tensors.write(tmp_path / "c.pt", own | {f"{prefix}more": np.ones(2, "f")})
+    with pytest.raises(ValueError, match="Give the layers the file's names"):
+        sg.io.read_network(tmp_path / "c.pt", arch)
+
+
+# --- layers inside of layers ------------------------------------------------------------------------------------------
+
+NESTED = [
+    *(Block([Conv(4, 3, padding=1, use_bias=False), BatchNorm(), "relu", MaxPool(2)], name="features"), Dropout()),
+    *(BasicBlock(4, name="layer1.0"), Bottleneck(2, stride=2, expansion=3, name="layer2.0")),
+    *(Residual([Block([Conv(6, 3, padding=1), "relu"]), Conv(6, 1)], [Conv(6, 1, use_bias=False)]), "relu"),
+    *(GlobalAvgPool(), Block([Dense(5), Residual([Dense(5, name="own")], name=""), "relu", Dense(2)], name="head")),
+]
+NESTED_TEXT = (
+    "sequential([Block([Conv(4, 3, padding=1, use_bias=False), BatchNorm(), 'relu', MaxPool(2)], name='features'), "
+    "Dropout(), BasicBlock(4, name='layer1.0'), layers.Bottleneck(2, stride=2, expansion=3, name='layer2.0'), "
+    "Residual([Block([Conv(6, 3, padding=1), 'relu']), Conv(6, 1)], [Conv(6, 1, use_bias=False)]), 'relu', "
+    "GlobalAvgPool(), Block([Dense(5), Residual([Dense(5, name='own')], name=''), 'relu', Dense(2)], name='head')], "
+    "(1, 8, 8))"
+)
+
+
+def nested_by_hand(params, x):
+    def conv(name, x, stride=1, padding=0):
+        y = jax.lax.conv_general_dilated(x, params[f"{name}.weight"], (stride, stride), [(padding, padding)] * 2)
+        return y + params[f"{name}.bias"][:, None, None] if f"{name}.bias" in params else y
+
+    def norm(name, x):
+        w, b, m, v = (params[f"{name}.{k}"][:, None, None] for k in ("weight", "bias", "running_mean", "running_var"))
+        return (x - m) / jnp.sqrt(v + 1e-5) * w + b
+
+    def dense(name, x):
+        return x @ params[f"{name}.weight"].T + params[f"{name}.bias"]
+
+    x = jax.nn.relu(norm("features.1", conv("features.0", x, padding=1)))
+    x = x.reshape(len(x), 4, 4, 2, 4, 2).max((3, 5))
+    y = jax.nn.relu(norm("layer1.0.bn1", conv("layer1.0.conv1", x, padding=1)))
+    x = jax.nn.relu(x + norm("layer1.0.bn2", conv("layer1.0.conv2", y, padding=1)))
+    y = jax.nn.relu(norm("layer2.0.bn1", conv("layer2.0.conv1", x)))
+    y = jax.nn.relu(norm("layer2.0.bn2", conv("layer2.0.conv2", y, 2, 1)))
+    y = norm("layer2.0.bn3", conv("layer2.0.conv3", y))
+    x = jax.nn.relu(y + norm("layer2.0.downsample.1", conv("layer2.0.downsample.0", x, 2)))
+    x = jax.nn.relu(conv("4.1", jax.nn.relu(conv("4.0.0", x, padding=1))) + conv("4.downsample.0", x))
+    x = dense("head.0", x.mean((2, 3)))
+    return dense("head.3", jax.nn.relu(x + dense("head.own", x)))
+
+
+def test_layers_inside_of_layers_are_the_function_written_by_hand():
+    arch = sg.sequential(NESTED, (1, 8, 8))
+    params, x = random_params(arch), normal(3, 1, 8, 8)
+    own, expected = (jax.jit(f)(params, x) for f in (functools.partial(network.apply, arch), nested_by_hand))
+    np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-5)
+    inferred = sg.infer(nested_by_hand, params, x).arch
+    assert inferred.neuron_layers == arch.neuron_layers
+    assert set(inferred.parameters) == set(arch.parameters)
+    assert (
+        arch == layers.parse(NESTED_TEXT) == layers.from_json(json.loads(json.dumps(layers.as_json(NESTED, (1, 8, 8)))))
+    )
+
+
+@pytest.mark.parametrize(("depth", "tensors"), [(18, 102), (50, 267)])
+def test_resnets_have_the_tensors_of_torchvisions(depth, tensors):
+    # Of torchvision's state_dicts without num_batches_tracked: 122 - 20, and 320 - 53.
+    arch = sg.sequential([ResNet(depth, width=2, outputs=3)], (3, 32, 32))
+    shapes = {name: shape for (name,), shape in arch.array_shapes.items()}
+    assert len(shapes) == tensors
+    assert shapes["conv1.weight"] == (2, 3, 7, 7)
+    wide = 4 if depth == 50 else 1
+    assert shapes["layer4.0.downsample.0.weight"] == (16 * wide, 8 * wide, 1, 1)
+    assert ("layer1.0.downsample.0.weight" in shapes) is (depth == 50)
+    assert shapes["layer3.1.conv2.weight"] == (8, 8, 3, 3)
+    assert shapes["fc.weight"] == (3, 16 * wide)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_models_follow_scales_after_pytorchs_batch_normalization(bidirectional):
+    layers_ = [Conv(3, 3, use_bias=False), BatchNorm(), "relu", Conv(4, 3), BatchNorm(), "relu", Flatten(), Dense(2)]
+    arch = sg.sequential(layers_, (1, 6, 6))
+    scale, kernel = (next(p for p in arch.parameters if p.path == (f"{n}.weight",)) for n in (1, 3))
+    assert (scale.axes[0].power, kernel.axes[0].power, kernel.axes[1].power) == (-1, 0, 1)
+    params, key = random_params(arch), jax.random.key(3)
+    gmn = sg.ScaleGMN(arch, features=4, num_layers=2, bidirectional=bidirectional)
+    for model, check in ((sg.Encoder(gmn), testing.assert_invariant), (sg.Editor(gmn), testing.assert_equivariant)):
+        variables = model.init(jax.random.key(0), params)
+        variables = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), variables)
+        check(arch, jax.jit(functools.partial(model.apply, variables)), params, key)
+    graph = sg.models.graph.from_params(arch, params)
+    support.assert_identical(sg.models.graph.to_params(arch, graph), params)
 
 
 @pytest.mark.slow

@@ -318,6 +318,7 @@ def test_options_and_scales_that_do_not_fit_are_refused(model, message, key):
         Encoder(ScaleGMN(SIREN, 4), latent=5, scales=(0.5, 2.0, 3.0, 0.1, 1.0, 7.0)),
         Encoder(ScaleGMN(Bucket((SIREN, RELU), multiple=8), 4, bidirectional=True), readout=Readout.LAST_LAYER),
         Editor(ScaleGMN(support.HAND_WRITTEN["residual relu"][0], 4), out_scale=0.1),
+        Editor(ScaleGMN(SIREN, 4), networks=3),
         Decoder(SIREN, (3, 4)),
         autoencoder(SIREN, 4, normalized=False, decoder_hidden=(5,)),
     ],

@@ -415,3 +415,56 @@ def test_a_network_by_patches_is_the_network_and_refuses_small_images():
     np.testing.assert_allclose(by_patches, network.apply(arch, params, x), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="too small for the kernels"):
         network.apply(arch, params, x[:4], convolve=network.convolve_by_patches)
+
+
+def test_frequencies_by_layer_and_zeros_on_every_side_are_computed():
+    arch = sg.siren((2, 3, 4, 1), w0=(30.0, 1.5), offset=0.0)
+    params, x = generic_params(arch), jnp.asarray(np.random.default_rng(0).normal(size=2), "float32")
+    h = np.asarray(x)
+    for i, w0 in enumerate((30.0, 1.5)):
+        h = np.sin(w0 * (h @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"]))
+    expected = h @ params["Dense_2"]["kernel"] + params["Dense_2"]["bias"]
+    np.testing.assert_allclose(network.apply(arch, params, x), expected, rtol=1e-3, atol=1e-4)
+    padded, plain = (
+        sg.cnn((1, 3), 2, padding=p, strides=1, flatten=side) for p, side in ((2, (5, 4)), ("VALID", (9, 8)))
+    )
+    params, x = generic_params(padded), jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 1)), "float32")
+    expected = network.apply(plain, params, jnp.pad(x, [(2, 2), (2, 2), (0, 0)]))
+    np.testing.assert_allclose(network.apply(padded, params, x), expected, rtol=1e-5, atol=1e-6)
+
+
+def own_convolutions(params, x):
+    """In two layouts, with strides and uneven padding, inside a called function, grouped, and along one axis."""
+    conv = jax.lax.conv_general_dilated
+    x = jax.nn.relu(conv(x, params["first"], (2, 1), [(1, 0), (2, 1)]))
+    x = jax.jit(lambda x: conv(x, params["second"], (1, 1), "SAME", feature_group_count=2))(x).transpose(0, 2, 3, 1)
+    x = jax.jit(lambda x: conv(x, params["third"], (1, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))(x)
+    x = conv(x.mean(1), params["line"], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+    return x.reshape(len(x), -1) @ params["out"]
+
+
+def test_a_function_of_ones_own_by_patches_is_the_function():
+    shapes = {"first": (4, 2, 3, 2), "second": (4, 2, 3, 3), "third": (2, 3, 4, 3), "line": (2, 3, 5), "out": (15, 3)}
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=shape), "float32") for name, shape in shapes.items()}
+    x = jnp.asarray(rng.normal(size=(3, 2, 9, 6)), "float32")
+    arch = sg.infer(own_convolutions, params, x).arch
+
+    def both(params, x, convolve):
+        return network.apply(arch, params, x, convolve=convolve)
+
+    for some in (x, x[0]):
+        ours, theirs = (both(params, some, how) for how in (network.convolve_by_patches, network.convolve))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    convolutions = {
+        how: str(jax.make_jaxpr(both, static_argnums=2)(params, x, how)).count("conv_general_dilated[")
+        for how in (network.convolve_by_patches, network.convolve)
+    }
+    assert convolutions == {network.convolve_by_patches: 1, network.convolve: 4}  # the grouped one stays
+    ours, theirs = (
+        jax.grad(lambda p, how=how: jnp.square(both(p, x, how)).mean())(params)
+        for how in (network.convolve_by_patches, network.convolve)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), ours, theirs)
+    with pytest.raises(ValueError, match=r"expected network\.convolve or network\.convolve_by_patches"):
+        both(params, x, lambda layer, params, x: x)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import support
 
 import jax_scalegmn as sg
 from jax_scalegmn import landscape, merge, network, symmetry
@@ -128,8 +129,43 @@ def test_repair_of_a_builders_network_is_the_same_by_its_layers_and_by_its_funct
     merged = merge.average(ends)
     results = [merge.repair(arch, merged, ends, X), merge.repair(own, merged, ends, X)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
-    with pytest.raises(ValueError, match="which of its parameters store statistics"):
-        merge.reset_batch_norm(own, merged, X)
+    support.assert_identical(merge.reset_batch_norm(own, merged, X), merged)
+
+
+@pytest.mark.parametrize("name", ["vgg", pytest.param("resnet", marks=pytest.mark.slow)])
+def test_statistics_are_reset_by_the_function_as_by_the_layers(name):
+    options = {"norm": "batch", "input_channels": 1}
+    arch = sg.vgg(((4,), (5,)), 2, **options) if name == "vgg" else sg.resnet(8, widths=(4, 5, 6), **options)
+    params, x = network.init(arch, KEYS[6]), jax.random.normal(KEYS[7], (10, 8, 8, 1))
+    own = sg.infer(lambda p, x: jax.vmap(lambda v: network.apply(arch, p, v))(x), params, x[:3]).arch
+    expected = merge.reset_batch_norm(arch, params, x)
+    assert support.deviation(expected, params) > 0.1
+    for batch_size in (None, 4):
+        got = merge.reset_batch_norm(own, params, x, batch_size=batch_size)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
+
+
+def test_statistics_that_are_not_subtracted_once_are_named():
+    shapes = {"bn.running_mean": (4,), "bn.running_var": (4,), "in": (3, 4), "out": (4, 2)}
+    params, x = {name: jnp.ones(shape) for name, shape in shapes.items()}, jax.random.normal(KEYS[0], (6, 3))
+
+    def folded(p, x):
+        gain = jax.lax.rsqrt(p["bn.running_var"] + 1e-5)
+        return jax.nn.relu(x @ p["in"] * gain - p["bn.running_mean"] * gain) @ p["out"]
+
+    def twice(p, x):
+        h = x @ p["in"] - p["bn.running_mean"]
+        return jax.nn.relu(jax.nn.relu(h) - p["bn.running_mean"]) @ p["out"] / p["bn.running_var"].sum()
+
+    def moved(p, x):
+        return jax.nn.relu(x @ p["in"] - (p["bn.running_mean"] + 1)) @ p["out"] / p["bn.running_var"].sum()
+
+    for function, count in ((folded, 0), (twice, 2), (moved, 0)):
+        arch = sg.infer(function, params, x).arch
+        with pytest.raises(
+            ValueError, match=rf"the mean params\['bn.running_mean'\] from {count} values; expected one"
+        ):
+            merge.reset_batch_norm(arch, params, x)
 
 
 def conv(kernel, x):

@@ -451,7 +451,10 @@ def long_cell(content: bytes) -> bytes:
         (lambda folder: gzipped(folder, lambda content: content + b"x" * 2**25), r"limits\(metadata_bytes="),
         (lambda folder: gzipped(folder, lambda content: content + content[-20:] * 10**5), "rows|cells"),
         (lambda folder: gzipped(folder, lambda content: b"x," * 2**17 + b"\n" + content), "items="),
-        (lambda folder: gzipped(folder, lambda content: b"x" * 140_000 + content), "field larger than"),
+        (
+            lambda folder: gzipped(folder, lambda content: b"x" * 140_000 + content),
+            r"csv\.field_size_limit\(letters\)",
+        ),
         (lambda folder: gzipped(folder, lambda content: b"\xff" + content), "cannot be read"),
         (
             lambda folder: (folder / "layout.csv").write_text(

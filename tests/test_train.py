@@ -213,7 +213,9 @@ def test_batches_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"hold 18 networks, fewer than one batch of 19\. Lower batch_size"):
         next(training.fit(training.make_step(loss_fn, TX), start(), DATA, batch_size=19, num_epochs=1))
     step = training.make_step(loss_fn, TX, mesh=mesh())
-    with pytest.raises(ValueError, match="batch has 9 networks; 8 devices do not divide it"):
+    with pytest.raises(
+        ValueError, match="batch_size is 9 and the mesh has 8 devices on 'data'; expected a multiple of 8, like 16"
+    ):
         next(training.fit(step, start(), DATA, batch_size=9, num_epochs=1))
 
 

@@ -45,7 +45,7 @@ def mlp(widths: Sequence[int], activation: str | Sequence[str] = "relu") -> Arch
     return _dense_chain(f"mlp {_dashes(widths)} {label}", widths, activations, offset=0.0)
 
 
-def siren(widths: Sequence[int], *, w0: float = 30.0, offset: float = 0.5) -> Architecture:
+def siren(widths: Sequence[int], *, w0: float | Sequence[float] = 30.0, offset: float = 0.5) -> Architecture:
     """Describes an implicit neural representation with sine activations (Sitzmann et al. 2020, arXiv 2006.09661).
 
     h' = sin(w0 (h @ kernel + bias)), and h @ kernel + bias + offset in the last layer. The published INRs of images
@@ -53,14 +53,14 @@ def siren(widths: Sequence[int], *, w0: float = 30.0, offset: float = 0.5) -> Ar
 
     Args:
       widths: The number of neurons of every layer, like (2, 32, 32, 1).
-      w0: The frequency, in radians per unit of the input; finite and not 0.
+      w0: The frequency, in radians per unit of the input, or one for each hidden layer; finite and not 0.
       offset: The number that is added to the output.
 
     Returns:
       The architecture; sign flips and permutations act on its hidden layers.
 
     Raises:
-      ValueError: On fewer than two widths, or a frequency that is 0 or not finite.
+      ValueError: On fewer than two widths, another number of frequencies, or one that is 0 or not finite.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -70,10 +70,15 @@ def siren(widths: Sequence[int], *, w0: float = 30.0, offset: float = 0.5) -> Ar
     (1,)
     """
     widths = _widths(widths)
-    if not (math.isfinite(w0) and w0 != 0):
-        raise ValueError(f"w0 is {w0}; a SIREN needs a finite frequency other than 0, like 30.")
-    activations = [Activation("sine", float(w0))] * (len(widths) - 2)
-    return _dense_chain(f"siren {_dashes(widths)} w0={w0:g}", widths, activations, offset=float(offset))
+    frequencies = list(w0) if isinstance(w0, Sequence) else [w0] * (len(widths) - 2)
+    if len(frequencies) != len(widths) - 2:
+        raise ValueError(f"w0 is {w0} for the {len(widths) - 2} hidden layers of {widths}; expected one for each.")
+    for frequency in frequencies if isinstance(w0, Sequence) else [w0]:
+        if not (math.isfinite(frequency) and frequency != 0):
+            raise ValueError(f"w0 is {w0}; a SIREN needs a finite frequency other than 0, like 30.")
+    activations = [Activation("sine", float(frequency)) for frequency in frequencies]
+    label = "-".join(f"{frequency:g}" for frequency in w0) if isinstance(w0, Sequence) else f"{w0:g}"
+    return _dense_chain(f"siren {_dashes(widths)} w0={label}", widths, activations, offset=float(offset))
 
 
 def cnn(
@@ -83,7 +88,7 @@ def cnn(
     activation: str = "relu",
     kernel_size: int | Sequence[int] = 3,
     strides: int = 2,
-    padding: str = "VALID",
+    padding: str | int = "VALID",
     flatten: tuple[int, int] | None = None,
     dense: Sequence[int] = (),
 ) -> Architecture:
@@ -97,7 +102,7 @@ def cnn(
       activation: The activation of every hidden layer.
       kernel_size: The side of all the (square) kernels, or one for each convolution, in pixels.
       strides: The strides of every convolution, along both spatial axes.
-      padding: "VALID" or "SAME".
+      padding: "VALID", "SAME", or the number of zeros on every side, as PyTorch counts them.
       flatten: The (height, width) of the images where the last map is flattened; None for global mean pooling, which
         takes images of any size.
       dense: The numbers of neurons of the hidden dense layers before the last.
@@ -173,7 +178,9 @@ def _affine(name: str, reads: Axis, feeds: NeuronLayer, window: tuple[int, ...] 
     ]
 
 
-def _kernel_sizes(kernel_size: int | Sequence[int], channels: tuple[int, ...], strides: int, padding: str) -> list[int]:
+def _kernel_sizes(
+    kernel_size: int | Sequence[int], channels: tuple[int, ...], strides: int, padding: str | int
+) -> list[int]:
     """One kernel size for each convolution, after a check of all that concerns the convolutions."""
     convolutions = len(channels) - 1
     sizes = [kernel_size] * convolutions if isinstance(kernel_size, int) else list(kernel_size)
@@ -181,8 +188,8 @@ def _kernel_sizes(kernel_size: int | Sequence[int], channels: tuple[int, ...], s
         raise ValueError(f"Got {len(sizes)} kernel sizes {sizes} for {convolutions} convolutions {channels}.")
     if any(size < 1 for size in [*sizes, strides]):
         raise ValueError(f"kernel sizes are {sizes}, strides {strides}; expected numbers >= 1.")
-    if padding not in ("VALID", "SAME"):
-        raise ValueError(f"padding is {padding!r}; expected 'VALID' or 'SAME'.")
+    if padding not in ("VALID", "SAME") and not (isinstance(padding, int) and padding >= 0):
+        raise ValueError(f"padding is {padding!r}; expected 'VALID' or 'SAME', or a number of zeros >= 0.")
     return sizes
 
 
@@ -192,10 +199,10 @@ def _widths(widths: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(width) for width in widths)
 
 
-def _map_size(side: int, kernel_sizes: Sequence[int], strides: int, padding: str) -> int:
-    size = side
+def _map_size(side: int, kernel_sizes: Sequence[int], strides: int, padding: str | int) -> int:
+    size, zeros = side, padding if isinstance(padding, int) else 0
     for kernel in kernel_sizes:
-        size = -(-size // strides) if padding == "SAME" else (size - kernel) // strides + 1
+        size = -(-size // strides) if padding == "SAME" else (size + 2 * zeros - kernel) // strides + 1
         if size < 1:
             raise ValueError(
                 f"Images of side {side} are too small for kernels {list(kernel_sizes)}, strides {strides}."

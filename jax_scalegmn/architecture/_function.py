@@ -23,6 +23,7 @@ class Place(NamedTuple):
       gains: The indices in `Architecture.parameters` of those that together multiply the value by a number, each with
         its power; empty if the value cannot be corrected.
       shift: The index of the bias that is added to the value; None without one.
+      alone: Whether these parameters act nowhere else, so that REPAIR may change them.
 
     >>> from jax_scalegmn import architecture
     >>> architecture.Place("units", (0,), axis=1, start=0, gains=((0, 1),), shift=None).neurons
@@ -35,6 +36,12 @@ class Place(NamedTuple):
     start: int
     gains: tuple[tuple[int, int], ...]
     shift: int | None
+    alone: bool = True
+
+    @property
+    def is_correctable(self) -> bool:
+        """Whether there are parameters that multiply this value alone."""
+        return bool(self.gains) and self.alone
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,6 +56,8 @@ class TracedFunction:
       inputs: The shape and type of every array of the inputs that it was traced with, as (shape, name of the type).
       operations: The names of the operations of its program, those of called functions included.
       places: Where its neurons have their pre-activations, for `network.activations` and REPAIR.
+      centered: Where a vector of the params alone is subtracted, as a batch normalization does with its stored mean:
+        `shift` is its index, and `gains` are empty.
       sums: Where a residual stream has its values after a sum; they cannot be corrected.
       replaced: The operations of the places whose values a sum replaces among the activations.
 
@@ -66,6 +75,7 @@ class TracedFunction:
     places: tuple[Place, ...] = ()
     sums: tuple[Place, ...] = ()
     replaced: frozenset[tuple[int, ...]] = frozenset()
+    centered: tuple[Place, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TracedFunction) and self.call is other.call and self._rest() == other._rest()
@@ -74,7 +84,7 @@ class TracedFunction:
         return hash((id(self.call), self._rest()))
 
     def _rest(self) -> tuple[Any, ...]:
-        return self.inputs, self.operations, self.places, self.sums, self.replaced
+        return self.inputs, self.operations, self.places, self.sums, self.replaced, self.centered
 
 
 def called_program(eqn: Any) -> Any | None:

@@ -251,7 +251,8 @@ def known_activation(name: str) -> Activation:
     if name not in SCALING_OF_ACTIVATION:
         raise ValueError(
             f"activation is {name!r}, whose symmetry group is unknown; known are {sorted(SCALING_OF_ACTIVATION)}. "
-            "For another one write the Architecture yourself; Scaling.PERMUTATION is always safe."
+            "sg.sequential has more (elu, relu6, gelu_exact, PReLU, slopes of leaky_relu); or infer the architecture "
+            "from your function, by sg.infer."
         )
     return Activation(name)
 

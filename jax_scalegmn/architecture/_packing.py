@@ -43,6 +43,10 @@ def unpack(arch: Architecture, params: Params, *, name: str = "params") -> list[
     for path in leaves:
         if path not in expected:
             cure = "Remove it, or describe it in the Architecture."
+            if sorted(np.shape(leaf) for leaf in leaves.values()) == sorted(expected.values()):
+                cure = (
+                    "The shapes are these: rename the arrays, or infer the architecture from your function (sg.infer)."
+                )
             if path[:1] in (("params",), ("batch_stats",)):
                 stored = any(other[:1] == ("batch_stats",) for other in leaves)
                 cure = f"Pass network.merge_variables({name})." if stored else f"Pass {name}['params']."

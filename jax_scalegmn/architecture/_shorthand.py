@@ -158,6 +158,13 @@ def _float(text: str, name: str, value: str) -> float:
     return _number(float, text, name, value)
 
 
+def _floats(text: str, name: str, value: str) -> float | tuple[float, ...]:
+    parts = value.split("-")
+    if len(parts) > 1 and all(part[:1].isdecimal() and not part.endswith("e") for part in parts):
+        return tuple(_float(text, name, part) for part in parts)
+    return _float(text, name, value)
+
+
 def _ints(text: str, name: str, value: str) -> tuple[int, ...]:
     return tuple(_int(text, name, part) for part in value.split("-"))
 
@@ -200,5 +207,6 @@ _READ: Mapping[str, Callable[[str, str, str], Any]] = {
     "kernel_size": _sizes,
     "padding": _padding,
     **dict.fromkeys(("depth", "outputs", "input_channels", "strides", "groups"), _int),
-    **dict.fromkeys(("w0", "offset", "epsilon"), _float),
+    **dict.fromkeys(("offset", "epsilon"), _float),
+    "w0": _floats,
 }

@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             _commands.run(options)
     except (ImportError, ValueError, OSError) as error:
-        print(f"jax-scalegmn: {_bounded.one_line(error, 2000)}", file=sys.stderr)
+        message = _bounded.one_line(error, 2000).replace("Pass overwrite to", "Pass --overwrite to")
+        print(f"jax-scalegmn: {message}", file=sys.stderr)
         return 2
     return 0

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_scalegmn import architecture, inference
+from jax_scalegmn import _bounded, architecture, inference
 from jax_scalegmn.inference import Inference
 from jax_scalegmn.io import ArrayFile, NetworkFile
 
@@ -47,12 +47,27 @@ def load(name: str) -> Callable[[Any, Any], Any]:
     return value
 
 
-def with_constants(name: str, function: Callable[[Any, Any], Any], files: list[ArrayFile]) -> Callable[[Any, Any], Any]:
-    """The function of the floating-point arrays alone; it gets the file's other arrays, like counters, unchanged.
+def of_params(
+    name: str, function: Callable[[Any, Any], Any], files: list[ArrayFile], networks: list[NetworkFile]
+) -> Callable[[Any, Any], Any]:
+    """The function of the params alone; it gets the file's other arrays, like counters, and those that are tied to one.
+
+    Args:
+      name: Its name on the command line.
+      function: The function of all arrays of a file.
+      files: The files.
+      networks: The same, as params.
 
     Raises:
-      ValueError: If an array of numbers that are no weights differs from file to file.
+      ValueError: If an array of numbers that are no weights differs from file to file, or if other tensors are one.
     """
+    for file, network in zip(files, networks, strict=True):
+        if network.ties != networks[0].ties:
+            raise ValueError(
+                f"{file.path}: the tensors that are one are {_bounded.short([tie[:2] for tie in network.ties])}, and "
+                f"{_bounded.short([tie[:2] for tie in networks[0].ties])} in {files[0].path}; expected the same. "
+                "Save copies in both."
+            )
     constants = [_other_arrays(file) for file in files]
     for file, some in zip(files[1:], constants[1:], strict=True):
         for path, value in some.items():
@@ -63,7 +78,8 @@ def with_constants(name: str, function: Callable[[Any, Any], Any], files: list[A
                 )
 
     def call(params: Any, x: Any) -> Any:
-        return function(architecture.unflatten(architecture.flatten(params) | constants[0]), x)
+        whole = networks[0].with_ties(params) if networks[0].ties else params
+        return function(architecture.unflatten(architecture.flatten(whole) | constants[0]), x)
 
     call.__name__ = name
     return call

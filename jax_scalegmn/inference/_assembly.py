@@ -1,5 +1,6 @@
 """Writes what was read of a program as an `Architecture`: which layers are described, their groups and their names."""
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -33,6 +34,7 @@ class Leaf(NamedTuple):
 # Key of a described layer: its (traced layer, repeat) parts, a single one unless no group acts. A trailing (-1, n)
 # separates both ends of a kernel that would otherwise lead from a layer to itself.
 Key: TypeAlias = tuple[tuple[int, int], ...]
+Degree: TypeAlias = tuple[int, ...]
 
 
 class Piece(NamedTuple):
@@ -50,7 +52,7 @@ class Piece(NamedTuple):
     key: Key
     width: int
     repeat: int
-    degree: tuple[int, ...] | None
+    degree: Degree | None
     spatial: bool
     inner: int = 1
 
@@ -101,7 +103,13 @@ def assemble(
     others = [seen for seen in reading.values.values() if seen.at not in there]
     sums = tuple(_placed(reading, others, blocks, parameters, names, solutions))
     replaced = {seen.at for number, seen in reading.places.items() if number not in reading.values}
-    function = dataclasses.replace(function, places=places, sums=sums, replaced=frozenset(replaced))
+    function = dataclasses.replace(
+        function,
+        places=places,
+        sums=sums,
+        replaced=frozenset(replaced),
+        centered=tuple(_centered(reading, parameters)),
+    )
     return Architecture(name, neurons, parameters, function=function), tuple(
         _notes(reading, leaves, blocks, names, solutions)
     )
@@ -220,8 +228,13 @@ def _names(
 ) -> dict[Key, str]:
     """The names of the layers: input, output, or the module whose kernel feeds the layer, the first that has it."""
     names: dict[Key, str] = {}
+    taken: set[str] = set()
+    having: dict[Key, list[LeafBlock]] = collections.defaultdict(list)
+    for block in blocks:
+        for key in dict.fromkeys(block.pieces[axis].key for axis in block.neurons):
+            having[key].append(block)
     for key in keys:
-        own = [block for block in blocks if key in [block.pieces[axis].key for axis in block.neurons]]
+        own = having[key]
         kernels = [block for block in own if len(block.neurons) == 2]
         feeding = [b for b in kernels if b.pieces[b.neurons[1]].key == key or key in solutions]
         path = (feeding or own)[0].leaf.path
@@ -233,9 +246,9 @@ def _names(
             name = "input"
         elif parts <= reading.layers.outputs:
             name = "output"
-        taken = set(names.values())
         fresh = (name if not count else f"{name}_{count}" for count in itertools.count())
         names[key] = next(n for n in fresh if n not in taken)
+        taken.add(names[key])
     return names
 
 
@@ -248,52 +261,69 @@ def _placed(
     solutions: dict[Key, Solution],
 ) -> Iterator[Place]:
     """Where the described layers have these pre-activations, with the parameters that multiply each."""
+    equations = _by_layer(reading)
+    pieces: dict[Key, list[tuple[int, Degree, int]]] = collections.defaultdict(list)
+    for index, block in enumerate(blocks):
+        for piece in block.pieces:
+            if piece.degree is not None:
+                pieces[piece.key].append((index, piece.degree, len(block.neurons)))
     for value in seen:
-        before = _by_layer(reading, value.equations)
         for axis, row in enumerate(value.axes):
             start = 0
             for segment in reading.layers.resolve(row):
                 key: Key = ((segment.layer, 1),)  # type: ignore[assignment]  # entries of no layer are no key
                 if key in solutions and segment.repeat == segment.inner == 1 and segment.degrees[0]:
-                    own = [
-                        (index, piece.degree, len(block.neurons))
-                        for index, block in enumerate(blocks)
-                        for piece in block.pieces
-                        if piece.key == key and piece.degree is not None
-                    ]
+                    own = pieces[key]
                     # Powers of 0 are preferred on kernels: then only what normalizes is moved.
                     degrees = [degree for _, degree, _ in sorted(own, key=lambda item: -item[2])]
-                    powers = moving(list(before.get(key[0][0], ())), segment.degrees[0], degrees)
+                    earlier = [some for some, at in equations[key[0][0]].items() if at < value.equations]
+                    powers = moving(earlier, segment.degrees[0], degrees)
                     gains = tuple((index, powers[degree]) for index, degree, _ in own if degree in powers)
                     shifts = [i for i, _ in gains if parameters[i].path == value.unit and not parameters[i].start]
-                    yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None)
+                    alone = all(reading.uses[parameters[index].path] < 2 for index, _ in gains)
+                    yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None, alone)
                 start += reading.layers.size(segment)
+
+
+def _centered(reading: Reading, parameters: Sequence[Parameter]) -> Iterator[Place]:
+    """Where a vector of the params alone is subtracted."""
+    whole = {p.path: index for index, p in enumerate(parameters) if len(p.neuron_axes) == 1 and not p.start}
+    for at, (path, axis) in sorted(reading.centered.items()):
+        if path in whole:
+            yield Place(parameters[whole[path]].neuron_axes[0].neurons, at, axis, 0, (), whole[path])
 
 
 def _solutions(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key]) -> dict[Key, Solution]:
     """The group of every layer that is not fixed."""
     equations = _by_layer(reading)
     roles: dict[Key, tuple[dict, dict, dict]] = {}
+    read: dict[Key, set[int]] = {}  # the places of its axis in kernels that sum over it
     for block in blocks:
         for place, axis in enumerate(block.neurons):
             piece = block.pieces[axis]
             if piece.degree is not None:
                 role = 2 if len(block.neurons) == 1 else place
                 roles.setdefault(piece.key, ({}, {}, {}))[role].setdefault(piece.degree)
+                if role < 2 and piece.degree[0] in reading.contracted:
+                    read.setdefault(piece.key, set()).add(place)
     return {
-        key: solve(list(equations.get(key[0][0], ())), Unknowns(*(tuple(some) for some in roles[key])))
+        key: solve(
+            list(equations[key[0][0]]),
+            Unknowns(*(tuple(some) for some in roles[key])),
+            turned=read.get(key) == {1},
+        )
         for key in keys
         if key in roles
     }
 
 
-def _by_layer(reading: Reading, count: int | None = None) -> dict[int, dict[Equation, None]]:
-    """The equations, or the first `count` of them, by the layers that theirs turned out to be."""
-    equations: dict[int, dict[Equation, None]] = {}
-    for equation in reading.equations[:count]:
+def _by_layer(reading: Reading) -> dict[int, dict[Equation, int]]:
+    """The equations by the layers that theirs turned out to be, each with the number of the first that became it."""
+    equations: dict[int, dict[Equation, int]] = collections.defaultdict(dict)
+    for number, equation in enumerate(reading.equations):
         for layer, parts in reading.layers.roots(equation.layer):
             terms = tuple((coefficient, (*degree, *parts)) for coefficient, degree in equation.terms)
-            equations.setdefault(layer, {}).setdefault(equation._replace(layer=layer, terms=terms))
+            equations[layer].setdefault(equation._replace(layer=layer, terms=terms), number)
     return equations
 
 

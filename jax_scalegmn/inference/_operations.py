@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 
-from jax_scalegmn.architecture import SCALED, Scaling
+from jax_scalegmn.architecture import SCALED, Scaling, called_program
 from jax_scalegmn.inference import _elementwise, _shapes
 from jax_scalegmn.inference._reading import Reading, Value
 from jax_scalegmn.inference._segments import Degree, Entries, Segment, without_layer
@@ -20,6 +21,8 @@ from jax_scalegmn.inference._shapes import Axes
 Operation: TypeAlias = Callable[[Reading, Any, Sequence[Value]], list[Axes] | None]
 
 _SIGN = frozenset({Scaling.SIGN})
+# By the name that their calls have in a program.
+_ODD_FUNCTIONS: Mapping[str, Callable[[Any], Any]] = {"hard_tanh": jax.nn.hard_tanh}
 
 
 def apply(reading: Reading, eqn: Any, values: Sequence[Value], *, clips: bool = False) -> list[Value]:
@@ -37,6 +40,19 @@ def apply(reading: Reading, eqn: Any, values: Sequence[Value], *, clips: bool = 
     if rows is None:
         rows = _unknown(reading, eqn, values)
     return _results(reading, eqn, values, rows)
+
+
+def known_call(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Value] | None:
+    """The value of a call of a function of JAX's that is odd, though its operations are not one by one; else None."""
+    function = _ODD_FUNCTIONS.get(str(eqn.params.get("name")))
+    if function is None or len(values) != 1 or len(eqn.outvars) != 1:
+        return None
+    operand = eqn.invars[0].aval
+    own = jax.make_jaxpr(function)(jax.ShapeDtypeStruct(operand.shape, operand.dtype)).eqns
+    if len(own) != 1 or str(called_program(own[0])) != str(called_program(eqn)):
+        return None  # a function of the user's own, of that name
+    reading.note_order(values)
+    return _results(reading, eqn, values, _entry_by_entry(reading, eqn, values, rule=_elementwise.odd))
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -258,6 +274,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "dynamic_slice": _shapes.dynamic_slice,
     "gather": _shapes.gather,
     "concatenate": _shapes.concatenate,
+    "stack": _shapes.stack,
     "pad": _shapes.pad,
     "reshape": _shapes.reshape,
     "cumsum": _cumsum,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax_scalegmn.inference._reading import Flow, Reading, Seen, Value
-from jax_scalegmn.inference._segments import Entries
+from jax_scalegmn.inference._segments import Entries, Row
 
 
 def follow(
@@ -16,9 +16,16 @@ def follow(
     origins: frozenset[Any] = frozenset().union(*(operand.flow.origins for operand in data or operands))
     if not data or len(results) != 1:
         unit = None if data else _unit(name, operands)
-        return [result._replace(flow=Flow(bool(data), unit, origins=origins)) for result in results]
+        whole = operands[0].flow.whole if name in _MOVES and not data and operands else None
+        return [result._replace(flow=Flow(bool(data), unit, origins=origins, whole=whole)) for result in results]
+    if name == "sub" and operands[0].flow.data and operands[1].flow.whole:
+        along = [axis for axis, row in enumerate(operands[1].axes) if _indexed(row)]
+        along = along if len(along) == 1 else [axis for axis in along if operands[1].shape[axis] > 1]
+        if len(along) == 1:
+            reading.centered[at] = operands[1].flow.whole, along[0]
     flow = _continued(reading, name, data)
     if weights and name in _JOINS:
+        reading.uses.update(path for operand in weights for path in operand.flow.origins)
         flow = _joined(reading, name, at, results[0], flow, operands)
     elif len(data) == 2 and name in _SUMS and flow.value is None and _is_sum(*data):
         for operand in data:
@@ -41,6 +48,11 @@ _MOVES = frozenset(
         *("transpose", "sharding_constraint", "optimization_barrier", "expand_dims"),
     }
 )
+
+
+def _indexed(row: Row) -> bool:
+    """Whether an axis is one of a parameter, and not one along which it is repeated."""
+    return any(not isinstance(segment.layer, Entries) for segment in row)
 
 
 def _record(reading: Reading, at: tuple[int, ...], value: Value, unit: tuple[str, ...] | None, *, place: bool) -> int:

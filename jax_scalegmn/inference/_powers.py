@@ -5,6 +5,7 @@ multiplied by s ** degree. Every operation relates the degrees of its operands a
 these equations have a solution.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple, TypeAlias
@@ -33,7 +34,10 @@ class Equation(NamedTuple):
 
 
 class Unknowns(NamedTuple):
-    """The unknown degrees of a layer's parameters: of kernels that read it, of kernels that feed it, and of vectors."""
+    """The unknown degrees of a layer's parameters: of kernels by the place of its axis, and of vectors.
+
+    A kernel's first neuron axis reads a layer and its second one feeds it, where kernels are [in, out].
+    """
 
     reads: tuple[Unknown, ...]
     feeds: tuple[Unknown, ...]
@@ -70,24 +74,25 @@ def equation(
     return Equation(layer, known, scalings, operation) if known else None
 
 
-def solve(equations: Sequence[Equation], unknowns: Unknowns) -> Solution:
+def solve(equations: Sequence[Equation], unknowns: Unknowns, *, turned: bool = False) -> Solution:
     """The largest group on a layer: positive scales, or else signs, or else permutations alone.
 
     Kernels that read the layer have power -1; or 0, if only signs that nothing after an even activation sees are left,
     as of w and b in cos(x @ w + b) @ v. If several rescalings act, the solution is the one with power 0 on the
     kernels that feed the layer, if possible, then on the first vectors: with a normalization, only its scale and bias
-    are moved.
+    are moved. With `turned`, kernels are [out, in]: those that read the layer have power 1, the rest follows.
     """
     refused: dict[Scaling, str] = {}
-    for scaling, read in PREFERENCE:
+    for (scaling, read), around in itertools.product(PREFERENCE, (True, False) if turned else (False,)):
         system = _System(2 if scaling is Scaling.SIGN else None)
         own = [equation for equation in equations if scaling in equation.scalings]
         even = [_terms(equation) for equation in equations if not equation.scalings]
-        powers = _powers(system, own, unknowns, read, even)
+        ends = unknowns._replace(reads=unknowns.feeds, feeds=unknowns.reads) if around else unknowns
+        powers = _powers(system, own, ends, -read if around else read, even)
         if isinstance(powers, str):
             refused.setdefault(scaling, powers)
             continue
-        signed = _representable(powers, unknowns, scaling)
+        signed = _representable(powers, ends, scaling, turned=around)
         if signed is None:
             refused.setdefault(scaling, "a kernel that is stored [out, in], or a power other than -1, 0 and 1")
             continue
@@ -196,11 +201,11 @@ def _powers(
     return {unknown: -system.reduce({unknown: Fraction(1)})[1] for unknown in (*unknowns.reads, *free)}
 
 
-def _representable(powers: Form, unknowns: Unknowns, scaling: Scaling) -> dict[Unknown, int] | None:
-    """The powers, if a `Parameter` can have them: a kernel reads with -1 and feeds with 0 or 1."""
+def _representable(powers: Form, unknowns: Unknowns, scaling: Scaling, *, turned: bool) -> dict[Unknown, int] | None:
+    """The powers, if a `Parameter` can have them: a kernel reads with -1 and feeds with 0 or 1, `turned` negatively."""
     if scaling is Scaling.SIGN:
         return {unknown: int(power) % 2 for unknown, power in powers.items()}
-    allowed = {"reads": (-1,), "feeds": (0, 1), "vectors": (-1, 0, 1)}
+    allowed = {"reads": (1,) if turned else (-1,), "feeds": (-1, 0) if turned else (0, 1), "vectors": (-1, 0, 1)}
     if any(powers[unknown] not in allowed[role] for role, some in unknowns._asdict().items() for unknown in some):
         return None
     return {unknown: int(power) for unknown, power in powers.items()}

@@ -1,5 +1,6 @@
 """The state of the abstract interpretation: the axes of a program's values, its neuron layers and their equations."""
 
+import collections
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ class Flow(NamedTuple):
       place: The pre-activation that it is, up to what does not mix its neurons, by its number in `Reading.places`.
       value: The same in `Reading.values`, where sums are pre-activations too.
       origins: The numbers of all pre-activations that it depends on; of what no input goes into, the parameters' paths.
+      whole: The parameter that it is, moved and repeated at most.
     """
 
     data: bool = False
@@ -30,6 +32,7 @@ class Flow(NamedTuple):
     place: int | None = None
     value: int | None = None
     origins: frozenset[Any] = frozenset()
+    whole: tuple[str, ...] | None = None
 
 
 class Seen(NamedTuple):
@@ -84,7 +87,9 @@ class Reading:
       contracted: The unknown degrees of axes that a product or a convolution sums over.
       spatial: The unknown degrees of the spatial axes of convolution kernels.
       places: The pre-activations right after their last parameter, by number.
+      centered: The operations that subtract a parameter alone, with its path and the axis along which it is.
       values: These, and sums of them with other values.
+      uses: How often parameters act on values that depend on the inputs, by path.
       num_values: How many there were, those that others replaced included.
     """
 
@@ -96,7 +101,9 @@ class Reading:
         self.contracted: set[int] = set()
         self.spatial: set[int] = set()
         self.places: dict[int, Seen] = {}
+        self.centered: dict[tuple[int, ...], tuple[tuple[str, ...], int]] = {}
         self.values: dict[int, Seen] = {}
+        self.uses: collections.Counter[tuple[str, ...]] = collections.Counter()
         self.num_values = 0
         self._num_unknowns = 0
 

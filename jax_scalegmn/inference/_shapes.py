@@ -135,6 +135,18 @@ def concatenate(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axe
     return [tuple(rows)]
 
 
+def stack(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
+    """Values of one shape along a new axis; along the others they are unified."""
+    rows: list[Row] = []
+    for axis in range(len(values[0].shape)):
+        met = values[0].rows[axis]
+        for value in values[1:]:
+            met = reading.layers.meet(met, value.rows[axis], "`stack` puts it next to numbers that differ")
+        rows.append(_alike(reading, met, "stack"))
+    at = eqn.params["axis"] % (len(rows) + 1)
+    return [(*rows[:at], without_layer(Entries.VARYING, len(values)), *rows[at:])]
+
+
 def pad(reading: Reading, eqn: Any, values: Sequence[Value]) -> list[Axes]:
     """Margins of one number around every axis."""
     kind = Entries.ZERO if values[1].constant == 0 else Entries.EQUAL

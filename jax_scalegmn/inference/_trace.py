@@ -148,9 +148,8 @@ def _leaf(reading: Reading, path: tuple[str, ...], array: Any) -> Leaf:
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         for row in rows:
             reading.layers.fix(row, "its entries are integers")
-    return Leaf(
-        path, Value(tuple(array.shape), rows, depends=True, path=path, flow=Flow(unit=path, origins=frozenset({path})))
-    )
+    flow = Flow(unit=path, origins=frozenset({path}), whole=path)
+    return Leaf(path, Value(tuple(array.shape), rows, depends=True, path=path, flow=flow))
 
 
 def _input(reading: Reading, array: Any) -> Value:
@@ -174,7 +173,10 @@ def _run(
             continue
         operands = [value(atom) for atom in eqn.invars]
         called, where = called_program(eqn), (*at, index)
-        if called is None:
+        known_call = None if called is None else _operations.known_call(reading, eqn, operands)
+        if known_call is not None:
+            results = _places.follow(reading, eqn.primitive.name, where, operands, known_call)
+        elif called is None:
             clips |= _odd_clip(jaxpr, index, operands, known)
             results = _operations.apply(reading, eqn, operands, clips=index in clips)
             results = _places.follow(reading, eqn.primitive.name, where, operands, results)
@@ -211,8 +213,10 @@ def _odd_clip(jaxpr: Any, index: int, operands: Sequence[Value], known: dict[Any
     """
     eqn = jaxpr.eqns[index]
     bounds = [operand.constant for operand in operands if operand.constant]
+    if eqn.primitive.name not in _OTHER_HALF or len(bounds) != 1:
+        return set()
     uses = [(i, e) for i, e in enumerate(jaxpr.eqns) if any(atom is eqn.outvars[0] for atom in e.invars)]
-    if eqn.primitive.name not in _OTHER_HALF or len(bounds) != 1 or len(uses) != 1:
+    if len(uses) != 1:
         return set()
     number, other = uses[0]
     if any(var is eqn.outvars[0] for var in jaxpr.outvars) or other.primitive.name != _OTHER_HALF[eqn.primitive.name]:

@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -61,6 +61,8 @@ class NetworkFile(NamedTuple):
       format: The file's format.
       stored: The file's arrays, as in `ArrayFile.arrays`; those that are one in the file share memory.
       order: The names of PyTorch's modules in the order of the layers; None for Flax's names.
+      ties: Tensors that are no params of their own, since they are another one: (name, its name, whether transposed).
+      prefix: What all names of the file begin with, and the params' names do not, like "module.".
 
     >>> from jax_scalegmn import io
     >>> io.NetworkFile({}, io.FileFormat(".pt", "model"), {}).format.wrapper
@@ -71,6 +73,12 @@ class NetworkFile(NamedTuple):
     format: FileFormat
     stored: dict[str, Any]
     order: tuple[str, ...] | None = None
+    ties: tuple[tuple[str, str, bool], ...] = ()
+    prefix: str = ""
+
+    def with_ties(self, params: Params) -> dict[str, Any]:
+        """Params of this file with all its names: those of `ties` get what they are."""
+        return {**params, **{name: params[own].T if turned else params[own] for name, own, turned in self.ties}}
 
 
 def read_network(
@@ -196,7 +204,9 @@ def as_stored(file: ArrayFile) -> NetworkFile:
     """Reads a file's arrays as params with the names and shapes that they have there, for a function of your own.
 
     Params are the tensors by name, like {"fc.weight": [out, in]} of a PyTorch file, or the nested dicts of Flax's
-    formats. Whole numbers, like counters, are no params; `write_network` writes them unchanged.
+    formats. Whole numbers, like counters, are no params; `write_network` writes them unchanged. Of tensors that are
+    one in the file the first is among the params, and stays what all of them are: a function that reads the others
+    gets them by `NetworkFile.with_ties`.
 
     Args:
       file: What `read_arrays` returned.
@@ -205,7 +215,8 @@ def as_stored(file: ArrayFile) -> NetworkFile:
       The network, in float32 or wider, and the file's format.
 
     Raises:
-      ValueError: If a number is NaN or infinite, if there are no floating-point numbers, or if tensors share memory.
+      ValueError: If a number is NaN or infinite, if there are no floating-point numbers, or if tensors overlap without
+        being one or the transpose of one.
 
     >>> import pathlib
     >>> import numpy as np
@@ -215,14 +226,10 @@ def as_stored(file: ArrayFile) -> NetworkFile:
     >>> sg.io.as_stored(file).params["0.weight"].dtype
     dtype('float32')
     """
-    if file.shared:
-        names = " and ".join(map(_bounded.short, file.shared[0][:5]))
-        raise ValueError(
-            f"{file.path}: {names} are one tensor, or overlap, and a function of your own would get them as two. "
-            "Describe the network by --arch or a builder, which keeps the tie, or save copies."
-        )
+    ties = _ties(file)
     leaves = architecture.flatten(file.arrays)
     weights = {path: leaf for path, leaf in leaves.items() if jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating)}
+    weights = {path: leaf for path, leaf in weights.items() if path not in {(name,) for name, _, _ in ties}}
     if not weights:
         raise ValueError(
             f"{file.path}: no floating-point numbers, only "
@@ -233,7 +240,7 @@ def as_stored(file: ArrayFile) -> NetworkFile:
         stacks.check_finite(params)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
-    return NetworkFile(params, file.format, file.arrays)
+    return NetworkFile(params, file.format, file.arrays, ties=ties)
 
 
 @stacks.any_container("params")
@@ -409,7 +416,16 @@ def _keys(arch: Architecture, format: FileFormat, stored: Mapping[str, Any]) -> 
 def _by_name(arch: Architecture, file: ArrayFile, order: Sequence[str] | None) -> NetworkFile:
     """A network whose params are the file's tensors by name."""
     own = as_stored(file)
-    names, wanted = own.params.keys(), {name for (name,) in arch.array_shapes}
+    if own.ties:
+        raise ValueError(
+            f"{own.ties[0][0]!r} and {own.ties[0][1]!r} are one tensor, which the layers of {arch.name!r} have as two. "
+            "Infer your own function (sg.infer, --module), which keeps the tie, or save copies."
+        )
+    wanted = {name for (name,) in arch.array_shapes}
+    prefix = _prefix(own.params.keys(), min(wanted))
+    if prefix and {prefix + name for name in wanted} == own.params.keys():
+        own = own._replace(params={name: own.params[prefix + name] for name in wanted}, prefix=prefix)
+    names = own.params.keys()
     if order is not None:
         raise ValueError(f"order {list(order)} is given, but {arch.name!r} has the names of the file. Leave it out.")
     if names != wanted:
@@ -421,10 +437,17 @@ def _by_name(arch: Architecture, file: ArrayFile, order: Sequence[str] | None) -
     return own
 
 
+def _prefix(names: Iterable[str], name: str) -> str:
+    """What is before a name in the shortest of the names that end with it after a dot."""
+    longer = [own for own in names if own.endswith(f".{name}")]
+    return min(longer, key=len).removesuffix(name) if longer else ""
+
+
 def _content(arch: Architecture, params: Params, like: NetworkFile) -> dict[str, Any]:
     """The file's arrays, with those of the params in place of the stored ones."""
     architecture.check_params(arch, params)
-    new = architecture.flatten(params)
+    new = architecture.flatten(like.with_ties(params) if like.ties else params)
+    new = {(like.prefix + name, *rest): value for (name, *rest), value in new.items()}
     if new.keys() <= architecture.flatten(like.stored).keys():  # the file's own names
         return _replaced(like.stored, new, ())
     keys = _keys(arch, like.format, like.stored)
@@ -433,6 +456,16 @@ def _content(arch: Architecture, params: Params, like: NetworkFile) -> dict[str,
     if set(keys.values()) != architecture.flatten(like.stored).keys():
         raise ValueError(f"like is not a network of {arch.name!r}. Pass what io.read_network returned for one.")
     return _replaced(like.stored, {key: new[path] for path, key in keys.items()}, ())
+
+
+def _ties(file: ArrayFile) -> tuple[tuple[str, str, bool], ...]:
+    """The tensors that are another one or its transpose, each with the name of the first of its group."""
+    try:
+        views = _torch_modules.tied(file.arrays, file.shared)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    groups = [(first, other) for first, *others in file.shared for other in others]
+    return tuple((other, first, not np.array_equal(views[other], views[first])) for first, other in groups)
 
 
 def _replaced(node: Any, values: Mapping[_Path, Any], key: _Path) -> Any:

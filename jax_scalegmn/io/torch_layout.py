@@ -1,6 +1,8 @@
 """A network's params as PyTorch's tensors, and back. `tensors` reads and writes their files."""
 
+import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -457,11 +459,21 @@ def _fits(
     }
     for layer in _normalized(arch):
         expected[layer].setdefault("bias", expected[layer]["weight"][:1])
-    got = {name: _torch_modules.shapes(state_dict, keys) for name, keys in modules.items()}
-    return [
-        {name for name, shapes in got.items() if needed[layer] <= shapes.keys() and shapes.items() <= own.items()}
-        for layer, own in ((layer, expected[layer]) for layer in layer_at)
-    ], expected
+    by_shapes: dict[frozenset[Any], set[str]] = collections.defaultdict(set)
+    for name, keys in modules.items():
+        by_shapes[frozenset(_torch_modules.shapes(state_dict, keys).items())].add(name)
+
+    @functools.cache  # layers of equal shapes share the set
+    def fitting(own: frozenset[Any], optional: frozenset[str]) -> set[str]:
+        free = [item for item in own if item[0] in optional]
+        left_out = (set(some) for count in range(len(free) + 1) for some in itertools.combinations(free, count))
+        return set().union(*(by_shapes.get(own - some, ()) for some in left_out))
+
+    fits = [
+        fitting(frozenset(expected[layer].items()), frozenset(expected[layer].keys() - needed[layer]))
+        for layer in layer_at
+    ]
+    return fits, expected
 
 
 def _check_kinds(

@@ -35,7 +35,8 @@ class Dense:
     Attributes:
       features: The number of its neurons.
       use_bias: Whether it has a bias.
-      name: The module's name in a file, like "fc1"; None for its place in the list, as in torch.nn.Sequential.
+      name: The module's name in a file, like "fc1" or "layer1.0.conv1"; None for its place in the list, as in
+        torch.nn.Sequential.
 
     >>> import jax_scalegmn as sg
     >>> sg.sequential([sg.layers.Dense(10, use_bias=False, name="fc")], (4,)).array_shapes
@@ -298,7 +299,29 @@ class Flatten:
         return (x if self.order == "channels_first" else jnp.moveaxis(x, 1, -1)).reshape(len(x), -1)
 
 
-Layer: TypeAlias = Dense | Conv | BatchNorm | Activation | PReLU | MaxPool | AvgPool | GlobalAvgPool | Flatten
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Nothing, as torch.nn.Dropout in evaluation mode: it takes a number among the modules of torch.nn.Sequential.
+
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.sequential([sg.layers.Dense(3), "relu", sg.layers.Dropout(), sg.layers.Dense(2)], (4,))
+    >>> list(arch.array_shapes)[-1]
+    ('3.bias',)
+    """
+
+    def shapes(self, shape: tuple[int, ...]) -> Shapes:
+        """It has no tensors."""
+        return {}
+
+    def __call__(self, tensors: Tensors, x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+        """Returns x."""
+        return x
+
+
+# The layers that have no others inside.
+Single: TypeAlias = (
+    Dense | Conv | BatchNorm | Activation | PReLU | MaxPool | AvgPool | GlobalAvgPool | Flatten | Dropout
+)
 
 # --- private ------------------------------------------------------------------------------------------------------
 

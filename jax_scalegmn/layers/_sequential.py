@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -12,7 +11,9 @@ import jax.numpy as jnp
 
 from jax_scalegmn import _bounded, inference
 from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.layers._kinds import Activation, Layer
+from jax_scalegmn.layers import _blocks
+from jax_scalegmn.layers._blocks import Layer
+from jax_scalegmn.layers._kinds import Activation
 from jax_scalegmn.types import Params
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Layer)}
@@ -44,15 +45,12 @@ def sequential(layers: Sequence[Layer | str], input_shape: Sequence[int]) -> Arc
     """
     if isinstance(layers, str) or isinstance(input_shape, int | str):
         raise ValueError(f"Expected a list of layers and the shape of one example, like {_EXAMPLE}.")
-    every = tuple(Activation(layer) if isinstance(layer, str) else layer for layer in layers)
-    foreign = [layer for layer in every if not isinstance(layer, get_args(Layer))]
-    if foreign or not every:
-        raise ValueError(f"layers holds {_bounded.short(foreign)}; expected one or more of {', '.join(_KINDS)}.")
+    every = _blocks.listed(layers)
     _bounded.check("layers", len(every), "the number of layers")
     shape = tuple(int(size) for size in input_shape)
     if not shape or min(shape) < 1:
         raise ValueError(f"input_shape is {_bounded.short(shape)}; expected sizes >= 1, those of one example.")
-    for layer in every:
+    for layer in _blocks.walk(every):
         _check_sizes(layer)
     return _sequential(every, shape)
 
@@ -100,9 +98,7 @@ def as_json(layers: Sequence[Layer | str], input_shape: Sequence[int]) -> dict[s
     >>> layers.as_json([layers.Flatten()], (1, 2, 2))
     {'input_shape': [1, 2, 2], 'layers': [{'type': 'Flatten', 'order': 'channels_first'}]}
     """
-    every = [Activation(layer) if isinstance(layer, str) else layer for layer in layers]
-    described = [{"type": type(layer).__name__, **dataclasses.asdict(layer)} for layer in every]
-    return {"input_shape": list(input_shape), "layers": described}
+    return {"input_shape": list(input_shape), "layers": [_as_json(layer) for layer in _blocks.listed(layers)]}
 
 
 def from_json(description: Any) -> Architecture:
@@ -140,6 +136,14 @@ _LARGEST = 2**31 - 1  # of a size, as JAX has it
 _LONGEST_NAME = 200
 
 
+def _as_json(layer: Layer) -> dict[str, Any]:
+    fields = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}
+    for name, value in fields.items():
+        if isinstance(value, tuple):
+            fields[name] = [_as_json(item) if isinstance(item, get_args(Layer)) else item for item in value]
+    return {"type": type(layer).__name__, **fields}
+
+
 def _check_sizes(layer: Layer) -> None:
     """Checks the whole numbers of a layer, which may be from a file."""
     for field, least in (
@@ -149,6 +153,9 @@ def _check_sizes(layer: Layer) -> None:
         ("window", 1),
         ("groups", 1),
         ("padding", 0),
+        ("width", 1),
+        ("outputs", 1),
+        ("expansion", 1),
     ):
         sizes = getattr(layer, field, None)
         for size in () if sizes is None else sizes if isinstance(sizes, tuple) else (sizes,):
@@ -160,46 +167,19 @@ def _check_sizes(layer: Layer) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _sequential(layers: tuple[Layer, ...], input_shape: tuple[int, ...]) -> Architecture:
-    names = [getattr(layer, "name", None) or str(place) for place, layer in enumerate(layers)]
-    params: dict[str, Any] = {}
-    kinds_of: list[tuple[str, ...]] = []
-    shape = input_shape
-    seen: set[str] = set()
-    for name, layer in zip(names, layers, strict=True):
-        own = {kind: jax.ShapeDtypeStruct(size, jnp.float32) for kind, size in layer.shapes(shape).items()}
-        if own and name in seen:
-            raise ValueError(f"Two modules are named {name!r}; expected one name each. Pass name=.")
-        seen |= {name} if own else set()
-        shape = _output_shape(layer, own, shape)
-        kinds_of.append(tuple(own))
-        params |= {f"{name}.{kind}": value for kind, value in own.items()}
+    shapes, _ = _blocks.arranged(layers, input_shape)
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     if not params:
         raise ValueError("The layers hold no tensors; expected a Dense or a Conv at least.")
 
     def function(params: Params, x: Any) -> Any:
-        x = jnp.asarray(x)
-        for name, kinds, layer in zip(names, kinds_of, layers, strict=True):
-            x = layer({kind: jnp.asarray(params[f"{name}.{kind}"]) for kind in kinds}, x)
-        return x
+        return _blocks.compute(layers, {name: jnp.asarray(params[name]) for name in shapes}, jnp.asarray(x))
 
     function.__name__ = "sequential"
     arch = inference.infer(function, params, jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)).arch
     kinds = "-".join(f"{type(layer).__name__}{getattr(layer, 'features', '')}" for layer in layers)
     kinds = kinds if len(kinds) <= _LONGEST_NAME else f"{kinds[:_LONGEST_NAME]}..."
     return dataclasses.replace(arch, name=f"sequential {kinds}")
-
-
-def _output_shape(layer: Layer, tensors: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    try:
-        out = jax.eval_shape(layer, tensors, jax.ShapeDtypeStruct((2, *shape), jnp.float32)).shape[1:]
-    except Exception as error:
-        cause = _bounded.one_line(error, 500)
-        raise ValueError(f"{_bounded.short(layer)} fails on values of shape {shape}: {cause}") from error
-    for size in (math.prod(out), *(math.prod(tensor.shape) for tensor in tensors.values())):
-        _bounded.check("tensor_bytes", size, f"{_bounded.short(layer)}: the number of its values or weights")
-    if 0 in out:
-        raise ValueError(f"{layer} gets a map of shape {shape}, too small for it. Take larger images.")
-    return tuple(out)
 
 
 def _name(call: ast.Call) -> str:
@@ -219,7 +199,7 @@ def _value(node: ast.expr) -> Any:
             raise ValueError(f"{_text(node)} is no layer; expected one of {', '.join(_KINDS)}.")
         try:
             fields = [field.name for field in dataclasses.fields(kind)]
-            return _bounded.decode(kind, _arguments(node, fields), _text(node))
+            return _bounded.decode(kind, _arguments(node, fields), _text(node), special={Layer | str: _entry})
         except TypeError as error:
             raise ValueError(f"{_text(node)} does not fit: {_bounded.one_line(error, 300)}.") from error
     try:
@@ -231,7 +211,8 @@ def _value(node: ast.expr) -> Any:
 def _read(layers: Any, input_shape: Any, kind: Any, special: Mapping[Any, Any]) -> Architecture:
     """The architecture of arguments that were read, checked field by field."""
     every = _bounded.decode(kind, layers, "layers", special=special)
-    _bounded.check("layers", 10 * len(every), "ten times the number of layers, since inference takes quadratic time,")
+    number = sum(not isinstance(layer, Activation) for layer in _blocks.walk(_blocks.listed(every)))
+    _bounded.check("layers", 10 * number, "ten times the number of layers, since inference takes quadratic time,")
     return sequential(every, _bounded.decode(tuple[int, ...], input_shape, "input_shape"))
 
 

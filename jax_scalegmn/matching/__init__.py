@@ -16,6 +16,7 @@ from jax_scalegmn.matching._frames import (
     relative,
 )
 from jax_scalegmn.matching._functions import cross_entropy, squared_error
+from jax_scalegmn.matching._many import many
 from jax_scalegmn.matching._search import search_matching
 from jax_scalegmn.matching._weights import (
     Matching,
@@ -45,6 +46,7 @@ __all__ = [
     "cross_entropy",
     "cycle_consistency",
     "framed",
+    "many",
     "orbit_distance",
     "pairwise",
     "relative",

@@ -7,16 +7,18 @@ network i next to network j, g_jk g_ij != g_ik. Elements e_i into one frame are:
 
 import enum
 import functools
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_scalegmn import architecture, stacks, symmetry
+from jax_scalegmn import architecture, distributed, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, Scaling
-from jax_scalegmn.matching import _weights
+from jax_scalegmn.matching import _many, _weights
 from jax_scalegmn.matching._weights import Matching, Start
 from jax_scalegmn.symmetry import Element
 from jax_scalegmn.types import Params
@@ -89,6 +91,7 @@ def align_all(
     *,
     frame: Reference = Reference.FIRST,
     max_rounds: int | Int[Array, ""] = 20,
+    mesh: Mesh | None = None,
     **options: Any,
 ) -> Frame:
     """Brings N networks into one frame, each next to the mean of the others.
@@ -121,6 +124,9 @@ def align_all(
       frame: The network to begin with, which keeps its order of neurons and its signs.
       max_rounds: The most passes over the networks; 0 returns all of them matched to the reference. It may be traced:
         one compiled program serves all numbers.
+      mesh: Devices (`distributed.mesh`) over whose axis "data" the networks are shared out, ceil(networks / devices) on
+        each. The matchings to find a CENTRAL network are shared out as well; the turns of the rounds are sequential, so
+        that all devices compute each of them, and communicate one network and one mean. None: one device.
       **options: As in `matching.weight_matching`, except `start`. With scale=False neither scales nor signs are used,
         and all networks stay in the gauge in which they were given.
 
@@ -136,6 +142,8 @@ def align_all(
             f"max_rounds is {max_rounds} and the options are {sorted(options)}; expected a number >= 0 and no "
             "'start': the frame begins at `frame`."
         )
+    if mesh is not None:
+        return _align_all_over_devices(arch, stack, frame, int(max_rounds), mesh, options)
     wide = stacks.at_least_float32(stack)
     scales = jax.vmap(lambda params: symmetry.balance(arch, params))(wide)
     if not options.get("scale", True):
@@ -144,7 +152,7 @@ def align_all(
     signs_only = _without_positive(arch)
     balanced = _act(arch, scales, wide)
     reference = _most_central(signs_only, balanced, options) if frame is Reference.CENTRAL else jnp.asarray(0)
-    elements, rounds, converged = _rounds(signs_only, balanced, reference, max_rounds, *_parted(options))
+    elements, rounds, converged = _rounds(signs_only, balanced, reference, max_rounds, *_many.parted(options))
 
     from_reference = symmetry.inverse(signs_only, stacks.member(elements, reference))
 
@@ -155,7 +163,7 @@ def align_all(
 
 
 @stacks.any_container("stack", "targets", fields=("aligned", "mean"))
-def align_to(arch: Architecture, stack: Params, targets: Params, **options: Any) -> Frame:
+def align_to(arch: Architecture, stack: Params, targets: Params, *, mesh: Mesh | None = None, **options: Any) -> Frame:
     """Moves each of N networks next to its own target: N matchings in one vmapped call.
 
     The frame is that of the targets, such as the networks that an autoencoder decodes, all in one order of neurons. So
@@ -174,6 +182,8 @@ def align_to(arch: Architecture, stack: Params, targets: Params, **options: Any)
       arch: The architecture of all networks.
       stack: At least 2 networks, every array with a leading axis [networks].
       targets: One target for each, with the same leading axis.
+      mesh: Devices (`distributed.mesh`) over whose axis "data" the networks are shared out: the same elements; the mean
+        is summed over devices. None: one device.
       **options: As in `matching.weight_matching`.
 
     Returns:
@@ -186,6 +196,12 @@ def align_to(arch: Architecture, stack: Params, targets: Params, **options: Any)
     if _check_stack(arch, targets, "targets") != count:
         raise ValueError(
             f"targets hold {stacks.count(targets)} networks; expected {count}, one for each network of the stack."
+        )
+
+    if mesh is not None:
+        matchings = _many.many(arch, stack, targets, mesh=mesh, **options)
+        return _frame_over_devices(
+            arch, stack, matchings.element, jnp.asarray(1), distributed.gather(matchings.converged).all(), mesh
         )
 
     def match(params: Params, target: Params) -> Matching:
@@ -231,7 +247,7 @@ def framed(arch: Architecture, stack: Params, elements: Element) -> Frame:
 
 
 @stacks.any_container("stack")
-def pairwise(arch: Architecture, stack: Params, **options: Any) -> Matching:
+def pairwise(arch: Architecture, stack: Params, *, mesh: Mesh | None = None, **options: Any) -> Matching:
     """Matches every network to every other: N (N - 1) weight matchings, N - 1 at a time.
 
     >>> import jax
@@ -245,6 +261,8 @@ def pairwise(arch: Architecture, stack: Params, **options: Any) -> Matching:
     Args:
       arch: The architecture of all networks.
       stack: At least 2 networks, every array with a leading axis [networks].
+      mesh: Devices (`distributed.mesh`) over whose axis "data" the pairs are shared out; each holds the whole stack,
+        and nothing is communicated. None: one device.
       **options: As in `matching.weight_matching`.
 
     Returns:
@@ -254,8 +272,13 @@ def pairwise(arch: Architecture, stack: Params, **options: Any) -> Matching:
     Raises:
       ValueError: If a network does not fit the architecture, or on fewer than 2.
     """
-    _check_stack(arch, stack, "stack")
-    return _table(arch, stack, *_parted(options))
+    count = _check_stack(arch, stack, "stack")
+    arrays, static = _many.parted(options)
+    if mesh is None:
+        return _table(arch, stack, arrays, static)
+    moved, fixed = np.nonzero(~np.eye(count, dtype=bool))
+    matchings = _pairs_over_devices(static, mesh, count - 1)((moved, fixed), arch, stack, arrays)
+    return distributed.place_rows(_square(arch, matchings, count, np), mesh)
 
 
 def relative(arch: Architecture, elements: Element) -> Element:
@@ -311,25 +334,8 @@ def cycle_consistency(arch: Architecture, elements: Element) -> Consistency:
     Raises:
       ValueError: If the elements do not fit the architecture, are not square, or are those of fewer than 2 networks.
     """
-    count = _square_size(elements)
-    first, between, last = (index.reshape(-1) for index in np.indices((count, count, count)))
-    triples = (first != between) & (between != last)
-    first, between, last = first[triples], between[triples], last[triples]
-
-    def pairs(i: np.ndarray, j: np.ndarray) -> Element:
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[i, j], elements)
-
-    direct = pairs(first, last)
-    compose = jax.vmap(lambda left, right: symmetry.compose(arch, left, right))
-    around = compose(pairs(between, last), pairs(first, between))
-    agree, log_ratios = [], []
-    for neurons in arch.hidden:
-        same_place = around.permutation[neurons.name] == direct.permutation[neurons.name]
-        scales = around.scale[neurons.name], direct.scale[neurons.name]
-        agree.append((same_place & (jnp.sign(scales[0]) == jnp.sign(scales[1]))).reshape(-1))
-        log_ratio = jnp.abs(jnp.log(jnp.abs(scales[0])) - jnp.log(jnp.abs(scales[1])))
-        log_ratios.append(jnp.where(same_place, log_ratio, 0).reshape(-1))
-    return Consistency(jnp.concatenate(agree).mean(), jnp.concatenate(log_ratios).max())
+    _square_size(elements)
+    return _consistency(arch, elements)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -348,22 +354,58 @@ class _Progress(NamedTuple):
     converged: Bool[Array, ""]
 
 
-def _most_central(arch: Architecture, stack: Any, options: dict[str, Any]) -> Array:
+def _most_central(arch: Architecture, stack: Any, options: dict[str, Any], mesh: Mesh | None = None) -> Array:
     """The index of the network that the others come closest to."""
-    return jnp.argmax(pairwise(arch, stack, **options).similarity.sum(0))
+    similarity = pairwise(arch, stack, mesh=mesh, **options).similarity
+    return jnp.argmax(jnp.asarray(distributed.gather(similarity) if mesh else similarity).sum(0))
 
 
-_Static: TypeAlias = tuple[tuple[str, Any], ...]
+# How many neurons of triples `_consistency` compares at once.
+_COMPARED = 1 << 20
 
 
-def _parted(options: dict[str, Any]) -> tuple[dict[str, Any], _Static]:
-    """The options of a weight matching: those that are arrays, and those that a compiled program depends on."""
-    arrays = {name: value for name, value in options.items() if name == "key" or isinstance(value, Element)}
-    return arrays, tuple(sorted((name, value) for name, value in options.items() if name not in arrays))
+@jax.jit
+def _consistency(arch: Architecture, elements: Element) -> Consistency:
+    """All triples, some at a time: those of one network between the two others, and of as many first ones as fit."""
+    count, width = _square_size(elements), sum(neurons.width for neurons in arch.hidden)
+    at_once = max(
+        size
+        for size in range(1, count + 1)
+        if count % size == 0 and size * count * width <= max(_COMPARED, count * width)
+    )
+    rows = jnp.arange(count)
+
+    def through(between: Array) -> tuple[Array, Array]:
+        onward = jax.tree.map(lambda leaf: leaf[between], elements)
+
+        def begin_at(first: Array) -> tuple[Array, Array]:
+            start, direct = jax.tree.map(lambda leaf: leaf[first, between], elements), stacks.member(elements, first)
+            around = jax.vmap(lambda last: symmetry.compose(arch, last, start))(onward)
+            agree, log_ratio = _compare(arch, around, direct)
+            counted = (first != between) & (rows != between)
+            return jnp.where(counted, agree, 0).sum(), jnp.where(counted, log_ratio, 0).max()
+
+        agree, log_ratio = jax.lax.map(begin_at, rows, batch_size=at_once)
+        return agree.sum() / (width * (count - 1) ** 2), log_ratio.max()
+
+    fractions, log_ratios = jax.lax.map(through, rows)
+    return Consistency(fractions.mean(), log_ratios.max())
+
+
+def _compare(arch: Architecture, around: Element, direct: Element) -> tuple[Array, Array]:
+    """For each pair of elements how many neurons they bring to one place with one sign, and how their scales differ."""
+    agree, log_ratio = [], []
+    for neurons in arch.hidden:
+        same_place = around.permutation[neurons.name] == direct.permutation[neurons.name]
+        scales = around.scale[neurons.name], direct.scale[neurons.name]
+        agree.append((same_place & (jnp.sign(scales[0]) == jnp.sign(scales[1]))).sum(-1))
+        gap = jnp.abs(jnp.log(jnp.abs(scales[0])) - jnp.log(jnp.abs(scales[1])))
+        log_ratio.append(jnp.where(same_place, gap, 0).max(-1))
+    return jnp.stack(agree).sum(0), jnp.stack(log_ratio).max(0)
 
 
 @functools.partial(jax.jit, static_argnames="static")
-def _table(arch: Architecture, stack: Any, arrays: dict[str, Any], static: _Static) -> Matching:
+def _table(arch: Architecture, stack: Any, arrays: dict[str, Any], static: _many.Static) -> Matching:
     """The matchings of all ordered pairs, with leading axes [networks, networks]."""
     count = stacks.count(stack)
     moved, fixed = np.nonzero(~np.eye(count, dtype=bool))
@@ -373,13 +415,75 @@ def _table(arch: Architecture, stack: Any, arrays: dict[str, Any], static: _Stat
         return _weights.weight_matching(arch, params, target, **arrays, **dict(static))
 
     matchings = jax.lax.map(match, (jnp.asarray(moved), jnp.asarray(fixed)), batch_size=count - 1)
+    return _square(arch, matchings, count)
+
+
+@functools.lru_cache(maxsize=16)
+def _pairs_over_devices(static: _many.Static, mesh: Mesh, at_once: int) -> Callable[..., Matching]:
+    """The matchings of pairs of networks of a stack, given by their numbers."""
+
+    def match(moved: Array, fixed: Array, arch: Architecture, stack: Any, arrays: dict[str, Any]) -> Matching:
+        params, target = (stacks.member(stack, index) for index in (moved, fixed))
+        return _weights.weight_matching(arch, params, target, **arrays, **dict(static))
+
+    return distributed.make_map(match, mesh, rows_at_once=at_once)
+
+
+def _square(arch: Architecture, matchings: Matching, count: int, xp: Any = jnp) -> Matching:
+    """The matchings of all ordered pairs as a table, with the identity on the diagonal, in JAX or NumPy."""
+    moved, fixed = np.nonzero(~np.eye(count, dtype=bool))
     itself = Matching(symmetry.identity(arch), jnp.asarray(1.0), jnp.asarray(0), jnp.asarray(True))
 
-    def table(diagonal: Array, pairs: Array) -> Array:
-        filled = jnp.broadcast_to(diagonal, (count, count, *diagonal.shape)).astype(pairs.dtype)
-        return filled.at[moved, fixed].set(pairs)
+    def table(diagonal: Any, pairs: Any) -> Any:
+        filled = xp.broadcast_to(diagonal, (count, count, *diagonal.shape)).astype(pairs.dtype)
+        if xp is jnp:
+            return filled.at[moved, fixed].set(pairs)
+        filled[moved, fixed] = pairs
+        return filled
 
     return jax.tree.map(table, itself, matchings)
+
+
+class _Held(NamedTuple):
+    """The networks of a stack that a device holds: all, or, over the axis "data", some from `first` on."""
+
+    networks: int
+    first: Int[Array, ""] | int = 0
+    shared_out: bool = False
+
+    def numbers(self) -> Array:
+        return self.first + jnp.arange(self.networks)
+
+    def average(self, stack: Any, weights: Array) -> Any:
+        """The weighted mean of the networks of all devices; `weights` are those of the ones held."""
+        if not self.shared_out:
+            return stacks.average(stack, weights)
+        total = jax.lax.psum(weights.sum(), "data")
+
+        def mean(leaf: Array) -> Array:
+            if not stacks.is_floating(leaf):
+                return leaf[0]
+            return jax.lax.psum(jnp.tensordot(weights / total, leaf, 1, precision="highest"), "data")
+
+        return jax.tree.map(mean, stack)
+
+    def member(self, tree: Any, index: Array) -> Any:
+        """A network, whichever device holds it."""
+        if not self.shared_out:
+            return stacks.member(tree, index)
+        at, own = self._place(index)
+        return jax.lax.psum(jax.tree.map(lambda leaf: jnp.where(own, leaf[at], jnp.zeros_like(leaf[at])), tree), "data")
+
+    def replaced(self, tree: Any, index: Array, values: Any) -> Any:
+        """The stack with another network at this number."""
+        if not self.shared_out:
+            return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), tree, values)
+        at, own = self._place(index)
+        return jax.tree.map(lambda leaf, value: leaf.at[at].set(jnp.where(own, value, leaf[at])), tree, values)
+
+    def _place(self, index: Array) -> tuple[Array, Array]:
+        at = index - self.first
+        return jnp.clip(at, 0, self.networks - 1), (at >= 0) & (at < self.networks)
 
 
 @functools.partial(jax.jit, static_argnames="static")
@@ -389,28 +493,50 @@ def _rounds(
     reference: Array,
     max_rounds: int | Array,
     arrays: dict[str, Any],
-    static: _Static,
+    static: _many.Static,
+) -> tuple[Element, Array, Array]:
+    """`_turns` of networks that are all on one device."""
+    count = stacks.count(stack)
+    return _turns(arch, stack, reference, max_rounds, dict(static) | arrays, count, _Held(count))
+
+
+@functools.lru_cache(maxsize=16)
+def _rounds_over_devices(static: _many.Static, mesh: Mesh, count: int) -> Callable[..., tuple[Element, Array, Array]]:
+    """`_turns` of networks that are shared out over the devices of a mesh, padding at the end."""
+    share = -(-count // distributed.num_devices(mesh))
+
+    def rounds(stack: Any, arch: Architecture, reference: Array, max_rounds: Array, arrays: dict[str, Any]) -> Any:
+        held = _Held(share, jax.lax.axis_index("data") * share, shared_out=True)
+        return _turns(arch, stack, reference, max_rounds, dict(static) | arrays, count, held)
+
+    whole, rows = PartitionSpec(), PartitionSpec("data")
+    specs = (rows, whole, whole, whole, whole)
+    return jax.jit(jax.shard_map(rounds, mesh=mesh, in_specs=specs, out_specs=(rows, whole, whole), check_vma=False))
+
+
+def _turns(
+    arch: Architecture,
+    stack: Any,
+    reference: Array,
+    max_rounds: int | Array,
+    options: dict[str, Any],
+    count: int,
+    held: _Held,
 ) -> tuple[Element, Array, Array]:
     """Elements, rounds, and whether the last round moved none.
 
     Pass 0 brings all networks to the reference; every later pass is a round, which brings each to the others' mean. One
     loop does both, so that the matching of a network is compiled once.
     """
-    count = stacks.count(stack)
-    options = dict(static) | arrays
 
     def turn(progress: _Progress, index: Array) -> tuple[_Progress, Array]:
-        to_reference = jnp.arange(count) == reference
-        others = jnp.arange(count) != index
+        to_reference = held.numbers() == reference
+        others = (held.numbers() != index) & (held.numbers() < count)
         # With weights of 0, not as a difference: that would round by more than a tie.
-        target = stacks.average(progress.aligned, jnp.where(progress.passes == 0, to_reference, others).astype(float))
-        params, element = stacks.member((stack, progress.elements), index)
+        target = held.average(progress.aligned, jnp.where(progress.passes == 0, to_reference, others).astype(float))
+        params, element = held.member((stack, progress.elements), index)
         element, aligned, changed = _closer(arch, params, element, target, options)
-        elements, networks = jax.tree.map(
-            lambda leaf, value: leaf.at[index].set(value),
-            (progress.elements, progress.aligned),
-            (element, aligned),
-        )
+        elements, networks = held.replaced((progress.elements, progress.aligned), index, (element, aligned))
         return progress._replace(elements=elements, aligned=networks), changed
 
     def one_pass(progress: _Progress) -> _Progress:
@@ -420,10 +546,73 @@ def _rounds(
     def unfinished(progress: _Progress) -> Array:
         return ~progress.converged & (progress.passes <= max_rounds)
 
-    itself = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), symmetry.identity(arch))
+    itself = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (held.networks, *leaf.shape)), symmetry.identity(arch))
     begin = _Progress(itself, jax.tree.map(jnp.asarray, stack), jnp.asarray(0), jnp.asarray(False))
     end = jax.lax.while_loop(unfinished, one_pass, begin)
     return end.elements, end.passes - 1, end.converged
+
+
+# Compiled once for each function and mesh.
+_mapped = functools.lru_cache(maxsize=32)(distributed.make_map)
+
+
+def _align_all_over_devices(
+    arch: Architecture, stack: Any, frame: Reference, max_rounds: int, mesh: Mesh, options: dict[str, Any]
+) -> Frame:
+    """`align_all` of networks that are shared out over the devices of a mesh."""
+    stack, signs_only = distributed.gather(stacks.to_dict(stack)), _without_positive(arch)
+    scaled = jnp.asarray(bool(options.get("scale", True)))
+    scales, balanced = _mapped(_to_balanced_gauge, mesh)((stack,), arch, scaled)
+    central = frame is Reference.CENTRAL
+    reference = _most_central(signs_only, balanced, options, mesh) if central else jnp.asarray(0)
+    arrays, static = _many.parted(options)
+    rows = distributed.shard_rows(balanced, mesh).tree
+    whole = distributed.replicate((signs_only, reference, jnp.asarray(max_rounds), arrays), mesh)
+    elements, rounds, converged = distributed.gather(
+        _rounds_over_devices(static, mesh, stacks.count(stack))(rows, *whole)
+    )
+    elements = jax.tree.map(lambda leaf: leaf[: stacks.count(stack)], elements)
+    from_reference = symmetry.inverse(signs_only, stacks.member(elements, int(reference)))
+    elements = _mapped(_from_given, mesh)((elements, scales), arch, from_reference)
+    return _frame_over_devices(arch, stack, elements, jnp.asarray(rounds), jnp.asarray(converged), mesh)
+
+
+def _to_balanced_gauge(params: Params, arch: Architecture, scaled: Array) -> tuple[Element, Params]:
+    wide = stacks.at_least_float32(params)
+    element = symmetry.balance(arch, wide)
+    element = element._replace(scale=jax.tree.map(lambda s: jnp.where(scaled, s, jnp.ones_like(s)), element.scale))
+    return element, symmetry.act(arch, element, wide)
+
+
+def _from_given(element: Element, scale: Element, arch: Architecture, from_reference: Element) -> Element:
+    return symmetry.compose(arch, symmetry.compose(arch, from_reference, element), scale)
+
+
+def _moved(element: Element, params: Params, arch: Architecture) -> Params:
+    return symmetry.act(arch, element, params)
+
+
+def _similarity_to(params: Params, arch: Architecture, center: Params) -> Array:
+    return _weights.similarity(arch, stacks.at_least_float32(params), center)
+
+
+def _frame_over_devices(
+    arch: Architecture, stack: Any, elements: Element, rounds: Array, converged: Any, mesh: Mesh
+) -> Frame:
+    """`_frame` of networks that are shared out over the devices of a mesh; the mean is that of the host."""
+    aligned = _mapped(_moved, mesh)((elements, stack), arch)
+
+    def mean_of(leaf: np.ndarray) -> np.ndarray:
+        if not stacks.is_floating(leaf):
+            return leaf[0]
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        return wide.mean(0).astype(leaf.dtype)
+
+    mean = jax.tree.map(lambda leaf: jnp.asarray(mean_of(leaf)), aligned)
+    center = stacks.at_least_float32(mean)
+    similarity = _mapped(_similarity_to, mesh)((aligned,), _without_positive(arch), center)
+    elements, aligned, similarity = distributed.place_rows((distributed.gather(elements), aligned, similarity), mesh)
+    return Frame(elements, aligned, mean, similarity, rounds, jnp.asarray(converged))
 
 
 def _closer(

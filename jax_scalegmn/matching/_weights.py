@@ -120,7 +120,7 @@ def weight_matching(
         wins.
       max_sweeps: The most sweeps; 0 returns the start itself.
       assign: `assignment.hungarian` (on the device), `assignment.scipy` (on the host), or another function with that
-        signature; None for `assignment.default` of each layer's width.
+        signature; None for `assignment.default` of each layer's width, which is on the device on a GPU or TPU.
 
     Returns:
       The matching. Under `jax.vmap` its arrays have a leading axis [networks].
@@ -439,7 +439,7 @@ def _best_of_layer(
             else:
                 flipping = flipping + score
         signs = scale and neurons.scaling is Scaling.SIGN
-        if assign is assignment.scipy or (assign is None and assignment.default(neurons.width) is assignment.scipy):
+        if (assign or assignment.default(neurons.width)) in (assignment.scipy, assignment.by_platform):
             flipping = jnp.where(discarded, jnp.nan, flipping)  # which the host does not solve
         return assignment.with_signs(flipping, fixed, signs=signs, permute=permute, assign=assign)
 

@@ -1,16 +1,19 @@
 """Solvers of the linear assignment problem: which neuron goes with which, for the largest total score."""
 
+import functools
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-__all__ = ["Assign", "default", "hungarian", "scipy", "with_signs"]
+__all__ = ["Assign", "by_platform", "default", "hungarian", "scipy", "with_signs"]
 
 # A score (row: neuron of the target, column: neuron of params) -> the column of each row that maximizes the sum.
 Assign: TypeAlias = Callable[[Float[Array, "n n"]], Int[Array, " n"]]
@@ -47,7 +50,7 @@ def scipy(score: Float[Array, "n n"]) -> Int[Array, " n"]:
     host in one call.
 
     On a machine with a single core XLA hangs on callbacks with batches of 4 million entries or more: use
-    `hungarian` for those.
+    `hungarian` for those. Where the program is compiled for a TPU, which has no SciPy, that is a ValueError.
 
     >>> import jax.numpy as jnp
     >>> from jax_scalegmn.matching import assignment
@@ -61,38 +64,48 @@ def scipy(score: Float[Array, "n n"]) -> Int[Array, " n"]:
       The column that each row is assigned to, [n]; its own place if a score is NaN or infinite (a diverged network).
     """
 
-    def solve(*blocks: Array) -> np.ndarray:
-        scores = np.concatenate([np.asarray(block) for block in blocks], -2)
-        problems = scores.reshape(-1, *scores.shape[-2:])
-        columns = np.tile(np.arange(scores.shape[-1], dtype=np.int32), (len(problems), 1))
-        for row in np.flatnonzero(np.isfinite(problems).all((1, 2))):
-            columns[row] = linear_sum_assignment(problems[row], maximize=True)[1]
-        return columns.reshape(scores.shape[:-1])
+    return _solve(score, always=True)
 
-    shape = jax.ShapeDtypeStruct(score.shape[:-1], jnp.int32)
-    # In blocks of rows: on a single core XLA hangs when it hands over an array of 16 MiB (jax 0.10, CPU).
-    blocks = jnp.array_split(score, max(1, -(-score.size // _BLOCK)), axis=-2)
-    return jax.pure_callback(solve, shape, *blocks, vmap_method="expand_dims")
+
+def by_platform(score: Float[Array, "n n"]) -> Int[Array, " n"]:
+    """Solves one assignment problem where the platform solves it best: `scipy` on a CPU, else `hungarian`.
+
+    Which of the two it is, is known when the program is compiled or exported for its platform, not before: programs for
+    GPU and TPU have no callback. One that `jax.export` exports has none on CPU either, since Python's functions cannot
+    be exported.
+
+    >>> import jax.numpy as jnp
+    >>> from jax_scalegmn.matching import assignment
+    >>> assignment.by_platform(jnp.array([[1.0, 3.0], [2.0, 1.0]])).tolist()
+    [1, 0]
+
+    Args:
+      score: The score of every pair, [n, n].
+
+    Returns:
+      The column that each row is assigned to, [n]; its own place if a score is NaN or infinite (a diverged network).
+    """
+    return _solve(score, always=False)
 
 
 def default(width: int) -> Assign:
     """Returns the faster solver for layers of a width, as measured on CPU (`python -m benchmarks.matching`).
 
     Up to 8 neurons `hungarian` is as fast as the way to the host and back; from there on `scipy` is 1.4 to 12 times as
-    fast, one problem at a time and in batches. On a GPU pass `hungarian` for many pairs at once: for 4,096 pairs of
-    width 32 it took 0.13 ms a pair on an H200, `scipy` 1.24 ms (`python -m benchmarks.accelerator`).
+    fast, one problem at a time and in batches. On accelerators it is `hungarian` for all: for 4,096 pairs of width 32
+    it took 0.13 ms a pair on an H200, `scipy` 1.24 ms (`python -m benchmarks.accelerator`).
 
     >>> from jax_scalegmn.matching import assignment
-    >>> assignment.default(4) is assignment.hungarian, assignment.default(512) is assignment.scipy
+    >>> assignment.default(4) is assignment.hungarian, assignment.default(512) is assignment.by_platform
     (True, True)
 
     Args:
       width: The number of neurons of the layer.
 
     Returns:
-      `hungarian` or `scipy`.
+      `hungarian` or `by_platform`.
     """
-    return hungarian if width <= _HUNGARIAN_UP_TO else scipy
+    return hungarian if width <= _HUNGARIAN_UP_TO else by_platform
 
 
 def with_signs(
@@ -135,3 +148,65 @@ def with_signs(
     if signs:
         sign = jnp.where(jnp.take_along_axis(score, order[:, None], 1)[:, 0] < 0, -1.0, 1.0)
     return order, sign
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _solve(score: Array, *, always: bool) -> Array:
+    """The assignment of every score [..., n, n], by SciPy always or on a CPU alone."""
+    columns: Array = _SOLVE.bind(jnp.asarray(score), always=always)
+    return columns
+
+
+def _on_host(score: Array) -> Array:
+    """The assignment of one score by SciPy, in a callback."""
+
+    def solve(*blocks: Array) -> np.ndarray:
+        scores = np.concatenate([np.asarray(block) for block in blocks], -2)
+        problems = scores.reshape(-1, *scores.shape[-2:])
+        columns = np.tile(np.arange(scores.shape[-1], dtype=np.int32), (len(problems), 1))
+        for row in np.flatnonzero(np.isfinite(problems).all((1, 2))):
+            columns[row] = linear_sum_assignment(problems[row], maximize=True)[1]
+        return columns.reshape(scores.shape[:-1])
+
+    shape = jax.ShapeDtypeStruct(score.shape[:-1], jnp.int32)
+    # In blocks of rows: on a single core XLA hangs when it hands over an array of 16 MiB (jax 0.10, CPU).
+    blocks = jnp.array_split(score, max(1, -(-score.size // _BLOCK)), axis=-2)
+    return jax.pure_callback(solve, shape, *blocks, vmap_method="expand_dims")
+
+
+def _on_device(score: Array) -> Array:
+    return hungarian(score).astype(jnp.int32)
+
+
+def _lowered(context: mlir.LoweringRuleContext, score: Any, *, always: bool, platform: str | None) -> Any:
+    """The solver that the program's platform has; `jax.lax.platform_dependent` would trace both in every program."""
+    if platform == "tpu" and always:
+        raise ValueError(
+            "assign is assignment.scipy, and the program is for a TPU; expected a solver on the device. Leave out "
+            "assign, or pass assignment.hungarian."
+        )
+    exported = getattr(context.module_context.lowering_parameters, "for_export", False)
+    solve = _on_host if always or (platform == "cpu" and not exported) else _on_device
+    aval: Any = context.avals_in[0]
+    for _ in aval.shape[:-2]:
+        solve = jax.vmap(solve)
+    return mlir.lower_fun(solve, multiple_results=False)(context, score)
+
+
+# A primitive, since what a program is compiled for is known only when it is lowered.
+_SOLVE = jax.extend.core.Primitive("assignment")
+_SOLVE.def_impl(jax.jit(_SOLVE.bind, static_argnames="always"))
+_SOLVE.def_abstract_eval(lambda score, *, always: score.update(shape=score.shape[:-1], dtype=jnp.dtype("int32")))
+for _platform in (None, "cpu", "tpu"):
+    mlir.register_lowering(_SOLVE, functools.partial(_lowered, platform=_platform), platform=_platform)
+batching.primitive_batchers[_SOLVE] = lambda args, dims, *, always: (
+    _SOLVE.bind(jnp.moveaxis(args[0], dims[0], 0), always=always),
+    0,
+)
+# An assignment is constant where it is differentiable.
+ad.primitive_jvps[_SOLVE] = lambda primals, tangents, *, always: (
+    (columns := _SOLVE.bind(*primals, always=always)),
+    np.zeros(columns.shape, jax.dtypes.float0),
+)

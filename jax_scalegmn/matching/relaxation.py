@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture, symmetry
+from jax_scalegmn import architecture, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, Axis, Scaling
 from jax_scalegmn.matching import assignment
 from jax_scalegmn.matching.assignment import Assign
@@ -129,6 +129,7 @@ def logits_of(arch: Architecture, element: Element) -> dict[str, Float[Array, "n
     }
 
 
+@stacks.any_container("params", returns=True)
 def soft_act(arch: Architecture, soft: Soft, params: Params) -> dict[str, Any]:
     """The relaxed action: every neuron axis times the layer's matrix, `signed` where signs touch it (power 1 or -1).
 

@@ -23,6 +23,9 @@ from jax_scalegmn.types import Params
 
 Path: TypeAlias = tuple[str, ...]
 
+# What batch normalizations store, in Flax and in PyTorch.
+_VARIANCE_OF = {"mean": "var", "running_mean": "running_var"}
+
 
 class Goal(NamedTuple):
     """The mean and standard deviation that the pre-activations of one layer's channels should have."""
@@ -125,10 +128,13 @@ def uncorrected(arch: Architecture) -> dict[str, str]:
     {'up': 'its mean: it has no bias, so that its second moment is restored instead'}
     """
     shifted: dict[str, bool] = {}  # by layer with a size that can be set: whether all of its means can be moved
+    used_twice: set[str] = set()
     if arch.function is not None:
         for place in arch.function.places:
-            if place.gains:
+            if place.is_correctable:
                 shifted[place.neurons] = shifted.get(place.neurons, True) and place.shift is not None
+            elif place.gains:
+                used_twice.add(place.neurons)
     else:
         assert arch.input_rank  # it raises for an architecture without a function
         last = _last(arch.layers)
@@ -139,7 +145,9 @@ def uncorrected(arch: Architecture) -> dict[str, str]:
                 shifted[neurons] = shifted.get(neurons, True) and (*path, "bias") in own
     left = {}
     for hidden in arch.hidden:
-        if hidden.name not in shifted:
+        if hidden.name in used_twice:
+            left[hidden.name] = "its mean and standard deviation: its parameters act in other places, too"
+        elif hidden.name not in shifted:
             left[hidden.name] = "its mean and standard deviation: no parameters set them alone"
         elif not shifted[hidden.name]:
             left[hidden.name] = "its mean: it has no bias, so that its second moment is restored instead"
@@ -154,6 +162,9 @@ def reset_batch_norm(
 
     Each is recomputed with those before it reset already. A merged network needs at least this: averaged variances are
     not the variances of averages (Jordan et al. 2023, arXiv 2211.08403, section 3).
+
+    Of the user's own function (`infer`) the batch normalizations are found by what they store: vectors named "mean" and
+    "var", or "running_mean" and "running_var", of which the first is subtracted from a value.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -173,14 +184,12 @@ def reset_batch_norm(
       The params with the new statistics.
 
     Raises:
-      ValueError: If params or x do not fit, or if the architecture does not say how to compute its function.
+      ValueError: If params or x do not fit, if the architecture does not say how to compute its function, or if a
+        function of your own uses such statistics otherwise.
     """
     _check(arch, params, x, name="params")
     if arch.function is not None:
-        raise ValueError(
-            f"{arch.name!r} is a function of your own: which of its parameters store statistics is not known. Use "
-            "merge.repair, which corrects what follows a normalization, or set them in your function's training mode."
-        )
+        return _reset_traced(arch, params, x, batch_size)
     return _corrected_network(arch, params, x, {}, batch_size)
 
 
@@ -313,7 +322,7 @@ def _repaired_traced(
     """REPAIR of a network with a function of its own: one place after the other, those before it repaired already."""
     assert arch.function is not None
     places = arch.function.places
-    numbers = [number for number, place in enumerate(places) if place.gains]
+    numbers = [number for number, place in enumerate(places) if place.is_correctable]
 
     def measured(params: Params) -> dict[int, Moments]:
         def of_example(x: Array) -> dict[int, Moments]:
@@ -340,6 +349,56 @@ def _repaired_traced(
         return new
 
     return architecture.pack(arch, jax.lax.fori_loop(0, len(numbers), correct, begin))
+
+
+def _reset_traced(arch: Architecture, params: Params, x: Array, batch_size: int | None) -> dict[str, Any]:
+    """The network with a function of its own and the data's statistics, one normalization after the other."""
+    assert arch.function is not None
+    places, stored = arch.function.centered, _stored_statistics(arch)
+
+    def measured(values: list[Array]) -> dict[int, Moments]:
+        def of_example(x: Array) -> dict[int, Moments]:
+            found = network.at_means(arch, architecture.pack(arch, values), x)
+            return {number: moments.over_examples(found[number]) for number in stored}
+
+        return _over_batches(of_example, x, batch_size)
+
+    def reset(turn: Array, values: list[Array]) -> list[Array]:
+        now, new = measured(values), list(values)
+        for index, (number, var) in enumerate(stored.items()):
+            mean = places[number].shift
+            assert mean is not None
+            moved = values[mean] + now[number].mean.reshape(values[mean].shape)
+            for which, value in ((mean, moved), (var, now[number].var.reshape(values[var].shape))):
+                new[which] = jnp.where(turn == index, value.astype(values[which].dtype), new[which])
+        return new
+
+    begin = [jnp.asarray(value) for value in architecture.unpack(arch, params)]
+    return architecture.pack(arch, jax.lax.fori_loop(0, len(stored), reset, begin) if stored else begin)
+
+
+def _stored_statistics(arch: Architecture) -> dict[int, int]:
+    """By the number of the place where a batch normalization subtracts its mean, the index of its variance."""
+    assert arch.function is not None
+    index_of = {parameter.path: index for index, parameter in enumerate(arch.parameters)}
+    var_of = {}
+    for path, index in index_of.items():
+        module, dot, name = path[-1].rpartition(".")
+        variance = (*path[:-1], f"{module}{dot}{_VARIANCE_OF.get(name, '')}")
+        if name in _VARIANCE_OF and variance in index_of:
+            var_of[index] = index_of[variance]
+    stored = {
+        n: var_of[p.shift] for n, p in enumerate(arch.function.centered) if p.shift is not None and p.shift in var_of
+    }
+    for mean in var_of:
+        uses = sum(arch.function.centered[number].shift == mean for number in stored)
+        if uses != 1:
+            raise ValueError(
+                f"{arch.name!r} subtracts the mean params{arch.parameters[mean]} from {uses} values; expected one, as "
+                "a batch normalization does, (x - mean) / sqrt(var + epsilon). Write it so, or set the statistics in "
+                "your function's training mode."
+            )
+    return stored
 
 
 def _corrected_place(

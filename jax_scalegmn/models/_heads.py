@@ -161,12 +161,17 @@ class Encoder(nn.Module):
 class Editor(nn.Module):
     """An equivariant map from networks to networks: params + learned scale * delta (arXiv 2406.10685, section 5).
 
-    A network that is permuted, flipped or rescaled has its edited network permuted, flipped or rescaled alike.
+    A network that is permuted, flipped or rescaled has its edited network permuted, flipped or rescaled alike. With
+    `networks` k, there are k edited networks, whose outputs are averaged (arXiv 2602.01083): together they can compute
+    what one network of that size cannot.
+
+        f(x) = mean over i of apply(params + learned scale_i * delta_i, x)
 
     Attributes:
       gmn: The model that reads the network and computes the delta.
       out_scale: The factor of the delta at initialization, one learned factor a parameter; published: 0.01.
       scales: As `Encoder.scales`; the delta is multiplied by them.
+      networks: k, the number of edited networks, which are returned as a stack [k]; None for one, without that axis.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -176,11 +181,16 @@ class Editor(nn.Module):
     >>> edited, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), params)
     >>> edited["Dense_0"]["kernel"].shape
     (2, 4)
+    >>> model = sg.Editor(sg.ScaleGMN(arch, features=4, num_layers=1), networks=3)
+    >>> edited, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), params)
+    >>> edited["Dense_0"]["kernel"].shape
+    (3, 2, 4)
     """
 
     gmn: ScaleGMN
     out_scale: float = 0.01
     scales: tuple[float, ...] | None = None
+    networks: int | None = None
 
     @property
     def arch(self) -> Readable:
@@ -188,30 +198,26 @@ class Editor(nn.Module):
         return self.gmn.arch
 
     def __call__(self, params: Params, *, train: bool = False) -> dict[str, Any]:
-        """The edited network."""
+        """The edited network, or the stack of them."""
         delta = self.delta(params, train=train)
         return jax.tree.map(jnp.add, dict(params), delta)
 
     @nn.compact
     def delta(self, params: Params, *, train: bool = False) -> dict[str, Any]:
-        """The change that is added to the network."""
+        """The change that is added to the network, or the stack of changes."""
         arch = _one_architecture(self.arch, "Editor writes params of one architecture")
-        small = divided(arch, params, self.scales)
-        written = self.gmn(graph.from_params(arch, small), train=train, output=Output.PARAMETERS)
-        factors = self.param("out_scales", nn.initializers.constant(self.out_scale), (len(arch.parameters),))
-        values = []
-        for parameter, delta, own, factor, scale in zip(
-            arch.parameters,
-            architecture.unpack(arch, graph.to_params(arch, written)),
-            architecture.unpack(arch, small),
-            factors,
-            _checked_scales(arch, self.scales),
-            strict=True,
-        ):
-            # The delta follows a rescaling; a vector that goes against it needs a delta that goes against it, too.
-            against = len(parameter.neuron_axes) == 1 and parameter.neuron_axes[0].power < 0
-            values.append((jnp.square(own) * delta if against else delta) * factor * scale)
-        return architecture.pack(arch, values)
+        small, scales = divided(arch, params, self.scales), _checked_scales(arch, self.scales)
+        written = self.gmn(
+            graph.from_params(arch, small), train=train, output=Output.PARAMETERS, networks=self.networks
+        )
+        several = () if self.networks is None else (self.networks,)
+        factors = self.param("out_scales", nn.initializers.constant(self.out_scale), (*several, len(arch.parameters)))
+
+        def change(nodes: Array, edges: Array, factors: Array) -> dict[str, Any]:
+            return _change(arch, small, written._replace(nodes=nodes, edges=edges), factors, scales)
+
+        change = change if self.networks is None else jax.vmap(change)
+        return change(written.nodes, written.edges, factors)
 
 
 class Decoder(nn.Module):
@@ -333,6 +339,26 @@ def autoencoder(
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _change(
+    arch: Architecture, small: Params, written: jraph.GraphsTuple, factors: Array, scales: tuple[float, ...]
+) -> dict[str, Any]:
+    """The change of a network, divided by its scales, from what a model wrote for it."""
+    values = []
+    for parameter, delta, own, factor, scale in zip(
+        arch.parameters,
+        architecture.unpack(arch, graph.to_params(arch, written)),
+        architecture.unpack(arch, small),
+        factors,
+        scales,
+        strict=True,
+    ):
+        # The delta follows a rescaling; a vector that goes against it needs a delta that goes against it, too.
+        along = -1 if graph.is_turned(arch) else 1
+        against = len(parameter.neuron_axes) == 1 and along * parameter.neuron_axes[0].power < 0
+        values.append((jnp.square(own) * delta if against else delta) * factor * scale)
+    return architecture.pack(arch, values)
 
 
 def _flat(nodes: Nodes, names: frozenset[str]) -> Array:

@@ -110,7 +110,12 @@ class ScaleGMN(nn.Module):
 
     @nn.compact
     def __call__(
-        self, graph_in: jraph.GraphsTuple, *, train: bool = False, output: Output = Output.FEATURES
+        self,
+        graph_in: jraph.GraphsTuple,
+        *,
+        train: bool = False,
+        output: Output = Output.FEATURES,
+        networks: int | None = None,
     ) -> jraph.GraphsTuple:
         """Reads one graph: encode, process, decode.
 
@@ -118,18 +123,24 @@ class ScaleGMN(nn.Module):
           graph_in: The graph of one network, as `graph.from_params` returns it.
           train: Whether dropout acts, which needs `rngs={"dropout": key}`.
           output: What the last layer computes.
+          networks: k, the number of networks whose PARAMETERS the last layer computes, each with weights of its own;
+            None for one, without a further axis.
 
         Returns:
-          The graph with node features [nodes, d] and edge features [edges, d].
+          The graph with node features [nodes, d] and edge features [edges, d]; [k, nodes, ...] and [k, edges, ...] with
+          `networks`.
 
         Raises:
           ValueError: If the graph is of another architecture, or an option does not go with the architecture.
         """
         _check_options(self)
         check_graph(self.arch, graph_in)
+        if networks is not None and (networks < 1 or output is not Output.PARAMETERS):
+            raise ValueError(f"networks is {networks} with {output}; expected a number >= 1 with Output.PARAMETERS.")
         context, features = self._encode(graph_in)
-        features = self._process(context, features, output, train=train)
-        return self._decode(context, features, output, graph_in)
+        features = self._process(context, features, output, networks or 1, train=train)
+        decoded = self._decode(context, features, output, networks or 1, graph_in)
+        return decoded if networks is None else _each(context.topology, decoded, networks)
 
     def _encode(self, graph_in: jraph.GraphsTuple) -> tuple[Context, GraphFeatures]:
         """Weights and biases as features, and what the layers know of the graph."""
@@ -142,24 +153,26 @@ class ScaleGMN(nn.Module):
         context = _context(topo, graph_in.globals, encoding if self.encoding_features else None, unlifted)
         return context, GraphFeatures(context.mask(nodes), list(edges), self._backward_edges(topo, graph_in, edges))
 
-    def _process(self, context: Context, features: GraphFeatures, output: Output, *, train: bool) -> GraphFeatures:
+    def _process(
+        self, context: Context, features: GraphFeatures, output: Output, networks: int, *, train: bool
+    ) -> GraphFeatures:
         """Layer after layer; dropout after each, except where the last one writes parameters."""
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         for index in range(self.num_layers):
             last = index + 1 == self.num_layers
-            features = self._layer(context.topology, index, output)(context, features)
+            features = self._layer(context.topology, index, output, networks)(context, features)
             if not (last and output is Output.PARAMETERS):
                 features = features._replace(nodes={name: dropout(h) for name, h in features.nodes.items()})
         return features
 
     def _decode(
-        self, context: Context, features: GraphFeatures, output: Output, graph_in: jraph.GraphsTuple
+        self, context: Context, features: GraphFeatures, output: Output, networks: int, graph_in: jraph.GraphsTuple
     ) -> jraph.GraphsTuple:
         """The features as one graph."""
         topo, nodes = context.topology, features.nodes
         if output is Output.PARAMETERS:  # neurons without parameters of their own get zeros
             nodes = {
-                name: h if name in topo.biased else jnp.zeros((len(h), topo.node_features), h.dtype)
+                name: h if name in topo.biased else jnp.zeros((len(h), networks * topo.node_features), h.dtype)
                 for name, h in nodes.items()
             }
         return graph_in._replace(
@@ -167,23 +180,24 @@ class ScaleGMN(nn.Module):
             edges=jnp.concatenate([e.reshape(math.prod(e.shape[:2]), -1) for e in map(value, features.edges)]),
         )
 
-    def _layer(self, topo: Topology, index: int, output: Output) -> MessagePassing | PlainMessagePassing:
+    def _layer(self, topo: Topology, index: int, output: Output, networks: int) -> MessagePassing | PlainMessagePassing:
         """The layer with that index; the last one computes no more than the output needs."""
         last = index + 1 == self.num_layers
         writes = last and output is Output.PARAMETERS
+        copies = networks if writes else 1
         common: dict[str, Any] = {
             "options": self._options(),
-            "edge_outputs": topo.edge_features if writes else 0 if last else self.features,
+            "edge_outputs": copies * topo.edge_features if writes else 0 if last else self.features,
             "updated": _updated(topo, output, bidirectional=self.bidirectional) if last else tuple(topo.nodes),
             "skip": self.skip and not writes,
             "name": f"layer_{index}",
         }
         if not topo.has_scales:
-            return PlainMessagePassing(outputs=topo.node_features if writes else self.features, **common)
+            return PlainMessagePassing(outputs=copies * topo.node_features if writes else self.features, **common)
         along, against, free = topo.columns if writes else (self.features, 0, 0)
         return MessagePassing(
-            outputs=along + against,
-            invariants=free,
+            outputs=copies * (along + against),
+            invariants=copies * free,
             writes=writes,
             update_backward=self.bidirectional and not last,
             **common,
@@ -267,6 +281,15 @@ class ScaleGMN(nn.Module):
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _each(topo: Topology, written: jraph.GraphsTuple, networks: int) -> jraph.GraphsTuple:
+    """The numbers of several networks, which the last layer writes next to each other, with a leading axis [k]."""
+    vectors = networks * (topo.columns.along + topo.columns.against)
+    parts = [written.nodes[:, :vectors], written.nodes[:, vectors:]]
+    nodes = jnp.concatenate([part.reshape(len(part), networks, -1) for part in parts if part.shape[-1]], -1)
+    edges = written.edges.reshape(len(written.edges), networks, -1)
+    return written._replace(nodes=nodes.swapaxes(0, 1), edges=edges.swapaxes(0, 1))
 
 
 def _updated(topo: Topology, output: Output, *, bidirectional: bool) -> tuple[str, ...]:

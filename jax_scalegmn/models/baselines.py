@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture, network
+from jax_scalegmn import architecture, network, stacks
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.models._layers import MLP
 from jax_scalegmn.types import Params
@@ -118,6 +118,7 @@ class StatisticsEncoder(nn.Module):
         return _read(self, x, train)
 
 
+@stacks.any_container("params")
 def statistics(arch: Architecture, params: Params) -> Float[Array, " statistics"]:
     """Mean, variance and quantiles 0, 25, 50, 75 and 100 % of the entries of every array, array after array.
 
@@ -151,6 +152,7 @@ def statistics(arch: Architecture, params: Params) -> Float[Array, " statistics"
     return jnp.concatenate(parts)
 
 
+@stacks.any_container("stack")
 def standardization(arch: Architecture, stack: Params) -> tuple[tuple[float, float], ...]:
     """The mean and the standard deviation of every statistic over many networks, for `StatisticsEncoder.standard`.
 

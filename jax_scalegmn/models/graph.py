@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_scalegmn import architecture
-from jax_scalegmn.architecture import Architecture, NeuronLayer, Parameter, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
 from jax_scalegmn.types import Params
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Readable",
     "Topology",
     "from_params",
+    "is_turned",
     "to_params",
     "topology",
 ]
@@ -281,6 +282,28 @@ def topology(arch: Readable) -> Topology:
     )
 
 
+@functools.lru_cache(maxsize=256)
+def is_turned(arch: Architecture) -> bool:
+    """Whether edges go from the second axis of a kernel to the first, and with the inverse of each scale.
+
+    So it is where kernels are [out, in] and normalizations follow them: the first axis has power 0 on a rescaled layer.
+
+    Args:
+      arch: The architecture.
+
+    >>> import jax_scalegmn as sg
+    >>> layers = [sg.layers.Dense(4), sg.layers.BatchNorm(), "relu", sg.layers.Dense(1)]
+    >>> sg.models.graph.is_turned(sg.sequential(layers, (2,))), sg.models.graph.is_turned(sg.mlp((2, 4, 1)))
+    (True, False)
+    """
+    kernels = [parameter.neuron_axes for parameter in arch.parameters if len(parameter.neuron_axes) == 2]
+
+    def undone(end: int) -> bool:
+        return any(axes[end].power == 0 and arch.neuron_layer(axes[end].neurons).scaling in _SCALED for axes in kernels)
+
+    return undone(0) and not undone(1)
+
+
 def from_params(arch: Architecture, params: Params, *, bucket: Bucket | None = None) -> jraph.GraphsTuple:
     """The graph of one network, as a `jraph.GraphsTuple`.
 
@@ -480,7 +503,7 @@ def _kernels(arch: Architecture) -> dict[Parameter, _BlockKey]:
             )
         if len(parameter.neuron_axes) == 1:
             continue
-        reads, feeds = parameter.neuron_axes
+        reads, feeds = _ends(arch, parameter)
         scaling = arch.neuron_layer(reads.neurons).scaling
         if reads.power == 0 and scaling in _SCALED:
             raise ValueError(
@@ -493,6 +516,12 @@ def _kernels(arch: Architecture) -> dict[Parameter, _BlockKey]:
     return keys
 
 
+def _ends(arch: Architecture, parameter: Parameter) -> tuple[Axis, Axis]:
+    """The axes of a kernel where its edges begin and end."""
+    first, second = parameter.neuron_axes
+    return (second, first) if is_turned(arch) else (first, second)
+
+
 def _block_keys(members: Iterable[Architecture]) -> tuple[_BlockKey, ...]:
     """All blocks of the members, each once."""
     return tuple(dict.fromkeys(key for member in members for key in _kernels(member).values()))
@@ -502,7 +531,8 @@ def _vectors(arch: Architecture, name: str) -> tuple[list[Parameter], ...]:
     """The vectors of one neuron layer, by the power with which they follow a rescaling, in the order of `Columns`."""
     scaled = arch.neuron_layer(name).scaling in _SCALED
     vectors = [p for p in arch.parameters if [axis.neurons for axis in p.neuron_axes] == [name]]
-    powers = [parameter.neuron_axes[0].power if scaled else 1 for parameter in vectors]
+    along = -1 if is_turned(arch) else 1
+    powers = [along * parameter.neuron_axes[0].power if scaled else 1 for parameter in vectors]
     return tuple([p for p, power in zip(vectors, powers, strict=True) if power == wanted] for wanted in _POWERS)
 
 
@@ -611,6 +641,7 @@ def _split_shape(arch: Architecture, parameter: Parameter) -> tuple[list[int], l
         else:
             shape += [axis.repeat, arch.neuron_layer(axis.neurons).width]
             neurons.append(len(shape) - 1)
+    neurons = neurons[::-1] if is_turned(arch) else neurons
     return shape, neurons + [i for i in range(len(shape)) if i not in neurons]
 
 

@@ -15,7 +15,7 @@ from jax_scalegmn.network._layer_functions import (
     preactivation,
 )
 from jax_scalegmn.network._sine import sine
-from jax_scalegmn.network._traced import at_places
+from jax_scalegmn.network._traced import at_means, at_places
 from jax_scalegmn.network._variables import STATISTICS
 from jax_scalegmn.network._variables import merge as merge_variables
 from jax_scalegmn.network._variables import replace as replace_variables
@@ -31,6 +31,7 @@ __all__ = [
     "activate",
     "activations",
     "apply",
+    "at_means",
     "at_places",
     "check_examples",
     "convolve",

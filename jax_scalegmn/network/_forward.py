@@ -1,5 +1,6 @@
 """The function of a network, the values of its neurons, and its function in training mode."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -48,7 +49,7 @@ def apply(
       x: The example: [inputs] for dense networks, [height, width, channels] for convolutional ones. The user's own
         function, of an inferred architecture, takes inputs as it was traced with, or without their batch axis.
       convolve: How a convolution is computed: `convolve`, or `convolve_by_patches`, which is faster under `jax.vmap`
-        over networks and inside compiled loops on CPU.
+        over networks and inside compiled loops on CPU. The user's own function takes these two alone.
 
     Returns:
       The outputs, [outputs]; of the user's own function whatever it returns.
@@ -65,7 +66,13 @@ def apply(
     """
 
     if arch.function is not None:
-        return _traced.output(arch, params, x)
+        by_patches = convolve is _layer_functions.convolve_by_patches
+        if not by_patches and convolve is not _layer_functions.convolve:
+            raise ValueError(
+                f"{arch.name!r} has a function of its own, whose convolutions convolve={convolve!r} cannot compute; "
+                "expected network.convolve or network.convolve_by_patches."
+            )
+        return _traced.output(arch, params, x, by_patches=by_patches)
 
     def visit(_: tuple[str, ...], layer: Unit | Residual, params: Params, x: Array, state: None) -> tuple[Array, None]:
         return _layer_functions.layer_output(layer, params, x, convolve=convolve), state
@@ -252,9 +259,12 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str = "x
 def _check_shape(arch: Architecture, x: Float[Array, "..."], name: str) -> None:
     rank, width = arch.input_rank, arch.neuron_layers[0].width
     if jnp.ndim(x) != rank + 1 or jnp.shape(x)[-1] != width or 0 in jnp.shape(x):
+        cure = "Pass x[None] for one example."
+        if rank == 1 and jnp.ndim(x) > 2 and math.prod(jnp.shape(x)[1:]) == width:
+            cure = f"Flatten each example: {name}.reshape(len({name}), -1)."
         raise ValueError(
             f"{name} has shape {jnp.shape(x)}; {arch.name!r} expects one example or more, [examples, "
-            f"{_INPUTS[rank][1:]} with {width} in the last axis. Pass x[None] for one example."
+            f"{_INPUTS[rank][1:]} with {width} in the last axis. {cure}"
         )
 
 

@@ -7,18 +7,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_scalegmn import architecture
+from jax_scalegmn import architecture, stacks
 from jax_scalegmn.architecture import Architecture, Place, TracedFunction
+from jax_scalegmn.network import _patches
 from jax_scalegmn.types import Params
 
 
-def output(arch: Architecture, params: Params, x: Any) -> Any:
-    """What the function returns for inputs as it was traced with, or for one example of them without the batch axis."""
+def output(arch: Architecture, params: Params, x: Any, *, by_patches: bool = False) -> Any:
+    """What the function returns for inputs as it was traced with, or for one example of them without the batch axis.
+
+    With `by_patches` its convolutions are computed by products of matrices.
+    """
     architecture.unpack(arch, params)
     function = _function(arch)
+    call = _patches.by_patches(function.call) if by_patches else function.call
     if not _is_example(arch, function, x):
-        return function.call(params, x)
-    outputs = function.call(params, x[None])
+        return call(params, x)
+    outputs = call(params, x[None])
     for leaf in jax.tree.leaves(outputs):
         if jnp.shape(leaf)[:1] != (1,):
             raise ValueError(
@@ -30,25 +35,8 @@ def output(arch: Architecture, params: Params, x: Any) -> Any:
 
 def values(arch: Architecture, params: Params, x: Float[Array, "..."], places: Sequence[Place]) -> list[Array]:
     """The pre-activations at these places on one example, each [*positions, neurons]."""
-    architecture.unpack(arch, params)
-    function = _function(arch)
-    shape = function.inputs[0][0] if len(function.inputs) == 1 else None
-    alone = _is_example(arch, function, x)
-    program = jax.make_jaxpr(function.call)(params, x[None] if alone else x)
-    repeats = 1
-    if tuple(architecture.operations(program)) != function.operations and alone and shape is not None:
-        # A batch of one may be computed by other operations than the batch that was traced.
-        repeats = shape[0]
-        program = jax.make_jaxpr(function.call)(params, jnp.broadcast_to(x, (repeats, *x.shape)))
-    if tuple(architecture.operations(program)) != function.operations:
-        raise ValueError(
-            f"{arch.name!r} computes other operations on x of shape {jnp.shape(x)} than on the inputs that it was "
-            f"traced with, {shape}. Infer it again with an example of that shape."
-        )
-    inputs = jnp.broadcast_to(x, (repeats, *x.shape)) if alone else x
-    seen: dict[tuple[int, ...], Array] = {}
-    _evaluate(program.jaxpr, program.consts, jax.tree.leaves((params, inputs)), (), {p.at for p in places}, seen)
     widths = [arch.neuron_layer(place.neurons).width for place in places]
+    alone, seen = _seen(arch, params, x, {place.at for place in places})
     return [_neurons(seen[place.at], place, width, alone) for place, width in zip(places, widths, strict=True)]
 
 
@@ -87,6 +75,7 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str) -> 
     )
 
 
+@stacks.any_container("params")
 def at_places(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Mapping[int, Array]:
     """The pre-activations of the user's own function that REPAIR corrects, on one example.
 
@@ -109,12 +98,67 @@ def at_places(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Map
     {0: [3.0, 3.0, 3.0, 3.0]}
     """
     function = _function(arch)
-    numbers = [number for number, place in enumerate(function.places) if place.gains]
+    numbers = [number for number, place in enumerate(function.places) if place.is_correctable]
     found = values(arch, params, x, [function.places[number] for number in numbers])
     return dict(zip(numbers, found, strict=True))
 
 
+@stacks.any_container("params")
+def at_means(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Mapping[int, Array]:
+    """What the user's own function has left of a value after it subtracted a vector of its params, on one example.
+
+    So a batch normalization begins: the value is what it normalizes, less its stored mean.
+
+    Args:
+      arch: An architecture of `infer`, which holds the function.
+      params: The network.
+      x: The example, without the batch axis of the inputs that the function was traced with.
+
+    Returns:
+      The values by the number of their place in `arch.function.centered`, each [*positions, entries].
+
+    Raises:
+      ValueError: As `at_places`.
+
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> params = {"mean": 2 * jnp.ones(3), "down": jnp.ones((3, 2))}
+    >>> arch = sg.infer(lambda params, x: jnp.tanh(x - params["mean"]) @ params["down"], params, jnp.ones((5, 3))).arch
+    >>> {number: value.tolist() for number, value in sg.network.at_means(arch, params, jnp.ones(3)).items()}
+    {0: [-1.0, -1.0, -1.0]}
+    """
+    places = _function(arch).centered
+    alone, seen = _seen(arch, params, x, {place.at for place in places})
+    values = [jnp.moveaxis(seen[place.at], place.axis, -1) for place in places]
+    return {number: value[0] if alone else value for number, value in enumerate(values)}
+
+
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _seen(
+    arch: Architecture, params: Params, x: Float[Array, "..."], wanted: set[tuple[int, ...]]
+) -> tuple[bool, dict[tuple[int, ...], Array]]:
+    """Whether x is one example without the batch axis, and the results of the wanted operations."""
+    architecture.unpack(arch, params)
+    function = _function(arch)
+    shape = function.inputs[0][0] if len(function.inputs) == 1 else None
+    alone = _is_example(arch, function, x)
+    program = jax.make_jaxpr(function.call)(params, x[None] if alone else x)
+    repeats = 1
+    if tuple(architecture.operations(program)) != function.operations and alone and shape is not None:
+        # A batch of one may be computed by other operations than the batch that was traced.
+        repeats = shape[0]
+        program = jax.make_jaxpr(function.call)(params, jnp.broadcast_to(x, (repeats, *x.shape)))
+    if tuple(architecture.operations(program)) != function.operations:
+        raise ValueError(
+            f"{arch.name!r} computes other operations on x of shape {jnp.shape(x)} than on the inputs that it was "
+            f"traced with, {shape}. Infer it again with an example of that shape."
+        )
+    inputs = jnp.broadcast_to(x, (repeats, *x.shape)) if alone else x
+    seen: dict[tuple[int, ...], Array] = {}
+    _evaluate(program.jaxpr, program.consts, jax.tree.leaves((params, inputs)), (), wanted, seen)
+    return alone, seen
 
 
 def _function(arch: Architecture) -> TracedFunction:
@@ -164,10 +208,7 @@ def _evaluate(
             inner = getattr(called, "jaxpr", called)
             results = _evaluate(inner, getattr(called, "consts", ()), operands, where, wanted, seen)
         else:
-            options = eqn.primitive.get_bind_params(eqn.params)
-            functions, options = options if isinstance(options, tuple) else ((), options)  # JAX before 0.10
-            results = eqn.primitive.bind(*functions, *operands, **options)
-            results = results if eqn.primitive.multiple_results else [results]
+            results = _patches.bind(eqn, operands)
         if where in wanted:
             seen[where] = results[0]
         known |= dict(zip(eqn.outvars, results, strict=True))

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from jax_scalegmn import architecture
+from jax_scalegmn import architecture, stacks
 from jax_scalegmn.types import Params
 
 # What a batch normalization stores next to its weights: Flax's collection "batch_stats".
@@ -62,6 +62,7 @@ def split(params: Params) -> dict[str, Any]:
     return variables | ({"batch_stats": architecture.unflatten(statistics)} if statistics else {})
 
 
+@stacks.any_container("params", returns=True)
 def replace(params: Params, values: Mapping[tuple[str, ...], Array]) -> dict[str, Any]:
     """Replaces the arrays at some paths.
 

@@ -51,7 +51,7 @@ class Page:
         return self.iframe()
 
 
-@stacks.any_container("params", "target")
+@stacks.any_container("params", "target", calls=("loss",))
 def same_function(
     arch: Architecture,
     params: Params,

@@ -7,14 +7,16 @@ for state, metrics in fit(step, state, data, batch_size=64, num_epochs=10): ...
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
+from jax_scalegmn import distributed
 from jax_scalegmn.types import Key, LossFn, Metrics
 
 
@@ -120,8 +122,9 @@ def make_step(
       tx: The optimizer.
       micro_batch: The number of networks that a device differentiates at a time, for less memory and fuller caches
         with the same result; must divide its share of the batch. None: all at once.
-      mesh: A mesh with an axis "data", over whose devices every batch is shared out; one all-reduce a step. State and
-        data must be stored on all of them: `replicate`. None: one device.
+      mesh: A mesh with an axis "data" (`distributed.mesh`), over whose devices every batch is shared out; one
+        all-reduce a step. State and data must be stored on all of them: `distributed.replicate`, or the same mesh in
+        `fit`. None: one device.
 
     Returns:
       (state, batch) -> (state, metrics): the means of the loss's metrics, with loss and grad_norm. It raises
@@ -160,30 +163,35 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
     Args:
       tree: A pytree of arrays.
-      mesh: The devices.
+      mesh: The devices, of one process or several.
 
     Returns:
-      The pytree, each array stored whole on every device.
+      The pytree, each array stored whole on every device: `distributed.replicate`.
 
     >>> import jax
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
-    >>> mesh = jax.make_mesh((1,), ("data",))
+    >>> mesh = sg.distributed.mesh({"data": 1})
     >>> sg.training.replicate(jnp.arange(3), mesh).tolist()
     [0, 1, 2]
     """
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return distributed.replicate(tree, mesh)
 
 
-def make_evaluation(loss_fn: LossFn, *, batch_size: int = 64) -> Callable[[Any, Any], Metrics]:
+def make_evaluation(
+    loss_fn: LossFn, *, batch_size: int = 64, mesh: Mesh | None = None
+) -> Callable[[Any, Any], Metrics]:
     """A compiled function for the means of a loss and its metrics over many networks.
 
     Args:
       loss_fn: Written for one network, without randomness: every network gets the same key.
-      batch_size: The number of networks that are computed at a time.
+      batch_size: The number of networks that are computed at a time, on each device.
+      mesh: A mesh with an axis "data" (`distributed.mesh`), over whose devices the networks are shared out, with one
+        all-reduce in all. None: one device.
 
     Returns:
-      (variables, data) -> the means of the loss's metrics, with loss; data has a leading axis [networks].
+      (variables, data) -> the means of the loss's metrics, with loss; data has a leading axis [networks]. With a mesh
+      data may be the `distributed.Rows` of `distributed.shard_rows`, which are not shared out anew in each call.
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
@@ -192,16 +200,29 @@ def make_evaluation(loss_fn: LossFn, *, batch_size: int = 64) -> Callable[[Any, 
     2.0
     """
 
-    def evaluate(variables: Any, data: Any) -> Metrics:
+    def each(variables: Any, data: Any) -> Metrics:
         losses, metrics = jax.lax.map(
             lambda row: loss_fn(variables, row, jax.random.key(0)), data, batch_size=batch_size
         )
-        return {name: value.mean() for name, value in metrics.items()} | {"loss": losses.mean()}
+        return metrics | {"loss": losses}
 
-    return jax.jit(evaluate)
+    if mesh is not None:
+        return _evaluation_over_devices(each, mesh)
+    return jax.jit(
+        lambda variables, data: {name: value.mean() for name, value in each(variables, data).items()},
+    )
 
 
-def fit(step: Step, state: State, data: Any, *, batch_size: int, num_epochs: int) -> Iterator[tuple[State, Metrics]]:
+def fit(
+    step: Step,
+    state: State,
+    data: Any,
+    *,
+    batch_size: int,
+    num_epochs: int,
+    mesh: Mesh | None = None,
+    rows: Literal["replicated", "sharded"] = "replicated",
+) -> Iterator[tuple[State, Metrics]]:
     """Yields the state and the mean metrics after every epoch; an epoch is one compiled scan, the data on the device.
 
     Every epoch draws its own order from the state's key; networks that fill no batch wait for another epoch. A state
@@ -214,12 +235,17 @@ def fit(step: Step, state: State, data: Any, *, batch_size: int, num_epochs: int
       data: A pytree whose arrays have a leading axis [networks].
       batch_size: The number of networks in a step.
       num_epochs: The number of epochs in all, those before `state` included.
+      mesh: The mesh of `make_step`, on whose devices, also of several processes, state and data are stored. None: they
+        are where they should be.
+      rows: With a mesh: "replicated" stores all networks on every device, and trains on the batches of one device;
+        "sharded" stores ceil(networks / devices) on each, which draws its share of a batch from its own. Nothing but
+        the gradient is communicated in either case.
 
     Yields:
       (state, metrics) after every epoch.
 
     Raises:
-      ValueError: If the data hold less than a batch.
+      ValueError: If the data hold less than a batch, if devices do not divide a batch, or on sharded rows without mesh.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -239,7 +265,13 @@ def fit(step: Step, state: State, data: Any, *, batch_size: int, num_epochs: int
     if steps == 0:
         raise ValueError(f"The data hold {count} networks, fewer than one batch of {batch_size}. Lower batch_size.")
 
-    compiled = _compiled_epoch(step, count, batch_size)
+    if rows not in ("replicated", "sharded") or (rows == "sharded" and mesh is None):
+        raise ValueError(f"rows is {rows!r} and mesh is {mesh}; expected 'replicated', or 'sharded' with a mesh.")
+    if mesh is not None:
+        _check_batch(batch_size, mesh)
+        state = distributed.replicate(state, mesh)
+        data = distributed.replicate(data, mesh) if rows == "replicated" else _interleaved(data, count, mesh)
+    compiled = _compiled_epoch(step, count, batch_size, mesh if rows == "sharded" else None)
     for _ in range(int(state.step) // steps, num_epochs):
         state, metrics = compiled(state, data)
         yield state, metrics
@@ -326,8 +358,7 @@ def _make_gradient(loss_fn: LossFn, micro_batch: int | None) -> _Gradient:
 
 def _over_devices(gradient: _Gradient, mesh: Mesh, size: int) -> _Gradient:
     """The gradient of a batch that is shared out over the axis "data" of a mesh."""
-    if size % mesh.shape["data"]:
-        raise ValueError(f"The batch has {size} networks; {mesh.shape['data']} devices do not divide it.")
+    _check_batch(size, mesh)
 
     def mean_over_devices(variables: Any, rows: Any, keys: Key) -> tuple[Any, Metrics]:
         return jax.lax.pmean(gradient(variables, rows, keys), "data")
@@ -337,35 +368,106 @@ def _over_devices(gradient: _Gradient, mesh: Mesh, size: int) -> _Gradient:
     return jax.shard_map(mean_over_devices, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
 
 
-# The programs of `fit`: step -> (networks, batch size) -> epoch. Neither keeps its step alive, and with it all that
-# the loss closes over, like images.
-_EPOCHS: weakref.WeakKeyDictionary[Step, dict[tuple[int, int], Step]] = weakref.WeakKeyDictionary()
+def _check_batch(size: int, mesh: Mesh) -> None:
+    devices = distributed.num_devices(mesh)
+    if size % devices:
+        raise ValueError(
+            f"batch_size is {size} and the mesh has {devices} devices on 'data'; expected a multiple of {devices}, "
+            f"like {-(-size // devices) * devices}."
+        )
 
 
-def _compiled_epoch(step: Step, count: int, batch_size: int) -> Step:
+def _evaluation_over_devices(each: Callable[[Any, Any], Metrics], mesh: Mesh) -> Callable[[Any, Any], Metrics]:
+    """(variables, data) -> the means of what `each` returns for all networks, padding left out."""
+    program = _sums_over_devices(each, mesh)
+
+    def evaluate(variables: Any, data: Any) -> Metrics:
+        rows = data if isinstance(data, distributed.Rows) else distributed.shard_rows(data, mesh)
+        totals, count = program(distributed.replicate(variables, mesh), *rows)
+        return jax.tree.map(lambda total: total / count, totals)
+
+    return evaluate
+
+
+def _sums_over_devices(each: Callable[[Any, Any], Metrics], mesh: Mesh) -> Callable[..., tuple[Metrics, Array]]:
+    """(variables, rows, mask) -> the sums of what `each` returns for the rows that are no padding, and their number."""
+
+    def sums(variables: Any, data: Any, mask: Array) -> tuple[Metrics, Array]:
+        def total(values: Array) -> Array:
+            return jnp.where(mask, values.reshape(len(mask), -1).mean(1), 0).sum()
+
+        return jax.lax.psum((jax.tree.map(total, each(variables, data)), mask.astype(jnp.float32).sum()), "data")
+
+    whole, shared = PartitionSpec(), PartitionSpec("data")
+    return jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=(whole, shared, shared), out_specs=whole, check_vma=False))
+
+
+# The programs of `fit`: step -> (networks, batch size, mesh of sharded rows) -> epoch. Neither keeps its step alive,
+# and with it all that the loss closes over, like images.
+_EPOCHS: weakref.WeakKeyDictionary[Step, dict[tuple[int, int, Mesh | None], Step]] = weakref.WeakKeyDictionary()
+
+
+def _compiled_epoch(step: Step, count: int, batch_size: int, mesh: Mesh | None) -> Step:
     """(state, data) -> (state, mean metrics), compiled once for each step and size of data and batches."""
     programs = _EPOCHS.setdefault(step, {})
-    if (count, batch_size) not in programs:
-        programs[count, batch_size] = _make_epoch(weakref.ref(step), count, batch_size)
-    return programs[count, batch_size]
+    if (count, batch_size, mesh) not in programs:
+        programs[count, batch_size, mesh] = _make_epoch(weakref.ref(step), count, batch_size, mesh)
+    return programs[count, batch_size, mesh]
 
 
-def _make_epoch(step_ref: Callable[[], Step | None], count: int, batch_size: int) -> Step:
+def _make_epoch(step_ref: Callable[[], Step | None], count: int, batch_size: int, mesh: Mesh | None) -> Step:
     steps = count // batch_size
+
+    def in_order(key: Key) -> Array:
+        return jax.random.permutation(key, count)[: steps * batch_size].reshape(steps, batch_size)
+
+    def take(data: Any, rows: Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[rows], data)
+
+    draw, batch_of = (in_order, take) if mesh is None else _sharded_batches(count, batch_size, mesh)
 
     def epoch(state: State, data: Any) -> tuple[State, Metrics]:
         step = step_ref()
         assert step is not None  # `fit` holds it while it runs
-        order_key = jax.random.fold_in(_purpose(state.key, "order"), state.step // steps)
-        order = jax.random.permutation(order_key, count)[: steps * batch_size].reshape(steps, batch_size)
-
-        def body(state: State, rows: Array) -> tuple[State, Metrics]:
-            return step(state, jax.tree.map(lambda leaf: leaf[rows], data))
-
-        state, metrics = jax.lax.scan(body, state, order)
+        order = draw(jax.random.fold_in(_purpose(state.key, "order"), state.step // steps))
+        state, metrics = jax.lax.scan(lambda state, rows: step(state, batch_of(data, rows)), state, order)
         return state, jax.tree.map(lambda values: values.mean(0), metrics)
 
     return jax.jit(epoch, donate_argnums=0)
+
+
+def _interleaved(data: Any, count: int, mesh: Mesh) -> Any:
+    """Networks shared out like cards, so that every device has as many as every other, or one less.
+
+    The last place of a device that has one less repeats another network, and is never drawn.
+    """
+    devices = distributed.num_devices(mesh)
+    index = np.arange(-(-count // devices) * devices).reshape(-1, devices).T.reshape(-1) % count
+    return distributed.shard_rows(distributed.take(distributed.gather(data), index), mesh).tree
+
+
+def _sharded_batches(
+    count: int, batch_size: int, mesh: Mesh
+) -> tuple[Callable[[Key], Array], Callable[[Any, Array], Any]]:
+    """The order of an epoch, [steps, devices, rows of a device], and a batch of it; each device knows its own rows."""
+    devices = distributed.num_devices(mesh)
+    share, own, steps = -(-count // devices), batch_size // devices, count // batch_size
+
+    def order_of_device(key: Key) -> Array:
+        device = jax.lax.axis_index("data")
+        is_padding = jnp.arange(share) * devices + device >= count
+        drawn = jax.random.uniform(jax.random.fold_in(key, device), (share,))
+        order = jnp.argsort(jnp.where(is_padding, jnp.inf, drawn))
+        return order[: steps * own].reshape(steps, 1, own)
+
+    def take(data: Any, rows: Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[rows[0]], data)
+
+    whole, shared = PartitionSpec(), PartitionSpec("data")
+    draw = jax.shard_map(
+        order_of_device, mesh=mesh, in_specs=whole, out_specs=PartitionSpec(None, "data"), check_vma=False
+    )
+    return draw, jax.shard_map(take, mesh=mesh, in_specs=(shared, shared), out_specs=shared, check_vma=False)
 
 
 def _purpose(key: Key, name: str) -> Key:

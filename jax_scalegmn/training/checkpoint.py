@@ -21,8 +21,10 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from jax_scalegmn import _bounded, io, models
+from jax_scalegmn import _bounded, distributed, io, models
 from jax_scalegmn.training._loop import Monitor, State
 
 __all__ = ["Checkpoints", "Restored", "load"]
@@ -49,6 +51,9 @@ class Restored(NamedTuple):
 
 class Checkpoints:
     """The checkpoints of one run, in one directory: the last two, and the one with the lowest validation loss.
+
+    Over several processes all save and restore together, and one of them writes. A state is saved whole, and restored
+    on any number of devices and processes: `distributed.replicate` stores it on a mesh again.
 
     Where a checkpoint is damaged, an older one that is whole is restored, and a warning names the damaged one. Once the
     next one is saved, the damaged one is found under the name damaged-STEP.
@@ -81,8 +86,10 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self.config = json.loads(json.dumps(config))
         self._damaged: set[int] = set()
-        _remove_leftovers(self.directory)
-        _rebuild_metrics(self.directory)
+        if distributed.is_writer():
+            _remove_leftovers(self.directory)
+            _rebuild_metrics(self.directory)
+        distributed.every_process(None)  # before the others read the folder
         policies = ocp.checkpoint_managers
         self._manager = _manager(
             self.directory,
@@ -123,18 +130,20 @@ class Checkpoints:
                 "Continue from restore_last, or use another folder."
             )
         ocp = _orbax()
-        training = _training(state)
+        variables, training = state.variables, _training(state)
+        if jax.process_count() > 1:  # orbax saves what is whole in every process from NumPy arrays alone
+            variables, training = distributed.gather((variables, training))
         info = _signed(
             {
                 "config": self.config,
                 "monitor": (monitor or Monitor())._asdict(),
                 "history": history or [],
                 "loss": loss,
-                "checksums": {"variables": io.checksum(state.variables), "training": io.checksum(training)},
+                "checksums": {"variables": io.checksum(variables), "training": io.checksum(training)},
             }
         )
         items = ocp.args.Composite(
-            variables=ocp.args.StandardSave(state.variables),
+            variables=ocp.args.StandardSave(variables),
             training=ocp.args.StandardSave(training),
             info=ocp.args.JsonSave(info),
         )
@@ -182,6 +191,8 @@ class Checkpoints:
         _check_config(self.directory / str(step), info["config"], self.config)
         ocp = _orbax()
         wanted = jax.eval_shape(lambda state: (state.variables, _training(state)), like)
+        if jax.process_count() > 1:
+            wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
         items = _read(
             self._manager,
             self.directory,
@@ -189,10 +200,12 @@ class Checkpoints:
             variables=ocp.args.StandardRestore(wanted[0]),
             training=ocp.args.StandardRestore(wanted[1]),
         )
-        training = items["training"]
-        _check_sums(self.directory / str(step), info, {"variables": items["variables"], "training": training})
+        variables, training = items["variables"], items["training"]
+        _check_sums(self.directory / str(step), info, {"variables": variables, "training": training})
+        if jax.process_count() > 1:
+            variables, training = jax.tree.map(jnp.asarray, (variables, training))
         key = jax.random.wrap_key_data(training["key"])
-        state = State(items["variables"], training["opt_state"], key, training["step"])
+        state = State(variables, training["opt_state"], key, training["step"])
         try:
             monitor = Monitor(**info["monitor"])
         except TypeError as error:
@@ -201,11 +214,12 @@ class Checkpoints:
 
     def _set_damaged_aside(self) -> None:
         """Gives the steps that could not be restored another name, since training comes to them again."""
-        for step in self._damaged & set(self._manager.all_steps()):
+        for step in self._damaged & set(self._manager.all_steps()) if distributed.is_writer() else ():
             aside = self.directory / f"damaged-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self.directory / str(step)).rename(aside)
         if self._damaged:
+            distributed.every_process(None)
             self._manager.reload()
         self._damaged.clear()
 

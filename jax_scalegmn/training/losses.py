@@ -11,10 +11,18 @@ from jaxtyping import Array, Float
 
 from jax_scalegmn import matching, network, stacks
 from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.models import Autoencoder, Frame, Matcher
+from jax_scalegmn.models import Autoencoder, Editor, Frame, Matcher
 from jax_scalegmn.types import Key, LossFn, Metrics, Params
 
-__all__ = ["alignment", "classification", "distillation", "inr_reconstruction", "regression", "teacher_logits"]
+__all__ = [
+    "alignment",
+    "classification",
+    "distillation",
+    "editing",
+    "inr_reconstruction",
+    "regression",
+    "teacher_logits",
+]
 
 # The number of images that a network classifies at once. Thousands would need gigabytes for their patches.
 _IMAGES_AT_ONCE = 250
@@ -129,6 +137,7 @@ def distillation(
     return loss_fn
 
 
+@stacks.any_container("stack")
 def teacher_logits(
     arch: Architecture, stack: Params, images: Float[Array, " images *image"], *, batch_size: int = 16
 ) -> Float[Array, "networks images outputs"]:
@@ -213,6 +222,46 @@ def alignment(
         ends = [distance(_logits(model.arch, params, x), own) for params, own in ((moved, last), (goal, first))]
         metrics["ends"] = ends[0] + ends[1]
         return metrics["merged"] + end_weight * metrics["ends"], metrics
+
+    return loss_fn
+
+
+def editing(model: Editor, *, train: bool = True) -> LossFn:
+    """Mean squared error between what edited INRs draw and an image, the average of what the editor's networks draw.
+
+        mean over pixels of (mean over i of render(edited_i) - image)^2
+
+    Args:
+      model: The editor of INRs; the average is over its `networks`.
+      train: False for validation, without dropout.
+
+    Returns:
+      A loss of (variables, (params, image), key), the image [height, width] or [height, width, channels], with the
+      metric unedited, the error of the network that was given.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.siren((2, 4, 1))
+    >>> model = sg.Editor(sg.ScaleGMN(arch, features=4, num_layers=1), networks=2)
+    >>> loss_fn = sg.training.losses.editing(model)
+    >>> variables, params = sg.models.abstract_variables(model), sg.architecture.abstract_params(arch)
+    >>> loss, metrics = jax.eval_shape(loss_fn, variables, (params, jnp.ones((3, 3))), jax.random.key(0))
+    >>> loss.shape, list(metrics)
+    ((), ['unedited'])
+    """
+
+    def draw(params: Params, image: Array) -> Array:
+        """What an INR draws, in the shape of an image."""
+        if not isinstance(model.arch, Architecture):
+            raise ValueError(f"The editor is for a {model.arch.name}; expected one for INRs of one architecture.")
+        return network.render(model.arch, params, (image.shape[0], image.shape[1])).reshape(image.shape)
+
+    def loss_fn(variables: Any, row: tuple[Params, Array], key: Key) -> tuple[Array, Metrics]:
+        params, image = row
+        edited = model.apply(variables, params, train=train, rngs={"dropout": key})
+        drawn = draw(edited, image) if model.networks is None else jax.vmap(draw, (0, None))(edited, image).mean(0)
+        return jnp.square(drawn - image).mean(), {"unedited": jnp.square(draw(params, image) - image).mean()}
 
     return loss_fn
 

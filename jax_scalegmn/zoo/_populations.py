@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors.numpy
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jax_scalegmn import _bounded, architecture, io, network
+from jax_scalegmn import _bounded, architecture, distributed, io, network
 from jax_scalegmn.architecture import Activation, Architecture
 from jax_scalegmn.types import Key, Params
 
@@ -86,6 +87,7 @@ def fit(
     initialization: network.Initialization = network.standard,
     networks_at_once: int = 128,
     progress: Callable[[int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> Zoo:
     """Trains one network for every row of `data`, all in one compiled program.
 
@@ -102,6 +104,10 @@ def fit(
       networks_at_once: The networks that are trained as one vmapped network; the others follow in the same program.
         Choose as many as the caches (CPU) or the memory (accelerator) hold.
       progress: A function that is called with the number of networks that have become ready.
+      mesh: Devices (`distributed.mesh`) over whose axis "data" the networks are shared out, each trained on one device;
+        bit for bit as without where every device has networks_at_once of them or more, to rounding where it has fewer.
+        They stay on the devices where these divide their number; otherwise they are NumPy arrays, the same in every
+        process. None: one device.
 
     Returns:
       The zoo, with the record loss: each network's loss after the last update.
@@ -134,13 +140,13 @@ def fit(
         (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=num_steps)
         return params, loss_fn(params, row)
 
-    params, losses = fit_each(fit_one, (data, keys), networks_at_once=networks_at_once, progress=progress)
-    losses = np.asarray(losses)
+    params, losses = fit_each(fit_one, (data, keys), networks_at_once=networks_at_once, progress=progress, mesh=mesh)
     if not np.isfinite(losses).all():
         raise ValueError(
             f"{int((~np.isfinite(losses)).sum())} of {len(losses)} networks diverged (loss NaN or infinite), the first "
             f"in row {int(np.argmin(np.isfinite(losses)))}. Lower the learning rate."
         )
+    params = distributed.place_rows(params, mesh)
     return Zoo(arch, params, {"loss": losses}, {"steps": num_steps, "initialization": initialization.__name__})
 
 
@@ -150,6 +156,7 @@ def fit_each(
     *shared: Any,
     networks_at_once: int = 128,
     progress: Callable[[int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> Any:
     """Trains a network for every row by one compiled program, called for one group of vmapped networks after the other.
 
@@ -159,9 +166,10 @@ def fit_each(
       shared: Pytrees that are the same for all networks, like images.
       networks_at_once: As in `fit`.
       progress: As in `fit`.
+      mesh: As in `fit`.
 
     Returns:
-      What `fit_one` returns, every array with a leading axis [networks].
+      What `fit_one` returns, NumPy arrays with a leading axis [networks].
 
     Raises:
       ValueError: If the rows disagree on the number of networks, or there are none, or networks_at_once is below 1.
@@ -171,20 +179,7 @@ def fit_each(
         raise ValueError(f"The rows disagree on how many networks to fit, or there are none: {sorted(counts)}.")
     if networks_at_once < 1:
         raise ValueError(f"networks_at_once is {networks_at_once}; expected a number >= 1.")
-    count = counts.pop()
-    size = min(networks_at_once, count)
-    # Called from a loop of the host, so that populations of any number of networks share one program; without a
-    # callback, which JAX's cache of compiled programs refuses.
-    program = jax.jit(lambda rows, shared: jax.vmap(lambda *row: fit_one(*row, *shared))(*rows))
-    groups = []
-    for first in range(0, count, size):
-        # The last group is filled up with networks that are dropped again.
-        index, left = np.arange(first, first + size) % count, count - first
-        fitted = program(jax.tree.map(functools.partial(_take, index=index), rows), shared)
-        groups.append(jax.tree.map(lambda leaf, left=left: np.asarray(leaf)[:left], fitted))
-        if progress is not None:
-            progress(min(size, left))
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *groups)
+    return distributed.make_map(fit_one, mesh, rows_at_once=networks_at_once)(rows, *shared, progress=progress)
 
 
 def fit_images(
@@ -199,6 +194,7 @@ def fit_images(
     initialization: network.Initialization = network.near_zero,
     networks_at_once: int = 128,
     progress: Callable[[int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> Zoo:
     """Fits an INR to every image named in `image_index`, with Adam on all pixels.
 
@@ -215,6 +211,7 @@ def fit_images(
       initialization: As in `fit`.
       networks_at_once: As in `fit`.
       progress: As in `fit`.
+      mesh: As in `fit`.
 
     Returns:
       The zoo, with records loss (mean squared error), psnr (dB, for pixels in [0, 1]), image_index, label and seed.
@@ -242,13 +239,14 @@ def fit_images(
     fitted = fit(
         arch,
         loss_fn,
-        jnp.asarray(images, jnp.float32)[image_index],
+        np.asarray(images, np.float32)[image_index],
         jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(np.arange(len(image_index))),
         tx=optax.adam(learning_rate),
         num_steps=num_steps,
         initialization=initialization,
         networks_at_once=networks_at_once,
         progress=progress,
+        mesh=mesh,
     )
     records = fitted.records | {
         "psnr": -10 * np.log10(np.maximum(fitted.records["loss"], 1e-12)),
@@ -324,6 +322,8 @@ def scales(zoo: Zoo) -> tuple[float, ...]:
 def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
     """Writes a zoo as one safetensors file, completely or not at all. It replaces a file that exists.
 
+    A zoo on devices of several processes is written by process 0; all of them call this.
+
     Args:
       zoo: The networks.
       path: The file; its folder is made if it does not exist.
@@ -338,9 +338,12 @@ def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
     5
     """
     path = Path(path)
+    params, leaves = distributed.gather(zoo.params), jax.tree.leaves(zoo.params)
+    if not distributed.is_writer() and any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"records/{name}": np.ascontiguousarray(values) for name, values in zoo.records.items()}
-    for keys, value in architecture.flatten(zoo.params).items():
+    for keys, value in architecture.flatten(params).items():
         arrays["params/" + "/".join(keys)] = np.ascontiguousarray(value)
     header = {"format": _FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}
     header["sha256"] = _checksum(arrays, header)
@@ -482,13 +485,6 @@ def _records(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _checksum(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
     """The checksum of all arrays with their names, and of what the header says of them."""
     return io.checksum(arrays, json.dumps([sorted(arrays), header.get("arch"), header.get("settings")]))
-
-
-def _take(leaf: Array, index: np.ndarray) -> Any:
-    """Rows of an array or of an array of keys, taken on the host."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(np.asarray(jax.random.key_data(leaf))[index])
-    return np.asarray(leaf)[index]
 
 
 def _check_images(arch: Architecture, images: np.ndarray, image_index: np.ndarray) -> None:

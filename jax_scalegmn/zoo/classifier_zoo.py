@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jax_scalegmn import network
+from jax_scalegmn import distributed, network
 from jax_scalegmn.architecture import Architecture, Residual
 from jax_scalegmn.network import Unit
 from jax_scalegmn.types import Key, Params
@@ -115,6 +116,7 @@ def fit(
     scored_examples: int = 1000,
     networks_at_once: int | None = None,
     progress: Callable[[int], None] | None = None,
+    mesh: Mesh | None = None,
 ) -> _populations.Zoo:
     """Trains one classifier per row of hyperparameters, all in one compiled program, and keeps every checkpoint.
 
@@ -133,6 +135,7 @@ def fit(
       networks_at_once: The networks that are trained as one vmapped network; the others follow in the same program.
         None for 1 on a CPU, where more are slower (`python -m benchmarks.cnn`), and 64 on an accelerator.
       progress: A function that is called with the number of networks that have become ready.
+      mesh: Devices over which the networks are shared out, as in `zoo.fit`.
 
     Returns:
       The zoo: one network per checkpoint and row of hyperparameters, the checkpoints of a row after each other. Its
@@ -170,9 +173,9 @@ def fit(
     starts = jax.vmap(functools.partial(_scaled_initialization, arch))(keys, rows.init_scale)
     training = _Training(arch, checkpoints, batch_size, scored_examples)
     params, scores = _populations.fit_each(
-        training.run, (rows, keys, starts), shared, networks_at_once=networks_at_once, progress=progress
+        training.run, (rows, keys, starts), shared, networks_at_once=networks_at_once, progress=progress, mesh=mesh
     )
-    return _finite_zoo(training, hyperparameters, params, scores)
+    return _finite_zoo(training, hyperparameters, params, scores, mesh)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -299,7 +302,11 @@ def _apply_with_dropout(arch: Architecture, params: Params, x: Array, rate: Arra
 
 
 def _finite_zoo(
-    training: _Training, hyperparameters: Hyperparameters, params: Params, scores: Mapping[str, Array]
+    training: _Training,
+    hyperparameters: Hyperparameters,
+    params: Params,
+    scores: Mapping[str, np.ndarray],
+    mesh: Mesh | None,
 ) -> _populations.Zoo:
     """The zoo of arrays [networks, checkpoints, ...], without the networks with a NaN or infinity."""
     steps = training.checkpoints
@@ -313,6 +320,7 @@ def _finite_zoo(
     records = {name: np.repeat(np.asarray(values), len(steps)) for name, values in hyperparameters._asdict().items()}
     records |= {"model": np.repeat(np.arange(count), len(steps)), "step": np.tile(steps, count)}
     records |= {name: np.asarray(values).reshape(len(rows)) for name, values in scores.items()}
-    kept = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).reshape(len(rows), *leaf.shape[2:])[rows]), params)
+    kept = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(len(rows), *leaf.shape[2:])[rows], params)
+    kept = distributed.place_rows(kept, mesh)
     settings = {"batch_size": training.batch_size, "optimizer": "adamw", "left_out": int((~finite).sum())}
     return _populations.Zoo(training.arch, kept, {name: values[rows] for name, values in records.items()}, settings)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jax_scalegmn import architecture, network, stacks
+from jax_scalegmn import architecture, distributed, network, stacks
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.types import Key, Params
 
@@ -43,6 +44,7 @@ def fit(
     num_epochs: int,
     batch_size: int = 128,
     networks_at_once: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[dict[str, Any], Float[Array, " networks"]]]:
     """Trains one classifier for every key on the cross-entropy of minibatches, and yields after every epoch.
 
@@ -61,6 +63,9 @@ def fit(
       batch_size: The examples of one step.
       networks_at_once: The networks that are computed as one vmapped network; the others follow. None for all. On a CPU
         1 is best for convolutions, whose gradients XLA computes slowly for a batch of kernels.
+      mesh: Devices (`distributed.mesh`) over whose axis "data" the networks are shared out, each trained on one device
+        and bit for bit as without if networks_at_once is 1; else XLA's rounding may differ in the last bit. They are
+        yielded on the devices where these divide their number, and as NumPy arrays otherwise. None: one device.
 
     Yields:
       The params of all networks, every array with a leading axis [networks], and each network's mean loss over the
@@ -87,26 +92,26 @@ def fit(
             "examples, and at least one batch of them."
         )
     check_labels(arch, y)
-    networks_at_once = networks_at_once or len(keys)
-    groups = [slice(first, first + networks_at_once) for first in range(0, len(keys), networks_at_once)]
+    group = _Group(mesh, len(keys), networks_at_once or len(keys))
     update = functools.partial(_step, arch, tx)
     # A group of one is computed without the batch axis that vmap would add to every kernel.
-    step = jax.jit(jax.vmap(update, (0, None, None, 0)) if networks_at_once > 1 else _of_one(update), donate_argnums=0)
-    begin = jax.jit(jax.vmap(functools.partial(_begin, arch, tx)))
-    states = [begin(keys[group]) for group in groups]
+    step = group.program(jax.vmap(update, (0, None, None, 0)) if group.size > 1 else _of_one(update), 4)
+    begin = group.program(jax.vmap(functools.partial(_begin, arch, tx)), 1)
+    x, y = (x, y) if mesh is None else distributed.replicate((x, y), mesh)
+    states = [begin(group.rows(keys, first)) for first in group.firsts]
     for epoch in range(num_epochs):
         orders = jax.vmap(lambda key, epoch=epoch: jax.random.permutation(jax.random.fold_in(key, epoch + 1), len(x)))
         batches = orders(keys)[:, : len(x) // batch_size * batch_size].reshape(len(keys), -1, batch_size)
         means = []
-        for index, group in enumerate(groups):
-            losses = []
+        for index, first in enumerate(group.firsts):
+            losses, own = [], group.rows(batches, first)
             for number in range(batches.shape[1]):
-                states[index], loss = step(states[index], x, y, batches[group, number])
+                states[index], loss = step(states[index], x, y, own[:, number])
                 losses.append(loss)
             means.append(jnp.stack(losses).mean(0))
         params = [jax.vmap(functools.partial(_join, arch))(weights, statistics) for weights, statistics, _ in states]
         # Copied, since the next epoch's first step donates these buffers.
-        yield jax.tree.map(lambda *parts: jnp.copy(jnp.concatenate(parts)), *params), jnp.concatenate(means)
+        yield group.joined(params), group.joined(means)
 
 
 def score(
@@ -223,6 +228,61 @@ def losses_and_hits(
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+class _Group(NamedTuple):
+    """Networks that one program trains: on one device some after each other, over a mesh some of every device."""
+
+    mesh: Mesh | None
+    networks: int
+    most: int
+
+    @property
+    def share(self) -> int:
+        """The networks of a device."""
+        return -(-self.networks // distributed.num_devices(self.mesh))
+
+    @property
+    def size(self) -> int:
+        """The networks of a device that are computed as one vmapped network."""
+        return min(self.most, self.share)
+
+    @property
+    def firsts(self) -> range:
+        """Where each group begins among the networks of a device."""
+        return range(0, self.share, self.size)
+
+    def rows(self, values: Array, first: int) -> Array:
+        """The rows of a group; over a mesh, which needs as many rows of every device, the last are filled up."""
+        size = min(self.size, self.share - first)
+        if self.mesh is None:
+            return values[first : first + size]
+        devices = distributed.num_devices(self.mesh)
+        index = self.share * np.arange(devices)[:, None] + first + np.arange(size)
+        return distributed.shard_rows(values[index.reshape(-1) % self.networks], self.mesh).tree
+
+    def program(self, fn: Callable[..., Any], inputs: int) -> Callable[..., Any]:
+        """The program of a function of rows, of which x and y, the second and third input, are the same for all."""
+        donated = 0 if inputs > 1 else ()
+        if self.mesh is None:
+            return jax.jit(fn, donate_argnums=donated)
+        rows, whole = PartitionSpec("data"), PartitionSpec()
+        specs = (rows, whole, whole, rows)[:inputs]
+        mapped = jax.shard_map(fn, mesh=self.mesh, in_specs=specs, out_specs=rows, check_vma=False)
+        return jax.jit(mapped, donate_argnums=donated)
+
+    def joined(self, groups: list[Any]) -> Any:
+        """All networks in order, every array a copy."""
+        if self.mesh is None:
+            return jax.tree.map(lambda *parts: jnp.copy(jnp.concatenate(parts)), *groups)
+        devices = distributed.num_devices(self.mesh)
+
+        def ordered(*parts: np.ndarray) -> np.ndarray:
+            blocks = [part.reshape(devices, -1, *part.shape[1:]) for part in parts]
+            whole = np.concatenate(blocks, 1)
+            return whole.reshape(-1, *whole.shape[2:])[: self.networks]
+
+        return distributed.place_rows(jax.tree.map(ordered, *distributed.gather(groups)), self.mesh)
 
 
 # The weights, the statistics of normalizations, and the optimizer's state.

@@ -273,7 +273,12 @@ def _table(path: Path, required: Sequence[str]) -> Iterator[list[str]]:
                 )
             if row:
                 yield row
-    except (EOFError, UnicodeDecodeError, csv.Error, gzip.BadGzipFile, zlib.error) as error:
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}: expected a CSV file with cells of up to {csv.field_size_limit()} letters, got one that cannot be "
+            f"read ({_bounded.one_line(error)}). Get it again; or raise the limit with csv.field_size_limit(letters)."
+        ) from error
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
             f"{path}: expected a {'gzipped ' if path.suffix == '.gz' else ''}CSV file, got one that cannot be read "
             f"({_bounded.one_line(error)}). It is truncated or foreign: get it again."
