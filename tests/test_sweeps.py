@@ -483,6 +483,20 @@ def test_killed_workers_leave_every_trial_complete_once_with_the_numbers_of_an_u
     assert lost
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_terminated_gives_its_trials_back_at_once_and_ends_with_status_75(place, tmp_path):
+    assert run("make", write(GRID), "--storage", place) == 0
+    worker = start_worker(tmp_path, seconds=5)
+    until = time.monotonic() + 120
+    while "RUNNING" not in {one.state for one in trials(place).values()}:
+        assert time.monotonic() < until, (tmp_path / "log.txt").read_text()
+        time.sleep(0.2)
+    worker.terminate()
+    assert worker.wait(60) == 75, (tmp_path / "log.txt").read_text()
+    assert {one.state for one in trials(place).values()} == {"WAITING"}
+    assert "Interrupted. Its trials wait for another worker" in (tmp_path / "log.txt").read_text()
+
+
 # --- the experiments ------------------------------------------------------------------------------------------------
 
 INR = """
