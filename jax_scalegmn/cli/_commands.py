@@ -387,6 +387,8 @@ def _own(options: Common, stored: list[ArrayFile]) -> tuple[Architecture, list[N
     x = jnp.asarray(arrays["x"], float if arrays["x"].dtype.kind in "fb" else None)
     arch, notes = _function.infer(options.module, function, files[0], options.data, x)
     network.check_examples(arch, x, name=f"{options.data}: x")
+    # What is before a normalization is left alone in every network that has one: nothing to act on.
+    notes = tuple(note for note in notes if "left alone by the rescaling" not in note)
     for note in notes[:_NUM_NOTES]:
         print(f"note          {note}")
     if len(notes) > _NUM_NOTES:
