@@ -1,6 +1,9 @@
 """Programs compiled for devices that are not there: what they would communicate, move and compute."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -47,10 +50,19 @@ def test_costs_of_the_programs_of_eight_devices_are_those_of_their_gradient(monk
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra tpu")
 @pytest.mark.parametrize(("topology", "devices"), [("v5e:2x4", 8), ("v5e:8x8", 64)])
 def test_the_programs_compile_for_a_tpu(topology, devices):
-    config = inr.dataclasses.replace(
-        TINY, compile_only=topology, train=inr.dataclasses.replace(TINY.train, batch_size=devices)
+    """In a program of its own: libtpu ends one whose XLA_FLAGS it does not know."""
+    options = ["tiny", "--compile-only", topology, "--train.batch-size", str(devices)]
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments.inr", *options],
+        env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    check([compile_only.Cost(**cost) for cost in inr.main(config).values()], devices)
+    assert run.returncode == 0, run.stderr
+    assert f"What one of {devices} devices of {topology} computes" in run.stdout
+    kinds = next(line for line in run.stdout.splitlines() if "all-reduce" in line)
+    assert kinds.split()[1:] == ["1", "all-reduce", "none", "none"]
 
 
 def test_unknown_topologies_and_a_missing_extra_are_refused(monkeypatch):

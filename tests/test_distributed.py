@@ -378,3 +378,64 @@ def test_consistency_of_a_thousand_networks_takes_less_than_200_megabytes():
     )
     memory = _frames._consistency.lower(arch, table).compile().memory_analysis()
     assert memory.temp_size_in_bytes + memory.argument_size_in_bytes < 200e6
+
+
+# --- cost ---------------------------------------------------------------------------------------------------------
+
+
+def drawing_error(params, image):
+    return jnp.square(network.render(ARCH, params, (4, 4)) - image).mean()
+
+
+def evaluation(mesh):
+    """Of what INRs draw."""
+
+    def each(target, rows):
+        return {"loss": jax.vmap(lambda params: drawing_error(params, target))(rows)}
+
+    program = _loop._sums_over_devices(each, mesh)
+
+    def lower(count):
+        rows = distributed.shard_rows(support.random_params(ARCH, models=(count,)), mesh)
+        return program.lower(np.ones((4, 4), np.float32), *rows)
+
+    return lower
+
+
+def fitting(mesh):
+    def fit_one(image, key):
+        params = network.init(ARCH, key)
+        gradient = jax.grad(drawing_error)(params, image)
+        return optax.apply_updates(params, optax.tree.scale(-0.1, gradient))
+
+    program = distributed._make_program(fit_one, mesh)
+    images = np.ones((256, 4, 4), np.float32)
+
+    def lower(count):
+        keys = jax.random.split(jax.random.key(0), count)
+        return program.lower(distributed.shard_rows((images[:count], keys), mesh).tree, ())
+
+    return lower
+
+
+def matching_of_pairs(mesh):
+    program = distributed._make_program(lambda a, b, arch: matching.weight_matching(arch, a, b), mesh)
+    return lambda count: program.lower(distributed.shard_rows(tuple(pairs(count)), mesh).tree, (MIXED,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lower", [evaluation, fitting, matching_of_pairs])
+def test_the_cost_of_a_device_is_linear_in_its_share_of_the_rows(lower):
+    """FLOPs and bytes at N, 2N and 4N over 1, 2, 4 and 8 devices: a N / devices + b, with R^2 above 0.999."""
+    shares, costs = [], []
+    for devices in (1, 2, 4, 8):
+        compiled = lower(distributed.mesh({"data": devices}))
+        for count in (64, 128, 256):
+            analysis = compiled(count).compile().cost_analysis()
+            shares.append(count / devices)
+            costs.append([analysis["flops"], analysis["bytes accessed"]])
+    design = np.stack([shares, np.ones(len(shares))], 1)
+    for cost in np.array(costs).T:
+        (slope, _), residual, *_ = np.linalg.lstsq(design, cost, rcond=None)
+        assert slope > 0
+        assert 1 - residual[0] / np.square(cost - cost.mean()).sum() > 0.999
