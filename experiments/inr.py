@@ -64,11 +64,11 @@ class EvaluationConfig:
     """The standard deviations of the perturbation of transformed copies."""
     points: int = 40
     """The number of points of every path."""
-    copies: int | None = None
+    copies: int | None = 100
     """The number of scoring networks whose transformed copies are merged; None for all. Other fits of their images are
     always merged with all of them."""
-    search_sweeps: int = 1
-    """The most sweeps over all neurons of search matching: one takes about a tenth of a second of every pair."""
+    search_sweeps: int = 10
+    """The most sweeps over all neurons of search matching, which ends when one changes nothing."""
     search_pixels: int | None = None
     """The number of pixels, drawn at random, at which search matching computes; None for all. Its time grows with them.
     On a regular grid of few pixels a search ends at networks that agree there and nowhere else."""
@@ -139,7 +139,7 @@ PRESETS = {
             model=autoencoders.ModelConfig(64, 2),
             train=TrainConfig(16, 24, 4e-3, warmup_steps=100, micro_batch=4, orbit_weight=0.0),
             alignment=AlignmentConfig(epochs=3, micro_batch=8),
-            evaluation=EvaluationConfig(copies=50, search_pixels=196),
+            evaluation=EvaluationConfig(copies=50, search_sweeps=1, search_pixels=196),
         ),
     ),
     "tiny": (
