@@ -223,7 +223,9 @@ def _descriptions(folder: Path) -> None:
 def _layer_lists(folder: Path) -> None:
     from jax_scalegmn import layers
 
-    some = [layers.Conv(4, 3, name="a"), layers.Activation("leaky_relu", slope=0.2), layers.Flatten(), layers.Dense(5)]
+    some = [layers.Conv(4, 3, name="a"), layers.Activation("leaky_relu", slope=0.2)]
+    some += [layers.Residual([layers.Block([layers.Conv(4, 3, padding=1), "relu"])]), layers.BasicBlock(6, stride=2)]
+    some += [layers.Flatten(), layers.Dense(5)]
     _save(folder / "cnn" / "x.json", json.dumps(layers.as_json(some, (1, 9, 9))).encode())
 
 
