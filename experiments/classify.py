@@ -83,15 +83,7 @@ PRESETS = {
         "28 x 28 images; needs --data, and a GPU",
         Config(
             Path("runs/classify-mnist"),
-            zoo=ZooConfig(
-                size=(28, 28),
-                widths=(2, 32, 32, 1),
-                steps=1000,
-                train_fits=1,
-                selection_images=5000,
-                scoring_images=10_000,
-                chunk=32,
-            ),
+            zoo=inr_zoo.PUBLISHED,
             model=ModelConfig(64, 4, dropout=0.2, queries=256),
             train=TrainConfig(128, epochs=50, learning_rate=1e-3, warmup_steps=1000, micro_batch=None),
         ),
@@ -100,15 +92,7 @@ PRESETS = {
         "a few digits in a minute, to try the machinery",
         Config(
             Path("runs/classify-tiny"),
-            zoo=ZooConfig(
-                widths=(2, 6, 6, 1),
-                steps=60,
-                train_fits=2,
-                train_images=32,
-                selection_images=8,
-                scoring_images=8,
-                chunk=16,
-            ),
+            zoo=inr_zoo.TINY,
             quick_compilation=True,
             seeds=2,
             copies=2,

@@ -86,15 +86,7 @@ PRESETS = {
         "the published setting on 28 x 28 images; needs --data, and a GPU",
         Config(
             Path("runs/edit-mnist"),
-            zoo=ZooConfig(
-                size=(28, 28),
-                widths=(2, 32, 32, 1),
-                steps=1000,
-                train_fits=1,
-                selection_images=5000,
-                scoring_images=10_000,
-                chunk=32,
-            ),
+            zoo=inr_zoo.PUBLISHED,
             model=ModelConfig(64, 10, io=models.IO.SEPARATE),
             train=TrainConfig(128, epochs=100, learning_rate=1e-3, warmup_steps=1000, micro_batch=None),
         ),
@@ -103,15 +95,7 @@ PRESETS = {
         "a few digits in a minute, to try the machinery",
         Config(
             Path("runs/edit-tiny"),
-            zoo=ZooConfig(
-                widths=(2, 6, 6, 1),
-                steps=60,
-                train_fits=1,
-                train_images=32,
-                selection_images=8,
-                scoring_images=8,
-                chunk=16,
-            ),
+            zoo=dataclasses.replace(inr_zoo.TINY, train_fits=1),
             quick_compilation=True,
             networks=(1, 2),
             model=ModelConfig(6, 1, tolerance=0.2),
@@ -120,9 +104,12 @@ PRESETS = {
     ),
 }
 
+zoo_key, fit_zoo = inr_zoo.zoo_key, inr_zoo.fit_zoo  # of a sweep
+
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.join(config)
     if not config.networks or min(config.networks) < 1 or len(set(config.networks)) < len(config.networks):
         raise ValueError(f"networks are {config.networks}; expected one or more different numbers >= 1.")
     given = runs.load_images(config, config.zoo)

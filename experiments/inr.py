@@ -147,15 +147,7 @@ PRESETS = {
         Config(
             Path("runs/tiny"),
             quick_compilation=True,
-            zoo=ZooConfig(
-                widths=(2, 6, 6, 1),
-                steps=60,
-                train_fits=2,
-                train_images=32,
-                selection_images=8,
-                scoring_images=8,
-                chunk=16,
-            ),
+            zoo=inr_zoo.TINY,
             model=autoencoders.ModelConfig(8, 1),
             train=TrainConfig(16, epochs=3, warmup_steps=2, micro_batch=8),
             alignment=AlignmentConfig(16, epochs=0, warmup_steps=2, features=8, num_layers=1, num_iterations=3),

@@ -52,6 +52,22 @@ class ZooConfig(runs.ImageConfig):
     """The number of networks trained as one vmapped network."""
 
 
+PUBLISHED = ZooConfig(
+    size=(28, 28),
+    widths=(2, 32, 32, 1),
+    steps=1000,
+    train_fits=1,
+    selection_images=5000,
+    scoring_images=10_000,
+    chunk=32,
+)
+"""INRs of MNIST as in the papers, one of each image."""
+TINY = ZooConfig(
+    widths=(2, 6, 6, 1), steps=60, train_fits=2, train_images=32, selection_images=8, scoring_images=8, chunk=16
+)
+"""A few small INRs, to try the machinery."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(runs.RunConfig):
     """A run on INRs."""
