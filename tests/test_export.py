@@ -171,14 +171,24 @@ NOT_ALONE = {
         *("published.autoencoder", "published.editor", "published.encoder"),
     ),
     "network": (
-        *("activate", "at_places", "check_examples", "convolve", "convolve_by_patches", "coordinates", "forward"),
+        *(
+            "activate",
+            "at_means",
+            "at_places",
+            "check_examples",
+            "convolve",
+            "convolve_by_patches",
+            "coordinates",
+            "forward",
+        ),
         *("layer_output", "merge_variables", "moments.batches", "moments.pooled", "moments.varies", "near_zero"),
         *("preactivation", "replace_variables", "split_variables", "standard"),
     ),
     "symmetry": ("act_on_axis", "act_on_others", "check"),
     "training": (
         *("checkpoint.load", "fit", "init", "losses.alignment", "losses.classification", "losses.distillation"),
-        *("losses.inr_reconstruction", "losses.regression", "losses.teacher_logits", "make_optimizer", "replicate"),
+        *("losses.editing", "population"),
+        *("losses.inr_reconstruction", "losses.regression", "losses.teacher_logits", "make_optimizer"),
     ),
 }
 

@@ -725,3 +725,44 @@ def test_repair_with_the_slope_that_the_network_has():
 
     repaired = merge.repair(arch, merge.lerp(p, q, 0.5), stacks.stack(p, q), x)
     np.testing.assert_allclose(std(repaired), (std(p) + std(q)) / 2, rtol=1e-4)
+
+
+def test_builders_take_the_slope_that_the_network_has():
+    arch = sg.architecture.parse("mlp:6-8-8-3,leaky_relu(0.2)")
+    assert arch == sg.mlp((6, 8, 8, 3), "leaky_relu(0.2)") == sg.architecture.from_json(arch.as_json())
+    assert {layer.scaling for layer in arch.hidden} == {sg.Scaling.POSITIVE}
+    p, q = (network.init(arch, jax.random.key(seed)) for seed in (0, 1))
+    x = jnp.asarray(normal(200, 6))
+
+    def std(params):
+        first, second = params["Dense_0"], params["Dense_1"]
+        z = x @ first["kernel"] + first["bias"]
+        return (jnp.where(z > 0, z, 0.2 * z) @ second["kernel"] + second["bias"]).std(0)
+
+    repaired = merge.repair(arch, merge.lerp(p, q, 0.5), stacks.stack(p, q), x)
+    np.testing.assert_allclose(std(repaired), (std(p) + std(q)) / 2, rtol=1e-4)
+    without = arch.as_json()  # as descriptions were written before there were slopes
+    for layer in without["layers"]:
+        if layer["activation"]:
+            del layer["activation"]["slope"]
+    assert sg.architecture.from_json(without).layers == sg.mlp((6, 8, 8, 3), "leaky_relu").layers
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("gelu_exact", -0.158655), ("elu", -0.632121), ("relu6", 0.0), ("leaky_relu(0.3)", -0.3)]
+)
+def test_builders_know_the_activations_of_pytorch(name, value):
+    arch = sg.mlp((1, 1, 1), name)
+    params = {f"Dense_{i}": {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)} for i in range(2)}
+    assert float(network.apply(arch, params, jnp.array([-1.0]))[0]) == pytest.approx(value, abs=1e-5)
+    assert float(network.apply(arch, params, jnp.array([9.0]))[0]) == (6 if name == "relu6" else 9)
+
+
+@pytest.mark.parametrize("name", ["leaky_relu(x)", "leaky_relu(inf)", "leaky_relu()"])
+def test_a_slope_is_a_finite_number(name):
+    with pytest.raises(ValueError, match="expected a finite slope"):
+        sg.mlp((2, 2, 1), name)
+    description = sg.mlp((2, 2, 1), "relu").as_json()
+    description["layers"][0]["activation"]["slope"] = 0.5
+    with pytest.raises(ValueError, match=r"slope is 0\.5, which relu does not have"):
+        sg.architecture.from_json(description)

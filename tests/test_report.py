@@ -207,7 +207,7 @@ def test_positive_scales_and_colors(show):
 
 
 def test_every_activation_is_that_of_jax(show):
-    names = sorted(sg.architecture.SCALING_OF_ACTIVATION)
+    names = [*sorted(sg.architecture.SCALING_OF_ACTIVATION), "leaky_relu(0.3)"]
     arch = sg.mlp((2, *[4] * len(names), 1), names)
     params, target, element = planted(arch)
     browser = show(sg.report.same_function(arch, params, target, element=element, size=(7, 9)))

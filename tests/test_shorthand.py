@@ -65,7 +65,7 @@ def test_the_activation_may_be_given_apart_but_may_not_contradict_the_text():
         ("siren:2-4-1,w0=fast", "w0 is 'fast'; expected a finite number"),
         ("siren:2-4-1,w0=inf", "w0 is 'inf'"),
         ("siren:2-4-1,w0=30-1", r"w0 is \(30.0, 1.0\) for the 1 hidden layers"),
-        ("mlp:3-4-2,elu", "sg.sequential has more .elu"),
+        ("mlp:3-4-2,prelu", "sg.sequential has PReLU"),
         ("siren:2-4-1,relu", "one option too many, 'relu'"),
         ("cnn:1-2,relu", "incomplete.*'outputs'"),
         ("cnn:1-2,3,relu,flatten=9", "flatten is '9'; expected height and width"),

@@ -23,7 +23,8 @@ def mlp(widths: Sequence[int], activation: str | Sequence[str] = "relu") -> Arch
 
     Args:
       widths: The number of neurons of every layer, input and output included, like (784, 64, 64, 10).
-      activation: The activation of all hidden layers, or one for each of them: one of `SCALING_OF_ACTIVATION`.
+      activation: The activation of all hidden layers, or one for each of them: one of `SCALING_OF_ACTIVATION`,
+        or leaky_relu with a slope, as "leaky_relu(0.2)".
 
     Returns:
       The architecture; its hidden neuron layers are "hidden_0", "hidden_1", ...

@@ -6,6 +6,7 @@ from typing import Any
 from jax_scalegmn import _bounded
 from jax_scalegmn.architecture._description import Architecture, Axis, NeuronLayer, Parameter
 from jax_scalegmn.architecture._layers import (
+    LEAKY_SLOPE,
     SCALING_OF_ACTIVATION,
     Activation,
     AvgPool,
@@ -120,6 +121,8 @@ def _check_layer(made: Any, where: str) -> None:
             raise ValueError(f"{where}.name is {_bounded.short(made.name)}; expected one of {known}.")
         if made.frequency == 0:
             raise ValueError(f"{where}.frequency is 0; expected another number.")
+        if made.slope != LEAKY_SLOPE and made.name != "leaky_relu":
+            raise ValueError(f"{where}.slope is {made.slope}, which {made.name} does not have. Leave it out.")
     for field in ("strides", "window", "groups"):
         sizes = getattr(made, field, ())
         for size in sizes if isinstance(sizes, tuple) else (sizes,):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -33,10 +34,15 @@ SCALING_OF_ACTIVATION: Mapping[str, Scaling] = {
     "relu": Scaling.POSITIVE,
     "leaky_relu": Scaling.POSITIVE,
     "gelu": Scaling.PERMUTATION,
+    "gelu_exact": Scaling.PERMUTATION,
+    "elu": Scaling.PERMUTATION,
+    "relu6": Scaling.PERMUTATION,
     "silu": Scaling.PERMUTATION,
     "sigmoid": Scaling.PERMUTATION,
     "softplus": Scaling.PERMUTATION,
 }
+
+LEAKY_SLOPE = 0.01  # of leaky_relu, where none is named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +50,10 @@ class Activation:
     """An activation function, applied to `frequency` times its input.
 
     Attributes:
-      name: One of `SCALING_OF_ACTIVATION`.
+      name: One of `SCALING_OF_ACTIVATION`. "gelu" is the approximation by tanh, Flax's default; "gelu_exact" is
+        PyTorch's.
       frequency: A SIREN's w0, in radians; 1 for all others.
+      slope: The slope of leaky_relu for negative inputs.
 
     >>> from jax_scalegmn import architecture
     >>> architecture.Activation("sine", 30.0).scaling
@@ -54,6 +62,7 @@ class Activation:
 
     name: str
     frequency: float = 1.0
+    slope: float = LEAKY_SLOPE
 
     @property
     def scaling(self) -> Scaling:
@@ -104,7 +113,7 @@ class BatchNorm:
 
     >>> import jax_scalegmn as sg
     >>> sg.vgg(((4,),), 2, norm="batch").layers[1]
-    BatchNorm(name='BatchNorm_0', epsilon=1e-05, activation=Activation(name='relu', frequency=1.0))
+    BatchNorm(name='BatchNorm_0', epsilon=1e-05, activation=Activation(name='relu', frequency=1.0, slope=0.01))
     """
 
     name: str
@@ -239,20 +248,29 @@ def known_activation(name: str) -> Activation:
     """The activation of that name, if its symmetry group is known.
 
     Args:
-      name: One of `SCALING_OF_ACTIVATION`, like "relu".
+      name: One of `SCALING_OF_ACTIVATION`, like "relu"; "leaky_relu(0.2)" is leaky_relu with another slope.
 
     Raises:
-      ValueError: If the group is unknown.
+      ValueError: If the group is unknown, or the slope is no finite number.
 
     >>> from jax_scalegmn import architecture
-    >>> architecture.known_activation("relu")
-    Activation(name='relu', frequency=1.0)
+    >>> architecture.known_activation("leaky_relu(0.2)")
+    Activation(name='leaky_relu', frequency=1.0, slope=0.2)
     """
+    if isinstance(name, str) and name.startswith("leaky_relu(") and name.endswith(")"):
+        text = name.removeprefix("leaky_relu(").removesuffix(")")
+        try:
+            slope = float(text)
+        except ValueError:
+            slope = math.nan
+        if not math.isfinite(slope):
+            raise ValueError(f"activation is {name!r}; expected a finite slope, like leaky_relu(0.2).")
+        return Activation("leaky_relu", slope=slope)
     if name not in SCALING_OF_ACTIVATION:
         raise ValueError(
-            f"activation is {name!r}, whose symmetry group is unknown; known are {sorted(SCALING_OF_ACTIVATION)}. "
-            "sg.sequential has more (elu, relu6, gelu_exact, PReLU, slopes of leaky_relu); or infer the architecture "
-            "from your function, by sg.infer."
+            f"activation is {name!r}, whose symmetry group is unknown; known are {sorted(SCALING_OF_ACTIVATION)}, and "
+            "slopes as in leaky_relu(0.2). sg.sequential has PReLU, too; or infer the architecture from your function, "
+            "by sg.infer."
         )
     return Activation(name)
 

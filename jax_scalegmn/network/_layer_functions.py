@@ -1,5 +1,6 @@
 """What each layer of a network computes on one example."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TypeAlias
@@ -31,6 +32,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "leaky_relu": jax.nn.leaky_relu,
     "gelu": jax.nn.gelu,
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+    "elu": jax.nn.elu,
+    "relu6": jax.nn.relu6,
     "silu": jax.nn.silu,
     "sigmoid": jax.nn.sigmoid,
     "softplus": jax.nn.softplus,
@@ -176,6 +180,8 @@ def activate(activation: Activation | None, x: Float[Array, "*shape"]) -> Float[
     """
     if activation is None:
         return x
+    if activation.name == "leaky_relu":
+        return jax.nn.leaky_relu(x, activation.slope)
     return ACTIVATIONS[activation.name](activation.frequency * x)
 
 

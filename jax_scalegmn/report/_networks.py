@@ -1,6 +1,7 @@
 """Two networks of one architecture as the JSON values from which the page draws them."""
 
 import base64
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -171,8 +172,7 @@ def _image(arch: Architecture, image: Any, size: tuple[int, int] | None) -> dict
             {
                 "kernel": index[layer.name, "kernel"],
                 "bias": index.get((layer.name, "bias")),
-                "activation": layer.activation
-                and {"name": layer.activation.name, "frequency": layer.activation.frequency},
+                "activation": layer.activation and dataclasses.asdict(layer.activation),
                 "offset": layer.offset,
             }
             for layer in arch.layers

@@ -107,13 +107,24 @@ function randomScales(layers, scaling, random) {
 
 // --- the network's function ----------------------------------------------------------------------------------------
 
-// In the words of jax.nn: leaky_relu has slope 0.01, gelu is the approximation by tanh.
+// By the series of Kummer's function, which has no differences that cancel.
+function erf(x) {
+  if (Math.abs(x) > 5) return Math.sign(x);
+  let term = x, sum = x;
+  for (let n = 1; Math.abs(term) > 1e-16 * Math.abs(sum); n++) sum += term *= 2 * x * x / (2 * n + 1);
+  return 2 / Math.sqrt(Math.PI) * Math.exp(-x * x) * sum;
+}
+
+// In the words of jax.nn: gelu is the approximation by tanh.
 const ACTIVATIONS = {
   sine: Math.sin,
   tanh: Math.tanh,
   relu: (x) => Math.max(x, 0),
-  leaky_relu: (x) => (x >= 0 ? x : 0.01 * x),
+  leaky_relu: (x, slope) => (x >= 0 ? x : slope * x),
+  relu6: (x) => Math.min(Math.max(x, 0), 6),
+  elu: (x) => (x > 0 ? x : Math.expm1(x)),
   gelu: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
+  gelu_exact: (x) => 0.5 * x * (1 + erf(x / Math.SQRT2)),
   silu: (x) => x / (1 + Math.exp(-x)),
   sigmoid: (x) => 1 / (1 + Math.exp(-x)),
   softplus: (x) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x))),
@@ -136,7 +147,8 @@ function evaluate(layers, arrays, values, inputs, count) {
   for (const { kernel, bias, activation, offset } of layers) {
     const [rows, columns] = arrays[kernel].shape, weights = values[kernel];
     const y = new Float64Array(count * columns);
-    const act = activation && ACTIVATIONS[activation.name], frequency = activation ? activation.frequency : 1;
+    const act = activation && ACTIVATIONS[activation.name];
+    const { frequency, slope } = activation || { frequency: 1 };
     for (let p = 0; p < count; p++) {
       const start = p * columns;
       if (bias !== null) y.set(values[bias], start);
@@ -144,7 +156,7 @@ function evaluate(layers, arrays, values, inputs, count) {
         const input = x[p * rows + i];
         for (let j = 0; j < columns; j++) y[start + j] += input * weights[i * columns + j];
       }
-      for (let j = start; j < start + columns; j++) y[j] = (act ? act(frequency * y[j]) : y[j]) + offset;
+      for (let j = start; j < start + columns; j++) y[j] = (act ? act(frequency * y[j], slope) : y[j]) + offset;
     }
     x = y;
   }
