@@ -283,10 +283,53 @@ def test_weight_normalization_is_read_and_written_in_both_spellings(g, v, shape)
     assert np.array_equal(kernel(io.to_torch(SMALL, dead, state_dict)), dead["Dense_0"]["kernel"])
 
 
+SPECTRAL = (
+    ("weight_orig", "weight_u", "weight_v"),
+    ("parametrizations.weight.original", "parametrizations.weight.0._u", "parametrizations.weight.0._v"),
+)
+
+
+@pytest.mark.parametrize("names", SPECTRAL)
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+def test_spectral_normalization_is_read_and_written_in_both_spellings(tmp_path, names, ending):
+    """As PyTorch computes it in evaluation mode: weight / (u @ weight.flatten(1) @ v)."""
+    w, u, v = (f"0.{name}" for name in names)
+    state_dict = {"0.bias": normal(6), w: normal(6, 2, 3, 3), u: normal(6), v: normal(18)}
+    state_dict |= modules({"3": (3, 6)})
+    arch = sg.cnn((2, 6), 3)
+    tensors.write(tmp_path / f"a{ending}", state_dict)
+    file = io.read_network(tmp_path / f"a{ending}", arch)
+
+    def kernel(stored):
+        return (stored[w] / (stored[u] @ stored[w].reshape(6, -1) @ stored[v])).transpose(2, 3, 1, 0)
+
+    np.testing.assert_allclose(file.params["Conv_0"]["kernel"], kernel(state_dict), rtol=2e-5)
+    merged = merge.lerp(file.params, moved(arch, file.params), 0.5)  # of another norm than 1
+    io.write_network(tmp_path / f"b{ending}", arch, merged, file)
+    new = tensors.read(tmp_path / f"b{ending}")
+    assert {key: (value.shape, value.dtype) for key, value in new.items()} == {
+        key: (value.shape, value.dtype) for key, value in state_dict.items()
+    }
+    np.testing.assert_allclose(kernel(new), merged["Conv_0"]["kernel"], atol=2e-6)
+    np.testing.assert_allclose(
+        io.read_network(tmp_path / f"b{ending}", arch).params["Conv_0"]["kernel"], merged["Conv_0"]["kernel"], atol=2e-6
+    )
+    with pytest.raises(ValueError, match="a weight of zeros has no spectral normalization"):
+        io.write_network(tmp_path / f"c{ending}", arch, jax.tree.map(jnp.zeros_like, merged), file)
+
+
 def test_tensors_that_no_plain_module_has_are_named_with_their_cause(tmp_path):
+    def spectral(*values):
+        return {f"0.{name}": value for name, value in zip(SPECTRAL[0], values, strict=True)}
+
     rest = {"0.bias": normal(8)} | modules({"2": (3, 8)})
     for extra, message in [
-        ({"0.weight_orig": normal(8, 4), "0.weight_u": normal(8), "0.weight_v": normal(4)}, "spectral normalization"),
+        ({"0.weight_orig": normal(8, 4), "0.weight_u": normal(8)}, "spectral normalization"),
+        (
+            {"0.weight_orig": normal(8, 4), "0.weight_u": normal(7), "0.weight_v": normal(4)},
+            r"weight_u'\] has shape \(7,\)",
+        ),
+        ({"0.weight_orig": normal(8, 4), "0.weight_u": normal(8) * 0, "0.weight_v": normal(4)}, "divides by u W v = 0"),
         (
             {"0.parametrizations.weight.original": normal(8, 4), "0.parametrizations.weight.0._u": normal(8)},
             "spectral normalization",

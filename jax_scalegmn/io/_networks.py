@@ -362,7 +362,7 @@ def infer_mlp(file: ArrayFile, activation: str, *, order: Sequence[str] | None =
 
 _ORBAX = "orbax"
 _PASS_ARCHITECTURE = "Pass the architecture, as a builder or as JSON of Architecture.as_json."
-_TORCH_KINDS = {*_torch_modules.KINDS, *_torch_modules.PARTS, *_torch_modules.COUNTERS}
+_TORCH_KINDS = {*_torch_modules.KINDS, *_torch_modules.PARTS, *_torch_modules.SPECTRAL, *_torch_modules.COUNTERS}
 _Path: TypeAlias = tuple[str, ...]
 # Three layouts of weights and statistics: the paths as they are, all below "params", and Flax's variables.
 _PREFIXES: tuple[tuple[_Path, _Path], ...] = (

@@ -10,10 +10,17 @@ import numpy as np
 COUNTERS = ("num_batches_tracked", "n_averaged")
 KINDS = ("weight", "bias", "running_mean", "running_var")
 PARTS = ("weight_g", "weight_v")  # of weight normalization
-_PARAMETRIZED = {"weight.original0": "weight_g", "weight.original1": "weight_v"}
+SPECTRAL = ("weight_orig", "weight_u", "weight_v")  # of spectral normalization: the weight, and its singular vectors
+_PARAMETRIZED = {
+    "weight.original0": "weight_g",
+    "weight.original1": "weight_v",
+    "weight.original": "weight_orig",
+    "weight.0._u": "weight_u",
+    "weight.0._v": "weight_v",
+}
 _REMOVE = "Call {call} on the module, and save it again."
 _CAUSES = {
-    r"weight_u|weight\.\d+\._[uv]": "is of spectral normalization, whose divisor is no parameter of the network. "
+    r"weight_u|weight\.\d+\._[uv]": "is of spectral normalization, whose weight and two vectors are not all there. "
     + _REMOVE.format(call="torch.nn.utils.remove_spectral_norm or parametrize.remove_parametrizations"),
     r"\w+_mask": "is the mask of a pruned tensor. " + _REMOVE.format(call="torch.nn.utils.prune.remove"),
     r"weight_orig|\w+\.original\d*|weight\.\d+\..*": "is of a parametrization that is not weight normalization. "
@@ -50,12 +57,18 @@ def grouped(state_dict: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return modules
 
 
+def stored_in(keys: Mapping[str, str]) -> tuple[str, ...]:
+    """The kinds of tensors in which a module stores its weight: `PARTS`, `SPECTRAL`, or the weight itself."""
+    return next((kinds for kinds in (SPECTRAL, PARTS) if keys.keys() >= set(kinds)), ("weight",))
+
+
 def shapes(state_dict: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a module's tensors by kind, with the weight in place of its parts."""
+    """The shapes of a module's tensors by kind, with the weight in place of what it is stored in."""
     got = {kind: np.shape(state_dict[key]) for kind, key in keys.items()}
-    if "weight_v" in got and "weight_g" in got:
-        del got["weight_g"]
-        got["weight"] = got.pop("weight_v")
+    whole = {PARTS: "weight_v", SPECTRAL: "weight_orig"}.get(stored_in(keys))
+    if whole is not None:
+        weight = got[whole]
+        got = {kind: shape for kind, shape in got.items() if kind not in stored_in(keys)} | {"weight": weight}
     return got
 
 
@@ -73,6 +86,31 @@ def parts_of(weight: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Weight normalization's g = |v| and v of a weight; a row of zeros has v = 1 and g = 0. g is shaped like `size`."""
     norm = np.sqrt(np.sum(weight.astype(np.result_type(weight, np.float32)) ** 2, _axes(size, weight), keepdims=True))
     return norm.reshape(size.shape), np.where(norm == 0, 1, weight)
+
+
+def divided(original: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Spectral normalization's weight W / (u^T W v) in evaluation mode, where u and v stay as they are.
+
+    W is [out, ...] and counts as a matrix [out, rest] (Miyato et al. 2018, arXiv 1802.05957, equation 8).
+    """
+    wide = np.result_type(original.dtype, np.float32)
+    size = u.astype(wide) @ original.astype(wide).reshape(len(original), -1) @ v.astype(wide)
+    if size == 0 or not np.isfinite(size):
+        raise ValueError(f"spectral normalization divides by u W v = {size}; expected another number. Train it again.")
+    return original.astype(wide) / size
+
+
+def spectral_of(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W, u and v of which `divided` makes a weight: its largest singular vectors, u divided by the singular value.
+
+    A merged weight has another norm than 1. PyTorch in evaluation mode computes it by these; training begins with u and
+    v of length 1 again, and divides it by its norm.
+    """
+    wide = weight.astype(np.result_type(weight.dtype, np.float32))
+    left, sizes, right = np.linalg.svd(wide.reshape(len(wide), -1), full_matrices=False)
+    if sizes[0] == 0:
+        raise ValueError("a weight of zeros has no spectral normalization; expected another number in it.")
+    return wide, left[:, 0] / sizes[0], right[0]
 
 
 def ties(state_dict: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:

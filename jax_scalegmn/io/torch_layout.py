@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -46,7 +47,7 @@ def from_torch(
     shortcut, as in torchvision; PyTorch's strided convolutions need padding=1 (`architecture.resnet`).
 
     A bias that is not there is 0, and the scale of a BatchNorm with affine=False is 1. Weight normalization's weight
-    is g v / |v|, in both spellings. The bias of a convolution before a BatchNorm, which it undoes, is subtracted from
+    is g v / |v|, and spectral normalization's W / (u^T W v) as in evaluation mode, in both spellings. The bias of a convolution before a BatchNorm, which it undoes, is subtracted from
     the mean if the architecture has none.
 
     Args:
@@ -92,8 +93,10 @@ def to_torch(
       arch: The network's architecture, with layers.
       params: The params of one network.
       template: A state_dict of the same modules; the result has its names, order and dtypes, and a copy of its
-        counters. Weight normalization gets v and g = |v|, and the bias of a convolution before a BatchNorm 0. Without a
-        template the names are those of the layers, like "Dense_0.weight", and the dtypes those of `params`.
+        counters. Weight normalization gets v and g = |v|; spectral normalization vectors by which evaluation mode
+        computes this weight, whatever its norm is, until a training begins; the bias of a convolution before a
+        BatchNorm 0. Without a template the names are those of the layers, like "Dense_0.weight", and the dtypes those
+        of `params`.
       order: The order of the template's modules, as in `from_torch`.
 
     Returns:
@@ -165,9 +168,8 @@ def storable(arch: Architecture, state_dict: StateDict, *, order: Sequence[str] 
     parameter_of: dict[str, Parameter] = {}
     for parameter in arch.parameters:
         keys, kind = modules[parameter.path[:-1]][1], _TORCH_KIND[parameter.path[-1]]
-        parameter_of |= {
-            keys[k]: parameter for k in (kind, "weight_v") if k in keys and (k == kind or kind == "weight")
-        }
+        stored_as = _stored_as(kind, keys)
+        parameter_of |= {keys[k]: parameter for k in stored_as if k in keys}
         if parameter.path[-1] == "scale" and kind not in keys:
             limits.setdefault(parameter.neuron_axes[0].neurons, set()).add(Scaling.PERMUTATION)
     tied = list(_torch_modules.ties(state_dict))
@@ -322,6 +324,11 @@ def module_order(arch: Architecture, state_dict: StateDict, order: Sequence[str]
     return [module for module, _ in _modules(arch, state_dict, order).values()]
 
 
+def _stored_as(kind: str, keys: Mapping[str, str]) -> tuple[str, ...]:
+    """The kinds of tensors in which a module stores what a plain one stores in one."""
+    return _torch_modules.stored_in(keys) if kind == "weight" else (kind,)
+
+
 _Module: TypeAlias = tuple[str, Mapping[str, str]]  # its name, and the names of its tensors by kind
 
 
@@ -330,13 +337,23 @@ def _read(arch: Architecture, state_dict: StateDict, module: _Module, parameter:
     (name, keys), kind, shape = module, _TORCH_KIND[parameter.path[-1]], tensor_shape(arch, parameter)
     if kind in keys:
         return checked_tensor(state_dict, keys[kind], shape, arch.name)
-    if kind == "weight" and keys.keys() >= set(_torch_modules.PARTS):
+    stored_as = _stored_as(kind, keys)
+    if stored_as == _torch_modules.PARTS:
         size = checked_tensor(state_dict, keys["weight_g"], np.shape(state_dict[keys["weight_g"]]), arch.name)
         direction = checked_tensor(state_dict, keys["weight_v"], shape, arch.name)
         try:
             return _torch_modules.weight_of(size, direction)
         except ValueError as error:
             raise ValueError(f"{_named(keys['weight_v'])}: {error}") from error
+    if stored_as == _torch_modules.SPECTRAL:
+        shapes = (shape, shape[:1], (math.prod(shape[1:]),))
+        original, u, v = (
+            checked_tensor(state_dict, keys[k], own, arch.name) for k, own in zip(stored_as, shapes, strict=True)
+        )
+        try:
+            return _torch_modules.divided(original, u, v)
+        except ValueError as error:
+            raise ValueError(f"{_named(keys['weight_orig'])}: {error}") from error
     if kind == "bias" or parameter.path[-1] == "scale":
         dtype = np.asarray(state_dict[next(iter(keys.values()))]).dtype
         return np.full(shape, float(kind == "weight"), dtype)
@@ -359,7 +376,13 @@ def _written(
     _read(arch, template, module, parameter)  # checks the template
     if kind in keys:
         return {keys[kind]: tensor}
-    if kind == "weight" and "weight_v" in keys:
+    stored_as = _stored_as(kind, keys)
+    if stored_as == _torch_modules.SPECTRAL:
+        try:
+            return {keys[k]: value for k, value in zip(stored_as, _torch_modules.spectral_of(tensor), strict=True)}
+        except ValueError as error:
+            raise ValueError(f"{_named(keys['weight_orig'])}: {error}") from error
+    if stored_as == _torch_modules.PARTS:
         size, direction = _torch_modules.parts_of(tensor, np.asarray(template[keys["weight_g"]]))
         return {keys["weight_g"]: size, keys["weight_v"]: direction}
     constant = float(kind == "weight")
@@ -479,9 +502,12 @@ def _fits(
 def _check_kinds(
     arch: Architecture, state_dict: StateDict, modules: Mapping[str, Mapping[str, str]], kinds: set[str]
 ) -> None:
-    for key in (key for keys in modules.values() for kind, key in keys.items() if kind not in kinds):
+    stored = {name: set(_torch_modules.stored_in(keys)) for name, keys in modules.items()}
+    known = {name: kinds | (kinds_of if "weight" in kinds else set()) for name, kinds_of in stored.items()}
+    incomplete = set(_torch_modules.PARTS)
+    for key in (key for name, keys in modules.items() for kind, key in keys.items() if kind not in known[name]):
         kind = _torch_modules.split(key)[1]
-        if kind in _torch_modules.PARTS and "weight" in kinds:
+        if kind in incomplete and "weight" in kinds:
             continue
         if (cause := _torch_modules.cause(state_dict)) is not None:
             raise ValueError(cause)
@@ -489,8 +515,8 @@ def _check_kinds(
             f"{_named(key)} is not a {' or '.join(sorted(kinds, reverse=True))}; {arch.name!r} expects no other. "
             "Take it out, or use an Architecture that has it."
         )
-    for keys in modules.values():
-        if len(parts := keys.keys() & set(_torch_modules.PARTS)) == 1:
+    for name, keys in modules.items():
+        if len(parts := keys.keys() & incomplete - stored[name]) == 1:
             raise ValueError(
                 f"{_named(keys[parts.pop()])} is one of the two tensors of weight normalization. Save both."
             )
@@ -502,7 +528,7 @@ def _check_misfits(arch: Architecture, modules: Mapping[_Path, _Module], expecte
         name
         for layer, (_, keys) in modules.items()
         for kind, name in keys.items()
-        if kind not in (*expected[layer], *_torch_modules.PARTS)
+        if kind not in (*expected[layer], *_torch_modules.stored_in(keys))
     ]
     if surplus:
         raise ValueError(
