@@ -47,8 +47,8 @@ def from_torch(
     shortcut, as in torchvision; PyTorch's strided convolutions need padding=1 (`architecture.resnet`).
 
     A bias that is not there is 0, and the scale of a BatchNorm with affine=False is 1. Weight normalization's weight
-    is g v / |v|, and spectral normalization's W / (u^T W v) as in evaluation mode, in both spellings. The bias of a convolution before a BatchNorm, which it undoes, is subtracted from
-    the mean if the architecture has none.
+    is g v / |v|, and spectral normalization's W / (u^T W v) as in evaluation mode, in both spellings. The bias of a
+    convolution before a BatchNorm, which it undoes, is subtracted from the mean if the architecture has none.
 
     Args:
       arch: The network's architecture, with layers.
