@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -784,11 +785,7 @@ def test_builders_take_the_slope_that_the_network_has():
 
     repaired = merge.repair(arch, merge.lerp(p, q, 0.5), stacks.stack(p, q), x)
     np.testing.assert_allclose(std(repaired), (std(p) + std(q)) / 2, rtol=1e-4)
-    without = arch.as_json()  # as descriptions were written before there were slopes
-    for layer in without["layers"]:
-        if layer["activation"]:
-            del layer["activation"]["slope"]
-    assert sg.architecture.from_json(without).layers == sg.mlp((6, 8, 8, 3), "leaky_relu").layers
+    assert "slope" not in json.dumps(sg.mlp((6, 8, 3), "leaky_relu").as_json())  # so that older descriptions stay
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,8 @@ def known_activation(name: str) -> Activation:
 def layer_as_json(layer: Layer) -> dict[str, Any]:
     """Describes a layer by plain JSON values, which `architecture.from_json` reads."""
     fields = dataclasses.asdict(layer)
+    if (activation := fields.get("activation")) and activation["slope"] == LEAKY_SLOPE:
+        del activation["slope"]
     if isinstance(layer, Residual):
         fields |= {"branch": [layer_as_json(inner) for inner in layer.branch]}
         fields |= {"shortcut": [layer_as_json(inner) for inner in layer.shortcut]}
