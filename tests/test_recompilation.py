@@ -32,6 +32,8 @@ CALLS = {
     "align_all": lambda a, b: matching.align_all(ARCH, sg.stacks.stack(a, b)),
     "pairwise": lambda a, b: matching.pairwise(ARCH, sg.stacks.stack(a, b)),
     "merge_many": lambda a, b: merge.merge_many(ARCH, sg.stacks.stack(a, b), X, KEY, max_sweeps=1),
+    "repair": lambda a, b: merge.repair(ARCH, a, sg.stacks.stack(a, b), X),
+    "repair in batches": lambda a, b: merge.repair(ARCH, a, sg.stacks.stack(a, b), X, batch_size=4),
     "similarity": lambda a, b: matching.similarity(ARCH, a, b),
     "barrier": lambda a, b: sg.landscape.barrier(square, a, b),
 }

@@ -6,6 +6,7 @@ mean and its standard deviation are the average ones of the end points, and fold
 network has the same architecture, without anything added.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -93,18 +94,7 @@ def repair(
     architecture.check_stack(arch, networks, name="networks")
     if arch.function is not None:
         return _repaired_traced(arch, merged, networks, x, weights, batch_size)
-    last = _last(arch.layers)
-    hidden = {path: layer for path, layer in _units(arch.layers) if path not in last}
-
-    def statistics(params: Params) -> dict[Path, Goal]:
-        measured = _measured(arch, params, x, hidden, batch_size, entering=False)
-        return {path: Goal(mean, jnp.sqrt(var)) for path, (mean, var) in measured.items()}
-
-    # One network after the other: their activations need not fit into memory together.
-    each = jax.lax.map(statistics, networks)
-    # A single layer has no hidden channels.
-    goals = _paths.average(each, weights) if each else {}
-    return _corrected_network(arch, merged, x, goals, batch_size)
+    return _repaired(arch, merged, networks, x, weights, batch_size=batch_size)
 
 
 def uncorrected(arch: Architecture) -> dict[str, str]:
@@ -190,7 +180,7 @@ def reset_batch_norm(
     _check(arch, params, x, name="params")
     if arch.function is not None:
         return _reset_traced(arch, params, x, batch_size)
-    return _corrected_network(arch, params, x, {}, batch_size)
+    return _reset(arch, params, x, batch_size=batch_size)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -199,6 +189,31 @@ def reset_batch_norm(
 def _check(arch: Architecture, params: Params, x: Array, *, name: str) -> None:
     network.check_examples(arch, x)
     architecture.check_params(arch, params, name=name)
+
+
+@functools.partial(jax.jit, static_argnames="batch_size")  # compiled once for each architecture
+def _repaired(
+    arch: Architecture, merged: Params, networks: Params, x: Array, weights: Array | None, *, batch_size: int | None
+) -> dict[str, Any]:
+    """REPAIR of a network of layers."""
+    last = _last(arch.layers)
+    hidden = {path: layer for path, layer in _units(arch.layers) if path not in last}
+
+    def statistics(params: Params) -> dict[Path, Goal]:
+        measured = _measured(arch, params, x, hidden, batch_size, entering=False)
+        return {path: Goal(mean, jnp.sqrt(var)) for path, (mean, var) in measured.items()}
+
+    # One network after the other: their activations need not fit into memory together.
+    each = jax.lax.map(statistics, networks)
+    # A single layer has no hidden channels.
+    goals = _paths.average(each, weights) if each else {}
+    return _corrected_network(arch, merged, x, goals, batch_size)
+
+
+@functools.partial(jax.jit, static_argnames="batch_size")
+def _reset(arch: Architecture, params: Params, x: Array, *, batch_size: int | None) -> dict[str, Any]:
+    """The batch statistics of a network of layers."""
+    return _corrected_network(arch, params, x, {}, batch_size)
 
 
 def _measured(
