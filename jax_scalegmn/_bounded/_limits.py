@@ -34,7 +34,7 @@ class Limits:
     metadata_bytes: int = 2**24
     opcodes: int = 2_000_000
     nesting: int = 64
-    layers: int = 5_000
+    layers: int = 2_000
     items: int = 100_000
 
 

@@ -13,7 +13,6 @@ from jax_scalegmn import _bounded, inference
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.layers import _blocks
 from jax_scalegmn.layers._blocks import Layer
-from jax_scalegmn.layers._kinds import Activation
 from jax_scalegmn.types import Params
 
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(Layer)}
@@ -46,7 +45,9 @@ def sequential(layers: Sequence[Layer | str], input_shape: Sequence[int]) -> Arc
     if isinstance(layers, str) or isinstance(input_shape, int | str):
         raise ValueError(f"Expected a list of layers and the shape of one example, like {_EXAMPLE}.")
     every = _blocks.listed(layers)
-    _bounded.check("layers", len(every), "the number of layers")
+    _bounded.check(
+        "layers", sum(1 for _ in _blocks.walk(every)), "the number of layers, those inside of others included,"
+    )
     shape = tuple(int(size) for size in input_shape)
     if not shape or min(shape) < 1:
         raise ValueError(f"input_shape is {_bounded.short(shape)}; expected sizes >= 1, those of one example.")
@@ -211,8 +212,6 @@ def _value(node: ast.expr) -> Any:
 def _read(layers: Any, input_shape: Any, kind: Any, special: Mapping[Any, Any]) -> Architecture:
     """The architecture of arguments that were read, checked field by field."""
     every = _bounded.decode(kind, layers, "layers", special=special)
-    number = sum(not isinstance(layer, Activation) for layer in _blocks.walk(_blocks.listed(every)))
-    _bounded.check("layers", 10 * number, "ten times the number of layers, since inference takes quadratic time,")
     return sequential(every, _bounded.decode(tuple[int, ...], input_shape, "input_shape"))
 
 
