@@ -121,18 +121,13 @@ PRESETS = {
 }
 
 ACTIVATIONS = "activations"
-zoo_key = cnn_zoo.zoo_key
+zoo_key, program = cnn_zoo.zoo_key, populations.program  # of a sweep
 
 
 def fit_zoo(config: Config) -> None:
     """Trains the CNNs of a config into its folder, for all trials of a sweep; none if it reads others."""
     if config.zoo_path is None:
         cnn_zoo.fit_zoos(config)
-
-
-def program(config: Config) -> str:
-    """Configs of which this text is the same have autoencoders that are trained together."""
-    return populations.program(config, config.train)
 
 
 def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]]]:

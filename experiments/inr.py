@@ -106,15 +106,7 @@ PRESETS = {
         "the published setting on 28 x 28 images; needs --data or --zoo",
         Config(
             Path("runs/mnist"),
-            zoo=ZooConfig(
-                size=(28, 28),
-                widths=(2, 32, 32, 1),
-                steps=1000,
-                train_fits=1,
-                selection_images=5000,
-                scoring_images=500,
-                chunk=32,
-            ),
+            zoo=dataclasses.replace(inr_zoo.PUBLISHED, scoring_images=500),
             model=autoencoders.ModelConfig(128, 4, dropout=0.2),
             train=TrainConfig(128, epochs=150, learning_rate=1e-3, warmup_steps=1000, micro_batch=2),
             alignment=AlignmentConfig(epochs=0),  # one fit of an image makes no pair
@@ -219,18 +211,13 @@ def _given(config: Config) -> tuple[dict[str, Zoo] | None, dict[str, images.Imag
 # --- sweeps -------------------------------------------------------------------------------------------------------
 
 
-zoo_key = inr_zoo.zoo_key
+zoo_key, program = inr_zoo.zoo_key, populations.program
 
 
 def fit_zoo(config: Config) -> None:
     """Fits the INRs of a config, or what is left of them, into its folder; none if it reads others."""
     if config.zoo_path is None:
         inr_zoo.fit_zoo(config)
-
-
-def program(config: Config) -> str:
-    """Configs of which this text is the same have autoencoders that are trained together."""
-    return populations.program(config, config.train)
 
 
 def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]]]:

@@ -23,16 +23,15 @@ OPTIONS = ("learning_rate", "weight_decay", "clip_norm", "warmup_steps", "orbit_
 MakeLoss = Callable[..., Any]
 
 
-def program(config: runs.RunConfig, settings: autoencoders.TrainConfig) -> str:
-    """Configs of which this text is the same can be trained together.
+def program(config: Any) -> str:
+    """Configs of which this text is the same have models that can be trained together, by the options of their `train`.
 
     Those without an orbit-distance term have a program of their own, which computes none.
     """
-    fixed = {name: value for name, value in runs.plain(settings).items() if name not in OPTIONS}
-    fixed["orbit"] = getattr(settings, "orbit_weight", 0.0) != 0
+    fixed = {name: value for name, value in runs.plain(config.train).items() if name not in OPTIONS}
+    fixed["orbit"] = getattr(config.train, "orbit_weight", 0.0) != 0
     whole = {name: value for name, value in runs.plain(config).items() if name not in ("out", *runs.HOW)}
-    (name,) = [name for name, value in vars(config).items() if value is settings]
-    return json.dumps(whole | {name: fixed})
+    return json.dumps(whole | {"train": fixed})
 
 
 def train(

@@ -141,7 +141,7 @@ def test_a_bad_study_is_refused_in_one_sentence(place, capsys, name):
 
 
 def test_another_study_of_the_same_name_is_refused_by_what_differs(place, capsys):
-    for _ in range(2):  # the same one again is none of its own
+    for _ in range(2):  # making the same one again changes nothing
         assert run("make", write(GRID), "--storage", place) == 0
     assert len(trials(place)) == 6
     other = GRID.replace("[0, 1]", "[0, 2]").replace("small", "other")
