@@ -19,7 +19,7 @@ from jax_scalegmn import architecture, inference, matching, network, symmetry, t
 from jax_scalegmn.architecture import Architecture, Axis, Scaling
 from jax_scalegmn.models import graph
 
-FIXED, PERMUTATION, SIGN, POSITIVE = Scaling
+FIXED, PERMUTATION, SIGN, POSITIVE, NONZERO = Scaling
 
 
 def generic(tree, seed: int = 0, dtype="float32"):

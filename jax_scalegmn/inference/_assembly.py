@@ -349,7 +349,8 @@ def _axes(block: LeafBlock, names: dict[Key, str], solutions: dict[Key, Solution
             power = solution.powers[piece.degree]
             if solution.scaling is Scaling.SIGN:
                 power = usual * abs(power)
-        axes[axis] = Axis(names[piece.key], power, piece.repeat)
+        unsigned = solution is not None and piece.degree in solution.unsigned
+        axes[axis] = Axis(names[piece.key], power, piece.repeat, unsigned)
     return tuple(axes)
 
 

@@ -17,6 +17,7 @@ Tensors: TypeAlias = Mapping[str, Array]
 _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
+    "abs": jnp.abs,
     "elu": jax.nn.elu,
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -136,8 +137,8 @@ class Activation:
     """An activation; in a list of layers its name alone is enough, where it has no options.
 
     Attributes:
-      kind: relu, leaky_relu, relu6, elu, gelu_exact (PyTorch's default), gelu_tanh (Flax's default), silu, sigmoid,
-        softplus, tanh, hardtanh or sine.
+      kind: relu, leaky_relu, relu6, abs, elu, gelu_exact (PyTorch's default), gelu_tanh (Flax's default), silu,
+        sigmoid, softplus, tanh, hardtanh or sine.
       slope: The slope of leaky_relu on the negative side.
       w0: The frequency of sine, in radians: sin(w0 x).
 

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Int
 
 from jax_scalegmn import architecture, stacks, symmetry
-from jax_scalegmn.architecture import Architecture, Scaling
+from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.matching import _functions, _weights, relaxation
 from jax_scalegmn.matching._functions import Distance, squared_error
 from jax_scalegmn.matching._weights import Matching
@@ -334,7 +334,7 @@ def _begin(arch: Architecture, params: Params, target: Params, start: Element | 
     pair = symmetry.balanced_pair(arch, params, target)
     if start is None:
         start = _weights.weight_matching(pair.arch, pair.source, pair.goal).element
-    signed = {neurons.name for neurons in pair.arch.hidden if neurons.scaling is Scaling.SIGN}
+    signed = {neurons.name for neurons in pair.arch.hidden if neurons.scaling.has_signs}
     scale = {name: jnp.where((s < 0) & (name in signed), -1.0, 1.0) for name, s in start.scale.items()}
     permutation = jax.tree.map(lambda order: jnp.asarray(order, jnp.int32), start.permutation)
     return pair, Element(permutation, scale)

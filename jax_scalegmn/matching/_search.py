@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jax_scalegmn import network, stacks, symmetry
-from jax_scalegmn.architecture import Architecture, NeuronLayer, Scaling
+from jax_scalegmn.architecture import Architecture, NeuronLayer
 from jax_scalegmn.matching import _activations, _differentiable, _exchanges, _functions, _weights
 from jax_scalegmn.matching._exchanges import Objective
 from jax_scalegmn.matching._functions import Distance, squared_error
@@ -45,8 +45,8 @@ def search_matching(
 
     The objective is the mean over t in `times` of distance(f(lerp(target, moved, t)), (1 - t) f(target) + t f(params))
     on the inputs x: the merged network against the interpolated outputs of the two. With `loss_fn` it is the mean of
-    loss_fn(lerp(target, moved, t)). One step takes one neuron and exchanges it with others of its layer, in SIGN layers
-    with every sign of the two; the exchange that lowers the objective most is made (2-opt). A sweep takes every hidden
+    loss_fn(lerp(target, moved, t)). One step takes one neuron and exchanges it with others of its layer, with every
+    sign that they can have; the exchange that lowers the objective most is made (2-opt). A sweep takes every hidden
     neuron once, and in layers of up to `candidates` exchanges a step tries every pair once. In wider layers the
     partners of a neuron are those whose activations on x promise most, with noise so that they vary. The result is
     never worse than the start.
@@ -214,7 +214,7 @@ class _Layer(NamedTuple):
 
 
 def _layer(neurons: NeuronLayer, candidates: int) -> _Layer:
-    signed = neurons.scaling is Scaling.SIGN
+    signed = neurons.scaling.has_signs
     signs = _SIGNS if signed else _SIGNS[:1]
     # With signs a neuron is its own partner too: its sign flips.
     offsets = np.arange(0 if signed else 1, neurons.width // 2 + 1)
