@@ -22,9 +22,11 @@ NORMED = sg.resnet(4, widths=(5,), outputs=2, input_channels=1, activation="tanh
 ARCHITECTURES = {
     "signs": SIREN,
     "signs and positive scales": MIXED,
+    "either": sg.mlp((2, 5, 4, 1), "abs"),
     "permutations": PLAIN,
     "batch normalization": NORMED,
 }
+FAST = ("signs and positive scales", "either")
 COUNT = 3
 
 
@@ -53,7 +55,7 @@ def assert_same_elements(arch, found, expected):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name != "signs and positive scales")) for name in ARCHITECTURES],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in ARCHITECTURES],
 )
 def test_a_matcher_follows_both_networks(name):
     arch, model, variables = made(models.Matcher, name)

@@ -129,6 +129,9 @@ def _in_a_chain(
 ) -> tuple[Callable[[Element], Array], Exchanged]:
     """All exchanges with a neuron at once: only what they change is computed."""
     place = {neurons.name: index for index, neurons in enumerate(pair.arch.hidden)}
+    flipped = {
+        parameter.path: axis.shows_sign for parameter in pair.arch.parameters for axis in parameter.neuron_axes[:1]
+    }
     t = points[:, None, None]
 
     def merged(element: Element) -> list[_Merged]:
@@ -159,7 +162,8 @@ def _in_a_chain(
         inputs = x[None]
         for layer, part in zip(layers[:index], parts, strict=False):
             inputs = output(layer, part(inputs))
-        z = _next_inputs(parts, index, layers[index], inputs, i, partners, np.asarray(signs))
+        flips = flipped[layers[index + 1].name, "kernel"]
+        z = _next_inputs(parts, index, layers[index], inputs, i, partners, np.asarray(signs), flips=flips)
         rows = z.reshape(len(points), -1, z.shape[-1])
         outputs = after(parts, index + 1, rows).reshape(*z.shape[:4], -1)
         of_points = jax.vmap(jax.vmap(jax.vmap(distance, (0, None)), (0, None)))(outputs, expected)
@@ -169,9 +173,20 @@ def _in_a_chain(
 
 
 def _next_inputs(
-    parts: list[_Merged], index: int, layer: Dense, inputs: Array, i: Array, partners: Array, signs: np.ndarray
+    parts: list[_Merged],
+    index: int,
+    layer: Dense,
+    inputs: Array,
+    i: Array,
+    partners: Array,
+    signs: np.ndarray,
+    *,
+    flips: bool,
 ) -> Float[Array, "points partners signs rows out"]:
-    """The next layer's preactivations for every exchange of neuron i: those now, and the change of two neurons."""
+    """The next layer's preactivations for every exchange of neuron i: those now, and the change of two neurons.
+
+    The next kernel `flips` with the neurons, except after an even activation.
+    """
     own, following = parts[index], parts[index + 1]
     goal = inputs @ own.goal + own.goal_bias  # [points, rows, n]
     moved = inputs @ own.moved + own.moved_bias
@@ -182,7 +197,8 @@ def _next_inputs(
         """Of the neurons at `places` when what is at `others` comes there, with either sign."""
         factors = jnp.asarray(np.unique(signs)[::-1].copy(), goal.dtype)
         z = goal[..., places, None] + moved[..., others, None] * factors  # [points, rows, places, factors]
-        into = following.goal[:, places, None] + following.moved[:, others, None] * factors[:, None]
+        outgoing = factors if flips else jnp.ones_like(factors)
+        into = following.goal[:, places, None] + following.moved[:, others, None] * outgoing[:, None]
         # Without the barrier the compiler may compute an activation again for every one of its uses.
         values = jax.lax.optimization_barrier(network.activate(layer.activation, z))
         new = jnp.einsum("trpf,tpfo->tpfro", values, into)

@@ -122,6 +122,7 @@ const ACTIVATIONS = {
   tanh: Math.tanh,
   relu: (x) => Math.max(x, 0),
   leaky_relu: (x, slope) => (x >= 0 ? x : slope * x),
+  abs: (x) => Math.abs(x),
   relu6: (x) => Math.min(Math.max(x, 0), 6),
   elu: (x) => (x > 0 ? x : Math.expm1(x)),
   gelu: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
