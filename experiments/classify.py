@@ -13,15 +13,16 @@ report.html. `--resume` continues a run that stopped.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from flax import linen as nn
+from jax.sharding import Mesh
 
-from experiments import autoencoders, encoders, inr_zoo, report, runs, tables
+from experiments import autoencoders, compile_only, encoders, inr_zoo, report, runs, tables, watch
 from experiments.inr_zoo import ZooConfig
 from jax_scalegmn import architecture, zoo
 from jax_scalegmn.architecture import Architecture, Scaling
@@ -108,8 +109,11 @@ MEASURES = {"accuracy": "accuracy %", "moved_accuracy": "moved %", "agreement": 
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    runs.join(config)
     encoders.check(config, LABELS)
+    if config.compile_only is not None:
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
+    runs.join(config)
+    runs.check_batch(config, config.train.batch_size)
     images = runs.load_images(config, config.zoo)
     inr_zoo.check_fits(config.zoo, images["train"], config.train.batch_size)
     classes = 1 + max(int(part.labels.max()) for part in images.values())
@@ -132,6 +136,15 @@ def main(config: Config) -> dict[str, Any]:
         }
         title = f"Classifying INRs {'-'.join(map(str, config.zoo.widths))}"
         return run.finish(results, title, _sections, lambda results: [_table(results)])
+
+
+def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
+    """The programs of the experiment, to be compiled and not run."""
+    arch, images = inr_zoo.architecture_of(config.zoo), runs.unread_images(config, config.zoo)
+    classes, scales = 1 + int(images.labels.max()), (1.0,) * len(arch.parameters)
+    matched = matched_encoders(config.model, arch, classes, scales, config.encoders)
+    yield from encoders.training_steps(mesh, config.train, TASK, matched, arch, np.int32)
+    yield compile_only.fitting_step(mesh, arch, images.images.shape[1:3], config.zoo.chunk)
 
 
 # --- encoders -----------------------------------------------------------------------------------------------------
@@ -220,4 +233,4 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from jaxtyping import Array
 from scipy import stats
 
-from experiments import autoencoders, cnn_report, cnn_zoo, evaluation, populations, progress, runs
+from experiments import autoencoders, cnn_report, cnn_zoo, compile_only, evaluation, populations, progress, runs, watch
 from experiments.cnn_zoo import Data, ZooConfig
 from experiments.evaluation import Member, Method
 from jax_scalegmn import matching, merge, models, stacks, symmetry
@@ -158,8 +159,11 @@ def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    runs.join(config)
     _check(config)
+    if config.compile_only is not None:
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
+    runs.join(config)
+    runs.check_batch(config, config.train.batch_size)
     data = cnn_zoo.load_data(config)
     zoos = read_zoos(config, data)
     with runs.Run(config) as run:
@@ -179,11 +183,31 @@ def main(config: Config) -> dict[str, Any]:
         )
 
 
+def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
+    """The programs of the experiment for every activation, to be compiled and not run."""
+    given, settings = runs.unread_images(config, config.zoo), config.train
+    shown = len(given.images[: settings.distillation_images])
+    x = jnp.zeros((shown, *cnn_zoo.input_shape(config, given)))
+    classes = 1 + int(given.labels.max())
+    for activation in config.activations:
+        arch = cnn_zoo.architecture_of(config, activation, classes)
+        scales = (1.0,) * len(arch.parameters) if config.model.normalized else None
+        model = models.autoencoder(arch, scales=scales, **config.model.options())
+        loss = losses.distillation(
+            model, x, temperature=settings.temperature, images_per_step=min(settings.images_per_step, shown)
+        )
+        row = compile_only.params_of(arch), jax.ShapeDtypeStruct((shown, classes), np.float32)
+        yield compile_only.training_step(mesh, f"{activation}, training step", model, loss, settings, row)
+        yield cnn_zoo.training_step(config, mesh, activation, given)
+        yield compile_only.weight_matching(mesh, f"{activation}, matching", arch, 32)
+
+
 def read_zoos(config: Config, data: Mapping[str, Data]) -> dict[str, Zoo]:
     """The zoos at `--zoo` by activation, checked before any training; empty without that option."""
     if config.zoo_path is None:
         return {}
-    zoos = {name: cnn_zoo.read(config.zoo_path, name, dict(data), config.zoo_step) for name in config.activations}
+    mesh = runs.device_mesh(config)
+    zoos = {name: cnn_zoo.read(config.zoo_path, name, dict(data), config.zoo_step, mesh) for name in config.activations}
     for activation, cnns in zoos.items():
         usable(config.train, activation, cnn_zoo.split(cnns, config.seed)["train"])
     return zoos
@@ -302,22 +326,23 @@ def score(
     keys = runs.keys(config.seed + 1)
     ranked = np.argsort(-last["scoring"].records["selection_accuracy"], kind="stable")[: settings.best]
     first, second = _pairs(config, last["scoring"], ranked)
-    read = evaluation.make_read(model, variables, networks_at_once=min(64, len(last["scoring"])))
+    mesh = runs.device_mesh(config)
+    read = evaluation.make_read(model, variables, networks_at_once=min(64, len(last["scoring"])), mesh=mesh)
     whole = np.mean([part.records["scoring_accuracy"] for part in (first, second)], 0)
     best_of_training = int(np.argmax(last["train"].records["selection_accuracy"]))
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[best_of_training], last["train"].params)
     examples = data["train"].x[: settings.examples]
-    methods = all_methods(arch, model, variables, fixed, examples)
+    methods = all_methods(arch, model, variables, fixed, examples, mesh)
     follow = {
-        reader: make_follow(arch, reader, data["scoring"], examples, settings.points)
+        reader: make_follow(arch, reader, data["scoring"], examples, settings.points, mesh)
         for reader in {method.network for method in methods.values()}
     }
     merging = _merge(methods, follow, (read(first.params), read(second.params)), whole, keys)
 
-    decoded = _decoded_accuracy(arch, read, last["scoring"], data["scoring"])
+    decoded = _decoded_accuracy(arch, read, last["scoring"], data["scoring"], mesh)
     recorded = last["scoring"].records["scoring_accuracy"]
     chosen = jax.tree.map(lambda leaf: leaf[ranked[: settings.orbits]], last["scoring"].params)
-    copies = evaluation.make_transformed_copies(arch)
+    copies = evaluation.make_transformed_copies(arch, mesh=mesh)
     spread = evaluation.orbit_spread(copies, read, chosen, next(keys), settings.orbit_size)
     spread.pop("latent")
     tau = stats.kendalltau(decoded, recorded).statistic
@@ -347,49 +372,55 @@ def _merge(
     original: np.ndarray,
     keys: Iterator[Key],
 ) -> dict[str, Any]:
-    """Every method on every pair, one pair after the other."""
+    """Every method on every pair."""
     merging = {}
     with progress.bar("Merging", len(methods) * len(original), "pairs") as advance:
         for name, method in methods.items():
-            ends = jax.tree.map(np.asarray, method.end_points(*members))
-            rows = []
-            for pair in range(len(original)):
-                start, end = jax.tree.map(lambda leaf, pair=pair: leaf[pair], ends)
-                rows.append(jax.tree.map(np.asarray, follow[method.network](start, end)))
-                advance(1, method.label)
-            paths = Scored(*(np.stack(values) for values in zip(*rows, strict=True)))
+            paths = follow[method.network](*method.end_points(*members))
+            advance(len(original), method.label)
             merging[name] = {"label": method.label, **summary(paths, original, next(keys))}
     return merging
 
 
-def _decoded_accuracy(arch: Architecture, read: Any, networks: Zoo, given: Data) -> np.ndarray:
-    score_all = jax.jit(lambda stack: jax.lax.map(lambda params: classifiers.score(arch, params, *given), stack))
+def _decoded_accuracy(arch: Architecture, read: Any, networks: Zoo, given: Data, mesh: Mesh | None) -> np.ndarray:
+    score_all = cnn_zoo.make_scores(arch, given, mesh)
     return np.asarray(score_all(read(networks.params).decoded).accuracy)
 
 
 def all_methods(
-    arch: Architecture, model: models.Autoencoder, variables: Any, fixed: Params, examples: Array
+    arch: Architecture,
+    model: models.Autoencoder,
+    variables: Any,
+    fixed: Params,
+    examples: Array,
+    mesh: Mesh | None = None,
 ) -> dict[str, Method]:
     """Those of `evaluation.methods`, and matching by activations."""
 
-    @jax.jit
-    def by_activations(stack: Params, targets: Params) -> Params:
+    def match(stack: Params, targets: Params) -> Params:
         def one(pair: tuple[Params, Params]) -> Params:
-            match = matching.activation_matching(arch, *pair, examples)
-            return symmetry.act(arch, match.element, pair[0])
+            found = matching.activation_matching(arch, *pair, examples)
+            return symmetry.act(arch, found.element, pair[0])
 
         return jax.lax.map(one, (stack, targets))
+
+    by_activations = runs.by_rows(match, mesh)
 
     def end_points(a: Member, b: Member) -> tuple[Params, Params]:
         return a.params, by_activations(b.params, a.params)
 
-    others = evaluation.methods(arch, model, variables, fixed)
+    others = evaluation.methods(arch, model, variables, fixed, mesh=mesh)
     itself = others["naive"].network
     return {"naive": others["naive"], ACTIVATIONS: Method("matching by activations", end_points, itself)} | others
 
 
-def make_follow(arch: Architecture, read: Any, given: Data, examples: Array, points: int) -> Any:
-    """(start, end) of one pair -> `Scored`; compiled. `read` returns the network at a point of the path."""
+def make_follow(
+    arch: Architecture, read: Any, given: Data, examples: Array, points: int, mesh: Mesh | None = None
+) -> Callable[[Any, Any], Scored]:
+    """(starts, ends) of pairs -> their `Scored`; compiled. `read` returns the network at a point of the path.
+
+    One pair is computed after the other, by each device of a mesh.
+    """
 
     def follow(start: Any, end: Any) -> Scored:
         ends = stacks.stack(dict(read(start)), dict(read(end)))
@@ -401,7 +432,17 @@ def make_follow(arch: Architecture, read: Any, given: Data, examples: Array, poi
 
         return Scored(*jax.lax.map(at, jnp.linspace(0, 1, points)))
 
-    return jax.jit(follow)
+    if mesh is not None:
+        return runs.by_rows(lambda *stacks: jax.lax.map(lambda pair: follow(*pair), stacks), mesh)
+    one = jax.jit(follow)
+
+    def each(*stacks: Any) -> Scored:
+        stacks = jax.tree.map(np.asarray, stacks)
+        count = len(jax.tree.leaves(stacks)[0])
+        rows = [one(*jax.tree.map(lambda leaf, pair=pair: leaf[pair], stacks)) for pair in range(count)]
+        return Scored(*(np.stack(values) for values in zip(*rows, strict=True)))
+
+    return each
 
 
 def summary(paths: Scored, original: np.ndarray, key: Key) -> dict[str, Any]:
@@ -442,4 +483,4 @@ def _check(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

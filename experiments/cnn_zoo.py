@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 import jax_scalegmn as sg
-from experiments import progress, runs
+from experiments import compile_only, progress, runs
 from jax_scalegmn import distributed, zoo
 from jax_scalegmn.architecture import Architecture, Conv, walk
 from jax_scalegmn.io import images
+from jax_scalegmn.types import Params
 from jax_scalegmn.zoo import Zoo, classifier_zoo, classifiers, small_cnn_zoo
 
 
@@ -114,10 +117,27 @@ def load_data(config: Config) -> dict[str, Data]:
     return {split: as_input(part) for split, part in given.items()}
 
 
-def architecture_of(config: Config, activation: str, data: dict[str, Data]) -> Architecture:
+def num_classes(data: dict[str, Data]) -> int:
+    """The number of classes of the images."""
+    return 1 + max(int(np.asarray(part.y).max()) for part in data.values())
+
+
+def architecture_of(config: Config, activation: str, classes: int) -> Architecture:
     """The architecture of the CNNs with one activation."""
-    classes = 1 + max(int(np.asarray(part.y).max()) for part in data.values())
     return sg.cnn(config.zoo.channels, classes, activation=activation)
+
+
+def input_shape(config: Config, given: images.Images) -> tuple[int, int, int]:
+    """The shape of an image as the CNNs take it."""
+    height, width = given.images.shape[1:3]
+    return height * config.zoo.enlarge, width * config.zoo.enlarge, 1
+
+
+def training_step(config: Config, mesh: Mesh, activation: str, given: images.Images) -> compile_only.Program:
+    """A step of the zoo of one activation, to be compiled and not run."""
+    arch, shape = architecture_of(config, activation, 1 + int(given.labels.max())), input_shape(config, given)
+    networks = config.zoo.chunk or 64  # as on an accelerator
+    return compile_only.classifier_step(mesh, f"{activation} CNNs", arch, shape, config.zoo.batch_size, networks)
 
 
 def fit_zoo(
@@ -129,7 +149,7 @@ def fit_zoo(
     folder receives the zoo in the layout of the Small CNN Zoo, too.
     """
     settings = config.zoo
-    arch = architecture_of(config, activation, data)
+    arch = architecture_of(config, activation, num_classes(data))
     recipes = _sample(config, activation)
     checkpoints = np.linspace(0, settings.steps, settings.checkpoints + 1).round().astype(int)[1:]
     parts = []
@@ -180,7 +200,7 @@ def fit_zoos(config: Config) -> None:
             fit_zoo(config, activation, data, config.out / "zoo", interruption)
 
 
-def read(path: Path, activation: str, data: dict[str, Data], step: int | None) -> Zoo:
+def read(path: Path, activation: str, data: dict[str, Data], step: int | None, mesh: Mesh | None = None) -> Zoo:
     """The CNNs of one activation in a zoo that somebody else made, scored on our images.
 
     Args:
@@ -189,6 +209,7 @@ def read(path: Path, activation: str, data: dict[str, Data], step: int | None) -
       activation: The activation of the CNNs.
       data: The images for training, selection and scoring.
       step: The step whose networks are read; None for all.
+      mesh: The devices that score them; None for one.
 
     Raises:
       ValueError: If the path is none of these, or its networks do not fit the activation, the images or the step.
@@ -204,13 +225,18 @@ def read(path: Path, activation: str, data: dict[str, Data], step: int | None) -
             "network; expected one step, lest a network is trained on and scored. Name a step by --zoo-step."
         )
     for name, part in data.items():
-        scores = _score_all(whole, part)
+        scores = jax.tree.map(np.asarray, make_scores(whole.arch, part, mesh)(whole.params))
         records |= {f"{name}_loss": scores.loss, f"{name}_accuracy": scores.accuracy}
     settings = {"source": str(path), "activation": activation, "left_out": whole.settings.get("left_out", 0)}
     if "test_accuracy" in whole.records:  # near 0 if they were trained on images like ours
         gap = np.abs(whole.records["test_accuracy"] - records["scoring_accuracy"])
         settings["gap_to_recorded_accuracy"] = float(np.nanmean(gap)) if np.isfinite(gap).any() else None
     return Zoo(whole.arch, whole.params, records, settings)
+
+
+def make_scores(arch: Architecture, part: Data, mesh: Mesh | None) -> Callable[[Params], classifiers.Scores]:
+    """A stack of networks -> their scores on these images, one network after the other on each device."""
+    return runs.by_rows(lambda stack: jax.lax.map(lambda params: classifiers.score(arch, params, *part), stack), mesh)
 
 
 def split(cnns: Zoo, seed: int) -> dict[str, Zoo]:
@@ -290,19 +316,13 @@ def _check_fit(path: Path, whole: Zoo, activation: str, data: dict[str, Data]) -
     layers = [layer for _, layer in walk(whole.arch.layers) if isinstance(layer, Conv)]
     names = sorted({layer.activation.name for layer in layers if layer.activation is not None})
     channels, outputs = whole.arch.neuron_layers[0].width, whole.arch.neuron_layers[-1].width
-    classes = 1 + max(int(np.asarray(part.y).max()) for part in data.values())
+    classes = num_classes(data)
     if names != [activation] or channels != 1 or outputs < classes:
         raise ValueError(
             f"{path}: its networks {whole.arch.name!r} map {channels} channels to {outputs} classes with the "
             f"activations {names}; expected CNNs of 1 channel, {classes} classes or more and {activation}. Name the "
             "images that they were trained on by --data, and their activation by --activations."
         )
-
-
-def _score_all(whole: Zoo, part: Data) -> classifiers.Scores:
-    """The scores of every network on these images, one network after the other."""
-    score = jax.jit(lambda stack: jax.lax.map(lambda params: classifiers.score(whole.arch, params, *part), stack))
-    return classifiers.Scores(*(np.asarray(value) for value in score(whole.params)))
 
 
 def _checked(path: Path, part: Zoo, arch: Architecture, count: int, checkpoints: np.ndarray) -> Zoo:

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from experiments import evaluation
+from experiments import evaluation, runs
 from jax_scalegmn import architecture, matching, zoo
 from jax_scalegmn.types import Key, Params
 from jax_scalegmn.zoo import Zoo
@@ -27,7 +28,13 @@ _ALIGNED = 1024  # the largest number of training networks in the mean of aligne
 
 
 def score(
-    draw: Callable[[Params], np.ndarray], train: Zoo, images: np.ndarray, stack: Params, original: np.ndarray, key: Key
+    draw: Callable[[Params], np.ndarray],
+    train: Zoo,
+    images: np.ndarray,
+    stack: Params,
+    original: np.ndarray,
+    key: Key,
+    mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """What every control draws in place of the networks of a stack, [networks, height, width, ...].
 
@@ -38,10 +45,11 @@ def score(
       stack: The networks that an autoencoder would reconstruct.
       original: What they draw.
       key: The key of the noise, whose standard deviation is a share of every parameter's root mean square.
+      mesh: The devices that share the networks that are aligned; None for one.
     """
     few = train[: min(_ALIGNED, len(train))].params
-    first = jax.tree.map(lambda leaf: leaf[0], few)
-    aligned = jax.jit(jax.vmap(lambda params: matching.align(train.arch, params, first)))(few)
+    first = jax.tree.map(lambda leaf: np.asarray(leaf)[0], few)
+    aligned = runs.by_rows(jax.vmap(lambda params: matching.align(train.arch, params, first)), mesh)(few)
     means = {"mean_network": train.params, "mean_aligned": aligned}
     one_for_all = {"mean_image": images.mean(0)} | {
         name: draw(jax.tree.map(lambda leaf: np.asarray(leaf).mean(0, keepdims=True), networks))[0]

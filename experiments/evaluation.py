@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from experiments import runs
@@ -56,14 +57,16 @@ class Paths(NamedTuple):
     middle: np.ndarray
 
 
-def make_read(model: Autoencoder, variables: Any, *, networks_at_once: int = 64) -> Callable[[Params], Member]:
+def make_read(
+    model: Autoencoder, variables: Any, *, networks_at_once: int = 64, mesh: Mesh | None = None
+) -> Callable[[Params], Member]:
     """A stack of networks -> the same with their embeddings and decoded networks; compiled once."""
 
     def read_one(params: Params) -> Member:
         z = model.apply(variables, params, method="encode")
         return Member(params, model.apply(variables, z, method="decode"), z)
 
-    return runs.in_chunks(read_one, networks_at_once)
+    return runs.in_chunks(read_one, networks_at_once, mesh)
 
 
 def methods(
@@ -72,14 +75,15 @@ def methods(
     variables: Any,
     fixed: Params,
     further: Mapping[str, Method] | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Method]:
     """All methods; `fixed` is a network that all others are aligned to, the control of the canonical frame.
 
-    Those of `further` are listed after weight matching.
+    Those of `further` are listed after weight matching. The devices of a mesh share the pairs.
     """
 
     def make_align(**options: Any) -> Callable[[Params, Params], Params]:
-        return jax.jit(jax.vmap(functools.partial(matching.align, arch, **options)))
+        return runs.by_rows(jax.vmap(functools.partial(matching.align, arch, **options)), mesh)
 
     def decode(z: Array) -> Params:
         return model.apply(variables, z, method="decode")
@@ -128,6 +132,7 @@ def make_search(
     x: Float[Array, "examples inputs"],
     max_sweeps: int,
     match: Callable[[Params, Params], Matching] | None = None,
+    mesh: Mesh | None = None,
 ) -> Callable[[Params, Params], Params]:
     """(stacked params, stacked targets) -> the params moved by searches on x that begin at `match`, or by weights."""
 
@@ -138,11 +143,16 @@ def make_search(
         return symmetry.act(arch, found.element, params)
 
     # One pair at a time: searches end after different numbers of sweeps.
-    return jax.jit(lambda params, target: jax.lax.map(one, (params, target)))
+    return runs.by_rows(lambda params, target: jax.lax.map(one, (params, target)), mesh)
 
 
 def make_follow(
-    draw: Callable[[Params], np.ndarray], read: Callable[[Any], Params], *, num_points: int, pairs_at_once: int = 32
+    draw: Callable[[Params], np.ndarray],
+    read: Callable[[Any], Params],
+    *,
+    num_points: int,
+    pairs_at_once: int = 32,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Paths]:
     """(start points, end points, originals' images a, originals' images b, true images) -> the paths.
 
@@ -151,11 +161,12 @@ def make_follow(
       read: A point of a path -> the network there.
       num_points: The number of points of a path; t = 1/2 is computed besides.
       pairs_at_once: The number of pairs whose paths are computed at once.
+      mesh: The devices that share these pairs.
     """
     ts = np.linspace(0, 1, num_points, dtype=np.float32)
-    times = jnp.asarray([*ts, 0.5], jnp.float32)
+    times = np.asarray([*ts, 0.5], np.float32)
     points = runs.in_chunks(
-        lambda start, end: jax.vmap(lambda t: read(merge.lerp(start, end, t)))(times), pairs_at_once
+        lambda start, end: jax.vmap(lambda t: read(merge.lerp(start, end, t)))(times), pairs_at_once, mesh
     )
 
     def follow(start: Any, end: Any, a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> Paths:
@@ -182,7 +193,9 @@ def heights(losses: np.ndarray) -> np.ndarray:
     return (losses - ((1 - ts) * losses[:, :1] + ts * losses[:, -1:])).max(1)
 
 
-def make_transformed_copies(arch: Architecture, *, networks_at_once: int = 64) -> Callable[..., Params]:
+def make_transformed_copies(
+    arch: Architecture, *, networks_at_once: int = 64, mesh: Mesh | None = None
+) -> Callable[..., Params]:
     """A function that moves networks by random elements, then adds noise * normal to every weight.
 
     Its arguments are a stack, one key for each network's element, one for its noise, whether elements permute and
@@ -203,7 +216,7 @@ def make_transformed_copies(arch: Architecture, *, networks_at_once: int = 64) -
     def from_data(params: Params, keys: tuple[Array, Array], *options: Array) -> Params:
         return copy(params, (jax.random.wrap_key_data(keys[0]), jax.random.wrap_key_data(keys[1])), *options)
 
-    chunked = runs.in_chunks(from_data, networks_at_once)
+    chunked = runs.in_chunks(from_data, networks_at_once, mesh)
 
     def copies(
         stack: Params, element_keys: Key, noise_keys: Key, *, permute: bool, scale: bool, noise: float = 0.0

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 
 from experiments import (
     alignment,
@@ -35,9 +36,11 @@ from experiments import (
     populations,
     progress,
     runs,
+    watch,
 )
 from experiments.alignment import AlignmentConfig
 from experiments.autoencoders import Trained
+from experiments.compile_only import Program
 from experiments.evaluation import Member, Method, Paths
 from experiments.inr_zoo import ZooConfig
 from jax_scalegmn import models, network
@@ -95,9 +98,6 @@ class Config(inr_zoo.Config):
     train: TrainConfig = TrainConfig()
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
-    compile_only: str | None = None
-    """A TPU topology like v5e:8x8: the programs are compiled for it, their costs shown, and nothing is run. It needs
-    libtpu, and no TPU."""
 
 
 PRESETS = {
@@ -151,9 +151,12 @@ PRESETS = {
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    runs.join(config)
     if config.compile_only is not None:
-        return compile_for(config, config.compile_only)
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
+    runs.join(config)
+    runs.check_batch(config, config.train.batch_size)
+    if config.alignment.epochs:
+        runs.check_batch(config, config.alignment.batch_size)
     zoos, given = _given(config)
     with runs.Run(config) as run:
         with run.timed("zoo"):
@@ -183,16 +186,24 @@ def main(config: Config) -> dict[str, Any]:
         )
 
 
-def compile_for(config: Config, topology: str) -> dict[str, Any]:
-    """Compiles the programs of the experiment for a TPU topology, shows their costs, and returns them."""
-    mesh, arch = compile_only.topology_mesh(topology), inr_zoo.architecture_of(config.zoo)
-    scales = (1.0,) * len(arch.parameters) if config.model.normalized else None
-    whole = models.autoencoder(arch, scales=scales, **config.model.options())
+def programs(config: Config, mesh: Mesh) -> Iterator[Program]:
+    """The programs of the experiment, to be compiled and not run."""
+    arch, size = inr_zoo.architecture_of(config.zoo), config.drawn_size
+    if config.zoo_path is None:
+        size = runs.unread_images(config, config.zoo).images.shape[1:3]
+    row = compile_only.params_of(arch)
+    scales = (1.0,) * len(arch.parameters)
+    whole = models.autoencoder(arch, scales=scales if config.model.normalized else None, **config.model.options())
     model = encoders.autoencoder(config.model, whole, config.encoder)
-    loss = losses.inr_reconstruction(model, size=config.drawn_size, orbit_weight=config.train.orbit_weight)
-    found = compile_only.costs(mesh, arch, config.train, model, loss, size=config.drawn_size, networks=config.zoo.chunk)
-    compile_only.show(topology, mesh, found)
-    return {cost.name: cost._asdict() for cost in found}
+    loss = losses.inr_reconstruction(model, size=size, orbit_weight=config.train.orbit_weight)
+    yield compile_only.training_step(mesh, "training step", model, loss, config.train, row)
+    x = jnp.asarray(network.coordinates(*size)).reshape(-1, 2)
+    for name in alignment.KINDS if config.alignment.epochs else ():
+        model, loss, method = alignment.subject(config.alignment, name, arch, scales, x)
+        settings = config.alignment
+        yield compile_only.training_step(mesh, f"{name}'s step", model, loss(), settings, (row, row), method=method)
+    yield compile_only.fitting_step(mesh, arch, size, config.zoo.chunk)
+    yield compile_only.weight_matching(mesh, "matching", arch, config.zoo.chunk)
 
 
 def _given(config: Config) -> tuple[dict[str, Zoo] | None, dict[str, images.Images] | None]:
@@ -242,14 +253,16 @@ def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]
 # --- images -------------------------------------------------------------------------------------------------------
 
 
-def make_draw(arch: Architecture, size: tuple[int, int], *, networks_at_once: int = 512) -> Callable[[Params], Any]:
+def make_draw(
+    arch: Architecture, size: tuple[int, int], *, networks_at_once: int = 512, mesh: Mesh | None = None
+) -> Callable[[Params], Any]:
     """A stack of INRs -> their images [networks, height, width], of three outputs [networks, height, width, 3]."""
 
     def draw_one(params: Params) -> jax.Array:
         image = network.render(arch, params, size)
         return image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
 
-    return runs.in_chunks(draw_one, networks_at_once)
+    return runs.in_chunks(draw_one, networks_at_once, mesh)
 
 
 def coordinates(given: images.Images, count: int | None = None, seed: int = 0) -> jax.Array:
@@ -353,7 +366,8 @@ def score(
         "orbit_labels": subject.labels[: settings.orbits],
     }
     reconstruction = _reconstruction(tools, subject, original, decoded, given["train"])
-    simple = controls.score(tools.draw, zoos["train"], given["train"].images, subject.first, original, next(keys))
+    key, mesh = next(keys), runs.device_mesh(config)
+    simple = controls.score(tools.draw, zoos["train"], given["train"].images, subject.first, original, key, mesh)
     reconstruction["controls"] = {
         name: controls.numbers(drawn, original, given["train"].images, tools.recognize, subject.labels)
         for name, drawn in simple.items()
@@ -382,19 +396,22 @@ def _instruments(
     given: images.Images,
     count: int,
 ) -> Instruments:
-    model, variables, arch = trained.model, trained.variables, train.arch
+    model, variables, arch, mesh = trained.model, trained.variables, train.arch, runs.device_mesh(config)
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[0], train.params)
     x, sweeps = coordinates(given, config.evaluation.search_pixels, config.seed), config.evaluation.search_sweeps
-    search = evaluation.pairwise("search on what merged networks compute", evaluation.make_search(arch, x, sweeps))
-    further = {"search": search} | alignment.make_methods(aligners, x, sweeps)
-    methods = evaluation.methods(arch, model, variables, fixed, further)
-    draw = make_draw(arch, given.images.shape[1:3], networks_at_once=min(512, count * config.evaluation.points))
+    search = evaluation.pairwise(
+        "search on what merged networks compute", evaluation.make_search(arch, x, sweeps, mesh=mesh)
+    )
+    further = {"search": search} | alignment.make_methods(aligners, x, sweeps, mesh)
+    methods = evaluation.methods(arch, model, variables, fixed, further, mesh)
+    points = config.evaluation.points
+    draw = make_draw(arch, given.images.shape[1:3], networks_at_once=min(512, count * points), mesh=mesh)
     follow = {
-        reader: evaluation.make_follow(draw, reader, num_points=config.evaluation.points, pairs_at_once=min(32, count))
+        reader: evaluation.make_follow(draw, reader, num_points=points, pairs_at_once=min(32, count), mesh=mesh)
         for reader in {method.network for method in methods.values()}
     }
-    read = evaluation.make_read(model, variables, networks_at_once=min(64, count))
-    copies = evaluation.make_transformed_copies(arch, networks_at_once=min(64, count))
+    read = evaluation.make_read(model, variables, networks_at_once=min(64, count), mesh=mesh)
+    copies = evaluation.make_transformed_copies(arch, networks_at_once=min(64, count), mesh=mesh)
     return Instruments(methods, follow, read, draw, _recognizer(given), copies)
 
 
@@ -491,4 +508,4 @@ def _recognizer(given: images.Images) -> Callable[[np.ndarray], np.ndarray]:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

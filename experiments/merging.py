@@ -17,7 +17,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+from jax.sharding import Mesh
 
-from experiments import progress, report, runs, tables
+from experiments import compile_only, progress, report, runs, tables, watch
 from jax_scalegmn import architecture, distributed, landscape, matching, merge, network, stacks, symmetry, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
@@ -170,8 +170,10 @@ class Method(NamedTuple):
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    runs.join(config)
     _check(config)
+    if config.compile_only is not None:
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
+    runs.join(config)
     archs = {text: architecture.parse(text) for text in config.networks}
     many = architecture.parse(config.many_of)
     images = load_images(config)
@@ -184,6 +186,19 @@ def main(config: Config) -> dict[str, Any]:
         return run.finish(results, "Merging classifiers", _sections, _result_tables)
 
 
+def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
+    """The training step and the matching by weights of every architecture, to be compiled and not run."""
+    size = None
+    for text in config.networks:
+        arch = architecture.parse(text)
+        shape: tuple[int, ...] = (arch.neuron_layers[0].width,)
+        if arch.input_rank == 3:
+            size = size or load_images(config)[0].images.shape[1:3]
+            shape = (*size, *shape)
+        yield compile_only.classifier_step(mesh, text, arch, shape, config.train.batch_size, 1)
+        yield compile_only.weight_matching(mesh, f"{text}, matching", arch, 1)
+
+
 def _pairs_of(config: Config, text: str, arch: Architecture, images: Parts, index: int) -> dict[str, Any]:
     """All numbers on pairs of one architecture; read where a former run stored them."""
     path = config.out / "pairs" / f"{_slug(text)}.json"
@@ -191,8 +206,9 @@ def _pairs_of(config: Config, text: str, arch: Architecture, images: Parts, inde
         data = as_inputs(arch, images)
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         trained = train_networks(config, text, arch, data, key, config.models)
-        runs.write_json(path, score_pairs(config, arch, trained, data, key))
-    return found or json.loads(path.read_text())
+        found = json.loads(json.dumps(score_pairs(config, arch, trained, data, key)))
+        runs.write_json(path, found)
+    return found
 
 
 def _many_of(config: Config, arch: Architecture, images: Parts) -> dict[str, Any]:
@@ -201,8 +217,10 @@ def _many_of(config: Config, arch: Architecture, images: Parts) -> dict[str, Any
     if (found := runs.read_json(path)) is None:
         data, key = as_inputs(arch, images), jax.random.key(config.seed)
         trained = train_networks(config, config.many_of, arch, data, key, max(config.many), name="many")
-        runs.write_json(path, {"network": config.many_of, "by_number": merge_many(config, arch, trained, data)})
-    return found or json.loads(path.read_text())
+        by_number = merge_many(config, arch, trained, data)
+        found = json.loads(json.dumps({"network": config.many_of, "by_number": by_number}))
+        runs.write_json(path, found)
+    return found
 
 
 # --- data and networks --------------------------------------------------------------------------------------------
@@ -504,4 +522,4 @@ def _slug(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)
