@@ -163,16 +163,11 @@ def _classifier_rows(config: Config) -> Iterator[dict[str, Any]]:
     count = max(*config.many, config.pairs, 2)
     run = merging.Config(config.out, train=config.train)
     images, settings = merging.load_images(run), config.match
-    options = {
-        "distance": matching.cross_entropy,
-        "candidates": settings.search_candidates,
-        "max_sweeps": settings.search_sweeps,
-    }
     for index, text in enumerate(config.classifiers):
         arch = architecture.parse(text)
         data = merging.as_inputs(arch, images)
         trained = merging.train_networks(run, text, arch, data, jax.random.fold_in(jax.random.key(0), index), count)
-        x = data.x[: settings.search_examples]
+        x, options = merging.function_inputs(settings, arch, data), merging.search_options(settings, arch)
         yield from _pair_rows(config, text, arch, trained, data, x, options)
         if not index:
             yield from _many_rows(config, text, arch, trained, data, x, options)

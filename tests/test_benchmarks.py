@@ -95,7 +95,7 @@ def test_search_merges_inrs_and_classifiers(tmp_path, capsys):
         classifiers=("mlp:64-4-10,tanh",),
         many=(3,),
         pairs=2,
-        match=MatchConfig(search_examples=8, search_sweeps=1, search_candidates=2),
+        match=MatchConfig(function_examples=8, search_neurons=1, search_candidates=2),
         train=TrainConfig(epochs=1),
         out=tmp_path,
     )
