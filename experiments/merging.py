@@ -63,6 +63,8 @@ class MatchConfig:
     """The number of training images of one step of straight-through matching on labels."""
     function_examples: int = 1000
     """The number of training images on which functions are compared, without their labels, by perceptrons."""
+    function_values: int = 2**17
+    """The most values of a hidden layer on these images: wider perceptrons are compared on fewer of them."""
     function_steps: int = 100
     """The number of gradient steps of the methods that compare functions."""
     search_neurons: int = 1024
@@ -385,7 +387,10 @@ def _by_function(
 
 def function_inputs(settings: MatchConfig, arch: Architecture, data: Data) -> jax.Array:
     """The training images on which functions are compared."""
-    return data.x[: settings.image_examples if arch.input_rank == 3 else settings.function_examples]
+    if arch.input_rank == 3:
+        return data.x[: settings.image_examples]
+    widest = max(layer.width for layer in arch.hidden)
+    return data.x[: max(1, min(settings.function_examples, settings.function_values // widest))]
 
 
 def search_options(settings: MatchConfig, arch: Architecture) -> dict[str, Any]:
