@@ -107,18 +107,21 @@ def make_methods(
     trained: Mapping[str, Trained], x: Float[Array, "examples inputs"], max_sweeps: int, mesh: Mesh | None = None
 ) -> dict[str, Method]:
     """The rows of the trained models, and of a search that begins at the learned matching."""
-    if not trained:
-        return {}
-    matcher, frame = trained["matcher"], trained["frame"]
-    arch = matcher.model.arch
-    match = functools.partial(matcher.model.apply, matcher.variables)
-    search = evaluation.make_search(arch, x, max_sweeps, match, mesh)
-    framed = _make_framed(frame, mesh)
-    return {
-        "learned_matching": evaluation.pairwise("learned matching", _make_aligned(match, arch, mesh)),
-        "learned_frame": Method("learned frame", lambda a, b: (framed(a.params), framed(b.params)), evaluation.itself),
-        "learned_search": evaluation.pairwise("search from the learned matching", search),
-    }
+    rows: dict[str, Method] = {}
+    if "matcher" in trained:
+        matcher = trained["matcher"]
+        arch = matcher.model.arch
+        match = functools.partial(matcher.model.apply, matcher.variables)
+        rows["learned_matching"] = evaluation.pairwise("learned matching", _make_aligned(match, arch, mesh))
+    if "frame" in trained:
+        framed = _make_framed(trained["frame"], mesh)
+        rows["learned_frame"] = Method(
+            "learned frame", lambda a, b: (framed(a.params), framed(b.params)), evaluation.itself
+        )
+    if "matcher" in trained:
+        search = evaluation.make_search(arch, x, max_sweeps, match, mesh)
+        rows["learned_search"] = evaluation.pairwise("search from the learned matching", search)
+    return rows
 
 
 # --- private ------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from experiments.cnn_zoo import Data, ZooConfig
 from experiments.evaluation import Member, Method
 from jax_scalegmn import matching, merge, models, stacks, symmetry
 from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.matching import Matching
 from jax_scalegmn.training import losses
 from jax_scalegmn.types import Key, Params
 from jax_scalegmn.zoo import Zoo, classifiers
@@ -66,6 +67,14 @@ class EvaluationConfig:
     """The number of points of every path, an odd one."""
     examples: int = 256
     """The number of training images whose activations are matched and repaired."""
+    function_examples: int = 128
+    """The number of training images on which functions are compared, without their labels."""
+    function_steps: int = 60
+    """The number of gradient steps of the methods that compare functions."""
+    search_candidates: int = 16
+    """The most exchanges that a step of search matching tries."""
+    search_sweeps: int = 2
+    """The most sweeps over all neurons of search matching."""
     orbits: int = 8
     """The number of networks whose orbits are embedded."""
     orbit_size: int = 16
@@ -116,7 +125,9 @@ PRESETS = {
             ),
             model=autoencoders.ModelConfig(4, 1),
             train=TrainConfig(4, epochs=2, warmup_steps=2, micro_batch=None, images_per_step=8),
-            evaluation=EvaluationConfig(best=3, pairs=2, points=3, examples=16, orbits=2, orbit_size=3),
+            evaluation=EvaluationConfig(
+                3, 2, 3, 16, 4, 2, search_candidates=2, search_sweeps=1, orbits=2, orbit_size=3
+            ),
         ),
     ),
 }
@@ -332,7 +343,8 @@ def score(
     best_of_training = int(np.argmax(last["train"].records["selection_accuracy"]))
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[best_of_training], last["train"].params)
     examples = data["train"].x[: settings.examples]
-    methods = all_methods(arch, model, variables, fixed, examples, mesh)
+    by = by_function(settings, arch, data["train"].x, mesh)
+    methods = all_methods(arch, model, variables, fixed, examples, by, mesh)
     follow = {
         reader: make_follow(arch, reader, data["scoring"], examples, settings.points, mesh)
         for reader in {method.network for method in methods.values()}
@@ -376,9 +388,13 @@ def _merge(
     merging = {}
     with progress.bar("Merging", len(methods) * len(original), "pairs") as advance:
         for name, method in methods.items():
-            paths = follow[method.network](*method.end_points(*members))
+            ends = method.end_points(*members)
+            begin = time.process_time()
+            jax.block_until_ready(method.end_points(*members))  # by programs that are compiled
+            milliseconds = 1000 * (time.process_time() - begin) / len(original)
+            scores = summary(follow[method.network](*ends), original, next(keys))
             advance(len(original), method.label)
-            merging[name] = {"label": method.label, **summary(paths, original, next(keys))}
+            merging[name] = {"label": method.label, "cpu_milliseconds": milliseconds, **scores}
     return merging
 
 
@@ -393,25 +409,70 @@ def all_methods(
     variables: Any,
     fixed: Params,
     examples: Array,
+    further: Mapping[str, Method] | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, Method]:
-    """Those of `evaluation.methods`, and matching by activations."""
+    """Those of `evaluation.methods`, with further ones after weight matching, and matching by activations."""
 
-    def match(stack: Params, targets: Params) -> Params:
-        def one(pair: tuple[Params, Params]) -> Params:
-            found = matching.activation_matching(arch, *pair, examples)
-            return symmetry.act(arch, found.element, pair[0])
+    def by_activations(params: Params, target: Params) -> Matching:
+        return matching.activation_matching(arch, params, target, examples)
 
-        return jax.lax.map(one, (stack, targets))
+    others = evaluation.methods(arch, model, variables, fixed, further, mesh)
+    activations = evaluation.pairwise("matching by activations", _one_by_one(arch, by_activations, mesh))
+    return {"naive": others["naive"], ACTIVATIONS: activations} | others
 
-    by_activations = runs.by_rows(match, mesh)
 
-    def end_points(a: Member, b: Member) -> tuple[Params, Params]:
-        return a.params, by_activations(b.params, a.params)
+def by_function(
+    settings: EvaluationConfig, arch: Architecture, inputs: Array, mesh: Mesh | None = None
+) -> dict[str, Method]:
+    """The methods that compare what merged networks compute with the networks' own outputs, without labels."""
+    x, steps, key = inputs[: settings.function_examples], settings.function_steps, jax.random.key(0)
+    distance, examples = matching.cross_entropy, inputs[: settings.examples]
 
-    others = evaluation.methods(arch, model, variables, fixed, mesh=mesh)
-    itself = others["naive"].network
-    return {"naive": others["naive"], ACTIVATIONS: Method("matching by activations", end_points, itself)} | others
+    def sinkhorn(params: Params, target: Params) -> Matching:
+        return matching.sinkhorn_matching(arch, params, target, key, x=x, distance=distance, num_steps=steps)
+
+    def straight_through(params: Params, target: Params) -> Matching:
+        return matching.straight_through_matching(
+            arch, params, target, x=x, key=key, distance=distance, num_steps=steps
+        )
+
+    def search(params: Params, target: Params, **more: Any) -> Matching:
+        return matching.search_matching(
+            arch,
+            params,
+            target,
+            x,
+            key,
+            distance=distance,
+            times=(0.5,),
+            candidates=settings.search_candidates,
+            max_sweeps=settings.search_sweeps,
+            **more,
+        )
+
+    def from_activations(params: Params, target: Params) -> Matching:
+        return search(params, target, start=matching.activation_matching(arch, params, target, examples))
+
+    every = {
+        "sinkhorn_function": ("Sinkhorn on the function", sinkhorn),
+        "straight_through_function": ("straight-through on the function", straight_through),
+        "search": ("search from weights", search),
+        "search_activations": ("search from activations", from_activations),
+        "search_gradient": ("search after gradient steps", functools.partial(search, gradient_steps=steps)),
+    }
+    return {name: evaluation.pairwise(label, _one_by_one(arch, match, mesh)) for name, (label, match) in every.items()}
+
+
+def _one_by_one(
+    arch: Architecture, match: Callable[[Params, Params], Matching], mesh: Mesh | None
+) -> Callable[[Params, Params], Params]:
+    """(stacked params, stacked targets) -> the params moved by the matchings, one pair after the other."""
+
+    def one(pair: tuple[Params, Params]) -> Params:
+        return symmetry.act(arch, match(*pair).element, pair[0])
+
+    return runs.by_rows(lambda stack, targets: jax.lax.map(one, (stack, targets)), mesh)
 
 
 def make_follow(

@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -58,15 +58,39 @@ class MatchConfig:
     examples: int = 1000
     """The number of training images whose activations are matched and repaired."""
     steps: int = 60
-    """The number of steps of Sinkhorn matching and of straight-through matching."""
+    """The number of steps of Sinkhorn matching on weights, and of straight-through matching on labels."""
     batch_size: int = 128
-    """The number of training images of one step of straight-through matching."""
-    search_examples: int = 256
-    """The number of training images on which networks are compared in search matching, without their labels."""
-    search_sweeps: int = 3
-    """The most sweeps over all neurons of search matching."""
-    search_candidates: int = 16
+    """The number of training images of one step of straight-through matching on labels."""
+    function_examples: int = 1000
+    """The number of training images on which functions are compared, without their labels, by perceptrons."""
+    function_values: int = 2**17
+    """The most values of a hidden layer on these images: wider perceptrons are compared on fewer of them."""
+    function_steps: int = 100
+    """The number of gradient steps of the methods that compare functions."""
+    search_neurons: int = 1024
+    """The most neurons that search matching of perceptrons takes in all of its sweeps; it makes one sweep or more."""
+    search_candidates: int = 32
     """The most exchanges that a step of search matching tries."""
+    image_examples: int = 64
+    """As `function_examples`, for networks of images, where an exchange costs a whole forward pass; one sweep is made
+    of them."""
+
+
+MethodName: TypeAlias = Literal[
+    "naive",
+    "canonical",
+    "weights_permutation",
+    "weights",
+    "activations",
+    "sinkhorn",
+    "straight_through",
+    "sinkhorn_function",
+    "straight_through_function",
+    "search",
+    "search_activations",
+    "search_gradient",
+]
+WayName: TypeAlias = Literal["naive", "canonical", "first", "mean", "search", "search_gradient", "search_last"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +114,10 @@ class Config(runs.RunConfig):
     """The numbers of networks that are merged at once."""
     many_of: str = "mlp:64-512-512-10,relu"
     """The architecture of the networks that are merged at once."""
+    methods: tuple[MethodName, ...] = get_args(MethodName)
+    """The methods that align pairs."""
+    ways: tuple[WayName, ...] = get_args(WayName)
+    """The ways to merge networks at once."""
     train_images: int | None = None
     """The largest number of training images; None for all."""
     test_images: int | None = None
@@ -142,7 +170,16 @@ PRESETS = {
             test_images=50,
             points=3,
             train=TrainConfig(epochs=2, batch_size=32),
-            match=MatchConfig(64, steps=3, batch_size=32, search_examples=8, search_sweeps=1, search_candidates=2),
+            match=MatchConfig(
+                64,
+                steps=3,
+                batch_size=32,
+                function_examples=8,
+                function_steps=2,
+                search_neurons=1,
+                search_candidates=2,
+                image_examples=4,
+            ),
         ),
     ),
 }
@@ -323,20 +360,7 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
     def by_weights(params: Params, target: Params, key: Key, **options: Any) -> Matching:
         return matching.weight_matching(arch, params, target, **options)
 
-    def search(params: Params, target: Params, key: Key) -> Matching:
-        return matching.search_matching(
-            arch,
-            params,
-            target,
-            x[: settings.search_examples],
-            key,
-            distance=matching.cross_entropy,
-            times=(0.5,),
-            candidates=settings.search_candidates,
-            max_sweeps=settings.search_sweeps,
-        )
-
-    return {
+    every = {
         "naive": Method("naive", naive),
         "canonical": Method("canonical form", closed_form),
         "weights_permutation": Method("weights, permutations alone", functools.partial(by_weights, scale=False)),
@@ -344,7 +368,57 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
         "activations": Method("activations", by_activations),
         "sinkhorn": Method("Sinkhorn", sinkhorn),
         "straight_through": Method("straight-through", straight_through),
-        "search": Method("search", search),
+        **_by_function(config, arch, data, by_activations),
+    }
+    return {name: every[name] for name in config.methods}
+
+
+def _by_function(
+    config: Config, arch: Architecture, data: Data, by_activations: Callable[..., Matching]
+) -> dict[str, Method]:
+    """The methods that compare what merged networks compute with the networks' own outputs, without labels."""
+    steps, x = config.match.function_steps, function_inputs(config.match, arch, data)
+    distance, options = matching.cross_entropy, search_options(config.match, arch)
+
+    def sinkhorn(params: Params, target: Params, key: Key) -> Matching:
+        return matching.sinkhorn_matching(arch, params, target, key, x=x, distance=distance, num_steps=steps)
+
+    def straight_through(params: Params, target: Params, key: Key) -> Matching:
+        return matching.straight_through_matching(
+            arch, params, target, x=x, key=key, distance=distance, num_steps=steps
+        )
+
+    def search(params: Params, target: Params, key: Key, **more: Any) -> Matching:
+        return matching.search_matching(arch, params, target, x, key, times=(0.5,), **options, **more)
+
+    def from_activations(params: Params, target: Params, key: Key) -> Matching:
+        return search(params, target, key, start=by_activations(params, target, key))
+
+    return {
+        "sinkhorn_function": Method("Sinkhorn on the function", sinkhorn),
+        "straight_through_function": Method("straight-through on the function", straight_through),
+        "search": Method("search from weights", search),
+        "search_activations": Method("search from activations", from_activations),
+        "search_gradient": Method("search after gradient steps", functools.partial(search, gradient_steps=steps)),
+    }
+
+
+def function_inputs(settings: MatchConfig, arch: Architecture, data: Data) -> jax.Array:
+    """The training images on which functions are compared."""
+    if arch.input_rank == 3:
+        return data.x[: settings.image_examples]
+    widest = max(layer.width for layer in arch.hidden)
+    return data.x[: max(1, min(settings.function_examples, settings.function_values // widest))]
+
+
+def search_options(settings: MatchConfig, arch: Architecture) -> dict[str, Any]:
+    """The options of a search: the wider the network, the fewer sweeps."""
+    neurons = sum(layer.width for layer in arch.hidden)
+    sweeps = 1 if arch.input_rank == 3 else min(10, max(1, settings.search_neurons // neurons))
+    return {
+        "distance": matching.cross_entropy,
+        "candidates": settings.search_candidates,
+        "max_sweeps": sweeps,
     }
 
 
@@ -360,9 +434,9 @@ def score_pairs(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data
             for index, (i, j) in enumerate(pairs):
                 a, b = (stacks.member(trained.params, row) for row in (i, j))
                 pair_key = jax.random.fold_in(key, index)
-                begin = time.perf_counter()
+                begin, cpu_begin = time.perf_counter(), time.process_time()
                 result = jax.block_until_ready(match(b, a, pair_key))
-                seconds = time.perf_counter() - begin
+                seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
                 scores = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), follow(a, b, result.element, data))
                 rows.append(
                     {
@@ -371,6 +445,7 @@ def score_pairs(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data
                         "sweeps": int(result.sweeps),
                         "converged": bool(result.converged),
                         "seconds": seconds,
+                        "cpu_seconds": cpu_seconds,
                         "pair": [i, j],
                     }
                 )
@@ -410,24 +485,20 @@ def _follow(
 
 
 def merge_many(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data) -> dict[str, Any]:
-    """The mean of N networks unchanged, aligned to the first, to their evolving mean, and in canonical form."""
-
-    routes: dict[str, Callable[[Params], Params]] = {
-        "naive": lambda stack: stack,
-        "canonical": jax.vmap(functools.partial(canonical.form, arch)),
-        "first": lambda stack: jax.vmap(lambda one: matching.align(arch, one, stacks.member(stack, 0)))(stack),
-        "mean": lambda stack: matching.align_all(arch, stack).aligned,
-    }
+    """The mean of N networks, brought together in several ways."""
     x = data.x[: config.match.examples]
     mend = jax.jit(lambda merged, stack: merge.repair(arch, merged, stack, x))
     score = jax.jit(lambda params: _score(arch, params, data))
+    routes = {name: jax.jit(route) for name, route in many_routes(config, arch, data).items()}
     found: dict[str, Any] = {}
     with progress.bar("N networks", len(config.many) * len(routes), "merges") as advance:
         for number in config.many:
             stack = jax.tree.map(lambda leaf, n=number: leaf[:n], trained.params)
             found[str(number)] = {"end_points": float(trained.records["accuracy"][:number].mean())}
             for name, route in routes.items():
-                aligned = jax.jit(route)(stack)
+                begin = time.process_time()
+                aligned = jax.block_until_ready(route(stack))
+                seconds = time.process_time() - begin
                 merged = merge.average(aligned)
                 plain, repaired = score(merged), score(mend(merged, aligned))
                 found[str(number)][name] = {
@@ -435,12 +506,46 @@ def merge_many(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data)
                     "loss": float(plain.loss),
                     "repaired_accuracy": float(repaired.accuracy),
                     "repaired_loss": float(repaired.loss),
+                    "cpu_seconds_with_compiling": seconds,
                 }
                 advance(1, f"{number}, {name}")
     return found
 
 
+def many_routes(config: Config, arch: Architecture, data: Data) -> dict[str, Callable[[Params], Params]]:
+    """By the name of a way: a stack of networks -> the same functions, moved so that their mean is good."""
+
+    def searched(stack: Params, **more: Any) -> Params:
+        options = search_options(config.match, arch) | more
+        inputs = function_inputs(config.match, arch, data)
+        many = merge.merge_many(arch, stack, inputs, jax.random.key(config.seed), **options)
+        return jax.vmap(functools.partial(symmetry.act, arch))(many.elements, stack)
+
+    steps = config.match.function_steps
+    routes: dict[str, Callable[[Params], Params]] = {
+        "naive": lambda stack: stack,
+        "canonical": jax.vmap(functools.partial(canonical.form, arch)),
+        "first": lambda stack: jax.vmap(lambda one: matching.align(arch, one, stacks.member(stack, 0)))(stack),
+        "mean": lambda stack: matching.align_all(arch, stack).aligned,
+        "search": searched,
+        "search_gradient": functools.partial(searched, gradient_steps=steps),
+        "search_last": functools.partial(searched, gradient_steps=steps, last_round=True),
+    }
+    return {name: routes[name] for name in config.ways}
+
+
 # --- what is shown ------------------------------------------------------------------------------------------------
+
+
+WAYS = {
+    "naive": "naive",
+    "canonical": "canonical",
+    "first": "to the first",
+    "mean": "to their mean",
+    "search": "search",
+    "search_gradient": "search after gradient steps",
+    "search_last": "and a last round",
+}
 
 
 def _result_tables(results: Mapping[str, Any]) -> list[tables.Table]:
@@ -472,8 +577,7 @@ def _pairs_table(text: str, result: Mapping[str, Any]) -> tables.Table:
 
 def _many_table(many: Mapping[str, Any]) -> tables.Table:
     """Accuracies of the mean in %, without / with REPAIR."""
-    labels = {"naive": "naive", "canonical": "canonical", "first": "to the first", "mean": "to their mean"}
-    rows = []
+    rows, labels = [], {name: WAYS[name] for name in next(iter(many["by_number"].values())) if name in WAYS}
     for number, routes in many["by_number"].items():
         percents = [[100 * routes[name][key] for key in ("accuracy", "repaired_accuracy")] for name in labels]
         cells = [f"{plain:.1f} / {repaired:.1f}" for plain, repaired in percents]
@@ -513,6 +617,9 @@ def _check(config: Config) -> None:
             f"models is {config.models}, pairs {config.pairs}, points {config.points}, many {config.many}; expected "
             "two networks or more, a pair or more, and two points or more."
         )
+    for name, chosen in {"methods": config.methods, "ways": config.ways}.items():
+        if not chosen or len(set(chosen)) != len(chosen):
+            raise ValueError(f"{name} are {chosen}; expected one or more, each once.")
     if len(set(config.networks)) != len(config.networks) or not config.networks:
         raise ValueError(f"networks are {config.networks}; expected one architecture or more, each once.")
 

@@ -79,6 +79,37 @@ def test_search_beats_weights_on_independent_fits_and_chance_does_not():
     assert middle_error(drawn) > middle_error(weights.element)
 
 
+def test_gradient_steps_before_the_search_reach_lower_and_keep_its_promises():
+    """From the identity, which is far: never above the start, better than the same search alone."""
+    target, params = fitted()
+    keys, start = jax.random.split(jax.random.key(0), 3), symmetry.identity(SIREN)
+
+    def mean_loss(steps):
+        def search(params, target, key):
+            return matching.search_matching(
+                SIREN, params, target, X, key, start=start, gradient_steps=steps, max_sweeps=1
+            )
+
+        return jax.jit(jax.vmap(search))(params, target, keys)
+
+    alone, after = mean_loss(0), mean_loss(40)
+    np.testing.assert_allclose(after.start_loss, alone.start_loss, rtol=1e-5)
+    assert (after.loss <= after.start_loss).all()
+    assert after.loss.mean() < alone.loss.mean()
+    assert (after.evaluations == alone.evaluations + 80).all()
+    for index in range(3):
+        check_valid(SIREN, stacks.member(after.element, index))
+
+
+def test_gradient_steps_never_leave_a_better_start():
+    arch, params = RELU, speaking(RELU)
+    planted = symmetry.random(arch, jax.random.key(5))
+    target = symmetry.act(arch, planted, params)
+    options = {"start": planted, "max_sweeps": 1, "gradient_steps": 2}
+    kept = matching.search_matching(arch, params, target, DATA, jax.random.key(0), **options)
+    jax.tree.map(np.testing.assert_array_equal, kept.element.permutation, planted.permutation)
+
+
 def test_end_points_are_exact():
     _, searched, _, _ = found()
     _, params = fitted()
