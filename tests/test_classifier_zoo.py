@@ -146,9 +146,9 @@ def test_mirrored_training_learns_images_and_their_mirror_images_alike():
     assert found[0].records["train_loss"][0] < 0.1
     assert found[1].records["train_loss"][0] > 0.5
     assert found[1].settings["mirrored"]
+    rows, vectors = support.rows(hyperparameters(), np.array([0])), (x[:, 0, :2, 0], y)
     with pytest.raises(ValueError, match=r"'mlp 2-2 relu' reads vectors; expected a network of images"):
-        rows = support.rows(hyperparameters(), np.array([0]))
-        classifier_zoo.fit(sg.mlp((2, 2)), (x[:, 0, :2, 0], y), rows, mirrored=True, checkpoints=(1,))
+        classifier_zoo.fit(sg.mlp((2, 2)), vectors, rows, mirrored=True, checkpoints=(1,))
 
 
 @pytest.mark.parametrize(
