@@ -55,6 +55,8 @@ class ZooConfig(runs.ImageConfig):
     """Whether the learning rate falls to 0 along a cosine until the last update."""
     mirrored: bool = False
     """Whether images are mirrored at random in training."""
+    momentum: float | None = None
+    """The Nesterov momentum of SGD; None for AdamW."""
     learning_rate: tuple[float, float] = (5e-4, 2e-2)
     """The bounds of the learning rate that is sampled for each network."""
     weight_decay: tuple[float, float] = (1e-8, 1e-2)
@@ -94,12 +96,13 @@ ACCURATE = dataclasses.replace(
     warmup_steps=200,
     cosine=True,
     mirrored=True,
-    learning_rate=(1e-2, 1e-2),
-    weight_decay=(1e-4, 1e-4),
+    momentum=0.9,
+    learning_rate=(0.1, 0.1),
+    weight_decay=(1e-5, 1e-5),
     dropout=(0.0, 0.0),
     init_scale=(1.0, 1.0),
     train_fractions=(1.0,),
-    part=4,
+    part=1,
 )
 
 
@@ -135,6 +138,7 @@ PRESETS = {
                 checkpoints=2,
                 batch_size=8,
                 warmup_steps=2,
+                part=2,
             ),
         ),
     ),
@@ -230,6 +234,7 @@ def fit_part(
         warmup_steps=settings.warmup_steps,
         cosine=settings.cosine,
         mirrored=settings.mirrored,
+        momentum=settings.momentum,
         evaluations={split: data[split] for split in ("selection", "scoring")},
         networks_at_once=settings.chunk,
         progress=advance,
@@ -287,7 +292,7 @@ def read(path: Path, activation: str, data: dict[str, Data], step: int | None) -
     Raises:
       ValueError: If the path is none of these, or its networks do not fit the activation, the images or the step.
     """
-    whole = _without_step(path, _networks(path, activation), step)
+    whole = _without_step(path, networks_at(path, activation), step)
     _check_fit(path, whole, activation, data)
     records = {"step": whole.records.get("step", np.zeros(len(whole), int))}
     records["model"] = whole.records.get("model", np.arange(len(whole)))
@@ -305,6 +310,23 @@ def read(path: Path, activation: str, data: dict[str, Data], step: int | None) -
         gap = np.abs(whole.records["test_accuracy"] - records["scoring_accuracy"])
         settings["gap_to_recorded_accuracy"] = float(np.nanmean(gap)) if np.isfinite(gap).any() else None
     return Zoo(whole.arch, whole.params, records, settings)
+
+
+def networks_at(path: Path, activation: str) -> Zoo:
+    """The CNNs of one activation in any of the places that `read` reads, with what is known of them."""
+    if path.is_file():
+        return zoo.load(path)
+    if (path / "weights.npy").is_file():
+        return small_cnn_zoo.load(path, activation=activation, step=None, finite_only=True)
+    files = sorted(path.glob(f"{activation}-*.safetensors"))
+    if not files:
+        got = f"the entries {sorted(file.name for file in path.iterdir())[:5]}" if path.is_dir() else "nothing"
+        raise ValueError(
+            f"{path}: expected a folder with weights.npy, metrics.csv.gz and layout.csv, a file of zoo.save, or the "
+            f"folder 'zoo' of a former run with {activation} CNNs; got {got}. Name one of them by --zoo, and the "
+            "activations that it has by --activations."
+        )
+    return _joined([zoo.load(file) for file in files])
 
 
 def split(cnns: Zoo, seed: int) -> dict[str, Zoo]:
@@ -342,22 +364,6 @@ def _table(results: Mapping[str, Any]) -> tables.Table:
 def _sections(results: Mapping[str, Any]) -> Iterable[str]:
     yield "<h2>Networks at the end of training</h2>" + tables.page(_table(results))
     yield report.settings({name: results[name] for name in ("config", "environment", "seconds")})
-
-
-def _networks(path: Path, activation: str) -> Zoo:
-    if path.is_file():
-        return zoo.load(path)
-    if (path / "weights.npy").is_file():
-        return small_cnn_zoo.load(path, activation=activation, step=None, finite_only=True)
-    files = sorted(path.glob(f"{activation}-*.safetensors"))
-    if not files:
-        got = f"the entries {sorted(file.name for file in path.iterdir())[:5]}" if path.is_dir() else "nothing"
-        raise ValueError(
-            f"{path}: expected a folder with weights.npy, metrics.csv.gz and layout.csv, a file of zoo.save, or the "
-            f"folder 'zoo' of a former run with {activation} CNNs; got {got}. Name one of them by --zoo, and the "
-            "activations that it has by --activations."
-        )
-    return _joined([zoo.load(file) for file in files])
 
 
 def _joined(parts: list[Zoo]) -> Zoo:

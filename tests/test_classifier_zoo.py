@@ -133,6 +133,30 @@ def test_the_learning_rate_rises_and_falls_as_it_is_asked_to():
     assert moves()[0] == pytest.approx(1e-2, rel=1e-2)
 
 
+def test_sgd_with_momentum_makes_the_steps_that_its_equations_name():
+    """Full batches: v <- m v + g, w <- w - rate (g + m v) with the decay in the gradient, by hand."""
+    x, y = jax.random.normal(jax.random.key(0), (20, 2)), jnp.arange(20) % 2
+    arch, base = (
+        sg.mlp((2, 2)),
+        support.rows(hyperparameters(), np.array([2]))._replace(train_fraction=jnp.full(1, 0.05)),
+    )
+    zoo = classifier_zoo.fit(arch, (x, y), base, checkpoints=(0, 1, 2, 3), momentum=0.5, batch_size=4)
+    assert zoo.settings["optimizer"] == "sgd"
+    row = next(i for i in range(20) if np.isclose(zoo.records["train_loss"][0], float(_loss(arch, zoo, 0, x, y, i))))
+    params = support.rows(zoo.params, 0)
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    for step in (1, 2, 3):
+        gradient = jax.grad(lambda p: classifiers.cross_entropy(arch, p, x[row : row + 1], y[row : row + 1]))(params)
+        gradient = jax.tree.map(lambda g, w: g + 20 * w, gradient, params)
+        velocity = jax.tree.map(lambda v, g: 0.5 * v + g, velocity, gradient)
+        params = jax.tree.map(lambda w, g, v: w - 1e-2 * (g + 0.5 * v), params, gradient, velocity)
+        assert support.deviation(support.rows(zoo.params, step), params) < 1e-4
+
+
+def _loss(arch, zoo, network, x, y, i):
+    return classifiers.cross_entropy(arch, support.rows(zoo.params, network), x[i : i + 1], y[i : i + 1])
+
+
 def test_mirrored_training_learns_images_and_their_mirror_images_alike():
     """Bright columns at the left are class 0 and at the right class 1: mirrored, nothing can be learned."""
     y = jnp.arange(40) % 2
@@ -225,6 +249,7 @@ def test_invalid_bounds_are_refused(options, message):
         ({"evaluations": {"test": (examples(3, 0)[0] * np.nan, examples(3, 0)[1])}}, "NaN"),
         ({"networks_at_once": 0}, "networks_at_once is 0"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"momentum": 1.0}, r"momentum is 1.0; expected None for AdamW, or a number in \[0, 1\)"),
     ],
 )
 def test_bad_input_is_refused_at_the_door(options, message):

@@ -33,8 +33,8 @@ class Hyperparameters(NamedTuple):
     """How each network of a zoo is trained: arrays with one entry per network.
 
     Attributes:
-      learning_rate: The learning rate of Adam: constant, or the highest where `fit` warms it up or lets it fall.
-      weight_decay: The decoupled weight decay (AdamW).
+      learning_rate: The learning rate: constant, or the highest where `fit` warms it up or lets it fall.
+      weight_decay: The weight decay: decoupled with AdamW, added to the gradient with SGD.
       dropout: The dropout rate after the activation of every hidden layer, in [0, 1).
       init_scale: The factor on the initialization, which is `network.standard`.
       train_fraction: The share of the training examples that the network sees, in (0, 1].
@@ -117,14 +117,15 @@ def fit(
     warmup_steps: int = 0,
     cosine: bool = False,
     mirrored: bool = False,
+    momentum: float | None = None,
     networks_at_once: int | None = None,
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
 ) -> _populations.Zoo:
     """Trains one classifier per row of hyperparameters, all in one compiled program, and keeps every checkpoint.
 
-    Every step is one update of AdamW on the cross-entropy of a batch, which is drawn with replacement from the examples
-    that the network sees. All networks make the same number of steps.
+    Every step is one update of AdamW, or of SGD with momentum, on the cross-entropy of a batch, which is drawn with
+    replacement from the examples that the network sees. All networks make the same number of steps.
 
     Args:
       arch: The architecture of all networks, without batch normalization.
@@ -138,6 +139,7 @@ def fit(
       warmup_steps: The number of updates over which the learning rate rises to its value.
       cosine: Whether the learning rate falls to 0 along a cosine until the last checkpoint.
       mirrored: Whether every image of a batch is mirrored, left to right, with probability 1/2.
+      momentum: The Nesterov momentum of SGD, in [0, 1); None for AdamW.
       networks_at_once: The networks that are trained as one vmapped network; the others follow in the same program.
         None for 1 on a CPU, where more are slower (`python -m benchmarks.cnn`), and 64 on an accelerator.
       progress: A function that is called with the number of networks that have become ready.
@@ -151,7 +153,7 @@ def fit(
 
     Raises:
       ValueError: If examples and labels do not fit each other or the architecture, on checkpoints that do not increase,
-        if vectors are to be mirrored, or if all networks diverged.
+        if vectors are to be mirrored, on a momentum outside of [0, 1), or if all networks diverged.
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
@@ -173,6 +175,8 @@ def fit(
         raise ValueError(f"batch_size is {batch_size}, scored_examples {scored_examples}; expected numbers >= 1.")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps is {warmup_steps}; expected a number of updates >= 0.")
+    if momentum is not None and not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; expected None for AdamW, or a number in [0, 1), like 0.9.")
     if mirrored and arch.input_rank != 3:
         raise ValueError(f"mirrored is set, and {arch.name!r} reads vectors; expected a network of images.")
     if networks_at_once is None:
@@ -181,7 +185,8 @@ def fit(
     keys = jax.vmap(jax.random.key)(rows.seed)
     # Not in the compiled program: random numbers are what takes longest to compile.
     starts = jax.vmap(functools.partial(_scaled_initialization, arch))(keys, rows.init_scale)
-    recipe = _Recipe(batch_size, warmup_steps, cosine, mirrored, dropped=bool(np.any(np.asarray(rows.dropout) > 0)))
+    dropped = bool(np.any(np.asarray(rows.dropout) > 0))
+    recipe = _Recipe(batch_size, warmup_steps, cosine, mirrored, momentum, dropped)
     training = _Training(arch, checkpoints, scored_examples, recipe)
     params, scores = _populations.fit_each(
         training.run, (rows, keys, starts), shared, networks_at_once=networks_at_once, progress=progress, mesh=mesh
@@ -214,9 +219,19 @@ class _Recipe(NamedTuple):
     warmup_steps: int
     cosine: bool
     mirrored: bool
+    momentum: float | None
     dropped: bool
 
-    def rate(self, highest: Array, steps: int) -> Callable[[Array], Array]:
+    def optimizer(self, row: Hyperparameters, steps: int) -> optax.GradientTransformation:
+        """That of one network, for this number of updates."""
+        rate = self._rate(row.learning_rate, steps)
+        if self.momentum is None:
+            return optax.adamw(rate, weight_decay=row.weight_decay)
+        return optax.chain(
+            optax.add_decayed_weights(row.weight_decay), optax.sgd(rate, momentum=self.momentum, nesterov=True)
+        )
+
+    def _rate(self, highest: Array, steps: int) -> Callable[[Array], Array]:
         """The learning rate by the number of updates so far."""
 
         def at(count: Array) -> Array:
@@ -257,7 +272,7 @@ class _Training(NamedTuple):
     ) -> tuple[Callable[[Array, Any], Any], Any]:
         """One update, (its number, (params, optimizer state)) -> the next ones, and the first optimizer state."""
         recipe, (x, y) = self.recipe, train
-        tx = optax.adamw(recipe.rate(row.learning_rate, self.checkpoints[-1]), weight_decay=row.weight_decay)
+        tx = recipe.optimizer(row, self.checkpoints[-1])
         hidden = jax.eval_shape(functools.partial(_hidden_outputs, self.arch), start, x[0])  # refuses small images
         num_draws = sum(math.prod(value.shape) for value in hidden) if recipe.dropped else 0
 
@@ -363,5 +378,6 @@ def _finite_zoo(
     kept = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(len(rows), *leaf.shape[2:])[rows], params)
     kept = distributed.place_rows(kept, mesh)
     recipe = {name: value for name, value in training.recipe._asdict().items() if name != "dropped"}
-    settings = {**recipe, "optimizer": "adamw", "left_out": int((~finite).sum())}
+    optimizer = "adamw" if training.recipe.momentum is None else "sgd"
+    settings = {**recipe, "optimizer": optimizer, "left_out": int((~finite).sum())}
     return _populations.Zoo(training.arch, kept, {name: values[rows] for name, values in records.items()}, settings)
