@@ -17,7 +17,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -220,7 +220,7 @@ def main(config: Config) -> dict[str, Any]:
             pairs[text] = _pairs_of(config, text, arch, images, index)
             run.interruption.stop_if_requested(f"{index + 1} of {len(archs)} architectures")
         results = {"pairs": pairs, "many": _many_of(config, many, images) if config.many else None}
-        return run.finish(results, "Merging classifiers", _sections, _result_tables)
+        return run.finish(results, "Merging classifiers", sections, result_tables)
 
 
 def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
@@ -422,9 +422,20 @@ def search_options(settings: MatchConfig, arch: Architecture) -> dict[str, Any]:
     }
 
 
-def score_pairs(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data, key: Key) -> dict[str, Any]:
-    """Every method on every pair: scores along the line and of its repaired middle, and how the alignment went."""
-    pairs = list(itertools.combinations(range(config.models), 2))[: config.pairs]
+def score_pairs(
+    config: Config,
+    arch: Architecture,
+    trained: zoo.Zoo,
+    data: Data,
+    key: Key,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> dict[str, Any]:
+    """Every method on every pair: scores along the line and of its repaired middle, and how the alignment went.
+
+    The pairs are those of the first networks where none are named.
+    """
+    if pairs is None:
+        pairs = list(itertools.combinations(range(config.models), 2))[: config.pairs]
     found = {}
     every = methods(config, arch, data)
     follow = jax.jit(functools.partial(_follow, config, arch))
@@ -477,8 +488,24 @@ def _follow(
         "path": {"ts": path.ts, **path.metrics},
         "middle": measure(middle),
         "repaired": measure(repaired),
+        "tempered": _tempered(arch, middle, data, config.match.examples),
         "function_change": jnp.abs(outputs[1] - outputs[0]).max() / jnp.abs(outputs[0]).max(),
     }
+
+
+def _tempered(arch: Architecture, params: Params, data: Data, examples: int) -> dict[str, jax.Array]:
+    """The test loss with one softmax temperature, the best on training images: it needs no alignment."""
+    temperatures = jnp.geomspace(0.02, 5.0, 111)
+
+    def logits(x: jax.Array) -> jax.Array:
+        return jax.lax.map(functools.partial(network.apply, arch, params), x, batch_size=min(500, len(x)))
+
+    def loss(logits: jax.Array, y: jax.Array, temperature: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits / temperature, y).mean()
+
+    seen = logits(data.x[:examples])
+    best = temperatures[jnp.argmin(jax.vmap(loss, (None, None, 0))(seen, data.y[:examples], temperatures))]
+    return {"temperature": best, "loss": loss(logits(data.test_x), data.test_y, best)}
 
 
 # --- many networks ------------------------------------------------------------------------------------------------
@@ -548,7 +575,7 @@ WAYS = {
 }
 
 
-def _result_tables(results: Mapping[str, Any]) -> list[tables.Table]:
+def result_tables(results: Mapping[str, Any]) -> list[tables.Table]:
     shown = []
     for text, result in results["pairs"].items():
         whole = _pairs_table(text, result)
@@ -559,14 +586,15 @@ def _result_tables(results: Mapping[str, Any]) -> list[tables.Table]:
 
 def _pairs_table(text: str, result: Mapping[str, Any]) -> tables.Table:
     """Means over pairs: accuracies in %, the middle's loss, and seconds."""
-    head = ("method", "middle", "REPAIR", "loss", "REPAIR", "similarity", "function", "seconds")
+    head = ("method", "middle", "REPAIR", "loss", "REPAIR", "temperature", "similarity", "function", "seconds")
     ends = f"{100 * np.mean(result['test_accuracy']):.2f}", f"{np.mean(result['test_loss']):.3f}"
-    rows = [["end points", ends[0], "", ends[1], "", "", "", ""]]
+    rows = [["end points", ends[0], "", ends[1], "", "", "", "", ""]]
     for method in result["methods"].values():
         pairs = method["pairs"]
         middle, repaired = ([pair[kind] for pair in pairs] for kind in ("middle", "repaired"))
         cells = [f"{100 * np.mean([score['accuracy'] for score in scores]):.2f}" for scores in (middle, repaired)]
         cells += [f"{np.mean([score['loss'] for score in scores]):.3f}" for scores in (middle, repaired)]
+        cells.append(f"{np.mean([pair['tempered']['loss'] for pair in pairs]):.3f}")
         cells.append(f"{np.mean([pair['similarity'] for pair in pairs]):.3f}")
         cells.append(f"{np.max([pair['function_change'] for pair in pairs]):.0e}")
         # The first pair's time includes compilation.
@@ -585,12 +613,13 @@ def _many_table(many: Mapping[str, Any]) -> tables.Table:
     return tables.Table("N networks merged: accuracy %", ("N", "end points", *labels.values()), rows)
 
 
-def _sections(results: Mapping[str, Any]) -> Iterable[str]:
+def sections(results: Mapping[str, Any]) -> Iterable[str]:
     for text, result in results["pairs"].items():
         yield f"<h2>{text}</h2>" + tables.page(_pairs_table(text, result)) + _paths(result)
     yield (
         "<p class=note>Means over pairs; accuracies in %, losses in nats, on test images. Function: the largest change "
-        "of an aligned network's outputs over their largest entry. Seconds: of one alignment, without compilation "
+        "of an aligned network's outputs over their largest entry. Temperature: the loss at the middle with the one "
+        "softmax temperature that is best on training images. Seconds: of one alignment, without compilation "
         "where there are several pairs.</p>"
     )
     if results["many"]:
