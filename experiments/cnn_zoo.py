@@ -9,19 +9,19 @@ OUT/zoo` trains an autoencoder on them.
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.sharding import Mesh
 
 import jax_scalegmn as sg
-from experiments import compile_only, progress, report, runs, tables
+from experiments import compile_only, progress, report, runs, tables, watch
 from jax_scalegmn import distributed, zoo
 from jax_scalegmn.architecture import Architecture, Conv, walk
 from jax_scalegmn.io import images
@@ -270,6 +270,8 @@ def main(config: Config) -> dict[str, Any]:
 
     A part of every activation in turn: an interrupted run leaves about as many networks of each.
     """
+    if config.compile_only is not None:
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
     runs.join(config)
     data = load_data(config)
     with runs.Run(config) as run:
@@ -281,6 +283,13 @@ def main(config: Config) -> dict[str, Any]:
         zoos = {name: fit_zoo(config, name, data, config.out / "zoo", run.interruption) for name in config.activations}
         found = {"zoos": {name: describe(cnns) for name, cnns in zoos.items()}}
         return run.finish(found, "CNNs", _sections, lambda results: [_table(results)])
+
+
+def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
+    """The training step of the CNNs of every activation, to be compiled and not run."""
+    given = runs.unread_images(config, config.zoo)
+    for activation in config.activations:
+        yield training_step(config, mesh, activation, given)
 
 
 def zoo_key(config: Config) -> str:
@@ -450,4 +459,4 @@ def _checked(path: Path, part: Zoo, arch: Architecture, count: int, checkpoints:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)
