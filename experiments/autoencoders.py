@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -165,7 +166,8 @@ def fit(
                 interruption.stop_if_requested(f"a checkpoint after epoch {len(history)} of {settings.epochs}")
     best = saved.restore_best(like).state
     saved.close()
-    return Trained(model, best.variables, history)
+    # Not bound to the device that orbax chose: programs of a mesh take them as constants.
+    return Trained(model, jax.tree.map(jnp.asarray, distributed.gather(best.variables)), history)
 
 
 def checkpoints(
