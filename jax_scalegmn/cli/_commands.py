@@ -234,8 +234,8 @@ def _searched_together(
 ) -> tuple[Params, list[Matching]]:
     """The first network, and the matchings with which each joins the mean of those before it."""
     x, key = data.x[:_NUM_COMPARED], jax.random.key(options.seed)
-    own = {"distance": _distance(options, arch, data), "gradient_steps": options.gradient_steps}
-    many = merge.merge_many(arch, stacks.stack(*originals), x, key, **own)
+    distance, steps = _distance(options, arch, data), options.gradient_steps
+    many = merge.merge_many(arch, stacks.stack(*originals), x, key, distance=distance, gradient_steps=steps)
     results = [matching.unmatched(arch, originals[0], originals[0])]
     for index, params in enumerate(originals[1:], start=1):
         one = stacks.member(many._replace(params={}), index)
