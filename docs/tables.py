@@ -39,6 +39,17 @@ MERGED_CIFAR = {
 
 
 ACCELERATOR = "accelerator.jsonl"
+ALIGNERS = "aligners.json"
+ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
+FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
+MANY_BY_FUNCTION = {
+    "first": "weights, to the first",
+    "mean": "weights, to their mean",
+    "search": "search",
+    "search_gradient": "search after gradient steps",
+    "search_last": "and a last round",
+}
+SEARCH = "search_cpu.jsonl"
 FUZZING = "fuzzing.jsonl"
 
 
@@ -336,6 +347,134 @@ def recovery(results: Results) -> Table:
     )
 
 
+def function_digits(results: Results) -> Table:
+    return _by_function(results, FUNCTION_DIGITS, MERGED_DIGITS, "Classifiers of scikit-learn's digits")
+
+
+def function_mnist(results: Results) -> Table:
+    return _by_function(results, FUNCTION_MNIST, MERGED_MNIST, "Perceptrons of MNIST")
+
+
+def many_function(results: Results) -> Table:
+    many = results[FUNCTION_DIGITS]["many"]
+    ways = MANY_BY_FUNCTION
+    rows = [
+        (
+            number,
+            accuracy(row["end_points"]),
+            *(f"{accuracy(row[way]['accuracy'])} / {accuracy(row[way]['repaired_accuracy'])}" for way in ways),
+        )
+        for number, row in many["by_number"].items()
+    ]
+    return Table(
+        f"N networks `{many['network']}` merged into one by what they compute: test accuracy in %, without / with "
+        "REPAIR",
+        _command_of(results, FUNCTION_DIGITS),
+        [FUNCTION_DIGITS],
+        ("N", "end points", *ways.values()),
+        rows,
+    )
+
+
+def _by_function(results: Results, file: str, names: Mapping[str, str], what: str) -> Table:
+    """Accuracies with the seconds of CPU time that aligning a pair takes, without compilation."""
+    networks = {name: one for name, one in results[file]["pairs"].items() if name in names}
+    ends = ["end points", *(accuracy(average(one["test_accuracy"])) for one in networks.values())]
+    rows = [ends]
+    for method, first in next(iter(networks.values()))["methods"].items():
+        cells = []
+        for one in networks.values():
+            pairs = one["methods"][method]["pairs"]
+            plain, repaired = merged_accuracy(pairs)
+            # The first pair's time includes compilation.
+            milliseconds = 1000 * average(pair["cpu_seconds"] for pair in pairs[1:])
+            cells.append(f"{accuracy(plain)} / {accuracy(repaired)} ({_about(milliseconds)})")
+        rows.append([first["label"], *cells])
+    return Table(
+        f"{what}: test accuracy at the midpoint in %, without / with REPAIR (milliseconds of CPU time for a pair)",
+        _command_of(results, file),
+        [file],
+        ("method", *(names[name] for name in networks)),
+        rows,
+    )
+
+
+def _command_of(results: Results, file: str) -> str:
+    """The command of a run of `experiments.merging` on some methods."""
+    config = results[file]["config"]
+    data = " --data mnist.npz" if config["data"] else ""
+    preset = "mnist" if config["data"] else "digits"
+    return f"python -m experiments.merging {preset}{data} --methods {' '.join(config['methods'])} ..."
+
+
+def _about(milliseconds: float) -> str:
+    """A time to two digits: "3", "47", "1,300"."""
+    if milliseconds < 1:
+        return "< 1"
+    digit = math.floor(math.log10(milliseconds))
+    return f"{round(milliseconds, min(0, 1 - digit)):,.0f}"
+
+
+def learned_seeds(results: Results) -> Table:
+    seeds = results[ALIGNERS]["seeds"]
+    rows = []
+    for method, first in next(iter(seeds.values()))["methods"].items():
+        several = [one["methods"][method] for one in seeds.values()]
+        middles = [one["midpoint"]["mean"] for one in several]
+        mean = average(middles)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in middles) / (len(middles) - 1))
+        between = average(one["between_pixels"] for one in several)
+        cells = (f"{mean:.4f} ± {deviation:.4f}", f"{between:.4f}", *(f"{value:.4f}" for value in middles))
+        rows.append((first["label"], *cells))
+    pairs = next(iter(next(iter(seeds.values()))["methods"].values()))["pairs"]
+    return Table(
+        f"{len(seeds)} seeds of images, INRs and training, {pairs} unseen pairs each: squared error at t = 1/2 (mean "
+        "and standard deviation over seeds), and between the pixels to the mean of both networks' outputs",
+        ALIGNERS_COMMAND,
+        [ALIGNERS],
+        ("method", "midpoint", "between pixels", *(f"seed {seed}" for seed in seeds)),
+        rows,
+    )
+
+
+def learned_transfer(results: Results) -> Table:
+    rows = [
+        (name, one["label"], interval(one["midpoint"], 4), f"{one['between_pixels']:.4f}")
+        for name, several in results[ALIGNERS]["transfer"].items()
+        for one in several.values()
+    ]
+    return Table(
+        "Matchers and frames on networks that they were not trained for: wider INRs of digits (2-32-32-1), and INRs "
+        "2-16-16-1 of MNIST shrunk to 8 x 8, both ways: squared error at t = 1/2",
+        ALIGNERS_COMMAND,
+        [ALIGNERS],
+        ("networks", "method", "midpoint", "between pixels"),
+        rows,
+    )
+
+
+def speed_search(results: Results) -> Table:
+    rows = [
+        (
+            f"`{row['network']}`",
+            f"{row['inputs']:,}",
+            str(row["pairs"]),
+            f"{row['evaluations']:,}",
+            significant(row["ms"]),
+            significant(row["us_an_evaluation"]),
+            significant(row["temporary_mib"]),
+        )
+        for row in results.rows(SEARCH, job="cost")
+    ]
+    return Table(
+        "One sweep of search matching with at most 32 exchanges tried at a time, in CPU time for a pair",
+        "python -m benchmarks.search --jobs cost",
+        [SEARCH],
+        ("networks", "inputs", "pairs at once", "evaluations", "ms", "µs an evaluation", "MiB"),
+        rows,
+    )
+
+
 def search_inrs(results: Results) -> Table:
     rows = []
     for row in results.rows("search_cpu.jsonl", job="inr"):
@@ -361,7 +500,7 @@ def search_classifiers(results: Results) -> Table:
         rows.append((network, row["method"], percent(row["ends"]), percent(row["accuracy"]), significant(row["ms"])))
     return Table(
         "Pairs of classifiers of digits, merged at t = 1/2 without REPAIR: test accuracy of the end points and of the "
-        "merged networks, and milliseconds of CPU time for a pair. The search sees 256 training images, no labels",
+        "merged networks, and milliseconds of CPU time for a pair. The search sees 1,000 training images, no labels",
         "python -m benchmarks.search",
         ["search_cpu.jsonl"],
         ("network", "method", "end points", "merged", "ms"),

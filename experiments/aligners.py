@@ -13,6 +13,7 @@ stopped.
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
             first = first or (networks, trained)
             seeds[str(seed)] = {
                 "training": {name: one.history[-1] for name, one in trained.items()},
-                "methods": _scored(config, networks, _methods(config, networks, trained)),
+                "methods": _scored(config, f"digits-{seed}", networks, _methods(config, networks, trained)),
             }
             run.interruption.stop_if_requested(f"seed {seed}")
         assert first is not None  # checked
@@ -160,7 +161,8 @@ def _transfer(
     part, settings = networks.images["scoring"], dataclasses.replace(config.zoo, widths=config.wide)
     few = images.Images(part.images[: config.wide_images], part.labels[: config.wide_images])
     wide = _scoring(config, "digits-wide", settings, few, interruption)
-    found = {WIDE: _scored(config, wide, _methods(config, wide, {"matcher": _resized(trained["matcher"], wide)}))}
+    resized = {"matcher": _resized(trained["matcher"], wide)}
+    found = {WIDE: _scored(config, WIDE, wide, _methods(config, wide, resized))}
     if others is None:
         return found
     foreign, own = _trained(config, "others", config.seeds[0], others, interruption)
@@ -175,7 +177,7 @@ def _transfer(
                 f"{method}, {label}": one._replace(label=f"{one.label}, {label}")
                 for method, one in _learned(config, scored, several).items()
             }
-        found[name] = _scored(config, scored, rows)
+        found[name] = _scored(config, f"{name}, both", scored, rows)
     return found
 
 
@@ -206,7 +208,15 @@ def _learned(config: Config, networks: Networks, trained: Mapping[str, Trained])
     return alignment.make_methods(trained, inr.coordinates(networks.images["scoring"]), config.search_sweeps)
 
 
-def _scored(config: Config, networks: Networks, methods: Mapping[str, Method]) -> dict[str, Any]:
+def _scored(config: Config, name: str, networks: Networks, methods: Mapping[str, Method]) -> dict[str, Any]:
+    """The scores of all methods on some networks; read where a former run stored them."""
+    path = config.out / "scores" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+    if (found := runs.read_json(path)) is None:
+        runs.write_json(path, _scores(config, networks, methods))
+    return found or json.loads(path.read_text())
+
+
+def _scores(config: Config, networks: Networks, methods: Mapping[str, Method]) -> dict[str, Any]:
     """By method the errors of merged networks to the true images, and between the pixels to the mean of the ends'."""
     part, given = networks.zoos["scoring"], networks.images["scoring"]
     rows = inr_zoo.pair_rows(part)
