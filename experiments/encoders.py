@@ -236,7 +236,9 @@ def train_pairs(
 
         def after_epoch(pair: str, note: str) -> None:
             advance(1, f"{pair}: {note}")
-            finished = len(list(folder.glob("*.json")))
+            finished = sum(
+                (folder / f"{name}-{seed}.json").exists() for name in encoders for seed in range(config.seeds)
+            )
             interruption.stop_if_requested(f"{finished} of {total} pairs of encoder and seed")
 
         for name, encoder in encoders.items():

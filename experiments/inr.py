@@ -42,7 +42,6 @@ from experiments.alignment import AlignmentConfig
 from experiments.autoencoders import Trained
 from experiments.compile_only import Program
 from experiments.evaluation import Member, Method, Paths
-from experiments.inr_zoo import ZooConfig
 from jax_scalegmn import models, network
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
@@ -116,18 +115,7 @@ PRESETS = {
         "8,192 INRs of 28 x 28 images, about two hours on two cores; needs --data",
         Config(
             Path("runs/mnist-small"),
-            zoo=ZooConfig(
-                size=(28, 28),
-                widths=(2, 32, 32, 1),
-                steps=300,
-                learning_rate=4e-3,
-                train_fits=2,
-                train_images=4096,
-                selection_images=256,
-                scoring_images=500,
-                part=1024,
-                chunk=8,
-            ),
+            zoo=inr_zoo.SMALL,
             model=autoencoders.ModelConfig(64, 2),
             train=TrainConfig(16, 24, 4e-3, warmup_steps=100, micro_batch=4, orbit_weight=0.0),
             alignment=AlignmentConfig(epochs=3, micro_batch=8),
