@@ -16,12 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
+from scipy.optimize import linear_sum_assignment
+from sklearn.datasets import load_digits
 
 import jax_scalegmn as sg
 from benchmarks import timing
 from experiments import runs
-from jax_scalegmn import matching, network, stacks, symmetry
+from jax_scalegmn import architecture, matching, network, stacks, symmetry, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.matching import assignment
 from jax_scalegmn.symmetry import canonical
@@ -40,6 +43,10 @@ class Config:
     """The numbers of hidden layers of width 128, one pair each."""
     batches: tuple[int, ...] = (1, 16, 256, 4096)
     """The numbers of vmapped pairs of perceptrons 16-32-32-10."""
+    independent: int = 64
+    """The number of pairs of SIRENs 2-32-32-1, fitted to digits, that are matched next to the published loop; 0: none."""
+    fit_steps: int = 300
+    """The number of updates of each of them."""
     numbers: tuple[int, ...] = (2, 4, 8, 16)
     """The numbers of perceptrons 64-128-128-10 that are brought into one frame."""
     solver_widths: tuple[int, ...] = (4, 8, 16, 64, 256, 1024)
@@ -75,6 +82,8 @@ def _rows(config: Config) -> Iterator[dict[str, Any]]:
         yield matching_row("depth", sg.mlp((128,) * (depth + 1) + (10,)), 1, SOLVERS, config.repeats)
     for batch in config.batches:
         yield matching_row("batch", sg.mlp((16, 32, 32, 10)), batch, SOLVERS, config.repeats)
+    if config.independent:
+        yield _independent_row(config)
     for number in config.numbers:
         yield _frame_row(sg.mlp((64, 128, 128, 10)), number, config.repeats)
 
@@ -109,6 +118,68 @@ def matching_row(job: str, arch: Architecture, batch: int, solvers: dict[str, An
         "compile_s": {name: one.compile_seconds for name, one in compiled.items()},
         "seconds": timing.in_turn(calls, repeats=repeats),
     }
+
+
+def _independent_row(config: Config) -> dict[str, Any]:
+    """Pairs of SIRENs that were fitted to different digits: one vmapped call, and the published loop pair by pair."""
+    arch, count = sg.siren((2, 32, 32, 1)), config.independent
+    images = load_digits().images[: 2 * count].astype(np.float32) / 16
+    order = np.arange(2 * count)
+    fitted = zoo.fit_images(arch, images, 0 * order, image_index=order, num_steps=config.fit_steps)
+    params, target = (jax.tree.map(lambda leaf, one=one: leaf[one::2], fitted.params) for one in (0, 1))
+    match = timing.compile_once(jax.vmap(functools.partial(matching.weight_matching, arch)), params, target)
+    pairs = [
+        [architecture.unpack(arch, stacks.member(stack, row)) for stack in (params, target)] for row in range(count)
+    ]
+    pairs = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), pairs)
+    calls = {
+        "ours": functools.partial(match.call, params, target),
+        "published": lambda: [loop(*pair) for pair in pairs],
+    }
+    found = calls["ours"]()
+    aligned = jax.vmap(functools.partial(symmetry.act, arch))(found.element, params)
+    objectives = [
+        float(np.mean(jax.vmap(lambda a, b: optax.tree.vdot(a, b))(aligned, target))),
+        float(np.mean([value for value, _ in calls["published"]()])),
+    ]
+    return {
+        "job": "independent",
+        "network": str(arch),
+        "batch": count,
+        "sweeps": {
+            "ours": float(jnp.mean(found.sweeps)),
+            "published": float(np.mean([sweeps for _, sweeps in calls["published"]()])),
+        },
+        "objective": dict(zip(calls, objectives, strict=True)),
+        "seconds": timing.in_turn(calls, repeats=config.repeats),
+    }
+
+
+def loop(params: list[np.ndarray], target: list[np.ndarray], *, seed: int = 0) -> tuple[float, int]:
+    """Weight matching as published, with matrices in float64: the objective, and the sweeps, one layer after another.
+
+    For a perceptron whose hidden layers may be permuted and flipped (Boufalis et al. 2025, arXiv 2511.12601).
+    """
+    kernels, biases = params[0::2], params[1::2]
+    goal_kernels, goal_biases = target[0::2], target[1::2]
+    widths = [kernel.shape[1] for kernel in kernels[:-1]]
+    moves = [np.eye(kernels[0].shape[0]), *map(np.eye, widths), np.eye(kernels[-1].shape[1])]
+    rng, sweeps, improved = np.random.default_rng(seed), 0, True
+    while improved:
+        improved, sweeps = False, sweeps + 1
+        for layer in rng.permutation(len(widths)):
+            score = goal_kernels[layer].T @ moves[layer] @ kernels[layer]
+            score += np.outer(goal_biases[layer], biases[layer])
+            score += goal_kernels[layer + 1] @ moves[layer + 2] @ kernels[layer + 1].T
+            rows, columns = linear_sum_assignment(np.abs(score), maximize=True)
+            move = np.zeros_like(score)
+            move[rows, columns] = np.where(score[rows, columns] < 0, -1, 1)
+            improved |= np.vdot(move, score) > np.vdot(moves[layer + 1], score) + 1e-12
+            moves[layer + 1] = move
+    moved = [left @ kernel @ right.T for left, kernel, right in zip(moves[:-1], kernels, moves[1:], strict=True)]
+    shifted = [move @ bias for move, bias in zip(moves[1:], biases, strict=True)]
+    objective = sum(np.vdot(a, b) for a, b in zip([*moved, *shifted], [*goal_kernels, *goal_biases], strict=True))
+    return float(objective), sweeps
 
 
 def _frame_row(arch: Architecture, number: int, repeats: int) -> dict[str, Any]:

@@ -42,17 +42,28 @@ def count_gflop(fn: Callable[..., Any], *args: Any) -> float:
 
 
 def in_turn(calls: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds of every call, all in turn `repeats` times after one warm-up: median, lowest, highest."""
+    """Seconds of every call, all in turn `repeats` times after one warm-up: median, lowest, highest; of CPU the median.
+
+    The CPU seconds of the process, over all its threads, are what other work on the machine disturbs least.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    used: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
             times[name].append(time.perf_counter() - start)
+            used[name].append(time.process_time() - start_cpu)
     return {
-        name: {"median_s": statistics.median(one), "min_s": min(one), "max_s": max(one)} for name, one in times.items()
+        name: {
+            "median_s": statistics.median(one),
+            "min_s": min(one),
+            "max_s": max(one),
+            "cpu_s": statistics.median(used[name]),
+        }
+        for name, one in times.items()
     }
 
 

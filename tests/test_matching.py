@@ -306,7 +306,7 @@ def test_under_vmap_the_host_solves_unfinished_pairs_alone(monkeypatch):
     params = jax.vmap(lambda key: sg.network.init(arch, key))(keys[::-1])
     params = jax.tree.map(lambda leaf, goal: leaf.at[0].set(goal[0]), params, target)  # one pair is there already
 
-    def match(params, target, assign):
+    def match(params, target, assign=assignment.scipy):
         return matching.weight_matching(arch, params, target, start=Start.IDENTITY, max_sweeps=3, assign=assign)
 
     results = {}
@@ -318,5 +318,51 @@ def test_under_vmap_the_host_solves_unfinished_pairs_alone(monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, result, plain)
     sweeps = np.asarray(result.sweeps)
     assert len({*sweeps.tolist()}) > 1
-    assert count == 2 * sweeps.sum()
     assert all_of_them == 2 * sweeps.max() * len(sweeps)
+    solved.clear()
+    alone = [match(*sg.stacks.member((params, target), index)) for index in range(4)]
+    jax.tree.map(np.testing.assert_array_equal, result.element, sg.stacks.stack(*(one.element for one in alone)))
+    assert sweeps.tolist() == [int(one.sweeps) for one in alone]
+    assert count == len(solved)
+    assert count < 2 * sweeps.sum()  # a layer whose neighbors have not moved is not matched again
+
+
+def test_more_pairs_than_are_searched_at_once_end_as_in_small_groups():
+    """A finished pair makes room for the next one: with one target for all, and with a target for each."""
+    arch = sg.mlp((2, 5, 6, 1), "tanh")
+    count, group = 150, 50
+    keys = jax.random.split(jax.random.key(0), 2 * count)
+    params, target = (jax.vmap(lambda key: sg.network.init(arch, key))(some) for some in (keys[:count], keys[count:]))
+    for axes in ((0, 0), (0, None)):
+        goal = target if axes[1] == 0 else sg.stacks.member(target, 0)
+        match = jax.jit(jax.vmap(functools.partial(matching.weight_matching, arch), axes))
+        together = match(params, goal)
+        parts = []
+        for first in range(0, count, group):
+            some = slice(first, first + group)
+            part = params, goal if axes[1] is None else jax.tree.map(lambda leaf, some=some: leaf[some], goal)
+            parts.append(match(jax.tree.map(lambda leaf, some=some: leaf[some], part[0]), part[1]))
+        apart = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        jax.tree.map(np.testing.assert_array_equal, together.element, apart.element)
+        np.testing.assert_array_equal(together.sweeps, apart.sweeps)
+        assert together.converged.all()
+        assert len({*together.sweeps.tolist()}) > 2
+
+
+def test_a_matching_under_vmap_has_no_gradient_but_of_its_similarity():
+    arch = sg.mlp((2, 3, 1), "tanh")
+    params, target = (support.random_params(arch, seed) for seed in (0, 1))
+
+    def loss(params):
+        return jax.vmap(lambda one: matching.weight_matching(arch, one, target).similarity)(params).sum()
+
+    stack = jax.tree.map(lambda leaf: leaf[None], params)
+    gradient = jax.grad(loss)(stack)
+
+    def fixed(params):
+        element = matching.weight_matching(arch, sg.stacks.member(stack, 0), target).element
+        return matching.similarity(arch, symmetry.act(arch, element, sg.stacks.member(params, 0)), target)
+
+    expected = jax.grad(fixed)(stack)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, expected)
+    assert any(jnp.abs(leaf).max() > 0.01 for leaf in jax.tree.leaves(gradient))

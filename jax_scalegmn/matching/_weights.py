@@ -10,8 +10,7 @@ an argument.
 import enum
 import functools
 import string
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +52,9 @@ class Matching(NamedTuple):
     Attributes:
       element: The group element; `symmetry.act(arch, element, params)` is the aligned network.
       similarity: The `similarity` of the aligned network and the target, comparable between methods, starts and scales.
-      sweeps: The number of passes over the hidden layers; for methods that train, the number of steps.
-      converged: Whether the last sweep changed nothing.
+      sweeps: The number of passes over the hidden layers, of which those are left out whose neighbors have not moved
+        since; for methods that train, the number of steps.
+      converged: Whether a further sweep would change nothing.
       loss: What the element reaches in the objective of `search_matching`, or in the loss of `best_of`; None for
         matchers that report no loss.
       start_loss: What the start of `search_matching` had; None for the others.
@@ -349,16 +349,17 @@ def _weight_matching(
     pair = symmetry.balanced_pair(arch, params, target)
     # The gauge settles positive scales: from here on elements are permutations and signs, which preserve norms.
     source, goal = (architecture.unpack(arch, network) for network in (pair.source, pair.goal))
-    given = (stacks.at_least_float32(architecture.unpack(arch, network)) for network in (params, target))
-    best = _best_of_layer(arch, *((source, goal) if scale else given), permute=permute, scale=scale, assign=assign)
+    given = [stacks.at_least_float32(architecture.unpack(arch, network)) for network in (params, target)]
+    networks = (source, goal) if scale else (given[0], given[1])
+    options = _Options(arch, permute, scale, assign, max_sweeps)
 
     def ascend(element: Element) -> Matching:
-        element, sweeps, converged = _ascend(arch, element, best, max_sweeps)
+        element, sweeps, converged = _ascend(element, networks[0], networks[1], options)
         return Matching(element, _cosine(_moved(arch, element, source), goal), sweeps, converged)
 
     first = _signs_of(begin) if scale else _unscaled(begin)
     if forward:
-        first = _walk_forward(arch, first, best)
+        first = _walk_forward(first, networks[0], networks[1], options)
     if restarts and key is not None:
         drawn = jax.vmap(lambda k: symmetry.random(arch, k, permute=permute, scale=scale, log_scale_std=0.0))
         starts = jax.tree.map(
@@ -374,37 +375,138 @@ def _weight_matching(
     return marked(matching, params, target)
 
 
-# (element, layer, settled layers or None for all, whether the result is discarded) -> the layer's best (permutation,
-# scale), the others as in `element`.
-Best: TypeAlias = Callable[[Element, NeuronLayer, set[str] | None, Bool[Array, ""] | bool], tuple[Array, Array]]
+class _Options(NamedTuple):
+    """What a search depends on, other than the networks."""
+
+    arch: Architecture
+    permute: bool
+    scale: bool
+    assign: Assign | None
+    max_sweeps: int
 
 
-def _walk_forward(arch: Architecture, element: Element, best: Best) -> Element:
+class _Search(NamedTuple):
+    """Where a search is. A layer is stale if others have moved since it was matched, so that it may move again."""
+
+    element: Element
+    sweeps: Int[Array, ""]
+    stale: dict[str, Bool[Array, ""]]
+
+    def converged(self) -> Bool[Array, ""]:
+        return ~jnp.stack([*self.stale.values()]).any()
+
+    def finished(self, options: _Options) -> Bool[Array, ""]:
+        return self.converged() | (self.sweeps >= options.max_sweeps)
+
+
+def _walk_forward(element: Element, source: list[Array], goal: list[Array], options: _Options) -> Element:
     """One walk from the inputs, each layer matched by the parameters whose other axis is settled already."""
-    settled = set(arch.inputs)
-    for neurons in arch.hidden:
-        element = _replace(element, neurons.name, *best(element, neurons, settled, False))
+    settled = set(options.arch.inputs)
+    for neurons in options.arch.hidden:
+        best = _best(element, neurons, source, goal, options, settled=settled)
+        element = _replace(element, neurons.name, *best)
         settled.add(neurons.name)
     return element
 
 
-def _ascend(arch: Architecture, element: Element, best: Best, max_sweeps: int) -> tuple[Element, Array, Array]:
-    """Sweeps over the hidden layers until one changes nothing: the element, the sweeps, whether it converged."""
+def _ascend(
+    element: Element, source: list[Array], goal: list[Array], options: _Options
+) -> tuple[Element, Int[Array, ""], Bool[Array, ""]]:
+    """Sweeps over the hidden layers until none can move: the element, the sweeps, whether it converged."""
 
-    def sweep(state: tuple[Element, Array, Array]) -> tuple[Element, Array, Array]:
-        before, sweeps, converged = state
-        after = before
-        # Under vmap the loop goes on until the last pair is done, and discards what it computes for the others.
-        done = converged | (sweeps >= max_sweeps)
-        for neurons in arch.hidden:
-            after = _replace(after, neurons.name, *best(after, neurons, None, done))
-        after, unchanged = compared(before, after)
-        return after, sweeps + 1, unchanged
+    if not options.max_sweeps or not options.arch.hidden:
+        return element, jnp.asarray(0), jnp.asarray(not options.arch.hidden)
 
-    def unfinished(state: tuple[Element, Array, Array]) -> Array:
-        return ~state[2] & (state[1] < max_sweeps)
+    @jax.custom_batching.custom_vmap
+    def search(element: Element, source: list[Array], goal: list[Array]) -> _Search:
+        return jax.lax.while_loop(
+            lambda state: ~state.finished(options),
+            lambda state: _sweep(state, source, goal, options),
+            _start(element, options),
+        )
 
-    return jax.lax.while_loop(unfinished, sweep, (element, jnp.asarray(0), jnp.asarray(False)))
+    @search.def_vmap
+    def search_many(size: int, batched: Any, *args: Any) -> tuple[_Search, _Search]:
+        # As many at once as a CPU's caches hold; with fewer searches in all, fewer, of which the slowest holds up less.
+        at_once = min(size, 64 if size < 1024 else 128) if jax.default_backend() == "cpu" else size
+        found = _search_many(size, at_once, batched, args, options)
+        return found, jax.tree.map(lambda _: True, found)
+
+    # No derivative: the result does not change with the networks, except in jumps.
+    found = search(*jax.lax.stop_gradient((element, source, goal)))
+    return found.element, found.sweeps, found.converged()
+
+
+def _start(element: Element, options: _Options) -> _Search:
+    stale = {neurons.name: jnp.asarray(True) for neurons in options.arch.hidden}
+    return _Search(element, jnp.asarray(0), stale)
+
+
+def _search_many(size: int, at_once: int, batched: Any, args: Any, options: _Options) -> _Search:
+    """Many searches, some at once: one that is finished makes room for the next, so that none waits for the slowest."""
+    flat, structure = jax.tree.flatten(args)
+    along = jax.tree.leaves(batched)
+
+    def pick(index: Array) -> Any:
+        """The arguments of some of the searches."""
+        index = jnp.minimum(index, size - 1)
+        picked = [leaf[index] if own else leaf for leaf, own in zip(flat, along, strict=True)]
+        return jax.tree.unflatten(structure, picked)
+
+    axes = jax.tree.unflatten(structure, [0 if own else None for own in along])
+    begin = jax.vmap(lambda *args: _start(args[0], options), axes, axis_size=at_once)
+    go_on = jax.vmap(lambda state, _, source, goal: _sweep(state, source, goal, options), (0, *axes), axis_size=at_once)
+
+    def step(loop: tuple[_Search, Array, Array, _Search]) -> tuple[_Search, Array, Array, _Search]:
+        state, index, first, results = loop
+        state = go_on(state, *pick(index))
+        finished = jax.vmap(lambda one: one.finished(options))(state)
+        where = jnp.where(finished, index, size)  # beyond the results nothing is written
+        results = jax.tree.map(lambda all_, leaf: all_.at[where].set(leaf, mode="drop"), results, state)
+        index = jnp.where(finished, first + jnp.cumsum(finished) - 1, index)
+        state = jax.tree.map(
+            lambda new, old: jnp.where(jnp.expand_dims(finished, range(1, old.ndim)), new, old),
+            begin(*pick(index)),
+            state,
+        )
+        # Beyond the last search nothing is stale, and the host solves nothing.
+        state = state._replace(stale={name: stale & (index < size) for name, stale in state.stale.items()})
+        return state, index, first + finished.sum(), results
+
+    index = jnp.arange(at_once)
+    state = begin(*pick(index))
+    empty = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), state)
+    loop = (state, index, jnp.asarray(at_once), empty)
+    return jax.lax.while_loop(lambda loop: (loop[1] < size).any(), step, loop)[-1]
+
+
+def _sweep(state: _Search, source: list[Array], goal: list[Array], options: _Options) -> _Search:
+    """One pass over the hidden layers, of which those that are stale are matched again."""
+    element, sweeps, stale = state.element, state.sweeps, dict(state.stale)
+    neighbors = _neighbors(options.arch)
+    for neurons in options.arch.hidden:
+        name = neurons.name
+        before = element.permutation[name], element.scale[name]
+
+        def match(element: Element, neurons: NeuronLayer = neurons, before: Any = before) -> tuple[Array, Array]:
+            order, sign = _best(element, neurons, source, goal, options, wanted=stale[neurons.name])
+            return order.astype(before[0].dtype), sign.astype(before[1].dtype)
+
+        # One pair alone leaves out what is not stale; of many (vmap) the host does.
+        after = jax.lax.cond(stale[name], match, lambda _, before=before: before, element)
+        moved = jnp.stack([(new != old).any() for new, old in zip(after, before, strict=True)]).any()
+        element = _replace(element, name, *after)
+        stale[name] = jnp.asarray(False)
+        for other in neighbors[name]:
+            stale[other] |= moved
+    return _Search(element, sweeps + 1, stale)
+
+
+def _neighbors(arch: Architecture) -> dict[str, set[str]]:
+    """For every hidden layer the others that share a parameter with it."""
+    together = [{axis.neurons for axis in parameter.neuron_axes} for parameter in arch.parameters]
+    hidden = {neurons.name for neurons in arch.hidden}
+    return {name: set().union(*(one for one in together if name in one)) & hidden - {name} for name in hidden}
 
 
 def compared(before: Element, after: Element) -> tuple[Element, Bool[Array, ""]]:
@@ -416,34 +518,38 @@ def compared(before: Element, after: Element) -> tuple[Element, Bool[Array, ""]]
     return after, jnp.stack([jnp.asarray(True), *equal]).all()
 
 
-def _best_of_layer(
-    arch: Architecture, source: list[Array], goal: list[Array], *, permute: bool, scale: bool, assign: Assign | None
-) -> Best:
-    """The function that finds the exact optimum over one layer, the others fixed."""
+def _best(
+    element: Element,
+    neurons: NeuronLayer,
+    source: list[Array],
+    goal: list[Array],
+    options: _Options,
+    *,
+    settled: set[str] | None = None,
+    wanted: Bool[Array, ""] | bool = True,
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+    """The exact optimum over one layer, the others fixed; by the parameters whose other axes are `settled`, or by all.
 
-    def best(
-        element: Element, neurons: NeuronLayer, settled: set[str] | None, discarded: Bool[Array, ""] | bool
-    ) -> tuple[Array, Array]:
-        # Two sums: parameters that the neuron's sign flips, and those that it leaves, as before a normalization or
-        # after an even activation.
-        flipping = fixed = jnp.zeros((neurons.width, neurons.width))
-        for parameter, value, wanted in zip(arch.parameters, source, goal, strict=True):
-            axes = {axis.neurons: axis for axis in parameter.neuron_axes}
-            others = axes.keys() - {neurons.name}
-            if neurons.name not in axes or not (settled is None or others <= settled):
-                continue
-            moved = symmetry.act_on_others(element, parameter, neurons.name, value)
-            score = _score(parameter, neurons.name, moved, wanted)
-            if axes[neurons.name].shows_sign:
-                flipping = flipping + score
-            else:
-                fixed = fixed + score
-        signs = scale and neurons.scaling.has_signs
-        if (assign or assignment.default(neurons.width)) in (assignment.scipy, assignment.by_platform):
-            flipping = jnp.where(discarded, jnp.nan, flipping)  # which the host does not solve
-        return assignment.with_signs(flipping, fixed, signs=signs, permute=permute, assign=assign)
-
-    return best
+    Where it is not wanted, it may be anything.
+    """
+    # Two sums: parameters that the neuron's sign flips, and those that it leaves, as before a normalization or
+    # after an even activation.
+    flipping = fixed = jnp.zeros((neurons.width, neurons.width))
+    for parameter, value, target in zip(options.arch.parameters, source, goal, strict=True):
+        axes = {axis.neurons: axis for axis in parameter.neuron_axes}
+        others = axes.keys() - {neurons.name}
+        if neurons.name not in axes or not (settled is None or others <= settled):
+            continue
+        moved = symmetry.act_on_others(element, parameter, neurons.name, value)
+        score = _score(parameter, neurons.name, moved, target)
+        if axes[neurons.name].shows_sign:
+            flipping = flipping + score
+        else:
+            fixed = fixed + score
+    signs = options.scale and neurons.scaling.has_signs
+    if assignment.skips(options.assign or assignment.default(neurons.width)):
+        flipping = jnp.where(wanted, flipping, jnp.nan)
+    return assignment.with_signs(flipping, fixed, signs=signs, permute=options.permute, assign=options.assign)
 
 
 def _score(parameter: architecture.Parameter, name: str, value: Array, wanted: Array) -> Float[Array, "n n"]:

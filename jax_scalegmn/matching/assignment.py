@@ -1,6 +1,8 @@
 """Solvers of the linear assignment problem: which neuron goes with which, for the largest total score."""
 
+import concurrent.futures
 import functools
+import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -20,6 +22,7 @@ Assign: TypeAlias = Callable[[Float[Array, "n n"]], Int[Array, " n"]]
 
 _BLOCK = 1 << 20  # entries
 _HUNGARIAN_UP_TO = 8  # neurons
+_NEURONS_PER_THREAD = 256  # of all problems together: fewer take less time than the threads' own
 
 
 def hungarian(score: Float[Array, "n n"]) -> Int[Array, " n"]:
@@ -150,6 +153,11 @@ def with_signs(
     return order, sign
 
 
+def skips(assign: Assign) -> bool:
+    """Whether a solver leaves out problems with NaN without work."""
+    return assign in (scipy, by_platform)
+
+
 # --- private ------------------------------------------------------------------------------------------------------
 
 
@@ -164,16 +172,36 @@ def _on_host(score: Array) -> Array:
 
     def solve(*blocks: Array) -> np.ndarray:
         scores = np.concatenate([np.asarray(block) for block in blocks], -2)
-        problems = scores.reshape(-1, *scores.shape[-2:])
-        columns = np.tile(np.arange(scores.shape[-1], dtype=np.int32), (len(problems), 1))
-        for row in np.flatnonzero(np.isfinite(problems).all((1, 2))):
-            columns[row] = linear_sum_assignment(problems[row], maximize=True)[1]
-        return columns.reshape(scores.shape[:-1])
+        return _solve_all(scores.reshape(-1, *scores.shape[-2:])).reshape(scores.shape[:-1])
 
     shape = jax.ShapeDtypeStruct(score.shape[:-1], jnp.int32)
     # In blocks of rows: on a single core XLA hangs when it hands over an array of 16 MiB (jax 0.10, CPU).
     blocks = jnp.array_split(score, max(1, -(-score.size // _BLOCK)), axis=-2)
     return jax.pure_callback(solve, shape, *blocks, vmap_method="expand_dims")
+
+
+def _solve_all(problems: np.ndarray) -> np.ndarray:
+    """The assignments of problems [problems, n, n] by SciPy, over several threads where there is work for them."""
+    columns = np.tile(np.arange(problems.shape[-1], dtype=np.int32), (len(problems), 1))
+    rows = np.flatnonzero(np.isfinite(problems).all((1, 2)))
+
+    def solve(rows: np.ndarray) -> None:
+        for row in rows:
+            columns[row] = linear_sum_assignment(problems[row], maximize=True)[1]
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(threads, len(rows) * problems.shape[-1] // _NEURONS_PER_THREAD)
+    if threads < 2:
+        solve(rows)
+    else:  # SciPy releases Python's lock
+        list(_pool(os.getpid()).map(solve, np.array_split(rows, threads)))
+    return columns
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(process: int) -> concurrent.futures.ThreadPoolExecutor:
+    """The threads of a process; one that was forked has none of its parent's."""
+    return concurrent.futures.ThreadPoolExecutor(thread_name_prefix=f"assignment {process}")
 
 
 def _on_device(score: Array) -> Array:
