@@ -14,8 +14,6 @@ from experiments import autoencoders, evaluation, inr_zoo, progress, runs
 from experiments.autoencoders import Trained
 from experiments.evaluation import Method
 from jax_scalegmn import models, symmetry, zoo
-from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.matching import Matching
 from jax_scalegmn.training import losses
 from jax_scalegmn.types import Params
 from jax_scalegmn.zoo import Zoo
@@ -88,7 +86,10 @@ def pairs(networks: Zoo) -> tuple[Params, Params]:
 
 
 def make_methods(
-    trained: Mapping[str, Trained], x: Float[Array, "examples inputs"], max_sweeps: int
+    trained: Mapping[str, Trained],
+    make_search: Callable[[evaluation.Align], Callable[[Params, Params], Params]],
+    *,
+    networks_at_once: int = 64,
 ) -> dict[str, Method]:
     """The rows of the trained models, and of a search that begins at the learned matching."""
     if not trained:
@@ -96,12 +97,12 @@ def make_methods(
     matcher, frame = trained["matcher"], trained["frame"]
     arch = matcher.model.arch
     match = functools.partial(matcher.model.apply, matcher.variables)
-    search = evaluation.make_search(arch, x, max_sweeps, match)
+    align = evaluation.make_align(arch, match, networks_at_once=networks_at_once)
     framed = _make_framed(frame)
     return {
-        "learned_matching": evaluation.pairwise("learned matching", _make_aligned(match, arch)),
+        "learned_matching": evaluation.pairwise("learned matching", lambda a, b: align(a, b).params),
         "learned_frame": Method("learned frame", lambda a, b: (framed(a.params), framed(b.params)), evaluation.itself),
-        "learned_search": evaluation.pairwise("search from the learned matching", search),
+        "learned_search": evaluation.pairwise("search from the learned matching", make_search(align)),
     }
 
 
@@ -141,17 +142,6 @@ def _fit(
         folder=f"alignment/{name}",
         method="embed" if name == "matcher" else None,
     )
-
-
-def _make_aligned(
-    match: Callable[[Params, Params], Matching], arch: Architecture
-) -> Callable[[Params, Params], Params]:
-    """(stacked params, stacked targets) -> the params moved next to the targets."""
-
-    def one(params: Params, target: Params) -> Params:
-        return symmetry.act(arch, match(params, target).element, params)
-
-    return jax.jit(jax.vmap(one))
 
 
 def _make_framed(trained: Trained) -> Callable[[Params], Params]:

@@ -317,6 +317,7 @@ class Instruments(NamedTuple):
     draw: Callable[[Params], np.ndarray]
     recognize: Callable[[np.ndarray], np.ndarray]
     copies: Callable[..., Params]
+    align: evaluation.Align
 
 
 def score(
@@ -335,7 +336,7 @@ def score(
     member = tools.read(subject.first)
     original, decoded = tools.draw(member.params), tools.draw(member.decoded)
     merging, paths = _merge(tools, kinds, member, original, subject, keys)
-    orbits = jax.tree.map(lambda leaf: leaf[: settings.orbits], subject.first)
+    orbits = _first_rows(subject.first, settings.orbits)
     spreads = {
         group: evaluation.orbit_spread(tools.copies, tools.read, orbits, next(keys), settings.orbit_size, **moves)
         for group, moves in GROUPS.items()
@@ -353,7 +354,9 @@ def score(
         "orbit_labels": subject.labels[: settings.orbits],
     }
     reconstruction = _reconstruction(tools, subject, original, decoded, given["train"])
-    simple = controls.score(tools.draw, zoos["train"], given["train"].images, subject.first, original, next(keys))
+    simple = controls.score(
+        tools.draw, tools.align, zoos["train"], given["train"].images, subject.first, original, next(keys)
+    )
     reconstruction["controls"] = {
         name: controls.numbers(drawn, original, given["train"].images, tools.recognize, subject.labels)
         for name, drawn in simple.items()
@@ -366,6 +369,7 @@ def _subject(networks: Zoo, given: images.Images) -> Subject:
     rows = inr_zoo.pair_rows(networks)
     if rows is None:
         return Subject(networks.params, None, given.images, given.labels)
+    networks = dataclasses.replace(networks, params=jax.tree.map(np.asarray, networks.params))
     first, second = (networks[side] for side in rows)
     if len(given.images) == len(networks):  # an image for every network: the truth of a pair lies between its two
         truth = (given.images[rows[0]] + given.images[rows[1]]) / 2
@@ -385,9 +389,11 @@ def _instruments(
     model, variables, arch = trained.model, trained.variables, train.arch
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[0], train.params)
     x, sweeps = coordinates(given, config.evaluation.search_pixels, config.seed), config.evaluation.search_sweeps
-    search = evaluation.pairwise("search on what merged networks compute", evaluation.make_search(arch, x, sweeps))
-    further = {"search": search} | alignment.make_methods(aligners, x, sweeps)
-    methods = evaluation.methods(arch, model, variables, fixed, further)
+    align = evaluation.make_align(arch, networks_at_once=min(64, count))
+    make_search = evaluation.make_search(arch, x, sweeps)
+    search = evaluation.pairwise("search on what merged networks compute", make_search(align))
+    learned = alignment.make_methods(aligners, make_search, networks_at_once=min(64, count))
+    methods = evaluation.methods(arch, model, variables, fixed, {"search": search} | learned, align)
     draw = make_draw(arch, given.images.shape[1:3], networks_at_once=min(512, count * config.evaluation.points))
     follow = {
         reader: evaluation.make_follow(draw, reader, num_points=config.evaluation.points, pairs_at_once=min(32, count))
@@ -395,7 +401,7 @@ def _instruments(
     }
     read = evaluation.make_read(model, variables, networks_at_once=min(64, count))
     copies = evaluation.make_transformed_copies(arch, networks_at_once=min(64, count))
-    return Instruments(methods, follow, read, draw, _recognizer(given), copies)
+    return Instruments(methods, follow, read, draw, _recognizer(given), copies, align)
 
 
 def _kinds(config: Config, tools: Instruments, subject: Subject, keys: Iterator[Key]) -> dict[str, Params]:
