@@ -44,7 +44,7 @@ class Config:
     batches: tuple[int, ...] = (1, 16, 256, 4096)
     """The numbers of vmapped pairs of perceptrons 16-32-32-10."""
     independent: int = 64
-    """The number of pairs of SIRENs 2-32-32-1, fitted to digits, that are matched next to the published loop; 0: none."""
+    """The number of pairs of SIRENs 2-32-32-1, fitted to digits, matched next to the published loop; 0: none."""
     fit_steps: int = 300
     """The number of updates of each of them."""
     numbers: tuple[int, ...] = (2, 4, 8, 16)

@@ -28,7 +28,7 @@ from experiments.alignment import AlignmentConfig
 from experiments.autoencoders import Trained
 from experiments.evaluation import Member, Method
 from experiments.inr_zoo import ZooConfig
-from jax_scalegmn import matching, network, zoo
+from jax_scalegmn import network, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
 from jax_scalegmn.types import Params
@@ -196,16 +196,17 @@ def _methods(config: Config, networks: Networks, trained: Mapping[str, Trained])
 
 def _baselines(config: Config, networks: Networks) -> dict[str, Method]:
     arch, x = networks.zoos["scoring"].arch, inr.coordinates(networks.images["scoring"])
-    weights = jax.jit(jax.vmap(functools.partial(matching.align, arch)))
+    align = evaluation.make_align(arch)
     return {
         "naive": Method("naive", lambda a, b: (a.params, b.params), evaluation.itself),
-        "weights": evaluation.pairwise("weights", weights),
-        "search": evaluation.pairwise("search", evaluation.make_search(arch, x, config.search_sweeps)),
+        "weights": evaluation.pairwise("weights", lambda a, b: align(a, b).params),
+        "search": evaluation.pairwise("search", evaluation.make_search(arch, x, config.search_sweeps)(align)),
     }
 
 
 def _learned(config: Config, networks: Networks, trained: Mapping[str, Trained]) -> dict[str, Method]:
-    return alignment.make_methods(trained, inr.coordinates(networks.images["scoring"]), config.search_sweeps)
+    arch, x = networks.zoos["scoring"].arch, inr.coordinates(networks.images["scoring"])
+    return alignment.make_methods(trained, evaluation.make_search(arch, x, config.search_sweeps))
 
 
 def _scored(config: Config, name: str, networks: Networks, methods: Mapping[str, Method]) -> dict[str, Any]:

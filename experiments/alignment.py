@@ -16,7 +16,6 @@ from experiments.autoencoders import Trained
 from experiments.evaluation import Method
 from jax_scalegmn import models, symmetry, zoo
 from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.matching import Matching
 from jax_scalegmn.training import losses
 from jax_scalegmn.types import LossFn, Params
 from jax_scalegmn.zoo import Zoo
@@ -104,23 +103,26 @@ def pairs(networks: Zoo) -> tuple[Params, Params]:
 
 
 def make_methods(
-    trained: Mapping[str, Trained], x: Float[Array, "examples inputs"], max_sweeps: int, mesh: Mesh | None = None
+    trained: Mapping[str, Trained],
+    make_search: Callable[[evaluation.Align], Callable[[Params, Params], Params]],
+    *,
+    networks_at_once: int = 64,
+    mesh: Mesh | None = None,
 ) -> dict[str, Method]:
     """The rows of the trained models, and of a search that begins at the learned matching."""
     rows: dict[str, Method] = {}
     if "matcher" in trained:
         matcher = trained["matcher"]
-        arch = matcher.model.arch
         match = functools.partial(matcher.model.apply, matcher.variables)
-        rows["learned_matching"] = evaluation.pairwise("learned matching", _make_aligned(match, arch, mesh))
+        align = evaluation.make_align(matcher.model.arch, match, networks_at_once=networks_at_once, mesh=mesh)
+        rows["learned_matching"] = evaluation.pairwise("learned matching", lambda a, b: align(a, b).params)
     if "frame" in trained:
         framed = _make_framed(trained["frame"], mesh)
         rows["learned_frame"] = Method(
             "learned frame", lambda a, b: (framed(a.params), framed(b.params)), evaluation.itself
         )
     if "matcher" in trained:
-        search = evaluation.make_search(arch, x, max_sweeps, match, mesh)
-        rows["learned_search"] = evaluation.pairwise("search from the learned matching", search)
+        rows["learned_search"] = evaluation.pairwise("search from the learned matching", make_search(align))
     return rows
 
 
@@ -153,17 +155,6 @@ def _fit(
         folder=f"alignment/{name}",
         method=method,
     )
-
-
-def _make_aligned(
-    match: Callable[[Params, Params], Matching], arch: Architecture, mesh: Mesh | None
-) -> Callable[[Params, Params], Params]:
-    """(stacked params, stacked targets) -> the params moved next to the targets."""
-
-    def one(params: Params, target: Params) -> Params:
-        return symmetry.act(arch, match(params, target).element, params)
-
-    return runs.by_rows(jax.vmap(one), mesh)
 
 
 def _make_framed(trained: Trained, mesh: Mesh | None) -> Callable[[Params], Params]:

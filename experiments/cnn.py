@@ -417,7 +417,7 @@ def all_methods(
     def by_activations(params: Params, target: Params) -> Matching:
         return matching.activation_matching(arch, params, target, examples)
 
-    others = evaluation.methods(arch, model, variables, fixed, further, mesh)
+    others = evaluation.methods(arch, model, variables, fixed, further, mesh=mesh)
     activations = evaluation.pairwise("matching by activations", _one_by_one(arch, by_activations, mesh))
     return {"naive": others["naive"], ACTIVATIONS: activations} | others
 

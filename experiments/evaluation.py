@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -69,20 +69,54 @@ def make_read(
     return runs.in_chunks(read_one, networks_at_once, mesh)
 
 
+class Aligned(NamedTuple):
+    """Stacks of elements and of the networks that they moved."""
+
+    element: symmetry.Element
+    params: Params
+
+
+# (stacked params, stacked targets) -> the params moved next to the targets.
+Align: TypeAlias = Callable[[Params, Params], Aligned]
+
+
+def make_align(
+    arch: Architecture,
+    match: Callable[[Params, Params], Matching] | None = None,
+    *,
+    networks_at_once: int = 64,
+    mesh: Mesh | None = None,
+) -> Align:
+    """A matcher of two networks, weight matching if it is None, on stacks; compiled once."""
+    match = match or functools.partial(matching.weight_matching, arch)
+
+    def align_one(params: Params, target: Params) -> Aligned:
+        element = match(params, target).element
+        return Aligned(element, symmetry.act(arch, element, params))
+
+    return runs.in_chunks(align_one, networks_at_once, mesh)
+
+
 def methods(
     arch: Architecture,
     model: Autoencoder,
     variables: Any,
     fixed: Params,
     further: Mapping[str, Method] | None = None,
+    weights: Align | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, Method]:
     """All methods; `fixed` is a network that all others are aligned to, the control of the canonical frame.
 
-    Those of `further` are listed after weight matching. The devices of a mesh share the pairs.
+    Those of `further` are listed after weight matching, which is `weights` where that is given. The devices of a mesh
+    share the pairs.
     """
+    by_weights = weights or make_align(arch, mesh=mesh)
 
-    def make_align(**options: Any) -> Callable[[Params, Params], Params]:
+    def align(params: Params, target: Params) -> Params:
+        return by_weights(params, target).params
+
+    def other(**options: Any) -> Callable[[Params, Params], Params]:
         return runs.by_rows(jax.vmap(functools.partial(matching.align, arch, **options)), mesh)
 
     def decode(z: Array) -> Params:
@@ -98,9 +132,8 @@ def methods(
         return align(member.params, member.decoded)
 
     whole = "scaled" if any(layer.scaling is Scaling.POSITIVE for layer in arch.neuron_layers) else "signed"
-    align = make_align()
-    p_identity, p_forward = make_align(scale=False, start=Start.IDENTITY), make_align(scale=False)
-    pd_identity = make_align(start=Start.IDENTITY)
+    p_identity, p_forward = other(scale=False, start=Start.IDENTITY), other(scale=False)
+    pd_identity = other(start=Start.IDENTITY)
     return {
         "naive": Method("naive", lambda a, b: (a.params, b.params), itself),
         "matching_p_identity": pairwise("matching, permutations, identity start", p_identity),
@@ -128,22 +161,25 @@ def pairwise(label: str, align: Callable[[Params, Params], Params]) -> Method:
 
 
 def make_search(
-    arch: Architecture,
-    x: Float[Array, "examples inputs"],
-    max_sweeps: int,
-    match: Callable[[Params, Params], Matching] | None = None,
-    mesh: Mesh | None = None,
-) -> Callable[[Params, Params], Params]:
-    """(stacked params, stacked targets) -> the params moved by searches on x that begin at `match`, or by weights."""
+    arch: Architecture, x: Float[Array, "examples inputs"], max_sweeps: int, mesh: Mesh | None = None
+) -> Callable[[Align], Callable[[Params, Params], Params]]:
+    """A start -> (stacked params, stacked targets) -> the params moved by searches on x that begin there.
 
-    def one(pair: tuple[Params, Params]) -> Params:
-        params, target = pair
-        start = match(params, target) if match else None
+    One program for all starts.
+    """
+
+    def one(row: tuple[Params, Params, symmetry.Element]) -> Params:
+        params, target, start = row
         found = matching.search_matching(arch, params, target, x, jax.random.key(0), start=start, max_sweeps=max_sweeps)
         return symmetry.act(arch, found.element, params)
 
     # One pair at a time: searches end after different numbers of sweeps.
-    return runs.by_rows(lambda params, target: jax.lax.map(one, (params, target)), mesh)
+    search = runs.by_rows(lambda *rows: jax.lax.map(one, rows), mesh)
+
+    def make(start: Align) -> Callable[[Params, Params], Params]:
+        return lambda params, target: search(params, target, start(params, target).element)
+
+    return make
 
 
 def make_follow(

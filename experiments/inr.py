@@ -318,6 +318,7 @@ class Instruments(NamedTuple):
     draw: Callable[[Params], np.ndarray]
     recognize: Callable[[np.ndarray], np.ndarray]
     copies: Callable[..., Params]
+    align: evaluation.Align
 
 
 def score(
@@ -336,7 +337,7 @@ def score(
     member = tools.read(subject.first)
     original, decoded = tools.draw(member.params), tools.draw(member.decoded)
     merging, paths = _merge(tools, kinds, member, original, subject, keys)
-    orbits = jax.tree.map(lambda leaf: leaf[: settings.orbits], subject.first)
+    orbits = _first_rows(subject.first, settings.orbits)
     spreads = {
         group: evaluation.orbit_spread(tools.copies, tools.read, orbits, next(keys), settings.orbit_size, **moves)
         for group, moves in GROUPS.items()
@@ -354,8 +355,9 @@ def score(
         "orbit_labels": subject.labels[: settings.orbits],
     }
     reconstruction = _reconstruction(tools, subject, original, decoded, given["train"])
-    key, mesh = next(keys), runs.device_mesh(config)
-    simple = controls.score(tools.draw, zoos["train"], given["train"].images, subject.first, original, key, mesh)
+    simple = controls.score(
+        tools.draw, tools.align, zoos["train"], given["train"].images, subject.first, original, next(keys)
+    )
     reconstruction["controls"] = {
         name: controls.numbers(drawn, original, given["train"].images, tools.recognize, subject.labels)
         for name, drawn in simple.items()
@@ -368,6 +370,7 @@ def _subject(networks: Zoo, given: images.Images) -> Subject:
     rows = inr_zoo.pair_rows(networks)
     if rows is None:
         return Subject(networks.params, None, given.images, given.labels)
+    networks = dataclasses.replace(networks, params=jax.tree.map(np.asarray, networks.params))
     first, second = (networks[side] for side in rows)
     if len(given.images) == len(networks):  # an image for every network: the truth of a pair lies between its two
         truth = (given.images[rows[0]] + given.images[rows[1]]) / 2
@@ -387,20 +390,21 @@ def _instruments(
     model, variables, arch, mesh = trained.model, trained.variables, train.arch, runs.device_mesh(config)
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[0], train.params)
     x, sweeps = coordinates(given, config.evaluation.search_pixels, config.seed), config.evaluation.search_sweeps
-    search = evaluation.pairwise(
-        "search on what merged networks compute", evaluation.make_search(arch, x, sweeps, mesh=mesh)
-    )
-    further = {"search": search} | alignment.make_methods(aligners, x, sweeps, mesh)
-    methods = evaluation.methods(arch, model, variables, fixed, further, mesh)
+    at_once = min(64, count)
+    align = evaluation.make_align(arch, networks_at_once=at_once, mesh=mesh)
+    make_search = evaluation.make_search(arch, x, sweeps, mesh)
+    search = evaluation.pairwise("search on what merged networks compute", make_search(align))
+    learned = alignment.make_methods(aligners, make_search, networks_at_once=at_once, mesh=mesh)
+    methods = evaluation.methods(arch, model, variables, fixed, {"search": search} | learned, align, mesh)
     points = config.evaluation.points
     draw = make_draw(arch, given.images.shape[1:3], networks_at_once=min(512, count * points), mesh=mesh)
     follow = {
         reader: evaluation.make_follow(draw, reader, num_points=points, pairs_at_once=min(32, count), mesh=mesh)
         for reader in {method.network for method in methods.values()}
     }
-    read = evaluation.make_read(model, variables, networks_at_once=min(64, count), mesh=mesh)
-    copies = evaluation.make_transformed_copies(arch, networks_at_once=min(64, count), mesh=mesh)
-    return Instruments(methods, follow, read, draw, _recognizer(given), copies)
+    read = evaluation.make_read(model, variables, networks_at_once=at_once, mesh=mesh)
+    copies = evaluation.make_transformed_copies(arch, networks_at_once=at_once, mesh=mesh)
+    return Instruments(methods, follow, read, draw, _recognizer(given), copies, align)
 
 
 def _kinds(config: Config, tools: Instruments, subject: Subject, keys: Iterator[Key]) -> dict[str, Params]:

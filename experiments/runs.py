@@ -21,7 +21,7 @@ import optax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments import ownership, progress, report, tables, watch
+from experiments import ownership, progress, report, tables, watch, xla_flags
 from jax_scalegmn import distributed, io, training, zoo
 from jax_scalegmn.io import images
 
@@ -126,6 +126,12 @@ HOW = (
     "compile_only",
 )
 _OWN = ("process",)  # options that differ between processes
+# A user's own folder and limits stay.
+_JAX_DEFAULTS = {
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_cache_min_compile_time_secs": 1.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
@@ -137,6 +143,8 @@ def join(config: RunConfig) -> None:
     Raises:
       SystemExit: If they are not all there in a minute, or have other options.
     """
+    if config.quick_compilation:
+        xla_flags.add(xla_flags.QUICK)
     try:
         distributed.initialize(config.coordinator, config.processes, config.process)
         distributed.check_same({name: value for name, value in _flat(plain(config)).items() if name not in _OWN})
@@ -512,13 +520,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def compilation(config: RunConfig) -> Iterator[None]:
     """JAX compiles as the options say, and keeps the programs, until the run ends."""
     wanted: dict[str, Any] = {"jax_disable_most_optimizations": config.quick_compilation}
-    if config.compilation_cache and jax.config.jax_compilation_cache_dir is None:  # a user's own folder stays
+    if config.compilation_cache:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        wanted |= {
+        own = {
             "jax_compilation_cache_dir": str(home / "jax_scalegmn" / "programs"),
             "jax_persistent_cache_min_compile_time_secs": 0.0,
             "jax_persistent_cache_min_entry_size_bytes": -1,
         }
+        wanted |= {name: value for name, value in own.items() if jax.config.values[name] == _JAX_DEFAULTS[name]}
     before = {name: jax.config.values[name] for name in wanted}
     _configure(wanted)
     try:

@@ -23,11 +23,13 @@ from experiments import (
     classify,
     controls,
     encoders,
+    evaluation,
     generalization,
     inr,
     inr_zoo,
     progress,
     runs,
+    xla_flags,
 )
 from experiments.runs import SPLITS
 from jax_scalegmn import models, zoo
@@ -123,7 +125,8 @@ def test_controls_draw_what_they_say():
     images = draw(stack)
     networks = zoo.Zoo(arch, stack, {}, {})
     turned = jax.tree.map(lambda leaf: leaf[::-1], stack)
-    drawn = controls.score(draw, networks, images, turned, images[::-1], jax.random.key(1))
+    align = evaluation.make_align(arch, networks_at_once=2)
+    drawn = controls.score(draw, align, networks, images, turned, images[::-1], jax.random.key(1))
     np.testing.assert_array_equal(drawn["nearest"], images[::-1])
     np.testing.assert_allclose(drawn["mean_image"][0], images.mean(0), rtol=1e-5)
     mean = jax.tree.map(lambda leaf: leaf.mean(0), stack)
@@ -405,6 +408,31 @@ def test_compiled_programs_are_kept_in_the_users_folder_unless_told_otherwise(tm
     assert folder(None) == (str(tmp_path / "cache" / "jax_scalegmn" / "programs"), True)
     assert folder(None, compilation_cache=False, quick_compilation=False) == (None, False)
     assert folder(str(tmp_path / "mine"))[0] == str(tmp_path / "mine")
+
+
+def test_every_program_is_kept_in_the_users_own_folder_too_unless_the_user_sets_a_limit(tmp_path):
+    limit = "jax_persistent_cache_min_compile_time_secs"
+    before = {name: jax.config.values[name] for name in ("jax_compilation_cache_dir", limit)}
+
+    def limit_inside(own):
+        jax.config.update(limit, own)
+        with runs.compilation(TINY):
+            return jax.config.values[limit]
+
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+        assert limit_inside(1.0) == 0
+        assert limit_inside(2.5) == 2.5
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def test_flags_of_xla_join_those_of_the_user_and_unknown_ones_are_left_out(monkeypatch):
+    """XLA would end the program at an unknown one."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
+    xla_flags.add({**xla_flags.QUICK, "xla_of_no_version": 1, "xla_cpu_enable_fast_math": "false"})
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_use_fusion_emitters=true --xla_cpu_enable_fast_math=false"
 
 
 def test_chunks_compute_what_the_whole_would_and_compile_once():

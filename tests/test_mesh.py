@@ -71,16 +71,18 @@ def test_every_method_merges_on_eight_devices_as_on_one(mesh, trained):
         read = evaluation.make_read(trained.model, trained.variables, networks_at_once=5, mesh=at)
         draw = inr.make_draw(ARCH, (4, 4), networks_at_once=5, mesh=at)
         follow = evaluation.make_follow(draw, evaluation.itself, num_points=3, pairs_at_once=3, mesh=at)
-        search = {"search": evaluation.pairwise("search", evaluation.make_search(ARCH, x, 1, mesh=at))}
-        further = search | alignment.make_methods(aligners, x, 1, at)
-        methods = evaluation.methods(ARCH, trained.model, trained.variables, fixed, further, at)
+        align = evaluation.make_align(ARCH, networks_at_once=5, mesh=at)
+        make_search = evaluation.make_search(ARCH, x, 1, at)
+        search = {"search": evaluation.pairwise("search", make_search(align))}
+        further = search | alignment.make_methods(aligners, make_search, networks_at_once=5, mesh=at)
+        methods = evaluation.methods(ARCH, trained.model, trained.variables, fixed, further, align, at)
         a, b = read(networks(9)), read(networks(9, seed=1))
         ends = {name: method.end_points(a, b) for name, method in methods.items()}
         drawn = draw(a.params)
         paths = follow(a.params, ends["search"][1], drawn, draw(b.params), drawn)
         images = np.zeros((2, 4, 4), np.float32)
         whole = zoo.Zoo(ARCH, networks(11), {}, {})
-        simple = controls.score(draw, whole, images, a.params, drawn, jax.random.key(0), at)
+        simple = controls.score(draw, align, whole, images, a.params, drawn, jax.random.key(0))
         if at is None:
             expected = ends, paths, simple
     assert {"search", "learned_matching", "learned_search", "matching_pd_forward"} <= ends.keys()
