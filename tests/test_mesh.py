@@ -108,7 +108,7 @@ CONFIGS = {
 
 def numbers(results):
     """All numbers but times."""
-    timed = {"seconds", "networks_per_second", "config", "environment"}
+    timed = {"seconds", "cpu_milliseconds", "networks_per_second", "config", "environment"}
     if isinstance(results, dict):
         return {name: numbers(value) for name, value in results.items() if name not in timed}
     return [numbers(value) for value in results] if isinstance(results, list) else results
