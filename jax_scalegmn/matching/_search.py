@@ -52,9 +52,10 @@ def search_matching(
     partners of a neuron are those whose activations on x promise most, with noise so that they vary. The result is
     never worse than the start.
 
-    The exchanges of a step differ in one layer. In chains of dense layers everything before it is computed once, at the
-    layer itself only the two neurons are, and their change is added to the next layer's inputs: an exchange costs the
-    layers after that. For other architectures, and with `loss_fn` or `apply_fn`, each is a whole forward pass.
+    The exchanges of a step differ in one layer. Everything before it is computed once, at the layer itself only the two
+    neurons are, and their change is added to what the next layer reads: an exchange costs the layers after that. So it
+    is in any function, `apply_fn` too, as far as its operations go neuron by neuron; a residual stream changes from its
+    next block on. With `loss_fn` each exchange is a whole forward pass, apart from what is before the layer.
 
     With `gradient_steps` the search is preceded by as many steps of `sinkhorn_matching` on its own objective, at the
     points `times`, and begins at the best element that they saw, or at the start if none was better. Far from a good
