@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import enum
+import gc
 import importlib.metadata
 import json
 import os
@@ -528,12 +529,14 @@ def compilation(config: RunConfig) -> Iterator[None]:
             "jax_persistent_cache_min_entry_size_bytes": -1,
         }
         wanted |= {name: value for name, value in own.items() if jax.config.values[name] == _JAX_DEFAULTS[name]}
-    before = {name: jax.config.values[name] for name in wanted}
+    before, collections = {name: jax.config.values[name] for name in wanted}, gc.get_threshold()
     _configure(wanted)
+    gc.set_threshold(200_000, 100, 1000)  # JAX's traced programs are many small objects that stay
     try:
         yield
     finally:
         _configure(before)
+        gc.set_threshold(*collections)
 
 
 def _configure(values: Mapping[str, Any]) -> None:
