@@ -29,6 +29,12 @@ _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+_INSTEAD = {
+    "gelu": "Say gelu_exact (PyTorch's default) or gelu_tanh (Flax's).",
+    "prelu": "It has weights of its own: put PReLU() or PReLU(per_channel=True) into the list.",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Dense:
     """A dense layer, x @ weight.T + bias, as torch.nn.Linear: weight [features, in], bias [features].
@@ -155,7 +161,7 @@ class Activation:
     def __post_init__(self) -> None:
         kinds = [*_FUNCTIONS, "leaky_relu", "sine"]
         if self.kind not in kinds:
-            cure = "Say gelu_exact (PyTorch's default) or gelu_tanh (Flax's)." if self.kind == "gelu" else ""
+            cure = _INSTEAD.get(str(self.kind).lower(), "")
             raise ValueError(f"The activation is {self.kind!r}; expected one of {', '.join(kinds)}. {cure}".strip())
         if self.slope != 0.01 and self.kind != "leaky_relu":
             raise ValueError(f"slope is {self.slope}, which {self.kind} does not have. Leave it out.")
