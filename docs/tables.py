@@ -40,7 +40,7 @@ MERGED_CIFAR = {
 
 ACCELERATOR = "accelerator.jsonl"
 ALIGNERS = "aligners.json"
-ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
+ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz --seeds 0 1 --no-both-ways"
 FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
 MANY_BY_FUNCTION = {
     "first": "weights, to the first",
@@ -400,11 +400,15 @@ def _by_function(results: Results, file: str, names: Mapping[str, str], what: st
 
 
 def _command_of(results: Results, file: str) -> str:
-    """The command of a run of `experiments.merging` on some methods."""
+    """The command of a run of `experiments.merging` on some networks by some methods."""
     config = results[file]["config"]
-    data = " --data mnist.npz" if config["data"] else ""
-    preset = "mnist" if config["data"] else "digits"
-    return f"python -m experiments.merging {preset}{data} --methods {' '.join(config['methods'])} ..."
+    words = ["python -m experiments.merging", "mnist --data mnist.npz" if config["data"] else "digits"]
+    words += ["--networks", *config["networks"], "--models", str(config["models"]), "--methods", *config["methods"]]
+    if config["many"]:
+        words += ["--many-of", config["many_of"], "--ways", *config["ways"]]
+    else:
+        words.append("--many")
+    return " ".join(words)
 
 
 def _about(milliseconds: float) -> str:
@@ -444,8 +448,9 @@ def learned_transfer(results: Results) -> Table:
         for one in several.values()
     ]
     return Table(
-        "Matchers and frames on networks that they were not trained for: wider INRs of digits (2-32-32-1), and INRs "
-        "2-16-16-1 of MNIST shrunk to 8 x 8, both ways: squared error at t = 1/2",
+        "Models trained on INRs 2-16-16-1 of digits, on 100 pairs of networks that they were not trained for, wider "
+        "ones (2-32-32-1) and INRs of MNIST shrunk to 8 x 8: squared error at t = 1/2, and between the pixels to the "
+        "mean of both networks' outputs",
         ALIGNERS_COMMAND,
         [ALIGNERS],
         ("networks", "method", "midpoint", "between pixels"),
@@ -892,6 +897,11 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         recovery,
         search_inrs,
         search_classifiers,
+        function_digits,
+        function_mnist,
+        many_function,
+        learned_seeds,
+        learned_transfer,
         cnn_digits_relu,
         cnn_digits_tanh,
         cnn_cifar_relu,
@@ -1010,6 +1020,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "inr_permutation": _inr_values(results, "digits_permutation.json"),
         "editing": _editing_values(results["edit_mnist.json"]),
         "merging": _merging_values(results),
+        "function": _function_values(results),
         "cnn_digits": _cnn_values(results, "cnn_digits.json"),
         "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
         "accuracy_digits": _generalization_values(results, "generalization_digits.json"),
@@ -1124,6 +1135,33 @@ def _merging_values(results: Results) -> dict[str, str]:
         "mnist_minutes": f"{files['mnist']['seconds'] / 60:.0f}",
         "cifar_minutes": f"{files['cifar']['seconds'] / 60:.0f}",
         "recovery_pairs": str(results["recovery.jsonl"][0]["pairs"]),
+    }
+
+
+def _function_values(results: Results) -> dict[str, str]:
+    digits_file, mnist_file = results[FUNCTION_DIGITS], results[FUNCTION_MNIST]
+
+    def shown(file: Mapping[str, Any], network: str, name: str) -> dict[str, str]:
+        one = file["pairs"][network]
+        ends = average(one["test_accuracy"])
+        best = merged_accuracy(one["methods"]["search_gradient"]["pairs"])[0]
+        weights = merged_accuracy(one["methods"]["weights"]["pairs"])[0]
+        return {
+            name: accuracy(best),
+            f"{name}_ends": accuracy(ends),
+            f"{name}_weights": accuracy(weights),
+            f"{name}_gap": f"{100 * (ends - best):.1f}",
+        }
+
+    eight = digits_file["many"]["by_number"]["8"]
+    return {
+        "steps": str(digits_file["config"]["match"]["function_steps"]),
+        "eight_ends": accuracy(eight["end_points"]),
+        "eight_search": accuracy(eight["search"]["accuracy"]),
+        "eight_weights": accuracy(eight["mean"]["accuracy"]),
+        **shown(digits_file, "mlp:64-32-32-10,relu", "digits_32"),
+        **shown(mnist_file, "mlp:784-32-32-10,relu", "mnist_32"),
+        **shown(mnist_file, "mlp:784-128-128-10,relu", "mnist_128"),
     }
 
 

@@ -46,8 +46,10 @@ class Config(inr_zoo.Config):
     """The seeds of the networks and of the training."""
     wide: tuple[int, ...] = (2, 32, 32, 1)
     """The widths of the wider networks."""
-    wide_images: int = 100
-    """The number of images that they are fitted to, twice each."""
+    few_images: int = 100
+    """The number of images of networks that no model is trained on; each is fitted twice."""
+    both_ways: bool = True
+    """Whether models are trained on the second data set, too. Without it those of the first are tried on it."""
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     search_sweeps: int = 10
     """The most sweeps of search matching."""
@@ -144,10 +146,11 @@ def _trained(
 def _scoring(
     config: Config, name: str, settings: ZooConfig, given: images.Images, interruption: progress.Interruption
 ) -> Networks:
-    """INRs of scoring images alone."""
+    """INRs of a few scoring images alone."""
+    few = images.Images(given.images[: config.few_images], given.labels[: config.few_images])
     own = inr_zoo.Config(config.out / name, seed=config.seeds[0], zoo=settings)
     arch = inr_zoo.architecture_of(settings)
-    return Networks({"scoring": inr_zoo.fit_split(own, arch, "scoring", given, interruption)}, {"scoring": given})
+    return Networks({"scoring": inr_zoo.fit_split(own, arch, "scoring", few, interruption)}, {"scoring": few})
 
 
 def _transfer(
@@ -158,13 +161,15 @@ def _transfer(
     interruption: progress.Interruption,
 ) -> dict[str, Any]:
     """By what is aligned: weights, search, and the rows of models trained on it and on something else."""
-    part, settings = networks.images["scoring"], dataclasses.replace(config.zoo, widths=config.wide)
-    few = images.Images(part.images[: config.wide_images], part.labels[: config.wide_images])
-    wide = _scoring(config, "digits-wide", settings, few, interruption)
+    settings = dataclasses.replace(config.zoo, widths=config.wide)
+    wide = _scoring(config, "digits-wide", settings, networks.images["scoring"], interruption)
     resized = {"matcher": _resized(trained["matcher"], wide)}
     found = {WIDE: _scored(config, WIDE, wide, _methods(config, wide, resized))}
     if others is None:
         return found
+    if not config.both_ways:
+        tried = _scoring(config, "others-few", config.zoo, others["scoring"], interruption)
+        return found | {OTHER: _scored(config, OTHER, tried, _methods(config, tried, trained))}
     foreign, own = _trained(config, "others", config.seeds[0], others, interruption)
     labels = ("trained on digits", "trained on other images")
     for name, scored, models in (

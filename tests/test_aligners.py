@@ -31,6 +31,10 @@ def test_a_run_scores_every_seed_and_what_was_not_trained_for(tmp_path):
     assert {"learned_frame, trained on digits", "learned_frame, trained on other images"} <= other.keys()
     again = aligners.main(dataclasses.replace(config, resume=True))
     assert again["seeds"] == results["seeds"]
+    one_way = dataclasses.replace(config, out=tmp_path / "one", seeds=(0,), both_ways=False, few_images=3)
+    tried = aligners.main(one_way)["transfer"]
+    assert list(tried) == [aligners.WIDE, aligners.OTHER]
+    assert tried[aligners.OTHER]["learned_frame"]["pairs"] == 3
 
 
 @pytest.mark.parametrize("change", [{"seeds": ()}, {"seeds": (1, 1)}])
