@@ -321,6 +321,26 @@ def merging_cifar(results: Results) -> Table:
     return _merged(results, "merging_cifar.json", MERGED_CIFAR, command, "Classifiers of gray CIFAR-10")
 
 
+def merging_cnn_zoo(results: Results) -> Table:
+    """Pairs of a zoo's best: accuracies and losses without and with REPAIR, and the losses with one temperature."""
+    (network,) = results["merging_cnn_zoo.json"]["pairs"].values()
+    ends = [accuracy(average(network["test_accuracy"])), "", f"{average(network['test_loss']):.3f}", "", ""]
+    rows = [("end points", *ends)]
+    for method in network["methods"].values():
+        losses = (
+            f"{average(pair[kind]['loss'] for pair in method['pairs']):.3f}"
+            for kind in ("middle", "repaired", "tempered")
+        )
+        rows.append((method["label"], *map(accuracy, merged_accuracy(method["pairs"])), *losses))
+    return Table(
+        "CNNs 1-16-16-16-10 with relu of gray CIFAR-10: test accuracy in % and loss in nats at the midpoint",
+        "python -m experiments.merging_zoo cifar --data cifar10_gray.npz --activations relu --pairs 4",
+        ["merging_cnn_zoo.json"],
+        ("method", "accuracy", "with REPAIR", "loss", "with REPAIR", "with one temperature"),
+        rows,
+    )
+
+
 def many_digits(results: Results) -> Table:
     return _many(results, "merging_digits.json", DIGITS)
 
@@ -892,6 +912,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         merging_digits,
         merging_mnist,
         merging_cifar,
+        merging_cnn_zoo,
         many_digits,
         many_mnist,
         recovery,
@@ -1021,6 +1042,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "editing": _editing_values(results["edit_mnist.json"]),
         "merging": _merging_values(results),
         "function": _function_values(results),
+        "cnn_zoo": _cnn_zoo_values(results["merging_cnn_zoo.json"]),
         "cnn_digits": _cnn_values(results, "cnn_digits.json"),
         "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
         "accuracy_digits": _generalization_values(results, "generalization_digits.json"),
@@ -1104,6 +1126,21 @@ def _learned_values(file: Mapping[str, Any]) -> dict[str, str]:
             "exact_gap": power_of_ten(max(gaps)),
         }
     )
+
+
+def _cnn_zoo_values(file: Mapping[str, Any]) -> dict[str, str]:
+    (network,) = file["pairs"].values()
+    naive, search = (network["methods"][name]["pairs"] for name in ("naive", "search"))
+    return {
+        "pairs": str(file["config"]["pairs"]),
+        "updates": f"{file['zoo']['zoo']['steps']:,}",
+        "lowest": accuracy(min(network["test_accuracy"])),
+        "highest": accuracy(max(network["test_accuracy"])),
+        "reset": accuracy(merged_accuracy(naive)[1]),
+        "tempered": f"{average(pair['tempered']['loss'] for pair in naive):.2f}",
+        "search": accuracy(merged_accuracy(search)[0]),
+        "ends": accuracy(average(network["test_accuracy"])),
+    }
 
 
 def _merging_values(results: Results) -> dict[str, str]:

@@ -4,7 +4,7 @@
     python -m experiments.cnn_zoo tiny                             # some on digits, in seconds
 
 The folder `--out` receives the zoos, results.json and report.html; `--resume` continues a run that stopped. Then
-`python -m experiments.merging cifar-zoo --zoo OUT` merges pairs of the CNNs, and `python -m experiments.cnn cifar --zoo
+`python -m experiments.merging_zoo cifar --zoo OUT` merges pairs of the CNNs, and `python -m experiments.cnn cifar --zoo
 OUT/zoo` trains an autoencoder on them.
 """
 
@@ -87,7 +87,7 @@ CIFAR = ZooConfig(
     part=32,
 )
 
-# The same networks trained to more than 50 % of the test images, by options that `docs/results/cnn.md` compares.
+# The same networks trained longer, alike and without dropout: with relu above 50 % of the test images.
 ACCURATE = dataclasses.replace(
     CIFAR,
     train_images=45_000,
@@ -119,7 +119,7 @@ class Config(runs.RunConfig):
 
 PRESETS = {
     "cifar": (
-        "CIFAR-10 in gray: CNNs above 50 % for merging; needs --data, about an hour on one core",
+        "CIFAR-10 in gray: CNNs for merging; needs --data, an hour and a half on one core",
         Config(Path("runs/cnn-zoo-cifar"), zoo=ACCURATE),
     ),
     "tiny": (

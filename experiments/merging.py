@@ -495,7 +495,7 @@ def _follow(
 
 def _tempered(arch: Architecture, params: Params, data: Data, examples: int) -> dict[str, jax.Array]:
     """The test loss with one softmax temperature, the best on training images: it needs no alignment."""
-    temperatures = jnp.geomspace(0.02, 5.0, 111)
+    temperatures = jnp.geomspace(0.02, 50.0, 157)
 
     def logits(x: jax.Array) -> jax.Array:
         return jax.lax.map(functools.partial(network.apply, arch, params), x, batch_size=min(500, len(x)))

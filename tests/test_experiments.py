@@ -26,6 +26,7 @@ from experiments import (
     evaluation,
     generalization,
     inr,
+    inr_report,
     inr_zoo,
     progress,
     runs,
@@ -85,6 +86,29 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert stored["orbits"].keys() == {"P", "D", "PD"}
     assert stored["orbits"]["PD"] == stored["orbit"]
     assert support.asks_for_nothing(page)
+
+
+def test_orbits_of_an_invariant_encoder_are_points_of_both_latent_pictures_and_others_are_not():
+    """PCA and t-SNE of embeddings of 40 networks in two clusters, with two orbits of 6 members on top."""
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(40, 5)) + 8 * (np.arange(40) % 2)[:, None]
+    one_point = np.repeat(latent[:2, None], 6, axis=1)
+    spread_out = rng.normal(4, 5, (2, 6, 5))
+    for orbits, is_point in ((one_point, True), (spread_out, False)):
+        maps = inr_report.latent_pictures(latent, orbits)
+        assert maps.keys() == {"PCA", "t-SNE"}
+        for places, members in maps.values():
+            assert (places.shape, members.shape) == ((40, 2), (2, 6, 2))
+            size = np.ptp(places, 0).max()
+            # What is the same embedding is the same place, up to the last iterations of t-SNE.
+            assert (np.ptp(members, 1).max() < 0.05 * size) == is_point
+            apart = np.linalg.norm(places[::2].mean(0) - places[1::2].mean(0))
+            assert apart > places[::2].std()
+    pictures = {"latent": latent, "orbits": one_point, "labels": np.arange(40) % 2, "orbit_labels": np.array([0, 1])}
+    page = "".join(inr_report._embeddings(pictures))
+    assert page.count("<figure") == 2
+    assert page.count("<title>orbit 1 of label 1") == 2 * 6
+    assert page.index("<title>label 1") < page.index("<title>orbit 0 of label 0")  # on top: drawn later
 
 
 def test_end_points_are_exact_where_the_original_networks_are_merged(run):

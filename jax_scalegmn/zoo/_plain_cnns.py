@@ -1,8 +1,7 @@
 """Plain CNNs on whole batches, in the order of memory that trains them fastest on a CPU.
 
 The values are [channels, height, width, images]: slices of maps are long runs of memory, and a convolution is one
-product of few rows and very many columns. For the published CNNs a step inside a compiled loop takes 0.6 times as long
-as by `network.convolve_by_patches` for each image.
+product of few rows and very many columns.
 """
 
 import jax
