@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 import jax_scalegmn as sg
 from experiments import compile_only, progress, runs
+from experiments import parts as fit_parts
 from jax_scalegmn import distributed, zoo
 from jax_scalegmn.architecture import Architecture, Conv, walk
 from jax_scalegmn.io import images
@@ -53,7 +54,7 @@ class ZooConfig(runs.ImageConfig):
     train_fractions: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     """The shares of the training images, of which one is sampled for each network."""
     part: int = 256
-    """The number of networks trained by one call and saved together: what an interruption can lose."""
+    """The number of networks that are saved together, and in pieces of a few minutes before."""
     chunk: int | None = None
     """The number of networks trained as one vmapped network; None for what suits the device."""
 
@@ -155,34 +156,42 @@ def fit_zoo(
     parts = []
     with progress.bar(f"{activation} CNNs", settings.networks, "networks") as advance:
         for number, first in enumerate(range(0, settings.networks, settings.part)):
-            path = folder / f"{activation}-{number:04d}.safetensors"
             count = min(settings.part, settings.networks - first)
-            saved = runs.read_part(path)
-            if saved is not None:
-                parts.append(_checked(path, saved, arch, count, checkpoints))
-                advance(count, "read")
-                continue
-            part = classifier_zoo.fit(
-                arch,
-                data["train"],
-                type(recipes)(*(values[first : first + count] for values in recipes)),
-                checkpoints=tuple(map(int, checkpoints)),
-                batch_size=settings.batch_size,
-                evaluations={split: data[split] for split in ("selection", "scoring")},
-                networks_at_once=settings.chunk,
-                progress=advance,
-                mesh=runs.device_mesh(config),
-            )
-            part = runs.on_host(part)
-            part.records["model"] = part.records["model"] + first
-            runs.save_zoo(part, path)
-            parts.append(part)
+
+            def fit_rows(begin: int, size: int, first: int = first) -> Zoo:
+                rows = slice(first + begin, first + begin + size)
+                part = classifier_zoo.fit(
+                    arch,
+                    data["train"],
+                    type(recipes)(*(values[rows] for values in recipes)),
+                    checkpoints=tuple(map(int, checkpoints)),
+                    batch_size=settings.batch_size,
+                    evaluations={split: data[split] for split in ("selection", "scoring")},
+                    networks_at_once=settings.chunk,
+                    progress=advance,
+                    mesh=runs.device_mesh(config),
+                )
+                part.records["model"] = part.records["model"] + rows.start
+                return part
+
+            plan = _plan(config, folder / f"{activation}-{number:04d}.safetensors", count, data)
+            part = fit_parts.fit(config, plan, fit_rows, _joined, interruption, advance)
+            parts.append(_checked(plan.path, part, arch, count, checkpoints))
             interruption.stop_if_requested(f"{first + count} of {settings.networks} {activation} CNNs")
     whole = _joined(parts)
     exchange = folder / "small_cnn_zoo" / activation
     if distributed.is_writer() and not (exchange / "weights.npy").exists():
         small_cnn_zoo.save(exchange, whole, overwrite=True)
     return whole
+
+
+def _plan(config: Config, path: Path, count: int, data: dict[str, Data]) -> fit_parts.Plan:
+    settings = config.zoo
+    chunk = settings.chunk or (1 if jax.default_backend() == "cpu" else 64)
+    # Pieces of a few networks could hold none that did not diverge.
+    group = max(16, chunk * distributed.num_devices(runs.device_mesh(config)))
+    pixels = settings.steps * settings.batch_size * data["train"].x[0].size
+    return fit_parts.Plan(path, count, group, pixels, "CNNs")
 
 
 def zoo_key(config: Config) -> str:

@@ -189,6 +189,7 @@ def fit_images(
     *,
     image_index: np.ndarray,
     seed: int = 0,
+    first: int = 0,
     learning_rate: float = 1e-3,
     num_steps: int = 1000,
     initialization: network.Initialization = network.near_zero,
@@ -205,7 +206,9 @@ def fit_images(
       images: Pixels in [0, 1]: [images, height, width] for one channel, or [images, height, width, channels].
       labels: The images' labels, [images].
       image_index: The image that each network fits, [networks]. An image named twice gets two independent fits.
-      seed: The seed of all initializations; network i starts from fold_in(key(seed), i).
+      seed: The seed of all initializations; network i starts from fold_in(key(seed), first + i).
+      first: The number of the first network: a zoo that is fitted in several calls, each with the number where it goes
+        on, has the networks of one call.
       learning_rate: The learning rate of Adam.
       num_steps: The number of updates of every network.
       initialization: As in `fit`.
@@ -240,7 +243,7 @@ def fit_images(
         arch,
         loss_fn,
         np.asarray(images, np.float32)[image_index],
-        jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(np.arange(len(image_index))),
+        jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(first + np.arange(len(image_index))),
         tx=optax.adam(learning_rate),
         num_steps=num_steps,
         initialization=initialization,
