@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from experiments import alignment, evaluation, inr, inr_zoo, progress, runs, tables
+from experiments import alignment, evaluation, inr, inr_zoo, progress, runs, tables, watch
 from experiments.alignment import AlignmentConfig
 from experiments.autoencoders import Trained
 from experiments.evaluation import Member, Method
@@ -85,7 +84,9 @@ class Networks(NamedTuple):
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.refuse_topology(config, "experiments.inr", "trains the same models")
     runs.join(config)
+    runs.check_batch(config, config.alignment.batch_size)
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ValueError(f"seeds are {config.seeds}; expected one or more, each once.")
     if config.alignment.epochs < 1:
@@ -201,17 +202,20 @@ def _methods(config: Config, networks: Networks, trained: Mapping[str, Trained])
 
 def _baselines(config: Config, networks: Networks) -> dict[str, Method]:
     arch, x = networks.zoos["scoring"].arch, inr.coordinates(networks.images["scoring"])
-    align = evaluation.make_align(arch)
+    mesh = runs.device_mesh(config)
+    align = evaluation.make_align(arch, mesh=mesh)
     return {
         "naive": Method("naive", lambda a, b: (a.params, b.params), evaluation.itself),
         "weights": evaluation.pairwise("weights", lambda a, b: align(a, b).params),
-        "search": evaluation.pairwise("search", evaluation.make_search(arch, x, config.search_sweeps)(align)),
+        "search": evaluation.pairwise("search", evaluation.make_search(arch, x, config.search_sweeps, mesh)(align)),
     }
 
 
 def _learned(config: Config, networks: Networks, trained: Mapping[str, Trained]) -> dict[str, Method]:
     arch, x = networks.zoos["scoring"].arch, inr.coordinates(networks.images["scoring"])
-    return alignment.make_methods(trained, evaluation.make_search(arch, x, config.search_sweeps))
+    mesh = runs.device_mesh(config)
+    make_search = evaluation.make_search(arch, x, config.search_sweeps, mesh)
+    return alignment.make_methods(trained, make_search, mesh=mesh)
 
 
 def _scored(config: Config, name: str, networks: Networks, methods: Mapping[str, Method]) -> dict[str, Any]:
@@ -286,4 +290,4 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 import jax_scalegmn as sg
 from experiments import compile_only, progress, report, runs, tables, watch
+from experiments import parts as fit_parts
 from jax_scalegmn import distributed, zoo
 from jax_scalegmn.architecture import Architecture, Conv, walk
 from jax_scalegmn.io import images
@@ -70,7 +71,7 @@ class ZooConfig(runs.ImageConfig):
     train_fractions: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     """The shares of the training images, of which one is sampled for each network."""
     part: int = 256
-    """The number of networks trained by one call and saved together: what an interruption can lose."""
+    """The number of networks that are saved together, and in pieces of a few minutes before."""
     chunk: int | None = None
     """The number of networks trained as one vmapped network; None for what suits the device."""
 
@@ -218,7 +219,7 @@ def fit_zoo(
     settings, parts = config.zoo, []
     with progress.bar(f"{activation} CNNs", settings.networks, "networks") as advance:
         for number in range(num_parts(settings)):
-            parts.append(fit_part(config, activation, number, data, folder, advance))
+            parts.append(fit_part(config, activation, number, data, folder, interruption, advance))
             done = min((number + 1) * settings.part, settings.networks)
             interruption.stop_if_requested(f"{done} of {settings.networks} {activation} CNNs")
     whole = _joined(parts)
@@ -234,35 +235,43 @@ def num_parts(settings: ZooConfig) -> int:
 
 
 def fit_part(
-    config: Config, activation: str, number: int, data: dict[str, Data], folder: Path, advance: Callable[..., None]
+    config: Config,
+    activation: str,
+    number: int,
+    data: dict[str, Data],
+    folder: Path,
+    interruption: progress.Interruption,
+    advance: Callable[..., None],
 ) -> Zoo:
     """One part of the CNNs of an activation, read where a former run saved it."""
     settings, first = config.zoo, number * config.zoo.part
     arch, recipes = architecture_of(config, activation, num_classes(data)), _sample(config, activation)
     checkpoints = np.linspace(0, settings.steps, settings.checkpoints + 1).round().astype(int)[1:]
-    path, count = folder / f"{activation}-{number:04d}.safetensors", min(settings.part, settings.networks - first)
-    if (saved := runs.read_part(path)) is not None:
-        advance(count, "read")
-        return _checked(path, saved, arch, count, checkpoints)
-    part = classifier_zoo.fit(
-        arch,
-        data["train"],
-        type(recipes)(*(values[first : first + count] for values in recipes)),
-        checkpoints=tuple(map(int, checkpoints)),
-        batch_size=settings.batch_size,
-        warmup_steps=settings.warmup_steps,
-        cosine=settings.cosine,
-        mirrored=settings.mirrored,
-        momentum=settings.momentum,
-        evaluations={split: data[split] for split in ("selection", "scoring")},
-        networks_at_once=settings.chunk,
-        progress=advance,
-        mesh=runs.device_mesh(config),
-    )
-    part = runs.on_host(part)
-    part.records["model"] = part.records["model"] + first
-    runs.save_zoo(part, path)
-    return part
+    count = min(settings.part, settings.networks - first)
+
+    def fit_rows(begin: int, size: int) -> Zoo:
+        rows = slice(first + begin, first + begin + size)
+        part = classifier_zoo.fit(
+            arch,
+            data["train"],
+            type(recipes)(*(values[rows] for values in recipes)),
+            checkpoints=tuple(map(int, checkpoints)),
+            batch_size=settings.batch_size,
+            warmup_steps=settings.warmup_steps,
+            cosine=settings.cosine,
+            mirrored=settings.mirrored,
+            momentum=settings.momentum,
+            evaluations={split: data[split] for split in ("selection", "scoring")},
+            networks_at_once=settings.chunk,
+            progress=advance,
+            mesh=runs.device_mesh(config),
+        )
+        part.records["model"] = part.records["model"] + rows.start
+        return part
+
+    plan = _plan(config, folder / f"{activation}-{number:04d}.safetensors", count, data)
+    part = fit_parts.fit(config, plan, fit_rows, _joined, interruption, advance)
+    return _checked(plan.path, part, arch, count, checkpoints)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -278,7 +287,7 @@ def main(config: Config) -> dict[str, Any]:
         with run.timed("zoo"), progress.bar("CNNs", config.zoo.networks * len(config.activations), "CNNs") as advance:
             for number in range(num_parts(config.zoo)):
                 for activation in config.activations:
-                    fit_part(config, activation, number, data, config.out / "zoo", advance)
+                    fit_part(config, activation, number, data, config.out / "zoo", run.interruption, advance)
                     run.interruption.stop_if_requested(f"{number + 1} of {num_parts(config.zoo)} parts")
         zoos = {name: fit_zoo(config, name, data, config.out / "zoo", run.interruption) for name in config.activations}
         found = {"zoos": {name: describe(cnns) for name, cnns in zoos.items()}}
@@ -444,6 +453,15 @@ def _check_fit(path: Path, whole: Zoo, activation: str, data: dict[str, Data]) -
             f"activations {names}; expected CNNs of 1 channel, {classes} classes or more and {activation}. Name the "
             "images that they were trained on by --data, and their activation by --activations."
         )
+
+
+def _plan(config: Config, path: Path, count: int, data: dict[str, Data]) -> fit_parts.Plan:
+    settings = config.zoo
+    chunk = settings.chunk or (1 if jax.default_backend() == "cpu" else 64)
+    together = chunk * distributed.num_devices(runs.device_mesh(config))
+    group = -(-16 // together) * together  # pieces of a few networks could hold none that did not diverge
+    pixels = settings.steps * settings.batch_size * data["train"].x[0].size
+    return fit_parts.Plan(path, count, group, pixels, "CNNs")
 
 
 def _checked(path: Path, part: Zoo, arch: Architecture, count: int, checkpoints: np.ndarray) -> Zoo:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments import cnn_zoo, merging, runs
+from experiments import cnn_zoo, merging, runs, watch
 from jax_scalegmn.zoo import Zoo
 
 
@@ -58,6 +58,9 @@ PRESETS = {
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    runs.refuse_topology(config, "experiments.cnn_zoo", "trains the networks")
+    if config.mesh is not None:
+        raise ValueError(f"mesh is {config.mesh}; expected none: pairs are merged on one device. Leave --mesh out.")
     runs.join(config)
     _check(config)
     zoo_config = _zoo_config(config)
@@ -139,4 +142,4 @@ def _pairs_of(config: Config, activation: str, networks: Zoo, data: dict[str, cn
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

@@ -167,6 +167,24 @@ def device_mesh(config: OnDevices) -> Mesh | None:
     return None if size is None else distributed.mesh({"data": size})
 
 
+def refuse_topology(config: RunConfig, other: str, what: str) -> None:
+    """Checks that an experiment without programs of its own is not to be compiled for a topology.
+
+    Args:
+      config: The options of the run.
+      other: The experiment that has these programs.
+      what: What the other one does.
+
+    Raises:
+      ValueError: If `config.compile_only` is given.
+    """
+    if config.compile_only is not None:
+        raise ValueError(
+            f"compile_only is {config.compile_only!r}; expected none: this experiment has no programs of its own. "
+            f"{other}, which {what}, takes --compile-only."
+        )
+
+
 def check_batch(config: OnDevices, batch_size: int) -> None:
     """Checks, before a zoo is fitted, that the devices of the run divide a batch.
 

@@ -92,3 +92,12 @@ def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):
     (tmp_path / "other" / "config.json").write_text('{"seed": 0, "zoo": {"widths": [2, 3, 1]}}')
     with pytest.raises(ValueError, match="it is of no zoo of CNNs"):
         merging_zoo.main(dataclasses.replace(TINY, zoo_path=tmp_path / "other", out=tmp_path / "run"))
+
+
+def test_options_that_it_cannot_follow_are_refused(tmp_path):
+    config = dataclasses.replace(TINY, out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"no programs of its own\. experiments\.cnn_zoo, which trains the networks"):
+        merging_zoo.main(dataclasses.replace(config, compile_only="v5e:8x8"))
+    with pytest.raises(ValueError, match="mesh is 2; expected none"):
+        merging_zoo.main(dataclasses.replace(config, mesh=2))
+    assert not (tmp_path / "run").exists()

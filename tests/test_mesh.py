@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import support
 
-from experiments import alignment, classify, cnn, controls, edit, evaluation, generalization, inr, runs
+from experiments import alignment, classify, cnn, controls, evaluation, generalization, inr, runs
 from experiments.autoencoders import Trained
 from jax_scalegmn import distributed, models, zoo
 
@@ -101,7 +101,6 @@ def tiny(experiment, **changes):
 CONFIGS = {
     "classify": (classify, {"encoders": ("equivariant",), "seeds": 1}),
     "generalization": (generalization, {"encoders": ("equivariant",), "activations": ("relu",), "seeds": 1}),
-    "edit": (edit, {"networks": (2,)}),
     "cnn": (cnn, {"activations": ("relu",), "zoo": dataclasses.replace(cnn.PRESETS["tiny"][1].zoo, networks=20)}),
 }
 

@@ -166,6 +166,7 @@ def fit_images(
     *,
     image_index: np.ndarray,
     seed: int = 0,
+    first: int = 0,
     learning_rate: float = 1e-3,
     num_steps: int = 1000,
     initialization: network.Initialization = network.near_zero,
@@ -182,7 +183,9 @@ def fit_images(
       images: Pixels in [0, 1]: [images, height, width] for one channel, or [images, height, width, channels].
       labels: The images' labels, [images].
       image_index: The image that each network fits, [networks]. An image named twice gets two independent fits.
-      seed: The seed of all initializations; network i starts from fold_in(key(seed), i).
+      seed: The seed of all initializations; network i starts from fold_in(key(seed), first + i).
+      first: The number of the first network: a zoo that is fitted in several calls, each with the number where it goes
+        on, has the networks of one call.
       learning_rate: The learning rate of Adam.
       num_steps: The number of updates of every network.
       initialization: As in `fit`.
@@ -207,7 +210,8 @@ def fit_images(
     """
     images, image_index = np.asarray(images), np.asarray(image_index)
     _check_images(arch, images, image_index)
-    rows = np.asarray(images, np.float32)[image_index], _keys_of_rows(jax.random.key(seed), np.arange(len(image_index)))
+    keys = _keys_of_rows(jax.random.key(seed), first + np.arange(len(image_index)))
+    rows = np.asarray(images, np.float32)[image_index], keys
     _check_rows(rows, networks_at_once)
     fit_rows = _image_fits(arch, float(learning_rate), num_steps, initialization, mesh, networks_at_once)
     params, losses = fit_rows(rows, progress=progress)
