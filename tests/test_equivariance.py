@@ -556,3 +556,24 @@ def test_no_parameter_is_idle(case):
     """Each array of the variables, changed alone, changes the outcome."""
     with support.precision("float64"):
         assert not idle_parameters(case)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jnp.abs, jnp.cos], ids=lambda act: act.__name__)
+def test_networks_without_biases_have_their_group(activation):
+    """Their neurons have no vectors; a number in place of them would not follow a scale."""
+
+    def apply(params, x):
+        return activation(activation(x @ params["w"]) @ params["u"]) @ params["v"]
+
+    params = {"w": jnp.ones((5, 4)), "u": jnp.ones((4, 6)), "v": jnp.ones((6, 3))}
+    arch = sg.infer(apply, params, jnp.ones((7, 5))).arch
+    params = support.random_params(arch)
+    model = Encoder(ScaleGMN(arch, 8, num_layers=3, bidirectional=True), 3, Readout.FULL_GRAPH)
+    variables = jax.jit(model.init)(jax.random.key(0), params)
+    elements = support.random_elements(arch, 4)
+    moved = jax.vmap(lambda element: symmetry.act(arch, element, params))(elements)
+    other = params | {"u": support.random_params(arch, 1)["u"]}
+    stack = jax.tree.map(lambda one, some, last: jnp.concatenate([one[None], some, last[None]]), params, moved, other)
+    embedded = jax.jit(jax.vmap(lambda one: model.apply(variables, one)))(stack)
+    assert support.deviation(embedded[1:5], jnp.stack([embedded[0]] * 4)) < 1e-5
+    assert support.deviation(embedded[5], embedded[0]) > 1e-4

@@ -49,7 +49,7 @@ class Solution(NamedTuple):
     Attributes:
       scaling: The group.
       powers: The power of every unknown of the parameters, for signs modulo 2; empty for permutations alone.
-      unsigned: The unknowns on which only the size of a NONZERO scale acts.
+      unsigned: The unknowns of kernels that do not see the sign of a scale.
       refused: For every larger group, the operation that it fails at.
       generators: The number of independent rescalings; the powers are those of one.
       left_alone: Powers set to 0 although another admissible rescaling would move them, e.g. a kernel before a
@@ -136,7 +136,8 @@ def _of_one(
             refused.setdefault(scaling, "a kernel that is stored [out, in], or a power other than -1, 0 and 1")
             continue
         generators, movable = _freedom(own, unknowns, system.modulus)
-        return Solution(scaling, signed, refused, generators, frozenset(u for u in movable if not signed[u]))
+        alone = frozenset(unknown for unknown in movable if not signed[unknown])
+        return Solution(scaling, signed, refused, generators, alone, frozenset() if read else frozenset(ends.reads))
     return None
 
 

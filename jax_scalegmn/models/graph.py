@@ -629,7 +629,7 @@ def _to_nodes(
             shape, order = _split_shape(arch, parameter)
             vectors = jnp.transpose(jnp.reshape(values[parameter], shape), order).reshape(layer.width, -1)
             nodes = nodes.at[rows, place].set(vectors)
-        if not columns and not convolutional:
+        if not columns and not convolutional and layer.scaling not in _SCALED:
             nodes = nodes.at[rows, 0].set(1)
     return nodes
 
