@@ -38,8 +38,7 @@ def mlp(widths: Sequence[int], activation: str | Sequence[str] = "relu") -> Arch
     ((784, 64), 50890)
     """
     widths = _widths(widths)
-    several = isinstance(activation, Sequence) and not isinstance(activation, str)
-    names = list(activation) if several else [activation] * (len(widths) - 2)
+    names = [activation] * (len(widths) - 2) if isinstance(activation, str) else list(activation)
     if len(names) != len(widths) - 2:
         raise ValueError(f"Got {len(names)} activations {names} for the {len(widths) - 2} hidden layers of {widths}.")
     activations = [known_activation(name) for name in names]
