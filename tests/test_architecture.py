@@ -315,7 +315,6 @@ def described(**changes):
         (lambda: sg.mlp((3, 4, 2), "swish"), "activation is 'swish', .* known are .*'tanh'"),
         (lambda: sg.mlp((3, 4, 2), ("relu", "relu")), "Got 2 activations .* for the 1 hidden"),
         (lambda: sg.mlp((3, 4, 2), "prelu"), "activation is 'prelu', .* sg.sequential has PReLU"),
-        (lambda: sg.mlp((3, 4, 2), None), "activation is None, .* known are"),
         (lambda: sg.siren((2, 4, 1), w0=0.0), "w0 is 0.0; .* finite frequency other than 0"),
         (lambda: sg.siren((2, 4, 1), w0=np.nan), "w0 is nan"),
         (lambda: sg.siren((2, 4, 4, 1), w0=(30.0,)), r"w0 is \(30.0,\) for the 2 hidden layers"),
