@@ -40,7 +40,7 @@ MERGED_CIFAR = {
 
 ACCELERATOR = "accelerator.jsonl"
 ALIGNERS = "aligners.json"
-ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz --seeds 0 1 --no-both-ways"
+ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz --no-both-ways"
 FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
 MANY_BY_FUNCTION = {
     "first": "weights, to the first",
@@ -937,6 +937,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         speed_inr,
         speed_matching,
         speed_solvers,
+        speed_search,
         speed_frames,
         speed_cnn_zoo,
         speed_cnn_autoencoder,
@@ -1199,6 +1200,7 @@ def _function_values(results: Results) -> dict[str, str]:
         **shown(digits_file, "mlp:64-32-32-10,relu", "digits_32"),
         **shown(mnist_file, "mlp:784-32-32-10,relu", "mnist_32"),
         **shown(mnist_file, "mlp:784-128-128-10,relu", "mnist_128"),
+        **shown(mnist_file, "mlp:784-512-512-10,relu", "mnist_512"),
     }
 
 
