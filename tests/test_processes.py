@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -229,6 +230,26 @@ def test_two_processes_have_the_results_of_one_with_as_many_devices(whole, cache
     }
     assert not differ
     assert not (out / "owner.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_score_an_encoder_as_one_device_does(cache, tmp_path):
+    """On the same zoo, which is rounded as its groups of networks are."""
+    command = ["-m", "experiments.classify", "tiny", "--encoders", "query", "--seeds", "1", "--out"]
+    shared = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process"]
+    codes, outputs = ended([start([*command, str(tmp_path / "two"), *shared, str(n)], 2, cache) for n in range(2)])
+    assert codes == [0, 0], outputs
+    shutil.copytree(tmp_path / "two" / "zoo", tmp_path / "one" / "zoo")
+    codes, outputs = ended([start([*command, str(tmp_path / "one")], 1, cache)])
+    assert codes == [0], outputs
+    found, expected = (numbers(json.loads((tmp_path / name / "results.json").read_text())) for name in ("two", "one"))
+    found, expected = (
+        {name: value for name, value in several.items() if "networks_per_second" not in name}
+        for several in (found, expected)
+    )
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == (pytest.approx(value, 1e-5, 1e-5) if isinstance(value, float) else value), name
 
 
 def variables(out):
