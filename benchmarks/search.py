@@ -1,12 +1,16 @@
-"""Search matching on digits: INRs fitted twice, and classifiers, merged by search and by weights.
+"""Search matching on digits: INRs fitted twice, and classifiers, merged by search and by weights; and what it costs.
 
     python -m benchmarks.search                  # prints one JSON line for every row
+    python -m benchmarks.search --jobs cost      # what a sweep costs, over width, inputs and pairs
     python -m benchmarks.search --help
 
 The INRs are those of `python -m experiments.inr digits`: its settings, and two fits of each of the first scoring
 images, to which all errors are taken. The classifiers and the settings of their search are those of
 `python -m experiments.merging digits`; they are searched on training images and scored on test images. Pairs are
 aligned one after the other in one compiled program, whose time is CPU time.
+
+The cost of a sweep does not depend on what networks have learned: it is measured on untrained perceptrons and INRs,
+without the start of the search. Memory is what the compiled program needs for its temporary arrays.
 """
 
 import dataclasses
@@ -16,7 +20,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +41,8 @@ from jax_scalegmn.zoo import Zoo, classifiers
 class Config:
     """What is measured."""
 
+    jobs: tuple[Literal["inr", "classifier", "cost"], ...] = ("inr", "classifier", "cost")
+    """Which rows."""
     zoo: ZooConfig = dataclasses.field(default_factory=ZooConfig)
     """The INRs; of their images only those of scoring are fitted."""
     inr_pairs: int = 60
@@ -51,6 +57,12 @@ class Config:
     """The settings of the search of classifiers."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """The training of the classifiers."""
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
+    """The widths of both hidden layers, over which the cost of a sweep is measured."""
+    inputs: tuple[int, ...] = (64, 256, 1024, 4096)
+    """The numbers of inputs, over which it is measured."""
+    vmapped: tuple[int, ...] = (1, 8, 64)
+    """The numbers of pairs that are searched at once."""
     out: Path = Path("runs/search")
     """The folder of the fitted and trained networks."""
 
@@ -58,7 +70,8 @@ class Config:
 def main(config: Config) -> list[dict[str, Any]]:
     """Measures everything; returns the rows and prints each as one JSON line as soon as it is there."""
     rows = []
-    for row in itertools.chain(_inr_rows(config), _classifier_rows(config)):
+    jobs = {"inr": _inr_rows, "classifier": _classifier_rows, "cost": _cost_rows}
+    for row in itertools.chain.from_iterable(jobs[name](config) for name in config.jobs):
         rows.append(row | runs.environment())
         print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -163,16 +176,11 @@ def _classifier_rows(config: Config) -> Iterator[dict[str, Any]]:
     count = max(*config.many, config.pairs, 2)
     run = merging.Config(config.out, train=config.train)
     images, settings = merging.load_images(run), config.match
-    options = {
-        "distance": matching.cross_entropy,
-        "candidates": settings.search_candidates,
-        "max_sweeps": settings.search_sweeps,
-    }
     for index, text in enumerate(config.classifiers):
         arch = architecture.parse(text)
         data = merging.as_inputs(arch, images)
         trained = merging.train_networks(run, text, arch, data, jax.random.fold_in(jax.random.key(0), index), count)
-        x = data.x[: settings.search_examples]
+        x, options = merging.function_inputs(settings, arch, data), merging.search_options(settings, arch)
         yield from _pair_rows(config, text, arch, trained, data, x, options)
         if not index:
             yield from _many_rows(config, text, arch, trained, data, x, options)
@@ -238,6 +246,59 @@ def _many_rows(
                 "first_two": _accuracy(arch, stacks.stack(pair), data),
                 "seconds_with_compiling": time.process_time() - begin,
             }
+
+
+# --- cost ---------------------------------------------------------------------------------------------------------
+
+_COST_INPUTS, _COST_WIDTH, _COST_CANDIDATES = 256, 64, 32
+
+
+def _cost_rows(config: Config) -> Iterator[dict[str, Any]]:
+    for width in config.widths:
+        yield _cost("width", _perceptron(width), _COST_INPUTS)
+    for count in config.inputs:
+        yield _cost("inputs", _perceptron(_COST_WIDTH), count)
+    arch = inr_zoo.architecture_of(config.zoo)
+    for pairs in config.vmapped:
+        yield _cost("pairs", arch, 64, pairs=pairs)
+
+
+def _perceptron(width: int) -> Architecture:
+    return architecture.mlp((64, width, width, 10), "relu")
+
+
+def _cost(over: str, arch: Architecture, inputs: int, pairs: int = 1) -> dict[str, Any]:
+    """One sweep of untrained networks from the identity, in CPU time by pair, and the memory of all pairs."""
+    stacks_of = [
+        jax.vmap(functools.partial(network.init, arch))(jax.random.split(jax.random.key(k), pairs)) for k in (0, 1)
+    ]
+    x = jax.random.normal(jax.random.key(2), (inputs, arch.neuron_layers[0].width))
+    keys = jax.random.split(jax.random.key(3), pairs)
+    begin = symmetry.identity(arch)
+
+    def search(params: Params, target: Params, key: jax.Array) -> Matching:
+        return matching.search_matching(
+            arch, params, target, x, key, start=begin, times=(0.5,), candidates=_COST_CANDIDATES, max_sweeps=1
+        )
+
+    compiled = jax.jit(jax.vmap(search)).lower(*stacks_of, keys).compile()
+    found = jax.block_until_ready(compiled(*stacks_of, keys))
+    begins = time.process_time()
+    jax.block_until_ready(compiled(*stacks_of, keys))
+    seconds = (time.process_time() - begins) / pairs
+    evaluations = int(found.evaluations[0])
+    return {
+        "job": "cost",
+        "over": over,
+        "network": arch.name,
+        "width": arch.hidden[0].width,
+        "inputs": inputs,
+        "pairs": pairs,
+        "ms": 1000 * seconds,
+        "evaluations": evaluations,
+        "us_an_evaluation": 1e6 * seconds / evaluations,
+        "temporary_mib": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+    }
 
 
 def _accuracy(arch: Architecture, stack: Params, data: merging.Data) -> float:

@@ -39,6 +39,17 @@ MERGED_CIFAR = {
 
 
 ACCELERATOR = "accelerator.jsonl"
+ALIGNERS = "aligners.json"
+ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz --seeds 0 1 --no-both-ways"
+FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
+MANY_BY_FUNCTION = {
+    "first": "weights, to the first",
+    "mean": "weights, to their mean",
+    "search": "search",
+    "search_gradient": "search after gradient steps",
+    "search_last": "and a last round",
+}
+SEARCH = "search_cpu.jsonl"
 FUZZING = "fuzzing.jsonl"
 
 
@@ -310,6 +321,26 @@ def merging_cifar(results: Results) -> Table:
     return _merged(results, "merging_cifar.json", MERGED_CIFAR, command, "Classifiers of gray CIFAR-10")
 
 
+def merging_cnn_zoo(results: Results) -> Table:
+    """Pairs of a zoo's best: accuracies and losses without and with REPAIR, and the losses with one temperature."""
+    (network,) = results["merging_cnn_zoo.json"]["pairs"].values()
+    ends = [accuracy(average(network["test_accuracy"])), "", f"{average(network['test_loss']):.3f}", "", ""]
+    rows = [("end points", *ends)]
+    for method in network["methods"].values():
+        losses = (
+            f"{average(pair[kind]['loss'] for pair in method['pairs']):.3f}"
+            for kind in ("middle", "repaired", "tempered")
+        )
+        rows.append((method["label"], *map(accuracy, merged_accuracy(method["pairs"])), *losses))
+    return Table(
+        "CNNs 1-16-16-16-10 with relu of gray CIFAR-10: test accuracy in % and loss in nats at the midpoint",
+        "python -m experiments.merging_zoo cifar --data cifar10_gray.npz --activations relu --pairs 4",
+        ["merging_cnn_zoo.json"],
+        ("method", "accuracy", "with REPAIR", "loss", "with REPAIR", "with one temperature"),
+        rows,
+    )
+
+
 def many_digits(results: Results) -> Table:
     return _many(results, "merging_digits.json", DIGITS)
 
@@ -333,6 +364,139 @@ def recovery(results: Results) -> Table:
         ["recovery.jsonl"],
         ("network", *(f"noise {noise:g}" for noise in noises)),
         [(f"`{network}`", *(cell(network, noise) for noise in noises)) for network in networks],
+    )
+
+
+def function_digits(results: Results) -> Table:
+    return _by_function(results, FUNCTION_DIGITS, MERGED_DIGITS, "Classifiers of scikit-learn's digits")
+
+
+def function_mnist(results: Results) -> Table:
+    return _by_function(results, FUNCTION_MNIST, MERGED_MNIST, "Perceptrons of MNIST")
+
+
+def many_function(results: Results) -> Table:
+    many = results[FUNCTION_DIGITS]["many"]
+    ways = MANY_BY_FUNCTION
+    rows = [
+        (
+            number,
+            accuracy(row["end_points"]),
+            *(f"{accuracy(row[way]['accuracy'])} / {accuracy(row[way]['repaired_accuracy'])}" for way in ways),
+        )
+        for number, row in many["by_number"].items()
+    ]
+    return Table(
+        f"N networks `{many['network']}` merged into one by what they compute: test accuracy in %, without / with "
+        "REPAIR",
+        _command_of(results, FUNCTION_DIGITS),
+        [FUNCTION_DIGITS],
+        ("N", "end points", *ways.values()),
+        rows,
+    )
+
+
+def _by_function(results: Results, file: str, names: Mapping[str, str], what: str) -> Table:
+    """Accuracies with the seconds of CPU time that aligning a pair takes, without compilation."""
+    networks = {name: one for name, one in results[file]["pairs"].items() if name in names}
+    ends = ["end points", *(accuracy(average(one["test_accuracy"])) for one in networks.values())]
+    rows = [ends]
+    for method, first in next(iter(networks.values()))["methods"].items():
+        cells = []
+        for one in networks.values():
+            pairs = one["methods"][method]["pairs"]
+            plain, repaired = merged_accuracy(pairs)
+            # The first pair's time includes compilation.
+            milliseconds = 1000 * average(pair["cpu_seconds"] for pair in pairs[1:])
+            cells.append(f"{accuracy(plain)} / {accuracy(repaired)} ({_about(milliseconds)})")
+        rows.append([first["label"], *cells])
+    return Table(
+        f"{what}: test accuracy at the midpoint in %, without / with REPAIR (milliseconds of CPU time for a pair)",
+        _command_of(results, file),
+        [file],
+        ("method", *(names[name] for name in networks)),
+        rows,
+    )
+
+
+def _command_of(results: Results, file: str) -> str:
+    """The command of a run of `experiments.merging` on some networks by some methods."""
+    config = results[file]["config"]
+    words = ["python -m experiments.merging", "mnist --data mnist.npz" if config["data"] else "digits"]
+    words += ["--networks", *config["networks"], "--models", str(config["models"]), "--methods", *config["methods"]]
+    if config["many"]:
+        words += ["--many-of", config["many_of"], "--ways", *config["ways"]]
+    else:
+        words.append("--many")
+    return " ".join(words)
+
+
+def _about(milliseconds: float) -> str:
+    """A time to two digits: "3", "47", "1,300"."""
+    if milliseconds < 1:
+        return "< 1"
+    digit = math.floor(math.log10(milliseconds))
+    return f"{round(milliseconds, min(0, 1 - digit)):,.0f}"
+
+
+def learned_seeds(results: Results) -> Table:
+    seeds = results[ALIGNERS]["seeds"]
+    rows = []
+    for method, first in next(iter(seeds.values()))["methods"].items():
+        several = [one["methods"][method] for one in seeds.values()]
+        middles = [one["midpoint"]["mean"] for one in several]
+        mean = average(middles)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in middles) / (len(middles) - 1))
+        between = average(one["between_pixels"] for one in several)
+        cells = (f"{mean:.4f} ± {deviation:.4f}", f"{between:.4f}", *(f"{value:.4f}" for value in middles))
+        rows.append((first["label"], *cells))
+    pairs = next(iter(next(iter(seeds.values()))["methods"].values()))["pairs"]
+    return Table(
+        f"{len(seeds)} seeds of images, INRs and training, {pairs} unseen pairs each: squared error at t = 1/2 (mean "
+        "and standard deviation over seeds), and between the pixels to the mean of both networks' outputs",
+        ALIGNERS_COMMAND,
+        [ALIGNERS],
+        ("method", "midpoint", "between pixels", *(f"seed {seed}" for seed in seeds)),
+        rows,
+    )
+
+
+def learned_transfer(results: Results) -> Table:
+    rows = [
+        (name, one["label"], interval(one["midpoint"], 4), f"{one['between_pixels']:.4f}")
+        for name, several in results[ALIGNERS]["transfer"].items()
+        for one in several.values()
+    ]
+    return Table(
+        "Models trained on INRs 2-16-16-1 of digits, on 100 pairs of networks that they were not trained for, wider "
+        "ones (2-32-32-1) and INRs of MNIST shrunk to 8 x 8: squared error at t = 1/2, and between the pixels to the "
+        "mean of both networks' outputs",
+        ALIGNERS_COMMAND,
+        [ALIGNERS],
+        ("networks", "method", "midpoint", "between pixels"),
+        rows,
+    )
+
+
+def speed_search(results: Results) -> Table:
+    rows = [
+        (
+            f"`{row['network']}`",
+            f"{row['inputs']:,}",
+            str(row["pairs"]),
+            f"{row['evaluations']:,}",
+            significant(row["ms"]),
+            significant(row["us_an_evaluation"]),
+            significant(row["temporary_mib"]),
+        )
+        for row in results.rows(SEARCH, job="cost")
+    ]
+    return Table(
+        "One sweep of search matching with at most 32 exchanges tried at a time, in CPU time for a pair",
+        "python -m benchmarks.search --jobs cost",
+        [SEARCH],
+        ("networks", "inputs", "pairs at once", "evaluations", "ms", "µs an evaluation", "MiB"),
+        rows,
     )
 
 
@@ -361,7 +525,7 @@ def search_classifiers(results: Results) -> Table:
         rows.append((network, row["method"], percent(row["ends"]), percent(row["accuracy"]), significant(row["ms"])))
     return Table(
         "Pairs of classifiers of digits, merged at t = 1/2 without REPAIR: test accuracy of the end points and of the "
-        "merged networks, and milliseconds of CPU time for a pair. The search sees 256 training images, no labels",
+        "merged networks, and milliseconds of CPU time for a pair. The search sees 1,000 training images, no labels",
         "python -m benchmarks.search",
         ["search_cpu.jsonl"],
         ("network", "method", "end points", "merged", "ms"),
@@ -748,11 +912,17 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         merging_digits,
         merging_mnist,
         merging_cifar,
+        merging_cnn_zoo,
         many_digits,
         many_mnist,
         recovery,
         search_inrs,
         search_classifiers,
+        function_digits,
+        function_mnist,
+        many_function,
+        learned_seeds,
+        learned_transfer,
         cnn_digits_relu,
         cnn_digits_tanh,
         cnn_cifar_relu,
@@ -871,6 +1041,8 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "inr_permutation": _inr_values(results, "digits_permutation.json"),
         "editing": _editing_values(results["edit_mnist.json"]),
         "merging": _merging_values(results),
+        "function": _function_values(results),
+        "cnn_zoo": _cnn_zoo_values(results["merging_cnn_zoo.json"]),
         "cnn_digits": _cnn_values(results, "cnn_digits.json"),
         "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
         "accuracy_digits": _generalization_values(results, "generalization_digits.json"),
@@ -956,6 +1128,21 @@ def _learned_values(file: Mapping[str, Any]) -> dict[str, str]:
     )
 
 
+def _cnn_zoo_values(file: Mapping[str, Any]) -> dict[str, str]:
+    (network,) = file["pairs"].values()
+    naive, search = (network["methods"][name]["pairs"] for name in ("naive", "search"))
+    return {
+        "pairs": str(file["config"]["pairs"]),
+        "updates": f"{file['zoo']['zoo']['steps']:,}",
+        "lowest": accuracy(min(network["test_accuracy"])),
+        "highest": accuracy(max(network["test_accuracy"])),
+        "reset": accuracy(merged_accuracy(naive)[1]),
+        "tempered": f"{average(pair['tempered']['loss'] for pair in naive):.2f}",
+        "search": accuracy(merged_accuracy(search)[0]),
+        "ends": accuracy(average(network["test_accuracy"])),
+    }
+
+
 def _merging_values(results: Results) -> dict[str, str]:
     files = {name: results[f"merging_{name}.json"] for name in ("digits", "mnist", "cifar")}
     changes = [
@@ -985,6 +1172,33 @@ def _merging_values(results: Results) -> dict[str, str]:
         "mnist_minutes": f"{files['mnist']['seconds'] / 60:.0f}",
         "cifar_minutes": f"{files['cifar']['seconds'] / 60:.0f}",
         "recovery_pairs": str(results["recovery.jsonl"][0]["pairs"]),
+    }
+
+
+def _function_values(results: Results) -> dict[str, str]:
+    digits_file, mnist_file = results[FUNCTION_DIGITS], results[FUNCTION_MNIST]
+
+    def shown(file: Mapping[str, Any], network: str, name: str) -> dict[str, str]:
+        one = file["pairs"][network]
+        ends = average(one["test_accuracy"])
+        best = merged_accuracy(one["methods"]["search_gradient"]["pairs"])[0]
+        weights = merged_accuracy(one["methods"]["weights"]["pairs"])[0]
+        return {
+            name: accuracy(best),
+            f"{name}_ends": accuracy(ends),
+            f"{name}_weights": accuracy(weights),
+            f"{name}_gap": f"{100 * (ends - best):.1f}",
+        }
+
+    eight = digits_file["many"]["by_number"]["8"]
+    return {
+        "steps": str(digits_file["config"]["match"]["function_steps"]),
+        "eight_ends": accuracy(eight["end_points"]),
+        "eight_search": accuracy(eight["search"]["accuracy"]),
+        "eight_weights": accuracy(eight["mean"]["accuracy"]),
+        **shown(digits_file, "mlp:64-32-32-10,relu", "digits_32"),
+        **shown(mnist_file, "mlp:784-32-32-10,relu", "mnist_32"),
+        **shown(mnist_file, "mlp:784-128-128-10,relu", "mnist_128"),
     }
 
 

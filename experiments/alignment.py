@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from experiments import autoencoders, evaluation, inr_zoo, progress, runs
@@ -15,9 +16,8 @@ from experiments.autoencoders import Trained
 from experiments.evaluation import Method
 from jax_scalegmn import models, symmetry, zoo
 from jax_scalegmn.architecture import Architecture
-from jax_scalegmn.matching import Matching
 from jax_scalegmn.training import losses
-from jax_scalegmn.types import Params
+from jax_scalegmn.types import LossFn, Params
 from jax_scalegmn.zoo import Zoo
 
 
@@ -79,6 +79,21 @@ def fit(
     return {name: _fit(config, settings, name, zoos["train"], rows, x, interruption) for name in KINDS}
 
 
+def subject(
+    settings: AlignmentConfig, name: str, arch: Architecture, scales: tuple[float, ...], x: Array
+) -> tuple[Any, Callable[..., LossFn], str | None]:
+    """The model of a name of `KINDS`, its loss, and the method by which it reads one network."""
+    model = KINDS[name](
+        arch,
+        models.alignment_encoder(arch, settings.features, num_layers=settings.num_layers),
+        outputs=settings.outputs,
+        scales=scales,
+        num_iterations=settings.num_iterations,
+    )
+    loss = functools.partial(losses.alignment, model, x, end_weight=settings.end_weight)
+    return model, loss, "embed" if name == "matcher" else None
+
+
 def pairs(networks: Zoo) -> tuple[Params, Params]:
     """All pairs of fits of one image, as two stacks; none where records do not say a network's image."""
     found = [pair for rows in inr_zoo.rows_by_image(networks) for pair in itertools.combinations(rows, 2)]
@@ -88,21 +103,27 @@ def pairs(networks: Zoo) -> tuple[Params, Params]:
 
 
 def make_methods(
-    trained: Mapping[str, Trained], x: Float[Array, "examples inputs"], max_sweeps: int
+    trained: Mapping[str, Trained],
+    make_search: Callable[[evaluation.Align], Callable[[Params, Params], Params]],
+    *,
+    networks_at_once: int = 64,
+    mesh: Mesh | None = None,
 ) -> dict[str, Method]:
     """The rows of the trained models, and of a search that begins at the learned matching."""
-    if not trained:
-        return {}
-    matcher, frame = trained["matcher"], trained["frame"]
-    arch = matcher.model.arch
-    match = functools.partial(matcher.model.apply, matcher.variables)
-    search = evaluation.make_search(arch, x, max_sweeps, match)
-    framed = _make_framed(frame)
-    return {
-        "learned_matching": evaluation.pairwise("learned matching", _make_aligned(match, arch)),
-        "learned_frame": Method("learned frame", lambda a, b: (framed(a.params), framed(b.params)), evaluation.itself),
-        "learned_search": evaluation.pairwise("search from the learned matching", search),
-    }
+    rows: dict[str, Method] = {}
+    if "matcher" in trained:
+        matcher = trained["matcher"]
+        match = functools.partial(matcher.model.apply, matcher.variables)
+        align = evaluation.make_align(matcher.model.arch, match, networks_at_once=networks_at_once, mesh=mesh)
+        rows["learned_matching"] = evaluation.pairwise("learned matching", lambda a, b: align(a, b).params)
+    if "frame" in trained:
+        framed = _make_framed(trained["frame"], mesh)
+        rows["learned_frame"] = Method(
+            "learned frame", lambda a, b: (framed(a.params), framed(b.params)), evaluation.itself
+        )
+    if "matcher" in trained:
+        rows["learned_search"] = evaluation.pairwise("search from the learned matching", make_search(align))
+    return rows
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -121,14 +142,7 @@ def _fit(
     x: Array,
     interruption: progress.Interruption,
 ) -> Trained:
-    model = KINDS[name](
-        networks.arch,
-        models.alignment_encoder(networks.arch, settings.features, num_layers=settings.num_layers),
-        outputs=settings.outputs,
-        scales=zoo.scales(networks),
-        num_iterations=settings.num_iterations,
-    )
-    loss = functools.partial(losses.alignment, model, x, end_weight=settings.end_weight)
+    model, loss, method = subject(settings, name, networks.arch, zoo.scales(networks), x)
     return autoencoders.fit(
         config,
         settings,
@@ -139,26 +153,15 @@ def _fit(
         note=lambda metrics: f"midpoint {metrics['selection_merged']:.4f}",
         title=f"Learned {name}",
         folder=f"alignment/{name}",
-        method="embed" if name == "matcher" else None,
+        method=method,
     )
 
 
-def _make_aligned(
-    match: Callable[[Params, Params], Matching], arch: Architecture
-) -> Callable[[Params, Params], Params]:
-    """(stacked params, stacked targets) -> the params moved next to the targets."""
-
-    def one(params: Params, target: Params) -> Params:
-        return symmetry.act(arch, match(params, target).element, params)
-
-    return jax.jit(jax.vmap(one))
-
-
-def _make_framed(trained: Trained) -> Callable[[Params], Params]:
+def _make_framed(trained: Trained, mesh: Mesh | None) -> Callable[[Params], Params]:
     """Stacked params -> the same functions in the learned frame."""
     arch = trained.model.arch
 
     def one(params: Params) -> Params:
         return symmetry.act(arch, trained.model.apply(trained.variables, params), params)
 
-    return jax.jit(jax.vmap(one))
+    return runs.by_rows(jax.vmap(one), mesh)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -161,11 +162,18 @@ def fit(
             if saves:
                 saved.save(state, loss=float(selection["loss"]), monitor=monitor, history=history)
             advance(1, f"{note(history[-1])}, {trained / seconds:.0f} examples/s")
+            if stops:
+                saved.wait()
             if saves:  # or the epochs since the last checkpoint would be lost
-                interruption.stop_if_requested(f"a checkpoint after epoch {len(history)} of {settings.epochs}")
+                try:
+                    interruption.stop_if_requested(f"a checkpoint after epoch {len(history)} of {settings.epochs}")
+                except progress.Interrupted:  # by a signal that came after `stops`
+                    saved.wait()
+                    raise
     best = saved.restore_best(like).state
     saved.close()
-    return Trained(model, best.variables, history)
+    # Not bound to the device that orbax chose: programs of a mesh take them as constants.
+    return Trained(model, jax.tree.map(jnp.asarray, distributed.gather(best.variables)), history)
 
 
 def checkpoints(
@@ -173,7 +181,7 @@ def checkpoints(
 ) -> checkpoint.Checkpoints:
     """The checkpoints of the training of a model in the folder of a run."""
     described = {"model": models.as_json(model), "train": runs.plain(settings), "seed": config.seed}
-    return checkpoint.Checkpoints(config.out / folder, described)
+    return checkpoint.Checkpoints(config.out / folder, described, asynchronous=True)
 
 
 # --- private ------------------------------------------------------------------------------------------------------

@@ -2,26 +2,29 @@
 
     python -m experiments.classify digits                    # scikit-learn's digits, no files needed
     python -m experiments.classify mnist --data mnist.npz    # INRs of 28 x 28 images; needs a GPU
+    python -m experiments.classify mnist-small --data mnist.npz    # 8,192 of them, with 5, 10, 25 and 100 %
     python -m experiments.classify tiny                      # a minute
 
 Scale-equivariant, permutation-only, symmetry-ablated (arXiv 2406.10685, section 6) and function-query encoders are
 trained alike, each with several seeds, and scored on networks of unseen images, plain and moved by random elements of
 their group. Fits start from independent random networks, so that an orbit's members are equally likely: in expectation
-moving the networks changes no encoder's accuracy, but it shows whether a prediction belongs to the function. The
-folder `--out` receives everything: the zoos, a file for every finished pair of encoder and seed, results.json and
-report.html. `--resume` continues a run that stopped.
+moving the networks changes no encoder's accuracy, but it shows whether a prediction belongs to the function. With
+several `--fractions` all are trained on shares of the training images, with several `--learning-rates` each at the one
+that is best for it on the networks for selection. The folder `--out` receives everything: the zoos, a file for every
+finished pair of encoder and seed, results.json and report.html. `--resume` continues a run that stopped.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from flax import linen as nn
+from jax.sharding import Mesh
 
-from experiments import autoencoders, encoders, inr_zoo, report, runs, tables
+from experiments import autoencoders, compile_only, encoders, inr_zoo, report, runs, tables, watch
 from experiments.inr_zoo import ZooConfig
 from jax_scalegmn import architecture, zoo
 from jax_scalegmn.architecture import Architecture, Scaling
@@ -70,6 +73,14 @@ class Config(inr_zoo.Config):
     """The number of random group elements that move every scoring network, the same for all encoders and seeds."""
     encoders: tuple[str, ...] = tuple(LABELS)
     """The encoders that are trained, all with as many parameters as the equivariant one."""
+    fractions: tuple[float, ...] = (1.0,)
+    """The shares of the training images, each in (0, 1], whose networks are trained on; smaller ones are contained in
+    larger ones."""
+    learning_rates: tuple[float, ...] = ()
+    """The learning rates that every encoder is trained with, once each, at every fraction; it goes on with the one of
+    the highest selection accuracy. None: train.learning_rate for all."""
+    least_updates: int = 0
+    """The number of updates below which no training ends: a small fraction is passed over more often."""
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
 
@@ -86,6 +97,17 @@ PRESETS = {
             zoo=inr_zoo.PUBLISHED,
             model=ModelConfig(64, 4, dropout=0.2, queries=256),
             train=TrainConfig(128, epochs=50, learning_rate=1e-3, warmup_steps=1000, micro_batch=None),
+        ),
+    ),
+    "mnist-small": (
+        "8,192 INRs of 28 x 28 images, shares of them, tuned learning rates; hours on two cores; needs --data",
+        Config(
+            Path("runs/classify-mnist-small"),
+            zoo=inr_zoo.SMALL,
+            fractions=(0.05, 0.1, 0.25, 1.0),
+            learning_rates=(1e-3, 3e-3, 1e-2),
+            least_updates=600,
+            train=TrainConfig(32, epochs=6, warmup_steps=50),
         ),
     ),
     "tiny": (
@@ -108,10 +130,15 @@ MEASURES = {"accuracy": "accuracy %", "moved_accuracy": "moved %", "agreement": 
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
+    _check(config)
+    if config.compile_only is not None:
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
     runs.join(config)
-    encoders.check(config, LABELS)
+    runs.check_batch(config, config.train.batch_size)
     images = runs.load_images(config, config.zoo)
     inr_zoo.check_fits(config.zoo, images["train"], config.train.batch_size)
+    fewest = num_images(min(config.fractions), len(images["train"].images)) * config.zoo.train_fits
+    inr_zoo.check_batch(fewest, config.train.batch_size)
     classes = 1 + max(int(part.labels.max()) for part in images.values())
     with runs.Run(config) as run:
         with run.timed("zoo"):
@@ -119,19 +146,79 @@ def main(config: Config) -> dict[str, Any]:
         matched = matched_encoders(
             config.model, zoos["train"].arch, classes, zoo.scales(zoos["train"]), config.encoders
         )
-        pairs = encoders.train_pairs(config, TASK, matched, zoos, config.out / "pairs", run.interruption)
+        found = {fraction: at_fraction(config, fraction, matched, zoos, run) for fraction in config.fractions}
         shares = np.bincount(zoos["scoring"].records["label"]) / len(zoos["scoring"])
+        trainings = [
+            pair for one in found.values() for encoder in one["encoders"].values() for pair in encoder["seeds"]
+        ]
         results = {
             "zoo": {split: inr_zoo.describe(part) for split, part in zoos.items()},
             "largest_class_share": float(shares.max()),
-            "encoders": {
-                name: encoders.summary(matched[name], pairs[name], (*MEASURES, "selection_accuracy"))
-                for name in matched
-            },
-            "seconds": {"training": sum(pair["seconds"] for several in pairs.values() for pair in several)},
+            "encoders": found[max(found)]["encoders"],
+            "smaller": {f"{fraction:g}": found[fraction] for fraction in sorted(found) if fraction < max(found)},
+            "seconds": {"training": sum(pair["seconds"] for pair in trainings)},
         }
         title = f"Classifying INRs {'-'.join(map(str, config.zoo.widths))}"
-        return run.finish(results, title, _sections, lambda results: [_table(results)])
+        return run.finish(results, title, _sections, _tables)
+
+
+# --- fractions and learning rates ---------------------------------------------------------------------------------
+
+
+def num_images(fraction: float, images: int) -> int:
+    """The number of images in a share of them, one or more."""
+    return max(1, round(fraction * images))
+
+
+def share_of(networks: Zoo, fraction: float, seed: int) -> Zoo:
+    """All networks of a random share of the images; smaller shares are contained in larger ones."""
+    index = networks.records["image_index"]
+    chosen = np.random.default_rng(seed).permutation(np.unique(index))
+    return networks[np.isin(index, chosen[: num_images(fraction, len(chosen))])]
+
+
+def at_fraction(
+    config: Config, fraction: float, matched: Mapping[str, encoders.Encoder], zoos: Mapping[str, Zoo], run: runs.Run
+) -> dict[str, Any]:
+    """What every encoder reaches when it is trained on a share of the training images."""
+    own = {**zoos, "train": share_of(zoos["train"], fraction, config.seed)}
+    updates = len(own["train"]) // config.train.batch_size
+    epochs = max(config.train.epochs, -(-config.least_updates // updates))
+    folder = config.out / "pairs" / ("" if fraction == 1 else f"fraction-{fraction:g}")
+
+    def train(names: Iterable[str], rate: float, seeds: int) -> dict[str, list[dict[str, Any]]]:
+        settings = dataclasses.replace(config.train, learning_rate=rate, epochs=epochs)
+        return encoders.train_pairs(
+            dataclasses.replace(config, train=settings, seeds=seeds),
+            TASK,
+            {name: matched[name] for name in names},
+            own,
+            folder / f"rate-{rate:g}" if config.learning_rates else folder,
+            run.interruption,
+            description=f"Trainings, {fraction:.0%} of the images",
+        )
+
+    pairs = {} if config.learning_rates else train(matched, config.train.learning_rate, config.seeds)
+    tuned: dict[str, dict[str, Any]] = {name: {} for name in matched}
+    for name in matched if config.learning_rates else ():
+        reached = {rate: train([name], rate, 1)[name][0]["selection_accuracy"] for rate in config.learning_rates}
+        best = max(reached, key=reached.__getitem__)
+        pairs |= train([name], best, config.seeds)
+        tuned[name] = {"learning_rate": best, "tuning": {f"{rate:g}": value for rate, value in reached.items()}}
+    summaries = {
+        name: encoders.summary(encoder, pairs[name], (*MEASURES, "selection_accuracy")) | tuned[name]
+        for name, encoder in matched.items()
+    }
+    return {"networks": len(own["train"]), "epochs": epochs, "encoders": summaries}
+
+
+def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
+    """The programs of the experiment, to be compiled and not run."""
+    arch, images = inr_zoo.architecture_of(config.zoo), runs.unread_images(config, config.zoo)
+    classes, scales = 1 + int(images.labels.max()), (1.0,) * len(arch.parameters)
+    matched = matched_encoders(config.model, arch, classes, scales, config.encoders)
+    yield from encoders.training_steps(mesh, config.train, TASK, matched, arch, np.int32)
+    yield compile_only.fitting_step(mesh, arch, images.images.shape[1:3], config.zoo.chunk)
 
 
 # --- encoders -----------------------------------------------------------------------------------------------------
@@ -190,9 +277,36 @@ TASK = encoders.Task(
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _table(results: Mapping[str, Any]) -> tables.Table:
-    title = f"INRs of unseen images, {results['config']['seeds']} seeds"
-    return encoders.table(title, results["encoders"], MEASURES, digits=1, factor=100)
+def _check(config: Config) -> None:
+    encoders.check(config, LABELS)
+    fractions, rates = config.fractions, config.learning_rates
+    if not fractions or len(set(fractions)) < len(fractions) or not all(0 < fraction <= 1 for fraction in fractions):
+        raise ValueError(f"fractions are {fractions}; expected one or more in (0, 1], each once, like 0.1 1.")
+    if len(set(rates)) < len(rates) or not all(0 < rate < np.inf for rate in rates):
+        raise ValueError(f"learning_rates are {rates}; expected positive numbers, each once, or none.")
+    if config.least_updates < 0:
+        raise ValueError(f"least_updates is {config.least_updates}; expected a number >= 0.")
+
+
+def _tables(results: Mapping[str, Any]) -> list[tables.Table]:
+    seeds = results["config"]["seeds"]
+    shown = [encoders.table(f"INRs of unseen images, {seeds} seeds", results["encoders"], MEASURES, 1, 100)]
+    return shown + ([_fractions_table(results)] if results["smaller"] else [])
+
+
+def _fractions_table(results: Mapping[str, Any]) -> tables.Table:
+    """Accuracies in % by the share of the training images."""
+    largest = f"{max(results['config']['fractions']):g}"
+    several = {name: one["encoders"] for name, one in results["smaller"].items()} | {largest: results["encoders"]}
+    rows = [
+        [LABELS[name], *(encoders.text(own[name]["accuracy"], 1, 100) for own in several.values())]
+        for name in results["encoders"]
+    ]
+    return tables.Table(
+        "Accuracy % by the share of the training images",
+        ("encoder", *(f"{100 * float(name):g} %" for name in several)),
+        rows,
+    )
 
 
 def _sections(results: Mapping[str, Any]) -> Iterable[str]:
@@ -205,19 +319,23 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
         f"{results['largest_class_share']:.1%} of the scoring networks. Training "
         f"{'moved' if config['train']['augment'] else 'did not move'} networks by random group elements.</p>"
     )
-    yield "<h2>Networks of unseen images</h2>" + tables.page(_table(results))
+    yield "<h2>Networks of unseen images</h2>" + tables.page(_tables(results)[0])
+    rates = "each with the learning rate that is best for it on the networks for selection"
     yield (
-        "<p class=note>All encoders are trained alike, with options chosen for the scale-equivariant one. "
+        f"<p class=note>All encoders are trained alike, "
+        f"{rates if config['learning_rates'] else 'with options chosen for the scale-equivariant one'}. "
         f"Mean ± standard deviation over {config['seeds']} trainings on the same networks, each scored "
         "after the epoch with the highest selection accuracy. Moved: every scoring network is moved by "
         f"{config['copies']} random elements of its group, permutations and signs, that do not change its function. "
         "Same: how many of these copies are assigned the class of the network itself. Networks/s: in training, "
         "median over epochs.</p>"
     )
+    for table in _tables(results)[1:]:
+        yield f"<h2>{table.title}</h2>" + tables.page(table)
     curves = encoders.curves(results["encoders"], "selection_accuracy", "accuracy on selection networks")
     yield "<h2>Training</h2>" + curves
     yield report.settings({name: results[name] for name in ("config", "environment", "seconds", "zoo")})
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

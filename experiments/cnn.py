@@ -22,14 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 from jaxtyping import Array
 from scipy import stats
 
-from experiments import autoencoders, cnn_report, cnn_zoo, evaluation, populations, progress, runs
+from experiments import autoencoders, cnn_report, cnn_zoo, compile_only, evaluation, populations, progress, runs, watch
 from experiments.cnn_zoo import Data, ZooConfig
 from experiments.evaluation import Member, Method
 from jax_scalegmn import matching, merge, models, stacks, symmetry
 from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.matching import Matching
 from jax_scalegmn.training import losses
 from jax_scalegmn.types import Key, Params
 from jax_scalegmn.zoo import Zoo, classifiers
@@ -65,6 +67,14 @@ class EvaluationConfig:
     """The number of points of every path, an odd one."""
     examples: int = 256
     """The number of training images whose activations are matched and repaired."""
+    function_examples: int = 128
+    """The number of training images on which functions are compared, without their labels."""
+    function_steps: int = 60
+    """The number of gradient steps of the methods that compare functions."""
+    search_candidates: int = 16
+    """The most exchanges that a step of search matching tries."""
+    search_sweeps: int = 2
+    """The most sweeps over all neurons of search matching."""
     orbits: int = 8
     """The number of networks whose orbits are embedded."""
     orbit_size: int = 16
@@ -115,7 +125,9 @@ PRESETS = {
             ),
             model=autoencoders.ModelConfig(4, 1),
             train=TrainConfig(4, epochs=2, warmup_steps=2, micro_batch=None, images_per_step=8),
-            evaluation=EvaluationConfig(best=3, pairs=2, points=3, examples=16, orbits=2, orbit_size=3),
+            evaluation=EvaluationConfig(
+                3, 2, 3, 16, 4, 2, search_candidates=2, search_sweeps=1, orbits=2, orbit_size=3
+            ),
         ),
     ),
 }
@@ -158,8 +170,11 @@ def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    runs.join(config)
     _check(config)
+    if config.compile_only is not None:
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
+    runs.join(config)
+    runs.check_batch(config, config.train.batch_size)
     data = cnn_zoo.load_data(config)
     zoos = read_zoos(config, data)
     with runs.Run(config) as run:
@@ -179,11 +194,31 @@ def main(config: Config) -> dict[str, Any]:
         )
 
 
+def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
+    """The programs of the experiment for every activation, to be compiled and not run."""
+    given, settings = runs.unread_images(config, config.zoo), config.train
+    shown = len(given.images[: settings.distillation_images])
+    x = jnp.zeros((shown, *cnn_zoo.input_shape(config, given)))
+    classes = 1 + int(given.labels.max())
+    for activation in config.activations:
+        arch = cnn_zoo.architecture_of(config, activation, classes)
+        scales = (1.0,) * len(arch.parameters) if config.model.normalized else None
+        model = models.autoencoder(arch, scales=scales, **config.model.options())
+        loss = losses.distillation(
+            model, x, temperature=settings.temperature, images_per_step=min(settings.images_per_step, shown)
+        )
+        row = compile_only.params_of(arch), jax.ShapeDtypeStruct((shown, classes), np.float32)
+        yield compile_only.training_step(mesh, f"{activation}, training step", model, loss, settings, row)
+        yield cnn_zoo.training_step(config, mesh, activation, given)
+        yield compile_only.weight_matching(mesh, f"{activation}, matching", arch, 32)
+
+
 def read_zoos(config: Config, data: Mapping[str, Data]) -> dict[str, Zoo]:
     """The zoos at `--zoo` by activation, checked before any training; empty without that option."""
     if config.zoo_path is None:
         return {}
-    zoos = {name: cnn_zoo.read(config.zoo_path, name, dict(data), config.zoo_step) for name in config.activations}
+    mesh = runs.device_mesh(config)
+    zoos = {name: cnn_zoo.read(config.zoo_path, name, dict(data), config.zoo_step, mesh) for name in config.activations}
     for activation, cnns in zoos.items():
         usable(config.train, activation, cnn_zoo.split(cnns, config.seed)["train"])
     return zoos
@@ -302,22 +337,24 @@ def score(
     keys = runs.keys(config.seed + 1)
     ranked = np.argsort(-last["scoring"].records["selection_accuracy"], kind="stable")[: settings.best]
     first, second = _pairs(config, last["scoring"], ranked)
-    read = evaluation.make_read(model, variables, networks_at_once=min(64, len(last["scoring"])))
+    mesh = runs.device_mesh(config)
+    read = evaluation.make_read(model, variables, networks_at_once=min(64, len(last["scoring"])), mesh=mesh)
     whole = np.mean([part.records["scoring_accuracy"] for part in (first, second)], 0)
     best_of_training = int(np.argmax(last["train"].records["selection_accuracy"]))
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[best_of_training], last["train"].params)
     examples = data["train"].x[: settings.examples]
-    methods = all_methods(arch, model, variables, fixed, examples)
+    by = by_function(settings, arch, data["train"].x, mesh)
+    methods = all_methods(arch, model, variables, fixed, examples, by, mesh)
     follow = {
-        reader: make_follow(arch, reader, data["scoring"], examples, settings.points)
+        reader: make_follow(arch, reader, data["scoring"], examples, settings.points, mesh)
         for reader in {method.network for method in methods.values()}
     }
     merging = _merge(methods, follow, (read(first.params), read(second.params)), whole, keys)
 
-    decoded = _decoded_accuracy(arch, read, last["scoring"], data["scoring"])
+    decoded = _decoded_accuracy(arch, read, last["scoring"], data["scoring"], mesh)
     recorded = last["scoring"].records["scoring_accuracy"]
     chosen = jax.tree.map(lambda leaf: leaf[ranked[: settings.orbits]], last["scoring"].params)
-    copies = evaluation.make_transformed_copies(arch)
+    copies = evaluation.make_transformed_copies(arch, mesh=mesh)
     spread = evaluation.orbit_spread(copies, read, chosen, next(keys), settings.orbit_size)
     spread.pop("latent")
     tau = stats.kendalltau(decoded, recorded).statistic
@@ -347,49 +384,104 @@ def _merge(
     original: np.ndarray,
     keys: Iterator[Key],
 ) -> dict[str, Any]:
-    """Every method on every pair, one pair after the other."""
+    """Every method on every pair."""
     merging = {}
     with progress.bar("Merging", len(methods) * len(original), "pairs") as advance:
         for name, method in methods.items():
-            ends = jax.tree.map(np.asarray, method.end_points(*members))
-            rows = []
-            for pair in range(len(original)):
-                start, end = jax.tree.map(lambda leaf, pair=pair: leaf[pair], ends)
-                rows.append(jax.tree.map(np.asarray, follow[method.network](start, end)))
-                advance(1, method.label)
-            paths = Scored(*(np.stack(values) for values in zip(*rows, strict=True)))
-            merging[name] = {"label": method.label, **summary(paths, original, next(keys))}
+            ends = method.end_points(*members)
+            begin = time.process_time()
+            jax.block_until_ready(method.end_points(*members))  # by programs that are compiled
+            milliseconds = 1000 * (time.process_time() - begin) / len(original)
+            scores = summary(follow[method.network](*ends), original, next(keys))
+            advance(len(original), method.label)
+            merging[name] = {"label": method.label, "cpu_milliseconds": milliseconds, **scores}
     return merging
 
 
-def _decoded_accuracy(arch: Architecture, read: Any, networks: Zoo, given: Data) -> np.ndarray:
-    score_all = jax.jit(lambda stack: jax.lax.map(lambda params: classifiers.score(arch, params, *given), stack))
+def _decoded_accuracy(arch: Architecture, read: Any, networks: Zoo, given: Data, mesh: Mesh | None) -> np.ndarray:
+    score_all = cnn_zoo.make_scores(arch, given, mesh)
     return np.asarray(score_all(read(networks.params).decoded).accuracy)
 
 
 def all_methods(
-    arch: Architecture, model: models.Autoencoder, variables: Any, fixed: Params, examples: Array
+    arch: Architecture,
+    model: models.Autoencoder,
+    variables: Any,
+    fixed: Params,
+    examples: Array,
+    further: Mapping[str, Method] | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Method]:
-    """Those of `evaluation.methods`, and matching by activations."""
+    """Those of `evaluation.methods`, with further ones after weight matching, and matching by activations."""
 
-    @jax.jit
-    def by_activations(stack: Params, targets: Params) -> Params:
-        def one(pair: tuple[Params, Params]) -> Params:
-            match = matching.activation_matching(arch, *pair, examples)
-            return symmetry.act(arch, match.element, pair[0])
+    def by_activations(params: Params, target: Params) -> Matching:
+        return matching.activation_matching(arch, params, target, examples)
 
-        return jax.lax.map(one, (stack, targets))
-
-    def end_points(a: Member, b: Member) -> tuple[Params, Params]:
-        return a.params, by_activations(b.params, a.params)
-
-    others = evaluation.methods(arch, model, variables, fixed)
-    itself = others["naive"].network
-    return {"naive": others["naive"], ACTIVATIONS: Method("matching by activations", end_points, itself)} | others
+    others = evaluation.methods(arch, model, variables, fixed, further, mesh=mesh)
+    activations = evaluation.pairwise("matching by activations", _one_by_one(arch, by_activations, mesh))
+    return {"naive": others["naive"], ACTIVATIONS: activations} | others
 
 
-def make_follow(arch: Architecture, read: Any, given: Data, examples: Array, points: int) -> Any:
-    """(start, end) of one pair -> `Scored`; compiled. `read` returns the network at a point of the path."""
+def by_function(
+    settings: EvaluationConfig, arch: Architecture, inputs: Array, mesh: Mesh | None = None
+) -> dict[str, Method]:
+    """The methods that compare what merged networks compute with the networks' own outputs, without labels."""
+    x, steps, key = inputs[: settings.function_examples], settings.function_steps, jax.random.key(0)
+    distance, examples = matching.cross_entropy, inputs[: settings.examples]
+
+    def sinkhorn(params: Params, target: Params) -> Matching:
+        return matching.sinkhorn_matching(arch, params, target, key, x=x, distance=distance, num_steps=steps)
+
+    def straight_through(params: Params, target: Params) -> Matching:
+        return matching.straight_through_matching(
+            arch, params, target, x=x, key=key, distance=distance, num_steps=steps
+        )
+
+    def search(params: Params, target: Params, **more: Any) -> Matching:
+        return matching.search_matching(
+            arch,
+            params,
+            target,
+            x,
+            key,
+            distance=distance,
+            times=(0.5,),
+            candidates=settings.search_candidates,
+            max_sweeps=settings.search_sweeps,
+            **more,
+        )
+
+    def from_activations(params: Params, target: Params) -> Matching:
+        return search(params, target, start=matching.activation_matching(arch, params, target, examples))
+
+    every = {
+        "sinkhorn_function": ("Sinkhorn on the function", sinkhorn),
+        "straight_through_function": ("straight-through on the function", straight_through),
+        "search": ("search from weights", search),
+        "search_activations": ("search from activations", from_activations),
+        "search_gradient": ("search after gradient steps", functools.partial(search, gradient_steps=steps)),
+    }
+    return {name: evaluation.pairwise(label, _one_by_one(arch, match, mesh)) for name, (label, match) in every.items()}
+
+
+def _one_by_one(
+    arch: Architecture, match: Callable[[Params, Params], Matching], mesh: Mesh | None
+) -> Callable[[Params, Params], Params]:
+    """(stacked params, stacked targets) -> the params moved by the matchings, one pair after the other."""
+
+    def one(pair: tuple[Params, Params]) -> Params:
+        return symmetry.act(arch, match(*pair).element, pair[0])
+
+    return runs.by_rows(lambda stack, targets: jax.lax.map(one, (stack, targets)), mesh)
+
+
+def make_follow(
+    arch: Architecture, read: Any, given: Data, examples: Array, points: int, mesh: Mesh | None = None
+) -> Callable[[Any, Any], Scored]:
+    """(starts, ends) of pairs -> their `Scored`; compiled. `read` returns the network at a point of the path.
+
+    One pair is computed after the other, by each device of a mesh.
+    """
 
     def follow(start: Any, end: Any) -> Scored:
         ends = stacks.stack(dict(read(start)), dict(read(end)))
@@ -401,7 +493,17 @@ def make_follow(arch: Architecture, read: Any, given: Data, examples: Array, poi
 
         return Scored(*jax.lax.map(at, jnp.linspace(0, 1, points)))
 
-    return jax.jit(follow)
+    if mesh is not None:
+        return runs.by_rows(lambda *stacks: jax.lax.map(lambda pair: follow(*pair), stacks), mesh)
+    one = jax.jit(follow)
+
+    def each(*stacks: Any) -> Scored:
+        stacks = jax.tree.map(np.asarray, stacks)
+        count = len(jax.tree.leaves(stacks)[0])
+        rows = [one(*jax.tree.map(lambda leaf, pair=pair: leaf[pair], stacks)) for pair in range(count)]
+        return Scored(*(np.stack(values) for values in zip(*rows, strict=True)))
+
+    return each
 
 
 def summary(paths: Scored, original: np.ndarray, key: Key) -> dict[str, Any]:
@@ -442,4 +544,4 @@ def _check(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

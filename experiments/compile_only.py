@@ -1,17 +1,18 @@
-"""What the programs of an INR experiment cost on devices that are not there: compiled for a TPU topology, and not run.
+"""What the programs of an experiment cost on devices that are not there: compiled for a TPU topology, and not run.
 
     python -m experiments.inr mnist --compile-only v5e:8x8
 
-Prints for the training step, the fitting of INRs and their matching what a device computes, moves and communicates, and
-the shortest time in which it could (the roofline). It needs libtpu (extra `tpu`), and no TPU.
+Prints for every training step, for the fitting of networks and for their matching what a device computes, moves and
+communicates, and the shortest time in which it could (the roofline). It needs libtpu (extra `tpu`), and no TPU.
 """
 
 import functools
 import importlib.util
+import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import optax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import autoencoders, progress, tables
+from experiments import progress, runs, tables
 from jax_scalegmn import matching, network, training
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.types import LossFn, Params
@@ -39,7 +40,20 @@ class Chip(NamedTuple):
 
 
 # Google Cloud's documentation of the TPU versions.
-CHIPS = {"v4": Chip(275e12, 1200e9, 300e9), "v5e": Chip(197e12, 819e9, 200e9), "v5p": Chip(459e12, 2765e9, 600e9)}
+CHIPS = {
+    "v4": Chip(275e12, 1200e9, 300e9),
+    "v5e": Chip(197e12, 819e9, 200e9),
+    "v5p": Chip(459e12, 2765e9, 600e9),
+    "v6e": Chip(918e12, 1640e9, 448e9),
+}
+
+
+class Program(NamedTuple):
+    """A program, and the shapes of its arguments on a mesh."""
+
+    name: str
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
 
 
 class Cost(NamedTuple):
@@ -64,6 +78,23 @@ class Cost(NamedTuple):
     seconds: float
 
 
+def run(topology: str, make_programs: Callable[[Mesh], Iterable[Program]]) -> dict[str, Any]:
+    """Compiles programs for a TPU topology, shows their costs, and returns them by name.
+
+    Raises:
+      SystemExit: Without libtpu, or if it knows no such topology.
+    """
+    mesh = topology_mesh(topology)
+    programs = list(make_programs(mesh))
+    found = []
+    with progress.bar("Compiling", len(programs), "programs") as advance:
+        for program in programs:
+            found.append(_cost(program))
+            advance(1, program.name)
+    show(topology, mesh, found)
+    return {cost.name: cost._asdict() for cost in found}
+
+
 def topology_mesh(name: str) -> Mesh:
     """The devices of a topology like v5e:8x8, on the axis "data".
 
@@ -74,7 +105,10 @@ def topology_mesh(name: str) -> Mesh:
         raise SystemExit(f"The topology is {name!r}; expected one of {sorted(CHIPS)} with its sizes, like v5e:8x8.")
     if importlib.util.find_spec("libtpu") is None:
         raise SystemExit('--compile-only needs libtpu: pip install "jax-scalegmn[tpu]". No TPU is needed.')
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no TPU is near that could be asked
+    jax.config.update("jax_platforms", "cpu")  # a TPU of this machine is left to others
+    # No TPU is near that could be asked, and other programs may have loaded libtpu, too.
+    for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        os.environ.setdefault(variable, "1")
     try:
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     except Exception as error:  # libtpu raises several types
@@ -83,80 +117,112 @@ def topology_mesh(name: str) -> Mesh:
     return Mesh(np.asarray(devices), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def costs(
+# --- programs -----------------------------------------------------------------------------------------------------
+
+
+def training_step(
     mesh: Mesh,
-    arch: Architecture,
-    settings: autoencoders.TrainConfig,
+    name: str,
     model: Any,
     loss: LossFn,
+    settings: runs.TrainConfig,
+    row: Any,
     *,
-    size: tuple[int, int],
-    networks: int,
-) -> list[Cost]:
-    """Compiles the programs of an INR experiment for the devices of a mesh.
+    method: str | None = None,
+) -> Program:
+    """The step of a training as the experiments make it, whose batch is shared out over the devices.
 
     Args:
       mesh: The devices.
-      arch: The INRs.
-      settings: How the autoencoder is trained.
-      model: The autoencoder.
-      loss: Its loss.
-      size: Height and width of the images.
-      networks: The INRs that a device fits, and the pairs that it matches, at once.
+      name: What is trained.
+      model: The model.
+      loss: Its loss of one row.
+      settings: How it is trained.
+      row: The shapes of what the loss reads of one network: its params, or a tuple of them and others.
+      method: The method of the model by which it is initialized; None for `__call__`.
     """
     tx = settings.make_optimizer(settings.batch_size)
-    one = jax.eval_shape(functools.partial(network.init, arch), jax.random.key(0))
-    state = jax.eval_shape(lambda params: training.init(model, tx, params, jax.random.key(0)), one)
+    params = row[0] if isinstance(row, tuple) else row
+    state = jax.eval_shape(lambda params: training.init(model, tx, params, jax.random.key(0), method=method), params)
     step = training.make_step(loss, tx, micro_batch=settings.micro_batch, mesh=mesh)
-    stack = _stacked(one, networks * mesh.size, mesh)
-    channels = arch.neuron_layers[-1].width
-    images = _stacked(jax.ShapeDtypeStruct((*size, channels), jnp.float32), networks * mesh.size, mesh)
-    adam = optax.adam(1e-3)
-    moments = _stacked(jax.eval_shape(adam.init, one), networks * mesh.size, mesh)
+    return Program(name, step, (_placed(state, mesh), _stacked(row, settings.batch_size, mesh)))
 
-    def update(params: Params, moments: Any, image: jax.Array) -> tuple[Params, Any]:
-        def error(params: Params) -> jax.Array:
-            return jnp.square(network.render(arch, params, size).reshape(image.shape) - image).mean()
 
-        updates, moments = adam.update(jax.grad(error)(params), moments, params)
-        return optax.apply_updates(params, updates), moments
+def fitting_step(mesh: Mesh, arch: Architecture, size: tuple[int, int], networks: int) -> Program:
+    """A step of `zoo.fit_images` on each device, which fits this number of INRs to images of this size."""
+    image = jax.ShapeDtypeStruct((*size, arch.neuron_layers[-1].width), jnp.float32)
 
+    def error(params: Params, image: jax.Array) -> jax.Array:
+        return jnp.square(network.render(arch, params, size).reshape(image.shape) - image).mean()
+
+    return _fitting(mesh, f"fitting step of {networks} INRs", arch, error, optax.adam(1e-3), (image,), networks)
+
+
+def classifier_step(
+    mesh: Mesh, name: str, arch: Architecture, shape: tuple[int, ...], batch_size: int, networks: int
+) -> Program:
+    """A step of classifiers on each device, each on a batch of inputs of this shape; a zoo's dropout is left out."""
+
+    def error(params: Params, x: jax.Array, labels: jax.Array) -> jax.Array:
+        logits, _ = network.train_apply(arch, params, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    x = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+    batch = x, jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    return _fitting(mesh, f"{name}, step of {networks}", arch, error, optax.adamw(1e-3), batch, networks)
+
+
+def weight_matching(mesh: Mesh, name: str, arch: Architecture, pairs: int) -> Program:
+    """The matching of this number of pairs of networks on each device."""
+    stack = _stacked(params_of(arch), pairs * mesh.size, mesh)
     match = functools.partial(matching.weight_matching, arch)
-    return [
-        _cost("training step", step, _placed(state, mesh), _stacked(one, settings.batch_size, mesh)),
-        _cost(f"fitting step of {networks} INRs", _by_rows(update, mesh, 3), stack, moments, images),
-        _cost(f"matching of {networks} pairs", _by_rows(match, mesh, 2), stack, stack),
-    ]
+    return Program(f"{name} of {pairs} pairs", _by_rows(match, mesh, 2), (stack, stack))
+
+
+def params_of(arch: Architecture) -> Any:
+    """The shapes of a network's params."""
+    return jax.eval_shape(functools.partial(network.init, arch), jax.random.key(0))
 
 
 def show(name: str, mesh: Mesh, found: list[Cost]) -> None:
     """Prints the table of costs with the roofline."""
     chip = CHIPS[name.partition(":")[0]]
-    labels = (
-        "GFLOP",
-        "MB moved",
-        "MB in use",
-        "communication",
-        "MB communicated",
-        "FLOP per byte",
-        "roofline, us",
-        "bound",
-    )
-    columns = [_column(one, chip) for one in found]
-    cells = [[label, *values] for label, *values in zip(labels, *columns, strict=True)]
+    head = ("", "GFLOP", "MB moved", "in use", "collectives", "MB sent", "FLOP/B", "µs", "bound by")
+    cells = [[cost.name, *_row(cost, chip)] for cost in found]
     title = f"What one of {mesh.size} devices of {name} computes; nothing was run"
-    progress.console.print(tables.terminal(tables.Table(title, ("", *(one.name for one in found)), cells)))
+    progress.console.print(tables.terminal(tables.Table(title, head, cells)))
 
 
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _column(cost: Cost, chip: Chip) -> list[str]:
+def _fitting(
+    mesh: Mesh,
+    name: str,
+    arch: Architecture,
+    error: Callable[..., jax.Array],
+    tx: optax.GradientTransformation,
+    data: tuple[Any, ...],
+    networks: int,
+) -> Program:
+    """One update of networks on each device, each on its own data of these shapes."""
+
+    def update(params: Params, state: Any, *rows: jax.Array) -> tuple[Params, Any]:
+        updates, state = tx.update(jax.grad(error)(params, *rows), state, params)
+        return optax.apply_updates(params, updates), state
+
+    one = params_of(arch)
+    args = (one, jax.eval_shape(tx.init, one), *data)
+    stacked = tuple(_stacked(tree, networks * mesh.size, mesh) for tree in args)
+    return Program(name, _by_rows(update, mesh, len(args)), stacked)
+
+
+def _row(cost: Cost, chip: Chip) -> list[str]:
     # A ring of all-reduce sends and receives every byte twice.
     seconds = {
         "arithmetic": cost.flops / chip.flops,
         "memory": cost.moved / chip.memory,
-        "communication": 2 * cost.communicated / chip.links,
+        "links": 2 * cost.communicated / chip.links,
     }
     bound = max(seconds, key=lambda name: seconds[name])
     return [
@@ -171,22 +237,22 @@ def _column(cost: Cost, chip: Chip) -> list[str]:
     ]
 
 
-def _cost(name: str, fn: Callable[..., Any], *args: Any) -> Cost:
+def _cost(program: Program) -> Cost:
     begin = time.perf_counter()
-    compiled = jax.jit(fn).lower(*args).compile()
+    compiled = jax.jit(program.fn).lower(*program.args).compile()
     analysis, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     kinds: dict[str, int] = {}
     communicated = 0
-    for shapes, kind in re.findall(rf"= (.*?) ({_COLLECTIVES})(?:-start)?\(", compiled.as_text()):
+    for arrays, kind in re.findall(rf"= (.*?) ({_COLLECTIVES})(?:-start)?\(", compiled.as_text()):
         kinds[kind] = kinds.get(kind, 0) + 1
         communicated += sum(
-            _NBYTES[dtype] * int(np.prod([int(size) for size in dims.split(",") if size]))
-            for dtype, dims in re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", shapes)
+            _NBYTES[dtype] * math.prod(int(size) for size in dims.split(",") if size)
+            for dtype, dims in re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", arrays)
         )
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     flops, moved = analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0)
     seconds = time.perf_counter() - begin
-    return Cost(name, flops, moved, used - memory.alias_size_in_bytes, kinds, communicated, seconds)
+    return Cost(program.name, flops, moved, used - memory.alias_size_in_bytes, kinds, communicated, seconds)
 
 
 def _by_rows(fn: Callable[..., Any], mesh: Mesh, inputs: int) -> Callable[..., Any]:

@@ -10,9 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from experiments import evaluation
-from jax_scalegmn import architecture, matching, zoo
+from jax_scalegmn import architecture, zoo
+from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.types import Key, Params
 from jax_scalegmn.zoo import Zoo
 
@@ -27,21 +29,28 @@ _ALIGNED = 1024  # the largest number of training networks in the mean of aligne
 
 
 def score(
-    draw: Callable[[Params], np.ndarray], train: Zoo, images: np.ndarray, stack: Params, original: np.ndarray, key: Key
+    draw: Callable[[Params], np.ndarray],
+    align: evaluation.Align,
+    train: Zoo,
+    images: np.ndarray,
+    stack: Params,
+    original: np.ndarray,
+    key: Key,
 ) -> dict[str, np.ndarray]:
     """What every control draws in place of the networks of a stack, [networks, height, width, ...].
 
     Args:
       draw: A stack of networks -> the images that they draw.
+      align: Weight matching of stacks, as `evaluation.make_align` makes it.
       train: The training networks.
       images: The training images.
       stack: The networks that an autoencoder would reconstruct.
       original: What they draw.
       key: The key of the noise, whose standard deviation is a share of every parameter's root mean square.
     """
-    few = train[: min(_ALIGNED, len(train))].params
-    first = jax.tree.map(lambda leaf: leaf[0], few)
-    aligned = jax.jit(jax.vmap(lambda params: matching.align(train.arch, params, first)))(few)
+    few = jax.tree.map(lambda leaf: np.asarray(leaf)[:_ALIGNED], train.params)
+    first = jax.tree.map(lambda leaf: np.broadcast_to(leaf[:1], leaf.shape), few)
+    aligned = align(few, first).params
     means = {"mean_network": train.params, "mean_aligned": aligned}
     one_for_all = {"mean_image": images.mean(0)} | {
         name: draw(jax.tree.map(lambda leaf: np.asarray(leaf).mean(0, keepdims=True), networks))[0]
@@ -49,8 +58,9 @@ def score(
     }
     drawn = {name: np.broadcast_to(image, original.shape) for name, image in one_for_all.items()}
     drawn["nearest"] = _nearest(draw(train.params), original)
-    noisy = zip(NOISES, jax.random.split(key, len(NOISES)), strict=True)
-    return drawn | {f"noise_{noise:g}": draw(_noisy(train, stack, noise, key)) for noise, key in noisy}
+    noisy = _noisy(train.arch, zoo.scales(train), stack, jax.random.split(key, len(NOISES)), np.float32(NOISES))
+    of_noise = (jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], noisy) for i in range(len(NOISES)))
+    return drawn | {f"noise_{noise:g}": draw(params) for noise, params in zip(NOISES, of_noise, strict=True)}
 
 
 def numbers(
@@ -79,13 +89,18 @@ def _nearest(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return known[distance.argmin(1)]
 
 
-def _noisy(train: Zoo, stack: Params, noise: float, key: Key) -> Any:
-    """The networks with noise on every weight."""
-    arch = train.arch
+@jax.jit
+def _noisy(
+    arch: Architecture, scales: tuple[float, ...], stack: Params, keys: Key, noises: Float[Array, " noises"]
+) -> Any:
+    """The networks with noise on every weight, [noises, networks, ...]."""
     values = jax.vmap(lambda params: architecture.unpack(arch, params))(stack)
-    keys = jax.random.split(key, len(values))
-    moved = [
-        value + noise * scale * jax.random.normal(k, value.shape)
-        for value, scale, k in zip(values, zoo.scales(train), keys, strict=True)
-    ]
-    return jax.vmap(lambda values: architecture.pack(arch, values))(moved)
+
+    def with_noise(key: Key, noise: Array) -> Any:
+        moved = [
+            value + noise * scale * jax.random.normal(k, value.shape)
+            for value, scale, k in zip(values, scales, jax.random.split(key, len(values)), strict=True)
+        ]
+        return jax.vmap(lambda values: architecture.pack(arch, values))(moved)
+
+    return jax.lax.map(lambda row: with_noise(*row), (keys, noises))

@@ -12,17 +12,18 @@ the checkpoints, results.json and report.html. `--resume` continues a run that s
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+from jax.sharding import Mesh
 from scipy import ndimage
 
-from experiments import autoencoders, evaluation, inr, inr_zoo, report, runs, tables
+from experiments import autoencoders, compile_only, evaluation, inr, inr_zoo, report, runs, tables, watch
 from experiments.inr_zoo import ZooConfig
 from jax_scalegmn import architecture, models, network, zoo
 from jax_scalegmn.architecture import Architecture, Scaling
@@ -109,9 +110,12 @@ zoo_key, fit_zoo = inr_zoo.zoo_key, inr_zoo.fit_zoo  # of a sweep
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    runs.join(config)
     if not config.networks or min(config.networks) < 1 or len(set(config.networks)) < len(config.networks):
         raise ValueError(f"networks are {config.networks}; expected one or more different numbers >= 1.")
+    if config.compile_only is not None:
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
+    runs.join(config)
+    runs.check_batch(config, config.train.batch_size)
     given = runs.load_images(config, config.zoo)
     inr_zoo.check_fits(config.zoo, given["train"], config.train.batch_size)
     arch = inr_zoo.architecture_of(config.zoo)
@@ -129,8 +133,18 @@ def main(config: Config) -> dict[str, Any]:
         for networks, model in editors.items():
             with run.timed(f"editor of {networks}"):
                 trained = fit(config, networks, model, zoos, goals, run.interruption)
-            results["editors"][str(networks)] = score(trained, zoos["scoring"], goals["scoring"], config.seed)
+            results["editors"][str(networks)] = score(config, trained, zoos["scoring"], goals["scoring"])
         return run.finish(results, "Editing INRs", _sections, lambda results: [_table(results)])
+
+
+def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
+    """The programs of the experiment, to be compiled and not run."""
+    arch, size = inr_zoo.architecture_of(config.zoo), runs.unread_images(config, config.zoo).images.shape[1:3]
+    row = compile_only.params_of(arch), jax.ShapeDtypeStruct(size, np.float32)
+    for networks, model in make_editors(config, arch, (1.0,) * len(arch.parameters)).items():
+        name = f"editor of {networks}, training step"
+        yield compile_only.training_step(mesh, name, model, losses.editing(model), config.train, row)
+    yield compile_only.fitting_step(mesh, arch, size, config.zoo.chunk)
 
 
 # --- editors ------------------------------------------------------------------------------------------------------
@@ -212,13 +226,14 @@ def dilated(given: images.Images) -> np.ndarray:
     return ndimage.grey_dilation(given.images, size=(1, 3, 3))
 
 
-def score(trained: autoencoders.Trained, scoring: Zoo, goals: np.ndarray, seed: int) -> dict[str, Any]:
+def score(config: Config, trained: autoencoders.Trained, scoring: Zoo, goals: np.ndarray) -> dict[str, Any]:
     """The errors on networks of unseen images, and on copies of them moved by random elements."""
-    model, variables, arch = trained.model, trained.variables, scoring.arch
+    model, arch, seed, mesh = trained.model, scoring.arch, config.seed, runs.device_mesh(config)
     goal = _goals(scoring, goals)
-    draw = make_draw(model, variables, goal.shape[1:])
+    draw = make_draw(model, trained.variables, goal.shape[1:], mesh)
     keys = evaluation.each_split(jax.random.split(jax.random.key(seed), len(scoring)), 2)
-    moved = evaluation.make_transformed_copies(arch)(scoring.params, keys[:, 0], keys[:, 1], permute=True, scale=True)
+    copies = evaluation.make_transformed_copies(arch, mesh=mesh)
+    moved = copies(scoring.params, keys[:, 0], keys[:, 1], permute=True, scale=True)
     errors, of_moved = (evaluation.squared_error(draw(stack), goal) for stack in (scoring.params, moved))
     return {
         "parameters": trained.parameters,
@@ -229,14 +244,16 @@ def score(trained: autoencoders.Trained, scoring: Zoo, goals: np.ndarray, seed: 
     }
 
 
-def make_draw(model: models.Editor, variables: Any, size: tuple[int, int]) -> Callable[[Params], np.ndarray]:
+def make_draw(
+    model: models.Editor, variables: Any, size: tuple[int, int], mesh: Mesh | None = None
+) -> Callable[[Params], np.ndarray]:
     """A stack of INRs -> what their edited networks draw on average, [networks, height, width]."""
 
     def one(params: Params) -> jax.Array:
         edited = model.apply(variables, params)
         return jax.vmap(lambda params: network.render(model.gmn.arch, params, size))(edited).mean(0).reshape(size)
 
-    return runs.in_chunks(one, 64)
+    return runs.in_chunks(one, 64, mesh)
 
 
 def _goals(networks: Zoo, goals: np.ndarray) -> jax.Array:
@@ -306,4 +323,4 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

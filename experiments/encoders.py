@@ -9,7 +9,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 
-from experiments import autoencoders, progress, report, runs
+from experiments import autoencoders, compile_only, progress, report, runs
 from experiments.tables import Table
-from jax_scalegmn import architecture, models, symmetry, training
+from jax_scalegmn import architecture, distributed, models, symmetry, training
 from jax_scalegmn.architecture import Architecture, Scaling
 from jax_scalegmn.types import Key, LossFn
 from jax_scalegmn.zoo import Zoo
@@ -36,6 +37,9 @@ class TrainConfig(runs.TrainConfig):
 
 class Config(Protocol):
     """What a run says about its trainings."""
+
+    @property
+    def mesh(self) -> int | None: ...
 
     @property
     def seed(self) -> int: ...
@@ -232,7 +236,9 @@ def train_pairs(
 
         def after_epoch(pair: str, note: str) -> None:
             advance(1, f"{pair}: {note}")
-            finished = len(list(folder.glob("*.json")))
+            finished = sum(
+                (folder / f"{name}-{seed}.json").exists() for name in encoders for seed in range(config.seeds)
+            )
             interruption.stop_if_requested(f"{finished} of {total} pairs of encoder and seed")
 
         for name, encoder in encoders.items():
@@ -254,6 +260,7 @@ def train_pairs(
 class Program(NamedTuple):
     """What the trainings of one encoder share, so that its seeds are compiled once."""
 
+    mesh: Mesh | None
     init: Callable[[Key], training.State]
     step: training.Step
     validate: Callable[[Any, Any], Any]
@@ -261,26 +268,39 @@ class Program(NamedTuple):
 
 
 def _program(config: Config, task: Task, encoder: Encoder, zoos: Mapping[str, Zoo]) -> Program:
-    settings, model, arch = config.train, encoder.model, zoos["train"].arch
+    settings, model, arch, mesh = config.train, encoder.model, zoos["train"].arch, runs.device_mesh(config)
     tx = settings.make_optimizer(len(zoos["train"]))
-    loss = task.loss(model)
-    validate = training.make_evaluation(task.loss(model, train=False))
+    validate = training.make_evaluation(task.loss(model, train=False), mesh=mesh)
 
-    def predict(variables: Any, stack: Any, keys: Any) -> Any:
-        """Predictions [networks, 1 + copies]: of every network as it is, then of its moved copies."""
+    def predict(row: Any, variables: Any) -> Any:
+        """Predictions [1 + copies]: of a network as it is, then of its moved copies."""
+        params, keys = row
+        moved = jax.vmap(lambda key: symmetry.act(arch, symmetry.random(arch, key), params))(keys)
+        copies = jax.tree.map(lambda own, others: jnp.concatenate([own[None], others]), dict(params), moved)
+        return task.read(jax.vmap(functools.partial(model.apply, variables))(copies))
 
-        def one(row: Any) -> Any:
-            params, keys = row
-            moved = jax.vmap(lambda key: symmetry.act(arch, symmetry.random(arch, key), params))(keys)
-            copies = jax.tree.map(lambda own, others: jnp.concatenate([own[None], others]), dict(params), moved)
-            return task.read(jax.vmap(functools.partial(model.apply, variables))(copies))
-
-        return jax.lax.map(one, (stack, keys), batch_size=16)
-
-    step = training.make_step(augmented(arch, loss) if settings.augment else loss, tx, micro_batch=settings.micro_batch)
+    mapped = distributed.make_map(predict, mesh, rows_at_once=16)
+    loss = train_loss(settings, task, model, arch)
+    step = training.make_step(loss, tx, micro_batch=settings.micro_batch, mesh=mesh)
     example = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
     init = jax.jit(functools.partial(training.init, model, tx, example))
-    return Program(init, step, validate, jax.jit(predict))
+    return Program(mesh, init, step, validate, lambda variables, stack, keys: mapped(((stack, keys),), variables))
+
+
+def train_loss(settings: TrainConfig, task: Task, model: nn.Module, arch: Architecture) -> LossFn:
+    """The loss of a model in training, on networks that are moved where the settings say so."""
+    loss = task.loss(model)
+    return augmented(arch, loss) if settings.augment else loss
+
+
+def training_steps(
+    mesh: Mesh, settings: TrainConfig, task: Task, encoders: Mapping[str, Encoder], arch: Architecture, dtype: Any
+) -> Iterator[compile_only.Program]:
+    """The training step of every encoder, to be compiled and not run; targets have that dtype."""
+    row = compile_only.params_of(arch), jax.ShapeDtypeStruct((), dtype)
+    for encoder in encoders.values():
+        loss = train_loss(settings, task, encoder.model, arch)
+        yield compile_only.training_step(mesh, encoder.label, encoder.model, loss, settings, row)
 
 
 def augmented(arch: Architecture, loss_fn: LossFn) -> LossFn:
@@ -309,8 +329,14 @@ def _train_pair(
     data = {split: (one.params, jnp.asarray(task.target(one))) for split, one in zoos.items()}
     state = program.init(jax.random.fold_in(jax.random.key(config.seed), seed))
     epochs = training.fit(
-        program.step, state, data["train"], batch_size=settings.batch_size, num_epochs=settings.epochs
+        program.step,
+        state,
+        data["train"],
+        batch_size=settings.batch_size,
+        num_epochs=settings.epochs,
+        mesh=program.mesh,
     )
+    selected = data["selection"] if program.mesh is None else distributed.shard_rows(data["selection"], program.mesh)
     trained = len(zoos["train"]) // settings.batch_size * settings.batch_size
     history: list[dict[str, float]] = []
     best: tuple[float, ...] = (-math.inf,)
@@ -319,12 +345,13 @@ def _train_pair(
     for epoch in epochs:
         state, metrics = jax.block_until_ready(epoch)
         seconds = time.perf_counter() - begin
-        selection = program.validate(state.variables, data["selection"])
+        selection = program.validate(state.variables, selected)
         numbers = _numbers(metrics, selection, f"epoch {len(history) + 1} of seed {seed}")
         history.append({**numbers, "seconds": seconds})
         reached = tuple(sign * numbers[name] for name, sign in task.selection.items())
         if reached > best:  # copied, since the next epoch takes the buffers
-            best, best_epoch, variables = reached, len(history), jax.tree.map(jnp.copy, state.variables)
+            best, best_epoch = reached, len(history)
+            variables = jax.tree.map(np.array, distributed.gather(state.variables))
         after_epoch(task.note.format(**numbers))
         begin = time.perf_counter()
     copy_keys = jax.random.split(jax.random.key(config.seed + 1), (len(zoos["scoring"]), config.copies))

@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from experiments import runs
@@ -56,14 +57,44 @@ class Paths(NamedTuple):
     middle: np.ndarray
 
 
-def make_read(model: Autoencoder, variables: Any, *, networks_at_once: int = 64) -> Callable[[Params], Member]:
+def make_read(
+    model: Autoencoder, variables: Any, *, networks_at_once: int = 64, mesh: Mesh | None = None
+) -> Callable[[Params], Member]:
     """A stack of networks -> the same with their embeddings and decoded networks; compiled once."""
 
     def read_one(params: Params) -> Member:
         z = model.apply(variables, params, method="encode")
         return Member(params, model.apply(variables, z, method="decode"), z)
 
-    return runs.in_chunks(read_one, networks_at_once)
+    return runs.in_chunks(read_one, networks_at_once, mesh)
+
+
+class Aligned(NamedTuple):
+    """Stacks of elements and of the networks that they moved."""
+
+    element: symmetry.Element
+    params: Params
+
+
+# (stacked params, stacked targets) -> the params moved next to the targets.
+Align: TypeAlias = Callable[[Params, Params], Aligned]
+
+
+def make_align(
+    arch: Architecture,
+    match: Callable[[Params, Params], Matching] | None = None,
+    *,
+    networks_at_once: int = 64,
+    mesh: Mesh | None = None,
+) -> Align:
+    """A matcher of two networks, weight matching if it is None, on stacks; compiled once."""
+    match = match or functools.partial(matching.weight_matching, arch)
+
+    def align_one(params: Params, target: Params) -> Aligned:
+        element = match(params, target).element
+        return Aligned(element, symmetry.act(arch, element, params))
+
+    return runs.in_chunks(align_one, networks_at_once, mesh)
 
 
 def methods(
@@ -72,14 +103,21 @@ def methods(
     variables: Any,
     fixed: Params,
     further: Mapping[str, Method] | None = None,
+    weights: Align | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Method]:
     """All methods; `fixed` is a network that all others are aligned to, the control of the canonical frame.
 
-    Those of `further` are listed after weight matching.
+    Those of `further` are listed after weight matching, which is `weights` where that is given. The devices of a mesh
+    share the pairs.
     """
+    by_weights = weights or make_align(arch, mesh=mesh)
 
-    def make_align(**options: Any) -> Callable[[Params, Params], Params]:
-        return jax.jit(jax.vmap(functools.partial(matching.align, arch, **options)))
+    def align(params: Params, target: Params) -> Params:
+        return by_weights(params, target).params
+
+    def other(**options: Any) -> Callable[[Params, Params], Params]:
+        return runs.by_rows(jax.vmap(functools.partial(matching.align, arch, **options)), mesh)
 
     def decode(z: Array) -> Params:
         return model.apply(variables, z, method="decode")
@@ -94,9 +132,8 @@ def methods(
         return align(member.params, member.decoded)
 
     whole = "scaled" if any(layer.scaling is Scaling.POSITIVE for layer in arch.neuron_layers) else "signed"
-    align = make_align()
-    p_identity, p_forward = make_align(scale=False, start=Start.IDENTITY), make_align(scale=False)
-    pd_identity = make_align(start=Start.IDENTITY)
+    p_identity, p_forward = other(scale=False, start=Start.IDENTITY), other(scale=False)
+    pd_identity = other(start=Start.IDENTITY)
     return {
         "naive": Method("naive", lambda a, b: (a.params, b.params), itself),
         "matching_p_identity": pairwise("matching, permutations, identity start", p_identity),
@@ -124,25 +161,34 @@ def pairwise(label: str, align: Callable[[Params, Params], Params]) -> Method:
 
 
 def make_search(
-    arch: Architecture,
-    x: Float[Array, "examples inputs"],
-    max_sweeps: int,
-    match: Callable[[Params, Params], Matching] | None = None,
-) -> Callable[[Params, Params], Params]:
-    """(stacked params, stacked targets) -> the params moved by searches on x that begin at `match`, or by weights."""
+    arch: Architecture, x: Float[Array, "examples inputs"], max_sweeps: int, mesh: Mesh | None = None
+) -> Callable[[Align], Callable[[Params, Params], Params]]:
+    """A start -> (stacked params, stacked targets) -> the params moved by searches on x that begin there.
 
-    def one(pair: tuple[Params, Params]) -> Params:
-        params, target = pair
-        start = match(params, target) if match else None
+    One program for all starts.
+    """
+
+    def one(row: tuple[Params, Params, symmetry.Element]) -> Params:
+        params, target, start = row
         found = matching.search_matching(arch, params, target, x, jax.random.key(0), start=start, max_sweeps=max_sweeps)
         return symmetry.act(arch, found.element, params)
 
     # One pair at a time: searches end after different numbers of sweeps.
-    return jax.jit(lambda params, target: jax.lax.map(one, (params, target)))
+    search = runs.by_rows(lambda *rows: jax.lax.map(one, rows), mesh)
+
+    def make(start: Align) -> Callable[[Params, Params], Params]:
+        return lambda params, target: search(params, target, start(params, target).element)
+
+    return make
 
 
 def make_follow(
-    draw: Callable[[Params], np.ndarray], read: Callable[[Any], Params], *, num_points: int, pairs_at_once: int = 32
+    draw: Callable[[Params], np.ndarray],
+    read: Callable[[Any], Params],
+    *,
+    num_points: int,
+    pairs_at_once: int = 32,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Paths]:
     """(start points, end points, originals' images a, originals' images b, true images) -> the paths.
 
@@ -151,11 +197,12 @@ def make_follow(
       read: A point of a path -> the network there.
       num_points: The number of points of a path; t = 1/2 is computed besides.
       pairs_at_once: The number of pairs whose paths are computed at once.
+      mesh: The devices that share these pairs.
     """
     ts = np.linspace(0, 1, num_points, dtype=np.float32)
-    times = jnp.asarray([*ts, 0.5], jnp.float32)
+    times = np.asarray([*ts, 0.5], np.float32)
     points = runs.in_chunks(
-        lambda start, end: jax.vmap(lambda t: read(merge.lerp(start, end, t)))(times), pairs_at_once
+        lambda start, end: jax.vmap(lambda t: read(merge.lerp(start, end, t)))(times), pairs_at_once, mesh
     )
 
     def follow(start: Any, end: Any, a: np.ndarray, b: np.ndarray, truth: np.ndarray) -> Paths:
@@ -182,7 +229,9 @@ def heights(losses: np.ndarray) -> np.ndarray:
     return (losses - ((1 - ts) * losses[:, :1] + ts * losses[:, -1:])).max(1)
 
 
-def make_transformed_copies(arch: Architecture, *, networks_at_once: int = 64) -> Callable[..., Params]:
+def make_transformed_copies(
+    arch: Architecture, *, networks_at_once: int = 64, mesh: Mesh | None = None
+) -> Callable[..., Params]:
     """A function that moves networks by random elements, then adds noise * normal to every weight.
 
     Its arguments are a stack, one key for each network's element, one for its noise, whether elements permute and
@@ -203,7 +252,7 @@ def make_transformed_copies(arch: Architecture, *, networks_at_once: int = 64) -
     def from_data(params: Params, keys: tuple[Array, Array], *options: Array) -> Params:
         return copy(params, (jax.random.wrap_key_data(keys[0]), jax.random.wrap_key_data(keys[1])), *options)
 
-    chunked = runs.in_chunks(from_data, networks_at_once)
+    chunked = runs.in_chunks(from_data, networks_at_once, mesh)
 
     def copies(
         stack: Params, element_keys: Key, noise_keys: Key, *, permute: bool, scale: bool, noise: float = 0.0

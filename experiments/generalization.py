@@ -13,19 +13,21 @@ on unseen CNNs, plain and moved by random elements of their group, which change 
 """
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import scipy.stats
 import sklearn.metrics
-import tyro
 from flax import linen as nn
+from jax.sharding import Mesh
 
-from experiments import autoencoders, cnn_zoo, encoders, report, runs, tables
+from experiments import autoencoders, cnn_zoo, compile_only, encoders, report, runs, tables, watch
 from experiments.cnn_zoo import ZooConfig
 from jax_scalegmn import architecture, zoo
 from jax_scalegmn.architecture import Scaling
@@ -134,12 +136,16 @@ def fit_zoo(config: Config) -> None:
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    runs.join(config)
     _check(config)
+    if config.compile_only is not None:
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
+    runs.join(config)
+    runs.check_batch(config, config.train.batch_size)
     folder = _zoo_folder(config)
     data = cnn_zoo.load_data(config)
     for activation in config.activations:
-        cnn_zoo.architecture_of(config, activation, data)  # an unknown one is refused before the folder is made
+        # An unknown one is refused before the folder is made.
+        cnn_zoo.architecture_of(config, activation, cnn_zoo.num_classes(data))
     with runs.Run(config) as run:
         with run.timed("zoo"):
             zoos = {name: cnn_zoo.fit_zoo(config, name, data, folder, run.interruption) for name in config.activations}
@@ -152,6 +158,21 @@ def main(config: Config) -> dict[str, Any]:
             _sections,
             _tables,
         )
+
+
+def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
+    """The programs of the experiment, to be compiled and not run; those of the encoders for every activation."""
+    images = runs.unread_images(config, config.zoo)
+    for activation in config.activations:
+        arch = cnn_zoo.architecture_of(config, activation, 1 + int(images.labels.max()))
+        params = jax.tree.map(lambda leaf: np.ones((2, *leaf.shape), leaf.dtype), compile_only.params_of(arch))
+        networks = Zoo(arch, params, {TARGET: np.arange(2.0)}, {})
+        matched = {
+            name: encoder._replace(label=f"{activation}, {encoder.label}")
+            for name, encoder in matched_encoders(config.model, networks, config.encoders).items()
+        }
+        yield from encoders.training_steps(mesh, config.train, task(networks), matched, arch, np.float32)
+        yield cnn_zoo.training_step(config, mesh, activation, images)
 
 
 def train_and_score(run: runs.Run, config: Config, activation: str, cnns: Zoo) -> dict[str, Any]:
@@ -360,4 +381,4 @@ def _sections(results: Mapping[str, Any]) -> Iterable[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

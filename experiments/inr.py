@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 
 from experiments import (
     alignment,
@@ -35,11 +36,12 @@ from experiments import (
     populations,
     progress,
     runs,
+    watch,
 )
 from experiments.alignment import AlignmentConfig
 from experiments.autoencoders import Trained
+from experiments.compile_only import Program
 from experiments.evaluation import Member, Method, Paths
-from experiments.inr_zoo import ZooConfig
 from jax_scalegmn import models, network
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
@@ -95,9 +97,6 @@ class Config(inr_zoo.Config):
     train: TrainConfig = TrainConfig()
     alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
-    compile_only: str | None = None
-    """A TPU topology like v5e:8x8: the programs are compiled for it, their costs shown, and nothing is run. It needs
-    libtpu, and no TPU."""
 
 
 PRESETS = {
@@ -116,18 +115,7 @@ PRESETS = {
         "8,192 INRs of 28 x 28 images, about two hours on two cores; needs --data",
         Config(
             Path("runs/mnist-small"),
-            zoo=ZooConfig(
-                size=(28, 28),
-                widths=(2, 32, 32, 1),
-                steps=300,
-                learning_rate=4e-3,
-                train_fits=2,
-                train_images=4096,
-                selection_images=256,
-                scoring_images=500,
-                part=1024,
-                chunk=8,
-            ),
+            zoo=inr_zoo.SMALL,
             model=autoencoders.ModelConfig(64, 2),
             train=TrainConfig(16, 24, 4e-3, warmup_steps=100, micro_batch=4, orbit_weight=0.0),
             alignment=AlignmentConfig(epochs=3, micro_batch=8),
@@ -151,9 +139,12 @@ PRESETS = {
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    runs.join(config)
     if config.compile_only is not None:
-        return compile_for(config, config.compile_only)
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
+    runs.join(config)
+    runs.check_batch(config, config.train.batch_size)
+    if config.alignment.epochs:
+        runs.check_batch(config, config.alignment.batch_size)
     zoos, given = _given(config)
     with runs.Run(config) as run:
         with run.timed("zoo"):
@@ -183,16 +174,24 @@ def main(config: Config) -> dict[str, Any]:
         )
 
 
-def compile_for(config: Config, topology: str) -> dict[str, Any]:
-    """Compiles the programs of the experiment for a TPU topology, shows their costs, and returns them."""
-    mesh, arch = compile_only.topology_mesh(topology), inr_zoo.architecture_of(config.zoo)
-    scales = (1.0,) * len(arch.parameters) if config.model.normalized else None
-    whole = models.autoencoder(arch, scales=scales, **config.model.options())
+def programs(config: Config, mesh: Mesh) -> Iterator[Program]:
+    """The programs of the experiment, to be compiled and not run."""
+    arch, size = inr_zoo.architecture_of(config.zoo), config.drawn_size
+    if config.zoo_path is None:
+        size = runs.unread_images(config, config.zoo).images.shape[1:3]
+    row = compile_only.params_of(arch)
+    scales = (1.0,) * len(arch.parameters)
+    whole = models.autoencoder(arch, scales=scales if config.model.normalized else None, **config.model.options())
     model = encoders.autoencoder(config.model, whole, config.encoder)
-    loss = losses.inr_reconstruction(model, size=config.drawn_size, orbit_weight=config.train.orbit_weight)
-    found = compile_only.costs(mesh, arch, config.train, model, loss, size=config.drawn_size, networks=config.zoo.chunk)
-    compile_only.show(topology, mesh, found)
-    return {cost.name: cost._asdict() for cost in found}
+    loss = losses.inr_reconstruction(model, size=size, orbit_weight=config.train.orbit_weight)
+    yield compile_only.training_step(mesh, "training step", model, loss, config.train, row)
+    x = jnp.asarray(network.coordinates(*size)).reshape(-1, 2)
+    for name in alignment.KINDS if config.alignment.epochs else ():
+        model, loss, method = alignment.subject(config.alignment, name, arch, scales, x)
+        settings = config.alignment
+        yield compile_only.training_step(mesh, f"{name}'s step", model, loss(), settings, (row, row), method=method)
+    yield compile_only.fitting_step(mesh, arch, size, config.zoo.chunk)
+    yield compile_only.weight_matching(mesh, "matching", arch, config.zoo.chunk)
 
 
 def _given(config: Config) -> tuple[dict[str, Zoo] | None, dict[str, images.Images] | None]:
@@ -242,14 +241,16 @@ def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]
 # --- images -------------------------------------------------------------------------------------------------------
 
 
-def make_draw(arch: Architecture, size: tuple[int, int], *, networks_at_once: int = 512) -> Callable[[Params], Any]:
+def make_draw(
+    arch: Architecture, size: tuple[int, int], *, networks_at_once: int = 512, mesh: Mesh | None = None
+) -> Callable[[Params], Any]:
     """A stack of INRs -> their images [networks, height, width], of three outputs [networks, height, width, 3]."""
 
     def draw_one(params: Params) -> jax.Array:
         image = network.render(arch, params, size)
         return image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
 
-    return runs.in_chunks(draw_one, networks_at_once)
+    return runs.in_chunks(draw_one, networks_at_once, mesh)
 
 
 def coordinates(given: images.Images, count: int | None = None, seed: int = 0) -> jax.Array:
@@ -317,6 +318,7 @@ class Instruments(NamedTuple):
     draw: Callable[[Params], np.ndarray]
     recognize: Callable[[np.ndarray], np.ndarray]
     copies: Callable[..., Params]
+    align: evaluation.Align
 
 
 def score(
@@ -335,7 +337,7 @@ def score(
     member = tools.read(subject.first)
     original, decoded = tools.draw(member.params), tools.draw(member.decoded)
     merging, paths = _merge(tools, kinds, member, original, subject, keys)
-    orbits = jax.tree.map(lambda leaf: leaf[: settings.orbits], subject.first)
+    orbits = _first_rows(subject.first, settings.orbits)
     spreads = {
         group: evaluation.orbit_spread(tools.copies, tools.read, orbits, next(keys), settings.orbit_size, **moves)
         for group, moves in GROUPS.items()
@@ -353,7 +355,9 @@ def score(
         "orbit_labels": subject.labels[: settings.orbits],
     }
     reconstruction = _reconstruction(tools, subject, original, decoded, given["train"])
-    simple = controls.score(tools.draw, zoos["train"], given["train"].images, subject.first, original, next(keys))
+    simple = controls.score(
+        tools.draw, tools.align, zoos["train"], given["train"].images, subject.first, original, next(keys)
+    )
     reconstruction["controls"] = {
         name: controls.numbers(drawn, original, given["train"].images, tools.recognize, subject.labels)
         for name, drawn in simple.items()
@@ -366,6 +370,7 @@ def _subject(networks: Zoo, given: images.Images) -> Subject:
     rows = inr_zoo.pair_rows(networks)
     if rows is None:
         return Subject(networks.params, None, given.images, given.labels)
+    networks = dataclasses.replace(networks, params=jax.tree.map(np.asarray, networks.params))
     first, second = (networks[side] for side in rows)
     if len(given.images) == len(networks):  # an image for every network: the truth of a pair lies between its two
         truth = (given.images[rows[0]] + given.images[rows[1]]) / 2
@@ -382,20 +387,24 @@ def _instruments(
     given: images.Images,
     count: int,
 ) -> Instruments:
-    model, variables, arch = trained.model, trained.variables, train.arch
+    model, variables, arch, mesh = trained.model, trained.variables, train.arch, runs.device_mesh(config)
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[0], train.params)
     x, sweeps = coordinates(given, config.evaluation.search_pixels, config.seed), config.evaluation.search_sweeps
-    search = evaluation.pairwise("search on what merged networks compute", evaluation.make_search(arch, x, sweeps))
-    further = {"search": search} | alignment.make_methods(aligners, x, sweeps)
-    methods = evaluation.methods(arch, model, variables, fixed, further)
-    draw = make_draw(arch, given.images.shape[1:3], networks_at_once=min(512, count * config.evaluation.points))
+    at_once = min(64, count)
+    align = evaluation.make_align(arch, networks_at_once=at_once, mesh=mesh)
+    make_search = evaluation.make_search(arch, x, sweeps, mesh)
+    search = evaluation.pairwise("search on what merged networks compute", make_search(align))
+    learned = alignment.make_methods(aligners, make_search, networks_at_once=at_once, mesh=mesh)
+    methods = evaluation.methods(arch, model, variables, fixed, {"search": search} | learned, align, mesh)
+    points = config.evaluation.points
+    draw = make_draw(arch, given.images.shape[1:3], networks_at_once=min(512, count * points), mesh=mesh)
     follow = {
-        reader: evaluation.make_follow(draw, reader, num_points=config.evaluation.points, pairs_at_once=min(32, count))
+        reader: evaluation.make_follow(draw, reader, num_points=points, pairs_at_once=min(32, count), mesh=mesh)
         for reader in {method.network for method in methods.values()}
     }
-    read = evaluation.make_read(model, variables, networks_at_once=min(64, count))
-    copies = evaluation.make_transformed_copies(arch, networks_at_once=min(64, count))
-    return Instruments(methods, follow, read, draw, _recognizer(given), copies)
+    read = evaluation.make_read(model, variables, networks_at_once=at_once, mesh=mesh)
+    copies = evaluation.make_transformed_copies(arch, networks_at_once=at_once, mesh=mesh)
+    return Instruments(methods, follow, read, draw, _recognizer(given), copies, align)
 
 
 def _kinds(config: Config, tools: Instruments, subject: Subject, keys: Iterator[Key]) -> dict[str, Params]:
@@ -491,4 +500,4 @@ def _recognizer(given: images.Images) -> Callable[[np.ndarray], np.ndarray]:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

@@ -118,21 +118,40 @@ def _paths(methods: Mapping[str, Any]) -> str:
     return report.chart(lines, x="t", y="mean squared error", log=True)
 
 
-def _embeddings(pictures: Mapping[str, Any]) -> str:
-    """The embeddings' two principal components by label: a linear map, so that what looks like one point is one."""
-    from sklearn.decomposition import PCA
+def latent_pictures(latent: np.ndarray, orbits: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Places in the plane of embeddings [networks, features], and of members of orbits [orbits, members, features].
 
-    latent, orbits = pictures["latent"], pictures["orbits"]
+    PCA is linear, so that what looks like one point is one up to the two components; t-SNE (van der Maaten and Hinton
+    2008) keeps neighbors, of networks and members of orbits together.
+
+    Returns:
+      By the name of the map the places of the networks [networks, 2] and of the members [orbits, members, 2].
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    members = orbits.reshape(-1, orbits.shape[-1])
     components = PCA(2).fit(latent)
-    places = components.transform(latent)
-    groups = {f"label {label}": places[pictures["labels"] == label] for label in np.unique(pictures["labels"])}
-    members = components.transform(orbits.reshape(-1, orbits.shape[-1])).reshape(*orbits.shape[:2], 2)
-    for number, (label, orbit) in enumerate(zip(pictures["orbit_labels"], members, strict=True)):
-        groups[f"orbit {number} of label {label}"] = orbit
-    note = (
-        f"<p class=note>Every label has a color; {len(orbits)} orbits of {orbits.shape[1]} members are drawn too.</p>"
+    everything = np.concatenate([latent, members])
+    neighbors = TSNE(perplexity=min(30, (len(everything) - 1) / 3), init="pca", random_state=0)
+    maps = {"PCA": components.transform(everything), "t-SNE": neighbors.fit_transform(everything)}
+    shape = (*orbits.shape[:2], 2)
+    return {name: (places[: len(latent)], places[len(latent) :].reshape(shape)) for name, places in maps.items()}
+
+
+def _embeddings(pictures: Mapping[str, Any]) -> str:
+    """The embeddings by label, with orbits on top."""
+    orbits, axes = pictures["orbits"], {"PCA": ("first principal component", "second"), "t-SNE": ("t-SNE", "t-SNE")}
+    drawn = []
+    for name, (places, members) in latent_pictures(pictures["latent"], orbits).items():
+        groups = {f"label {label}": places[pictures["labels"] == label] for label in np.unique(pictures["labels"])}
+        for number, (label, orbit) in enumerate(zip(pictures["orbit_labels"], members, strict=True)):
+            groups[f"orbit {number} of label {label}"] = orbit
+        drawn.append(f"<h3>{name}</h3>" + report.scatter(groups, x=axes[name][0], y=axes[name][1]))
+    return "".join(drawn) + (
+        f"<p class=note>Every label has a color; {len(orbits)} orbits of {orbits.shape[1]} members, moved by the whole "
+        "group, are drawn on top. An encoder that follows the whole group draws an orbit as one point.</p>"
     )
-    return report.scatter(groups, x="first principal component", y="second") + note
 
 
 def _training(history: list[Mapping[str, float]]) -> str:

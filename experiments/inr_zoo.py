@@ -2,8 +2,9 @@
 
 import dataclasses
 import enum
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import jax
 import numpy as np
 
 import jax_scalegmn as sg
+from experiments import parts as fit_parts
 from experiments import progress, runs
-from jax_scalegmn import architecture, network, zoo
+from jax_scalegmn import architecture, distributed, network, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
 from jax_scalegmn.zoo import Zoo, inr_folders
@@ -47,7 +49,7 @@ class ZooConfig(runs.ImageConfig):
     train_fits: int = 4
     """The number of independent fits of every training image; selection and scoring images get two."""
     part: int = 8192
-    """The number of networks fitted by one call and saved together: what an interruption can lose."""
+    """The number of networks that are saved together, and in pieces of a few minutes before."""
     chunk: int = 128
     """The number of networks trained as one vmapped network."""
 
@@ -62,6 +64,19 @@ PUBLISHED = ZooConfig(
     chunk=32,
 )
 """INRs of MNIST as in the papers, one of each image."""
+SMALL = ZooConfig(
+    size=(28, 28),
+    widths=(2, 32, 32, 1),
+    steps=300,
+    learning_rate=4e-3,
+    train_fits=2,
+    train_images=4096,
+    selection_images=256,
+    scoring_images=500,
+    part=1024,
+    chunk=8,
+)
+"""8,192 of them that two cores fit in minutes."""
 TINY = ZooConfig(
     widths=(2, 6, 6, 1), steps=60, train_fits=2, train_images=32, selection_images=8, scoring_images=8, chunk=16
 )
@@ -126,33 +141,56 @@ def fit_split(
     parts = []
     with progress.bar(f"INRs for {split}", len(image_index), "networks") as advance:
         for number, first in enumerate(range(0, len(image_index), settings.part)):
-            path = config.out / "zoo" / f"{split}-{number:04d}.safetensors"
             rows = image_index[first : first + settings.part]
-            saved = runs.read_part(path)
-            if saved is not None:
-                parts.append(saved)
-                advance(len(rows), "read")
-                continue
             # Every part of every split starts from keys of its own.
             entropy = [config.seed, runs.SPLITS.index(split), number]
-            part = zoo.fit_images(
+            fit_rows = functools.partial(
+                _fit_rows,
+                config,
                 arch,
-                given.images,
-                given.labels,
-                image_index=rows,
-                seed=int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]) // 2,
-                learning_rate=settings.learning_rate,
-                num_steps=settings.steps,
-                initialization=INITIALIZATIONS[settings.initialization],
-                networks_at_once=settings.chunk,
-                progress=advance,
-                mesh=runs.device_mesh(config),
+                given,
+                rows,
+                int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0]) // 2,
+                advance,
             )
-            part = runs.on_host(part)
-            runs.save_zoo(part, path)
-            parts.append(part)
+            plan = fit_parts.Plan(
+                config.out / "zoo" / f"{split}-{number:04d}.safetensors",
+                len(rows),
+                settings.chunk * distributed.num_devices(runs.device_mesh(config)),
+                settings.steps * given.images[0].size,
+                "INRs",
+            )
+            parts.append(fit_parts.fit(config, plan, fit_rows, zoo.concatenate, interruption, advance))
             interruption.stop_if_requested(f"{first + len(rows)} of {len(image_index)} INRs for {split}")
     return zoo.concatenate(parts)
+
+
+def _fit_rows(
+    config: Config,
+    arch: Architecture,
+    given: images.Images,
+    rows: np.ndarray,
+    seed: int,
+    advance: Callable[..., None],
+    first: int,
+    count: int,
+) -> Zoo:
+    """Some of the INRs of a part, whose images are the rows: the same as if all were fitted at once."""
+    settings = config.zoo
+    return zoo.fit_images(
+        arch,
+        given.images,
+        given.labels,
+        image_index=rows[first : first + count],
+        seed=seed,
+        first=first,
+        learning_rate=settings.learning_rate,
+        num_steps=settings.steps,
+        initialization=INITIALIZATIONS[settings.initialization],
+        networks_at_once=settings.chunk,
+        progress=advance,
+        mesh=runs.device_mesh(config),
+    )
 
 
 def zoo_key(config: Config) -> str:

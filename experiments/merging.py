@@ -17,17 +17,17 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+from jax.sharding import Mesh
 
-from experiments import progress, report, runs, tables
+from experiments import compile_only, progress, report, runs, tables, watch
 from jax_scalegmn import architecture, distributed, landscape, matching, merge, network, stacks, symmetry, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
@@ -58,15 +58,39 @@ class MatchConfig:
     examples: int = 1000
     """The number of training images whose activations are matched and repaired."""
     steps: int = 60
-    """The number of steps of Sinkhorn matching and of straight-through matching."""
+    """The number of steps of Sinkhorn matching on weights, and of straight-through matching on labels."""
     batch_size: int = 128
-    """The number of training images of one step of straight-through matching."""
-    search_examples: int = 256
-    """The number of training images on which networks are compared in search matching, without their labels."""
-    search_sweeps: int = 3
-    """The most sweeps over all neurons of search matching."""
-    search_candidates: int = 16
+    """The number of training images of one step of straight-through matching on labels."""
+    function_examples: int = 1000
+    """The number of training images on which functions are compared, without their labels, by perceptrons."""
+    function_values: int = 2**17
+    """The most values of a hidden layer on these images: wider perceptrons are compared on fewer of them."""
+    function_steps: int = 100
+    """The number of gradient steps of the methods that compare functions."""
+    search_neurons: int = 1024
+    """The most neurons that search matching of perceptrons takes in all of its sweeps; it makes one sweep or more."""
+    search_candidates: int = 32
     """The most exchanges that a step of search matching tries."""
+    image_examples: int = 64
+    """As `function_examples`, for networks of images, where an exchange costs a whole forward pass; one sweep is made
+    of them."""
+
+
+MethodName: TypeAlias = Literal[
+    "naive",
+    "canonical",
+    "weights_permutation",
+    "weights",
+    "activations",
+    "sinkhorn",
+    "straight_through",
+    "sinkhorn_function",
+    "straight_through_function",
+    "search",
+    "search_activations",
+    "search_gradient",
+]
+WayName: TypeAlias = Literal["naive", "canonical", "first", "mean", "search", "search_gradient", "search_last"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +114,10 @@ class Config(runs.RunConfig):
     """The numbers of networks that are merged at once."""
     many_of: str = "mlp:64-512-512-10,relu"
     """The architecture of the networks that are merged at once."""
+    methods: tuple[MethodName, ...] = get_args(MethodName)
+    """The methods that align pairs."""
+    ways: tuple[WayName, ...] = get_args(WayName)
+    """The ways to merge networks at once."""
     train_images: int | None = None
     """The largest number of training images; None for all."""
     test_images: int | None = None
@@ -142,7 +170,16 @@ PRESETS = {
             test_images=50,
             points=3,
             train=TrainConfig(epochs=2, batch_size=32),
-            match=MatchConfig(64, steps=3, batch_size=32, search_examples=8, search_sweeps=1, search_candidates=2),
+            match=MatchConfig(
+                64,
+                steps=3,
+                batch_size=32,
+                function_examples=8,
+                function_steps=2,
+                search_neurons=1,
+                search_candidates=2,
+                image_examples=4,
+            ),
         ),
     ),
 }
@@ -170,8 +207,10 @@ class Method(NamedTuple):
 
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
-    runs.join(config)
     _check(config)
+    if config.compile_only is not None:
+        return compile_only.run(config.compile_only, functools.partial(programs, config))
+    runs.join(config)
     archs = {text: architecture.parse(text) for text in config.networks}
     many = architecture.parse(config.many_of)
     images = load_images(config)
@@ -181,7 +220,20 @@ def main(config: Config) -> dict[str, Any]:
             pairs[text] = _pairs_of(config, text, arch, images, index)
             run.interruption.stop_if_requested(f"{index + 1} of {len(archs)} architectures")
         results = {"pairs": pairs, "many": _many_of(config, many, images) if config.many else None}
-        return run.finish(results, "Merging classifiers", _sections, _result_tables)
+        return run.finish(results, "Merging classifiers", sections, result_tables)
+
+
+def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
+    """The training step and the matching by weights of every architecture, to be compiled and not run."""
+    size = None
+    for text in config.networks:
+        arch = architecture.parse(text)
+        shape: tuple[int, ...] = (arch.neuron_layers[0].width,)
+        if arch.input_rank == 3:
+            size = size or load_images(config)[0].images.shape[1:3]
+            shape = (*size, *shape)
+        yield compile_only.classifier_step(mesh, text, arch, shape, config.train.batch_size, 1)
+        yield compile_only.weight_matching(mesh, f"{text}, matching", arch, 1)
 
 
 def _pairs_of(config: Config, text: str, arch: Architecture, images: Parts, index: int) -> dict[str, Any]:
@@ -191,8 +243,9 @@ def _pairs_of(config: Config, text: str, arch: Architecture, images: Parts, inde
         data = as_inputs(arch, images)
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         trained = train_networks(config, text, arch, data, key, config.models)
-        runs.write_json(path, score_pairs(config, arch, trained, data, key))
-    return found or json.loads(path.read_text())
+        found = json.loads(json.dumps(score_pairs(config, arch, trained, data, key)))
+        runs.write_json(path, found)
+    return found
 
 
 def _many_of(config: Config, arch: Architecture, images: Parts) -> dict[str, Any]:
@@ -201,8 +254,10 @@ def _many_of(config: Config, arch: Architecture, images: Parts) -> dict[str, Any
     if (found := runs.read_json(path)) is None:
         data, key = as_inputs(arch, images), jax.random.key(config.seed)
         trained = train_networks(config, config.many_of, arch, data, key, max(config.many), name="many")
-        runs.write_json(path, {"network": config.many_of, "by_number": merge_many(config, arch, trained, data)})
-    return found or json.loads(path.read_text())
+        by_number = merge_many(config, arch, trained, data)
+        found = json.loads(json.dumps({"network": config.many_of, "by_number": by_number}))
+        runs.write_json(path, found)
+    return found
 
 
 # --- data and networks --------------------------------------------------------------------------------------------
@@ -305,20 +360,7 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
     def by_weights(params: Params, target: Params, key: Key, **options: Any) -> Matching:
         return matching.weight_matching(arch, params, target, **options)
 
-    def search(params: Params, target: Params, key: Key) -> Matching:
-        return matching.search_matching(
-            arch,
-            params,
-            target,
-            x[: settings.search_examples],
-            key,
-            distance=matching.cross_entropy,
-            times=(0.5,),
-            candidates=settings.search_candidates,
-            max_sweeps=settings.search_sweeps,
-        )
-
-    return {
+    every = {
         "naive": Method("naive", naive),
         "canonical": Method("canonical form", closed_form),
         "weights_permutation": Method("weights, permutations alone", functools.partial(by_weights, scale=False)),
@@ -326,13 +368,74 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
         "activations": Method("activations", by_activations),
         "sinkhorn": Method("Sinkhorn", sinkhorn),
         "straight_through": Method("straight-through", straight_through),
-        "search": Method("search", search),
+        **_by_function(config, arch, data, by_activations),
+    }
+    return {name: every[name] for name in config.methods}
+
+
+def _by_function(
+    config: Config, arch: Architecture, data: Data, by_activations: Callable[..., Matching]
+) -> dict[str, Method]:
+    """The methods that compare what merged networks compute with the networks' own outputs, without labels."""
+    steps, x = config.match.function_steps, function_inputs(config.match, arch, data)
+    distance, options = matching.cross_entropy, search_options(config.match, arch)
+
+    def sinkhorn(params: Params, target: Params, key: Key) -> Matching:
+        return matching.sinkhorn_matching(arch, params, target, key, x=x, distance=distance, num_steps=steps)
+
+    def straight_through(params: Params, target: Params, key: Key) -> Matching:
+        return matching.straight_through_matching(
+            arch, params, target, x=x, key=key, distance=distance, num_steps=steps
+        )
+
+    def search(params: Params, target: Params, key: Key, **more: Any) -> Matching:
+        return matching.search_matching(arch, params, target, x, key, times=(0.5,), **options, **more)
+
+    def from_activations(params: Params, target: Params, key: Key) -> Matching:
+        return search(params, target, key, start=by_activations(params, target, key))
+
+    return {
+        "sinkhorn_function": Method("Sinkhorn on the function", sinkhorn),
+        "straight_through_function": Method("straight-through on the function", straight_through),
+        "search": Method("search from weights", search),
+        "search_activations": Method("search from activations", from_activations),
+        "search_gradient": Method("search after gradient steps", functools.partial(search, gradient_steps=steps)),
     }
 
 
-def score_pairs(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data, key: Key) -> dict[str, Any]:
-    """Every method on every pair: scores along the line and of its repaired middle, and how the alignment went."""
-    pairs = list(itertools.combinations(range(config.models), 2))[: config.pairs]
+def function_inputs(settings: MatchConfig, arch: Architecture, data: Data) -> jax.Array:
+    """The training images on which functions are compared."""
+    if arch.input_rank == 3:
+        return data.x[: settings.image_examples]
+    widest = max(layer.width for layer in arch.hidden)
+    return data.x[: max(1, min(settings.function_examples, settings.function_values // widest))]
+
+
+def search_options(settings: MatchConfig, arch: Architecture) -> dict[str, Any]:
+    """The options of a search: the wider the network, the fewer sweeps."""
+    neurons = sum(layer.width for layer in arch.hidden)
+    sweeps = 1 if arch.input_rank == 3 else min(10, max(1, settings.search_neurons // neurons))
+    return {
+        "distance": matching.cross_entropy,
+        "candidates": settings.search_candidates,
+        "max_sweeps": sweeps,
+    }
+
+
+def score_pairs(
+    config: Config,
+    arch: Architecture,
+    trained: zoo.Zoo,
+    data: Data,
+    key: Key,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> dict[str, Any]:
+    """Every method on every pair: scores along the line and of its repaired middle, and how the alignment went.
+
+    The pairs are those of the first networks where none are named.
+    """
+    if pairs is None:
+        pairs = list(itertools.combinations(range(config.models), 2))[: config.pairs]
     found = {}
     every = methods(config, arch, data)
     follow = jax.jit(functools.partial(_follow, config, arch))
@@ -342,9 +445,9 @@ def score_pairs(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data
             for index, (i, j) in enumerate(pairs):
                 a, b = (stacks.member(trained.params, row) for row in (i, j))
                 pair_key = jax.random.fold_in(key, index)
-                begin = time.perf_counter()
+                begin, cpu_begin = time.perf_counter(), time.process_time()
                 result = jax.block_until_ready(match(b, a, pair_key))
-                seconds = time.perf_counter() - begin
+                seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
                 scores = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), follow(a, b, result.element, data))
                 rows.append(
                     {
@@ -353,6 +456,7 @@ def score_pairs(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data
                         "sweeps": int(result.sweeps),
                         "converged": bool(result.converged),
                         "seconds": seconds,
+                        "cpu_seconds": cpu_seconds,
                         "pair": [i, j],
                     }
                 )
@@ -384,32 +488,44 @@ def _follow(
         "path": {"ts": path.ts, **path.metrics},
         "middle": measure(middle),
         "repaired": measure(repaired),
+        "tempered": _tempered(arch, middle, data, config.match.examples),
         "function_change": jnp.abs(outputs[1] - outputs[0]).max() / jnp.abs(outputs[0]).max(),
     }
+
+
+def _tempered(arch: Architecture, params: Params, data: Data, examples: int) -> dict[str, jax.Array]:
+    """The test loss with one softmax temperature, the best on training images: it needs no alignment."""
+    temperatures = jnp.geomspace(0.02, 50.0, 157)
+
+    def logits(x: jax.Array) -> jax.Array:
+        return jax.lax.map(functools.partial(network.apply, arch, params), x, batch_size=min(500, len(x)))
+
+    def loss(logits: jax.Array, y: jax.Array, temperature: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits / temperature, y).mean()
+
+    seen = logits(data.x[:examples])
+    best = temperatures[jnp.argmin(jax.vmap(loss, (None, None, 0))(seen, data.y[:examples], temperatures))]
+    return {"temperature": best, "loss": loss(logits(data.test_x), data.test_y, best)}
 
 
 # --- many networks ------------------------------------------------------------------------------------------------
 
 
 def merge_many(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data) -> dict[str, Any]:
-    """The mean of N networks unchanged, aligned to the first, to their evolving mean, and in canonical form."""
-
-    routes: dict[str, Callable[[Params], Params]] = {
-        "naive": lambda stack: stack,
-        "canonical": jax.vmap(functools.partial(canonical.form, arch)),
-        "first": lambda stack: jax.vmap(lambda one: matching.align(arch, one, stacks.member(stack, 0)))(stack),
-        "mean": lambda stack: matching.align_all(arch, stack).aligned,
-    }
+    """The mean of N networks, brought together in several ways."""
     x = data.x[: config.match.examples]
     mend = jax.jit(lambda merged, stack: merge.repair(arch, merged, stack, x))
     score = jax.jit(lambda params: _score(arch, params, data))
+    routes = {name: jax.jit(route) for name, route in many_routes(config, arch, data).items()}
     found: dict[str, Any] = {}
     with progress.bar("N networks", len(config.many) * len(routes), "merges") as advance:
         for number in config.many:
             stack = jax.tree.map(lambda leaf, n=number: leaf[:n], trained.params)
             found[str(number)] = {"end_points": float(trained.records["accuracy"][:number].mean())}
             for name, route in routes.items():
-                aligned = jax.jit(route)(stack)
+                begin = time.process_time()
+                aligned = jax.block_until_ready(route(stack))
+                seconds = time.process_time() - begin
                 merged = merge.average(aligned)
                 plain, repaired = score(merged), score(mend(merged, aligned))
                 found[str(number)][name] = {
@@ -417,15 +533,49 @@ def merge_many(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data)
                     "loss": float(plain.loss),
                     "repaired_accuracy": float(repaired.accuracy),
                     "repaired_loss": float(repaired.loss),
+                    "cpu_seconds_with_compiling": seconds,
                 }
                 advance(1, f"{number}, {name}")
     return found
 
 
+def many_routes(config: Config, arch: Architecture, data: Data) -> dict[str, Callable[[Params], Params]]:
+    """By the name of a way: a stack of networks -> the same functions, moved so that their mean is good."""
+
+    def searched(stack: Params, **more: Any) -> Params:
+        options = search_options(config.match, arch) | more
+        inputs = function_inputs(config.match, arch, data)
+        many = merge.merge_many(arch, stack, inputs, jax.random.key(config.seed), **options)
+        return jax.vmap(functools.partial(symmetry.act, arch))(many.elements, stack)
+
+    steps = config.match.function_steps
+    routes: dict[str, Callable[[Params], Params]] = {
+        "naive": lambda stack: stack,
+        "canonical": jax.vmap(functools.partial(canonical.form, arch)),
+        "first": lambda stack: jax.vmap(lambda one: matching.align(arch, one, stacks.member(stack, 0)))(stack),
+        "mean": lambda stack: matching.align_all(arch, stack).aligned,
+        "search": searched,
+        "search_gradient": functools.partial(searched, gradient_steps=steps),
+        "search_last": functools.partial(searched, gradient_steps=steps, last_round=True),
+    }
+    return {name: routes[name] for name in config.ways}
+
+
 # --- what is shown ------------------------------------------------------------------------------------------------
 
 
-def _result_tables(results: Mapping[str, Any]) -> list[tables.Table]:
+WAYS = {
+    "naive": "naive",
+    "canonical": "canonical",
+    "first": "to the first",
+    "mean": "to their mean",
+    "search": "search",
+    "search_gradient": "search after gradient steps",
+    "search_last": "and a last round",
+}
+
+
+def result_tables(results: Mapping[str, Any]) -> list[tables.Table]:
     shown = []
     for text, result in results["pairs"].items():
         whole = _pairs_table(text, result)
@@ -436,14 +586,15 @@ def _result_tables(results: Mapping[str, Any]) -> list[tables.Table]:
 
 def _pairs_table(text: str, result: Mapping[str, Any]) -> tables.Table:
     """Means over pairs: accuracies in %, the middle's loss, and seconds."""
-    head = ("method", "middle", "REPAIR", "loss", "REPAIR", "similarity", "function", "seconds")
+    head = ("method", "middle", "REPAIR", "loss", "REPAIR", "temperature", "similarity", "function", "seconds")
     ends = f"{100 * np.mean(result['test_accuracy']):.2f}", f"{np.mean(result['test_loss']):.3f}"
-    rows = [["end points", ends[0], "", ends[1], "", "", "", ""]]
+    rows = [["end points", ends[0], "", ends[1], "", "", "", "", ""]]
     for method in result["methods"].values():
         pairs = method["pairs"]
         middle, repaired = ([pair[kind] for pair in pairs] for kind in ("middle", "repaired"))
         cells = [f"{100 * np.mean([score['accuracy'] for score in scores]):.2f}" for scores in (middle, repaired)]
         cells += [f"{np.mean([score['loss'] for score in scores]):.3f}" for scores in (middle, repaired)]
+        cells.append(f"{np.mean([pair['tempered']['loss'] for pair in pairs]):.3f}")
         cells.append(f"{np.mean([pair['similarity'] for pair in pairs]):.3f}")
         cells.append(f"{np.max([pair['function_change'] for pair in pairs]):.0e}")
         # The first pair's time includes compilation.
@@ -454,8 +605,7 @@ def _pairs_table(text: str, result: Mapping[str, Any]) -> tables.Table:
 
 def _many_table(many: Mapping[str, Any]) -> tables.Table:
     """Accuracies of the mean in %, without / with REPAIR."""
-    labels = {"naive": "naive", "canonical": "canonical", "first": "to the first", "mean": "to their mean"}
-    rows = []
+    rows, labels = [], {name: WAYS[name] for name in next(iter(many["by_number"].values())) if name in WAYS}
     for number, routes in many["by_number"].items():
         percents = [[100 * routes[name][key] for key in ("accuracy", "repaired_accuracy")] for name in labels]
         cells = [f"{plain:.1f} / {repaired:.1f}" for plain, repaired in percents]
@@ -463,12 +613,13 @@ def _many_table(many: Mapping[str, Any]) -> tables.Table:
     return tables.Table("N networks merged: accuracy %", ("N", "end points", *labels.values()), rows)
 
 
-def _sections(results: Mapping[str, Any]) -> Iterable[str]:
+def sections(results: Mapping[str, Any]) -> Iterable[str]:
     for text, result in results["pairs"].items():
         yield f"<h2>{text}</h2>" + tables.page(_pairs_table(text, result)) + _paths(result)
     yield (
         "<p class=note>Means over pairs; accuracies in %, losses in nats, on test images. Function: the largest change "
-        "of an aligned network's outputs over their largest entry. Seconds: of one alignment, without compilation "
+        "of an aligned network's outputs over their largest entry. Temperature: the loss at the middle with the one "
+        "softmax temperature that is best on training images. Seconds: of one alignment, without compilation "
         "where there are several pairs.</p>"
     )
     if results["many"]:
@@ -495,6 +646,9 @@ def _check(config: Config) -> None:
             f"models is {config.models}, pairs {config.pairs}, points {config.points}, many {config.many}; expected "
             "two networks or more, a pair or more, and two points or more."
         )
+    for name, chosen in {"methods": config.methods, "ways": config.ways}.items():
+        if not chosen or len(set(chosen)) != len(chosen):
+            raise ValueError(f"{name} are {chosen}; expected one or more, each once.")
     if len(set(config.networks)) != len(config.networks) or not config.networks:
         raise ValueError(f"networks are {config.networks}; expected one architecture or more, each once.")
 
@@ -504,4 +658,4 @@ def _slug(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.extras.overridable_config_cli(PRESETS))
+    watch.command(main, PRESETS)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import enum
+import gc
 import importlib.metadata
 import json
 import os
@@ -12,16 +13,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from experiments import ownership, progress, report, tables
+from experiments import ownership, progress, report, tables, watch, xla_flags
 from jax_scalegmn import distributed, io, training, zoo
 from jax_scalegmn.io import images
 
@@ -107,6 +108,9 @@ class RunConfig:
     """How many processes there are."""
     process: int | None = None
     """The number of this process, from 0."""
+    compile_only: str | None = None
+    """A TPU topology like v5e:8x8: the programs are compiled for it, their costs shown, and nothing is run. It needs
+    libtpu, and no TPU."""
 
 
 SPLITS = ("train", "selection", "scoring")
@@ -123,6 +127,12 @@ HOW = (
     "compile_only",
 )
 _OWN = ("process",)  # options that differ between processes
+# A user's own folder and limits stay.
+_JAX_DEFAULTS = {
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_cache_min_compile_time_secs": 1.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+}
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
@@ -134,6 +144,8 @@ def join(config: RunConfig) -> None:
     Raises:
       SystemExit: If they are not all there in a minute, or have other options.
     """
+    if config.quick_compilation:
+        xla_flags.add(xla_flags.QUICK)
     try:
         distributed.initialize(config.coordinator, config.processes, config.process)
         distributed.check_same({name: value for name, value in _flat(plain(config)).items() if name not in _OWN})
@@ -142,10 +154,49 @@ def join(config: RunConfig) -> None:
     progress.console.quiet = not distributed.is_writer()
 
 
-def device_mesh(config: RunConfig) -> Mesh | None:
+class OnDevices(Protocol):
+    """Options of a run that say on how many devices it is computed."""
+
+    @property
+    def mesh(self) -> int | None: ...
+
+
+def device_mesh(config: OnDevices) -> Mesh | None:
     """The devices over which the run shares out networks; None for one device."""
     size = config.mesh if config.mesh is not None else (-1 if jax.process_count() > 1 else None)
     return None if size is None else distributed.mesh({"data": size})
+
+
+def refuse_topology(config: RunConfig, other: str, what: str) -> None:
+    """Checks that an experiment without programs of its own is not to be compiled for a topology.
+
+    Args:
+      config: The options of the run.
+      other: The experiment that has these programs.
+      what: What the other one does.
+
+    Raises:
+      ValueError: If `config.compile_only` is given.
+    """
+    if config.compile_only is not None:
+        raise ValueError(
+            f"compile_only is {config.compile_only!r}; expected none: this experiment has no programs of its own. "
+            f"{other}, which {what}, takes --compile-only."
+        )
+
+
+def check_batch(config: OnDevices, batch_size: int) -> None:
+    """Checks, before a zoo is fitted, that the devices of the run divide a batch.
+
+    Raises:
+      ValueError: If they do not, or if there are not as many devices.
+    """
+    devices = distributed.num_devices(device_mesh(config))
+    if batch_size % devices:
+        raise ValueError(
+            f"train.batch_size is {batch_size} and the mesh has {devices} devices; expected a multiple of {devices}, "
+            f"like {-(-batch_size // devices) * devices}."
+        )
 
 
 def save_zoo(networks: zoo.Zoo, path: Path) -> None:
@@ -369,6 +420,19 @@ def load_images(config: RunConfig, settings: ImageConfig) -> dict[str, images.Im
     return dict(zip(SPLITS, (_rows(given, order[:count]), _rows(given, selected), scoring), strict=True))
 
 
+def unread_images(config: RunConfig, settings: ImageConfig) -> images.Images:
+    """Training images for programs that are compiled and not run.
+
+    Without `--data` these are black ones of ten classes, of the size and number that the options say, or as many as
+    MNIST has; scikit-learn's digits where they say no size.
+    """
+    if config.data is not None or settings.size is None:
+        return load_images(config, settings)["train"]
+    count = settings.train_images or 60_000
+    black = np.broadcast_to(np.float32(0), (count, *settings.size))  # takes no memory
+    return images.Images(black, np.arange(count) % 10)
+
+
 def keys(seed: int) -> Iterator[jax.Array]:
     """A thousand independent keys."""
     # As numbers of the host: iterating over an array of keys compiles a program of a thousand outputs.
@@ -376,17 +440,47 @@ def keys(seed: int) -> Iterator[jax.Array]:
     return (jax.random.wrap_key_data(row) for row in rows)
 
 
-def in_chunks(fn: Callable[..., Any], size: int) -> Callable[..., Any]:
+def by_rows(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """A function of stacks as one compiled program; over a mesh each device computes it on its share of the rows.
+
+    Args:
+      fn: (stacks) -> arrays [networks, ...], each row of which depends on that row of the stacks alone.
+      mesh: The devices; None for one.
+
+    Returns:
+      The function of stacks [networks, ...]. Over a mesh it returns NumPy arrays, the same in every process.
+    """
+    if mesh is None:
+        return jax.jit(fn)
+    rows = PartitionSpec("data")
+    program = jax.jit(
+        jax.shard_map(lambda stacks: fn(*stacks), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    )
+
+    def whole(*stacks: Any) -> Any:
+        stacks = distributed.gather(stacks)
+        count = len(jax.tree.leaves(stacks)[0])
+        computed = distributed.gather(program(distributed.shard_rows(stacks, mesh).tree))
+        return jax.tree.map(lambda leaf: leaf[:count], computed)
+
+    return whole
+
+
+def in_chunks(fn: Callable[..., Any], size: int, mesh: Mesh | None = None) -> Callable[..., Any]:
     """A function of one network as a function of stacks, compiled once, whatever number of networks it gets.
 
     Args:
       fn: The function of one row of each of its arguments.
-      size: The number of rows computed at a time; the last chunk is filled up with rows that are dropped again.
+      size: The number of rows computed at a time, by all devices together, each of which has a whole number of them;
+        the last chunk is filled up with rows that are dropped again.
+      mesh: The devices that share the rows; None for one.
 
     Returns:
       (stacks) -> NumPy arrays [networks, ...]; every argument is a pytree of arrays [networks, ...].
     """
-    compiled = jax.jit(jax.vmap(fn))
+    compiled = by_rows(jax.vmap(fn), mesh)
+    devices = distributed.num_devices(mesh)
+    size = -(-size // devices) * devices
 
     def whole(*stacks: Any) -> Any:
         stacks = jax.tree.map(np.asarray, stacks)
@@ -428,13 +522,8 @@ def _claim_together(config: RunConfig, stack: contextlib.ExitStack) -> None:
 
 def _end_without_the_others(error: BaseException) -> None:
     """Ends this process where another one is lost: at once, since an orderly end would wait for all."""
-    reason = str(error).splitlines()[0][:300]
-    print(
-        f"Process {jax.process_index()} of {jax.process_count()} ends, since another one is lost ({reason}). Start all "
-        "of them again by the same command and --resume.",
-        file=sys.stderr,
-        flush=True,
-    )
+    who = f"Process {jax.process_index()} of {jax.process_count()}"
+    print(watch.farewell(who, str(error).splitlines()[0][:300]), file=sys.stderr, flush=True)
     os._exit(progress.AGAIN)
 
 
@@ -450,19 +539,22 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def compilation(config: RunConfig) -> Iterator[None]:
     """JAX compiles as the options say, and keeps the programs, until the run ends."""
     wanted: dict[str, Any] = {"jax_disable_most_optimizations": config.quick_compilation}
-    if config.compilation_cache and jax.config.jax_compilation_cache_dir is None:  # a user's own folder stays
+    if config.compilation_cache:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        wanted |= {
+        own = {
             "jax_compilation_cache_dir": str(home / "jax_scalegmn" / "programs"),
             "jax_persistent_cache_min_compile_time_secs": 0.0,
             "jax_persistent_cache_min_entry_size_bytes": -1,
         }
-    before = {name: jax.config.values[name] for name in wanted}
+        wanted |= {name: value for name, value in own.items() if jax.config.values[name] == _JAX_DEFAULTS[name]}
+    before, collections = {name: jax.config.values[name] for name in wanted}, gc.get_threshold()
     _configure(wanted)
+    gc.set_threshold(200_000, 100, 1000)  # JAX's traced programs are many small objects that stay
     try:
         yield
     finally:
         _configure(before)
+        gc.set_threshold(*collections)
 
 
 def _configure(values: Mapping[str, Any]) -> None:

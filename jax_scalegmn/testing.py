@@ -5,6 +5,7 @@ largest deviation that it saw, so that it can be reported too.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_scalegmn import architecture, stacks, symmetry
-from jax_scalegmn.architecture import Architecture, Axis
+from jax_scalegmn.architecture import Architecture, Axis, Scaling
 from jax_scalegmn.types import Key, Params
 
 __all__ = ["assert_equivariant", "assert_function_preserved", "assert_invariant"]
@@ -275,24 +276,32 @@ def _suspects(
         for position, axis in enumerate(parameter.axes):
             if not (isinstance(axis, Axis) and axis.neurons == name):
                 continue
-            for power in _powers(parameter, axis) - {axis.power}:
+            for power, unsigned in _powers(arch, parameter, axis) - {(axis.power, axis.unsigned)}:
                 axes = list(parameter.axes)
-                axes[position] = dataclasses.replace(axis, power=power)
+                axes[position] = dataclasses.replace(axis, power=power, unsigned=unsigned)
                 fixed = dataclasses.replace(parameter, axes=tuple(axes))
                 parameters = (*arch.parameters[:index], fixed, *arch.parameters[index + 1 :])
                 other = dataclasses.replace(arch, parameters=parameters)
                 if not _breaks(other, fn, params, element, name, tolerance):
                     corrections.append(
-                        f"params{parameter} axis {position} ({name!r}) should have power {power}, not {axis.power}"
+                        f"params{parameter} axis {position} ({name!r}) should have power {_shown(power, unsigned)}, "
+                        f"not {_shown(axis.power, axis.unsigned)}"
                     )
     return corrections
 
 
-def _powers(parameter: architecture.Parameter, axis: Axis) -> set[int]:
-    """What an axis can have: a kernel's first neuron axis is read, its second is fed."""
-    if len(parameter.neuron_axes) == 1:
-        return {-1, 0, 1}
-    return {-1, 0} if axis is parameter.neuron_axes[0] else {0, 1}
+def _powers(arch: Architecture, parameter: architecture.Parameter, axis: Axis) -> set[tuple[int, bool]]:
+    """What an axis can have, (power, unsigned): a kernel's first neuron axis is read, its second is fed."""
+    powers = [-1, 1]
+    if len(parameter.neuron_axes) == 2:
+        powers = [-1] if axis is parameter.neuron_axes[0] else [1]
+    # With signs alone |q| ** power is q ** 0, with positive scales alone q ** power.
+    apart = arch.neuron_layer(axis.neurons).scaling is Scaling.NONZERO
+    return {(0, False), *itertools.product(powers, (False, True) if apart else (False,))}
+
+
+def _shown(power: int, unsigned: bool) -> str:
+    return f"{power} (unsigned)" if unsigned else str(power)
 
 
 def _advice(suspects: list[str]) -> str:

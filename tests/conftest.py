@@ -1,20 +1,10 @@
 """Set-up of all tests: eight fake devices, shapes checked at every call, and the networks that tests run over."""
 
 import gc
-import importlib.util
-import mmap
 import os
 from pathlib import Path
 
-
-def _known(flag: str) -> bool:
-    """Whether the installed XLA has a flag: it stops at one that it does not know, and flags come and go."""
-    (folder,) = importlib.util.find_spec("jaxlib").submodule_search_locations
-    for library in Path(folder).glob("*jax_common*"):  # .so, .dylib or .dll
-        with library.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(flag.encode()) >= 0
-    return flag == "xla_force_host_platform_device_count"
-
+from experiments import xla_flags
 
 # Before jax is imported. The programs are tiny: compiling them fast matters more than running them fast.
 _FLAGS = {
@@ -23,7 +13,8 @@ _FLAGS = {
     "xla_cpu_use_fusion_emitters": "false",
     "xla_cpu_parallel_codegen_split_count": 1,
 }
-os.environ["XLA_FLAGS"] = " ".join(f"--{flag}={value}" for flag, value in _FLAGS.items() if _known(flag))
+os.environ.pop("XLA_FLAGS", None)
+xla_flags.add(_FLAGS)
 
 import jax  # noqa: E402 (after the flags)
 import jaxtyping  # noqa: E402

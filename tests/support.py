@@ -15,6 +15,7 @@ ARCHITECTURES = {
     "mixed mlp": sg.mlp((3, 5, 4, 6, 2), ("tanh", "leaky_relu", "gelu")),
     "relu cnn": sg.cnn((1, 3, 4), 2),
     "tanh cnn": sg.cnn((2, 3, 4), 3, activation="tanh", kernel_size=(3, 2), padding="SAME", flatten=(7, 9)),
+    "abs mlp": sg.mlp((3, 5, 4, 2), "abs"),
 }
 SIGN = {name: ARCHITECTURES[name] for name in ("siren", "tanh mlp", "tanh cnn")}
 GROUPS = {
@@ -66,10 +67,10 @@ def random_elements(arch: Architecture, count: int, *, permute=True, scale=True,
     for neurons in arch.hidden:
         order = np.tile(np.arange(neurons.width), (count, 1))
         permutation[neurons.name] = rng.permuted(order, axis=1) if permute else order
-        draw = {
-            Scaling.SIGN: rng.choice([-1.0, 1.0], order.shape),
-            Scaling.POSITIVE: np.exp(rng.normal(size=order.shape)),
-        }.get(neurons.scaling, np.ones(order.shape))
+        signs, sizes = rng.choice([-1.0, 1.0], order.shape), np.exp(rng.normal(size=order.shape))
+        draw = {Scaling.SIGN: signs, Scaling.POSITIVE: sizes, Scaling.NONZERO: signs * sizes}.get(
+            neurons.scaling, np.ones(order.shape)
+        )
         scales[neurons.name] = (draw if scale else np.ones(order.shape)).astype(dtype)
     return symmetry.Element(permutation, scales)
 
@@ -123,6 +124,12 @@ def assert_identical(got, expected) -> None:
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+
+
+def abs_cnn() -> Architecture:
+    """Two convolutions with abs and a relu layer, inferred, in PyTorch's layout; the first abs is after a norm."""
+    some = [sg.layers.Conv(4, 3), sg.layers.BatchNorm(), "abs", sg.layers.Conv(3, 2), "abs", sg.layers.GlobalAvgPool()]
+    return sg.sequential([*some, sg.layers.Dense(4), "relu", sg.layers.Dense(2)], (2, 7, 9))
 
 
 def batch_norm_mlp() -> tuple[Architecture, object]:

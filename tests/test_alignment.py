@@ -22,9 +22,11 @@ NORMED = sg.resnet(4, widths=(5,), outputs=2, input_channels=1, activation="tanh
 ARCHITECTURES = {
     "signs": SIREN,
     "signs and positive scales": MIXED,
+    "either": sg.mlp((2, 5, 4, 1), "abs"),
     "permutations": PLAIN,
     "batch normalization": NORMED,
 }
+FAST = ("signs and positive scales", "either")
 COUNT = 3
 
 
@@ -53,7 +55,7 @@ def assert_same_elements(arch, found, expected):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name != "signs and positive scales")) for name in ARCHITECTURES],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in ARCHITECTURES],
 )
 def test_a_matcher_follows_both_networks(name):
     arch, model, variables = made(models.Matcher, name)
@@ -154,3 +156,27 @@ def test_errors_say_what_was_expected():
             losses.alignment(model, x)
     with pytest.raises(ValueError, match="end_weight"):
         losses.alignment(model, jnp.ones((3, 2)), end_weight=-1.0)
+
+
+def test_a_resized_matcher_takes_the_variables_of_other_widths_and_follows_both_networks():
+    arch, model, variables = made(models.Matcher, "signs")
+    wide = sg.siren((2, 7, 6, 1))
+    resized = model.resized(wide)
+    params, target = (support.rows(support.random_params(wide, seed, models=(1,)), 0) for seed in (1, 2))
+    match = jax.jit(functools.partial(resized.apply, variables))
+    g, h = (symmetry.random(wide, jax.random.key(seed)) for seed in (3, 4))
+    found = match(params, target).element
+    moved = match(symmetry.act(wide, h, params), symmetry.act(wide, g, target)).element
+    inverse = symmetry.inverse(wide, h)
+    expected = symmetry.compose(wide, g, symmetry.compose(wide, found, inverse))
+    assert_same_elements(wide, moved, expected)
+    own = support.rows(support.random_params(arch, 1, models=(1,)), 0)
+    with pytest.raises(ValueError, match=r"expects \(2, 7\)"):
+        resized.apply(variables, own, own)  # networks of the width that it was trained on
+
+
+def test_a_matcher_is_not_resized_to_other_layers_or_groups():
+    _, model, _ = made(models.Matcher, "signs")
+    for other in (sg.siren((2, 5, 1)), sg.siren((3, 5, 4, 1)), sg.mlp((2, 5, 4, 1), "relu"), PLAIN):
+        with pytest.raises(ValueError, match="Widths alone may differ"):
+            model.resized(other)

@@ -100,17 +100,24 @@ def test_search_merges_inrs_and_classifiers(tmp_path, capsys):
         classifiers=("mlp:64-4-10,tanh",),
         many=(3,),
         pairs=2,
-        match=MatchConfig(search_examples=8, search_sweeps=1, search_candidates=2),
+        match=MatchConfig(function_examples=8, search_neurons=1, search_candidates=2),
         train=TrainConfig(epochs=1),
+        widths=(4,),
+        inputs=(3,),
+        vmapped=(2,),
         out=tmp_path,
     )
     rows = search.main(config)
-    assert [row["job"] for row in rows] == ["inr"] * 4 + ["classifier"] * 5 + ["many"] * 3
+    assert [row["job"] for row in rows] == ["inr"] * 4 + ["classifier"] * 5 + ["many"] * 3 + ["cost"] * 3
+    cost = rows[-3:]
+    assert [row["over"] for row in cost] == ["width", "inputs", "pairs"]
+    assert cost[0]["evaluations"] == 1 + 2 * 4 * 2  # of 4 neurons each has 2 partners
+    assert all(row["ms"] > 0 and row["temporary_mib"] > 0 for row in cost)
     one_sweep, whole = rows[2:4]
     assert one_sweep["start_loss"] == whole["start_loss"] >= max(one_sweep["loss"], whole["loss"])
     assert all(row["end_change"] < 1e-5 for row in rows[:4])
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert [json.loads(line)["method"] for line in printed] == [row["method"] for row in rows]
+    assert [json.loads(line).get("method") for line in printed] == [row.get("method") for row in rows]
 
 
 @pytest.mark.slow

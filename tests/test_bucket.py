@@ -22,6 +22,7 @@ MIXED = Bucket(
         sg.mlp((3, 6, 2), "relu"),
         sg.mlp((3, 3, 4, 5, 2), "gelu"),
         sg.cnn((1, 3, 4), 2, kernel_size=(2, 3)),
+        sg.mlp((3, 4, 5, 2), ("abs", "relu")),
     ),
     multiple=4,
 )

@@ -326,3 +326,29 @@ def test_training_resumes_from_disk_bit_for_bit(tmp_path):
     end, second = fit(checkpoint.Checkpoints(tmp_path / "run", {}).restore_last(start()).state, 4)
     support.assert_identical(end, whole)
     support.assert_identical(first + second, metrics)
+
+
+def test_an_asynchronous_save_keeps_the_state_of_its_call_and_is_awaited(tmp_path):
+    """Arrays that change after the call, as donated buffers do, are saved as they were."""
+    values = np.arange(100_000.0, dtype=np.float32)
+    run = checkpoint.Checkpoints(tmp_path, {}, asynchronous=True)
+    for step in (1, 2, 3):
+        state = training.State({"w": values}, (), jax.random.key(0), jnp.asarray(step))
+        run.save(state, loss=1.0 / step)
+        with io.is_unused(tmp_path) as unused:
+            assert not unused
+        values += 1
+    run.wait()
+    with io.is_unused(tmp_path) as unused:
+        assert unused
+    assert (tmp_path / "3" / "variables").is_dir()
+    np.testing.assert_array_equal(run.restore_last(state).state.variables["w"], np.arange(100_000.0) + 2)
+    run.save(state._replace(step=jnp.asarray(4)), loss=0.1)
+    assert int(run.restore_best(state).state.step) == 4  # which waits
+    with pytest.raises(ValueError, match="has a checkpoint of step 4"):
+        run.save(state._replace(step=jnp.asarray(4)), loss=0.1)
+    run.save(state._replace(step=jnp.asarray(5)), loss=0.2)
+    run.close()
+    again = checkpoint.Checkpoints(tmp_path, {})
+    assert int(again.restore_last(state).state.step) == 5
+    again.close()

@@ -8,7 +8,7 @@ import support
 
 import jax_scalegmn as sg
 from jax_scalegmn import network
-from jax_scalegmn.zoo import classifier_zoo, classifiers, small_cnn_zoo
+from jax_scalegmn.zoo import _plain_cnns, classifier_zoo, classifiers, small_cnn_zoo
 
 ARCH = sg.cnn((1, 2, 3), 3)
 CHECKPOINTS = (0, 3, 40)
@@ -113,6 +113,95 @@ def test_a_network_does_not_depend_on_those_trained_with_it(cnns):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_the_learning_rate_rises_and_falls_as_it_is_asked_to():
+    """One update of Adam moves a weight by about the rate, whatever its gradient."""
+    x, base = jax.random.normal(jax.random.key(0), (20, 2)), support.rows(hyperparameters(), np.array([0]))
+
+    def moves(**options):
+        zoo = classifier_zoo.fit(
+            sg.mlp((2, 2)), (x, jnp.arange(20) % 2), base, checkpoints=(0, 1, 2, 9, 10), batch_size=20, **options
+        )
+        kernels = np.asarray(zoo.params["Dense_0"]["kernel"])
+        return [float(np.abs(kernels[k] - kernels[k - 1]).max()) for k in (1, 2, 4)]
+
+    first, second, _ = moves(warmup_steps=4)
+    assert first == pytest.approx(1e-2 / 4, rel=1e-2)
+    assert second > 1.2 * first
+    first, _, last = moves(cosine=True)
+    assert first == pytest.approx(1e-2, rel=1e-2)
+    assert last < 0.2 * first
+    assert moves()[0] == pytest.approx(1e-2, rel=1e-2)
+
+
+def test_sgd_with_momentum_makes_the_steps_that_its_equations_name():
+    """Full batches: v <- m v + g, w <- w - rate (g + m v) with the decay in the gradient, by hand."""
+    x, y = jax.random.normal(jax.random.key(0), (20, 2)), jnp.arange(20) % 2
+    arch, base = (
+        sg.mlp((2, 2)),
+        support.rows(hyperparameters(), np.array([2]))._replace(train_fraction=jnp.full(1, 0.05)),
+    )
+    zoo = classifier_zoo.fit(arch, (x, y), base, checkpoints=(0, 1, 2, 3), momentum=0.5, batch_size=4)
+    assert zoo.settings["optimizer"] == "sgd"
+    row = next(i for i in range(20) if np.isclose(zoo.records["train_loss"][0], float(_loss(arch, zoo, 0, x, y, i))))
+    params = support.rows(zoo.params, 0)
+    velocity = jax.tree.map(jnp.zeros_like, params)
+    for step in (1, 2, 3):
+        gradient = jax.grad(lambda p: classifiers.cross_entropy(arch, p, x[row : row + 1], y[row : row + 1]))(params)
+        gradient = jax.tree.map(lambda g, w: g + 20 * w, gradient, params)
+        velocity = jax.tree.map(lambda v, g: 0.5 * v + g, velocity, gradient)
+        params = jax.tree.map(lambda w, g, v: w - 1e-2 * (g + 0.5 * v), params, gradient, velocity)
+        assert support.deviation(support.rows(zoo.params, step), params) < 1e-4
+
+
+def _loss(arch, zoo, network, x, y, i):
+    return classifiers.cross_entropy(arch, support.rows(zoo.params, network), x[i : i + 1], y[i : i + 1])
+
+
+def test_mirrored_training_learns_images_and_their_mirror_images_alike():
+    """Bright columns at the left are class 0 and at the right class 1: mirrored, nothing can be learned."""
+    y = jnp.arange(40) % 2
+    x = jnp.zeros((40, 8, 8, 1)).at[jnp.arange(40), :, 1 + 5 * y].set(2.0)
+    arch = sg.cnn((1, 3), 2, strides=1, flatten=(8, 8))
+    options = {"checkpoints": (200,), "batch_size": 16}
+    found = [
+        classifier_zoo.fit(arch, (x, y), support.rows(hyperparameters(), np.array([0])), mirrored=mirrored, **options)
+        for mirrored in (False, True)
+    ]
+    assert found[0].records["train_loss"][0] < 0.1
+    assert found[1].records["train_loss"][0] > 0.5
+    assert found[1].settings["mirrored"]
+    rows, vectors = support.rows(hyperparameters(), np.array([0])), (x[:, 0, :2, 0], y)
+    with pytest.raises(ValueError, match=r"'mlp 2-2 relu' reads vectors; expected a network of images"):
+        classifier_zoo.fit(sg.mlp((2, 2)), vectors, rows, mirrored=True, checkpoints=(1,))
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        sg.cnn((1, 2, 3), 3, activation="tanh"),
+        sg.cnn((1, 2), 3, kernel_size=2, strides=1, padding="SAME", flatten=(9, 8), dense=(4,)),
+        sg.cnn((1, 2, 2), 3, strides=2, padding=1),
+    ],
+    ids=str,
+)
+def test_plain_cnns_on_whole_batches_are_the_networks(arch):
+    """Two routes to one loss and to its gradients."""
+    params = support.random_params(arch)
+    x = jax.random.normal(jax.random.key(0), (5, 9, 8, 1))
+
+    def total(logits):
+        return jax.value_and_grad(lambda params: jnp.sin(logits(params)).sum())
+
+    assert _plain_cnns.is_plain(arch)
+    ours = jax.jit(total(lambda params: _plain_cnns.logits(arch, params, x)))(params)
+    theirs = jax.jit(total(lambda params: jax.vmap(lambda x: network.apply(arch, params, x))(x)))(params)
+    assert support.deviation(ours, theirs) < 1e-4
+
+
+def test_what_is_not_plain_is_computed_by_the_network_itself():
+    assert not any(map(_plain_cnns.is_plain, (sg.mlp((2, 3)), sg.resnet(8, widths=(2, 2, 2)), sg.vgg(((2,),), 3))))
+
+
 def test_the_zoo_has_the_layout_of_the_small_cnn_zoo(cnns, tmp_path):
     small_cnn_zoo.save(tmp_path, cnns)
     again = small_cnn_zoo.load(tmp_path, activation="relu", step=40)
@@ -159,6 +248,8 @@ def test_invalid_bounds_are_refused(options, message):
         ({"evaluations": {"test": (examples(3, 0)[0], jnp.asarray([0, 1, 7]))}}, r"Labels are from 0 to 7"),
         ({"evaluations": {"test": (examples(3, 0)[0] * np.nan, examples(3, 0)[1])}}, "NaN"),
         ({"networks_at_once": 0}, "networks_at_once is 0"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"momentum": 1.0}, r"momentum is 1.0; expected None for AdamW, or a number in \[0, 1\)"),
     ],
 )
 def test_bad_input_is_refused_at_the_door(options, message):

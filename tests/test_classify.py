@@ -14,7 +14,7 @@ import support
 import tyro
 
 from experiments import classify, encoders, runs
-from jax_scalegmn import symmetry
+from jax_scalegmn import symmetry, zoo
 
 TINY = dataclasses.replace(classify.PRESETS["tiny"][1], encoders=("ablated", "query"))
 PAIR = {"seed", "best_epoch", "selection_accuracy", "seconds", "history", "networks_per_second", *classify.MEASURES}
@@ -65,6 +65,68 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert classify.LABELS["permutation"] not in page
     assert page.count("data-chart=") == 1
     assert support.asks_for_nothing(page)
+
+
+@pytest.fixture(scope="module")
+def shares(run, tmp_path_factory):
+    """A run on the same zoo, with two shares of it and two learning rates: its configuration and results."""
+    out = tmp_path_factory.mktemp("runs") / "shares"
+    shutil.copytree(run[0] / "zoo", out / "zoo")
+    config = dataclasses.replace(
+        TINY, out=out, encoders=("query",), fractions=(1.0, 0.5), learning_rates=(1e-6, 3e-2), least_updates=6
+    )
+    return config, classify.main(config)
+
+
+@pytest.mark.slow
+def test_shares_of_the_images_are_trained_on_at_the_best_learning_rate(shares):
+    config, results = shares
+    half, whole = results["smaller"]["0.5"], results["encoders"]["query"]
+    assert (half["networks"], half["epochs"]) == (32, 3)  # 2 updates an epoch, 6 at least
+    assert len(whole["seeds"][0]["history"]) == 2
+    for encoder in (whole, half["encoders"]["query"]):
+        assert encoder["tuning"].keys() == {"1e-06", "0.03"}
+        best = max(encoder["tuning"].values())
+        assert encoder["tuning"][f"{encoder['learning_rate']:g}"] == best
+        assert encoder["seeds"][0]["selection_accuracy"] == best
+        assert [pair["seed"] for pair in encoder["seeds"]] == [0, 1]
+    files = {str(path.relative_to(config.out / "pairs")) for path in (config.out / "pairs").rglob("*.json")}
+    expected = {f"rate-{rate}/query-0.json" for rate in ("1e-06", "0.03")}
+    assert expected | {f"fraction-0.5/{name}" for name in expected} <= files
+    assert len(files) == 6  # the second seed is trained at the chosen rate alone
+    assert "by the share of the training images" in (config.out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_on_shares_resumes_from_its_files(shares, monkeypatch):
+    config, results = shares
+    monkeypatch.setattr(encoders, "_train_pair", None)
+    again = classify.main(dataclasses.replace(config, resume=True))
+    assert numbers(again) == numbers(results | {"config": again["config"]})
+
+
+def test_smaller_shares_are_contained_in_larger_ones(tmp_path):
+    arch = support.ARCHITECTURES["siren"]
+    index = np.tile(np.arange(10), 2)
+    networks = zoo.Zoo(arch, support.random_params(arch, models=(20,)), {"image_index": index}, {})
+    chosen = [classify.share_of(networks, fraction, 0).records["image_index"].tolist() for fraction in (0.01, 0.3, 1.0)]
+    assert [len(share) for share in chosen] == [2, 6, 20]  # both fits of 1, 3 and 10 images
+    assert set(chosen[0]) < set(chosen[1]) < set(chosen[2]) == set(range(10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fractions": (0.5, 1.5)}, r"fractions are \(0.5, 1.5\); expected one or more in \(0, 1\]"),
+        ({"fractions": (0.01,)}, "train.batch_size is 16; expected a number from 1 to 2, the training networks"),
+        ({"learning_rates": (1e-2, 1e-2)}, r"learning_rates are \(0.01, 0.01\)"),
+        ({"least_updates": -1}, "least_updates is -1"),
+    ],
+)
+def test_bad_shares_and_rates_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        classify.main(dataclasses.replace(TINY, out=tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -270,4 +270,4 @@ def test_tensors_that_are_one_stay_one_under_the_users_function(folder, capsys):
     assert (status, "b.pt: the tensors that are one are []" in err) == (2, True)
     layers = "sequential([Dense(6, name='enc'), 'tanh', Dense(4, name='dec')], (4,))"
     status, out, err = run(capsys, "merge", "a.pt", "moved.pt", "--arch", layers, "--out", "c.pt", "--overwrite")
-    assert (status, "'dec.weight' and 'enc.weight' are one tensor" in err) == (2, True)
+    assert (status, "a.pt: 'dec.weight' and 'enc.weight' are one tensor" in err) == (2, True)

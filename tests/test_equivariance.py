@@ -38,6 +38,7 @@ ARCHITECTURES = {
     **support.ARCHITECTURES,
     "relu cnn": sg.cnn((1, 3, 4), 2, kernel_size=(3, 2)),
     "gelu mlp": sg.mlp((3, 5, 4, 2), "gelu"),
+    "abs cnn, out in": support.abs_cnn(),
     **{name: arch for name, (arch, _) in support.HAND_WRITTEN.items()},
 }
 ARCHITECTURES |= {
@@ -105,17 +106,22 @@ CASES = [
     case("residual relu", "both", "editor", num_layers=1),
     case("residual tanh", "forward", "last_layer", num_layers=3, update_layers=2, **ABSOLUTE),
     case("gelu mlp", "forward", "full_graph"),
+    case("abs mlp", "both", "full_graph"),
+    case("abs mlp", "forward", "editor", io=IO.SHARED, **ABSOLUTE),
+    case("abs cnn, out in", "both", "editor", encoding_features=True),
+    case("abs cnn, out in", "forward", "last_layer", io=IO.SEPARATE, **NO_ENCODING),
     case("siren, restricted", "both", "deep_set", normalized=False),
     case("relu cnn, restricted", "both", "editor", **NO_ENCODING),
 ]
 FAST = {
     case("siren", "forward", "full_graph"),
     case("relu mlp", "both", "full_graph"),
+    case("abs mlp", "both", "full_graph"),
     case("residual relu", "both", "editor", num_layers=1),
     case("siren, restricted", "both", "deep_set", normalized=False),
 }
 IN_BOTH_PRECISIONS = {
-    *(one for one in CASES if one.name.startswith("re") and one.head == "full_graph"),
+    *(one for one in CASES if one.name.startswith(("re", "abs")) and one.head in ("full_graph", "editor")),
     case("siren", "forward", "full_graph"),
     case("residual relu", "both", "editor", num_layers=1),
 }
@@ -252,10 +258,11 @@ act_on_stack = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
 # --- symmetry -------------------------------------------------------------------------------------------------------
 
 
-def moved_features(topo, element, features):
+def moved_features(arch, element, features):
     """What node features by neuron layer, and edge features by block, become under an element."""
+    topo, along = graph.topology(arch), -1 if graph.is_turned(arch) else 1
     nodes, edges, backward = features
-    order, scale = (dict(mapping) for mapping in element)
+    order, scale = dict(element.permutation), {name: q**along for name, q in element.scale.items()}
     for name, h in nodes.items():
         order.setdefault(name, np.arange(len(h)))
         scale.setdefault(name, np.ones(len(h)))
@@ -263,7 +270,9 @@ def moved_features(topo, element, features):
 
     def turned(block, e, sign):
         e = e[np.ix_(order[block.sender], order[block.receiver])] if e.shape[0] > 1 or e.shape[1] > 1 else e
-        ratio = scale[block.receiver][None, :, None] / scale[block.sender][:, None, None]
+        ends = [scale[name] for name in (block.sender, block.receiver)]
+        ends = [np.abs(q) if hidden else q for q, hidden in zip(ends, block.unsigned, strict=True)]
+        ratio = ends[1][None, :, None] / ends[0][:, None, None]
         return e * ratio**sign
 
     pairs = [list(zip(topo.blocks, one, strict=False)) for one in (edges, backward)]
@@ -285,7 +294,7 @@ def worst_deviation(case, read, params, variables, group, dtype, elements=None):
         element, by_layer_moved = support.rows((jax.device_get(elements), by_layer_stack), index)
         worst = max(worst, support.deviation(*support.rows((outcome_moved, outcome), index)))
         for features, features_moved in zip(by_layer, by_layer_moved, strict=True):
-            moved = moved_features(graph.topology(arch), element, features)
+            moved = moved_features(arch, element, features)
             worst = max(worst, support.deviation(features_moved, moved))
     return worst
 
@@ -547,3 +556,24 @@ def test_no_parameter_is_idle(case):
     """Each array of the variables, changed alone, changes the outcome."""
     with support.precision("float64"):
         assert not idle_parameters(case)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jnp.abs, jnp.cos], ids=lambda act: act.__name__)
+def test_networks_without_biases_have_their_group(activation):
+    """Their neurons have no vectors; a number in place of them would not follow a scale."""
+
+    def apply(params, x):
+        return activation(activation(x @ params["w"]) @ params["u"]) @ params["v"]
+
+    params = {"w": jnp.ones((5, 4)), "u": jnp.ones((4, 6)), "v": jnp.ones((6, 3))}
+    arch = sg.infer(apply, params, jnp.ones((7, 5))).arch
+    params = support.random_params(arch)
+    model = Encoder(ScaleGMN(arch, 8, num_layers=3, bidirectional=True), 3, Readout.FULL_GRAPH)
+    variables = jax.jit(model.init)(jax.random.key(0), params)
+    elements = support.random_elements(arch, 4)
+    moved = jax.vmap(lambda element: symmetry.act(arch, element, params))(elements)
+    other = params | {"u": support.random_params(arch, 1)["u"]}
+    stack = jax.tree.map(lambda one, some, last: jnp.concatenate([one[None], some, last[None]]), params, moved, other)
+    embedded = jax.jit(jax.vmap(lambda one: model.apply(variables, one)))(stack)
+    assert support.deviation(embedded[1:5], jnp.stack([embedded[0]] * 4)) < 1e-5
+    assert support.deviation(embedded[5], embedded[0]) > 1e-4

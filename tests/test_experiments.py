@@ -23,11 +23,14 @@ from experiments import (
     classify,
     controls,
     encoders,
+    evaluation,
     generalization,
     inr,
+    inr_report,
     inr_zoo,
     progress,
     runs,
+    xla_flags,
 )
 from experiments.runs import SPLITS
 from jax_scalegmn import models, zoo
@@ -85,6 +88,29 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert support.asks_for_nothing(page)
 
 
+def test_orbits_of_an_invariant_encoder_are_points_of_both_latent_pictures_and_others_are_not():
+    """PCA and t-SNE of embeddings of 40 networks in two clusters, with two orbits of 6 members on top."""
+    rng = np.random.default_rng(0)
+    latent = rng.normal(size=(40, 5)) + 8 * (np.arange(40) % 2)[:, None]
+    one_point = np.repeat(latent[:2, None], 6, axis=1)
+    spread_out = rng.normal(4, 5, (2, 6, 5))
+    for orbits, is_point in ((one_point, True), (spread_out, False)):
+        maps = inr_report.latent_pictures(latent, orbits)
+        assert maps.keys() == {"PCA", "t-SNE"}
+        for places, members in maps.values():
+            assert (places.shape, members.shape) == ((40, 2), (2, 6, 2))
+            size = np.ptp(places, 0).max()
+            # What is the same embedding is the same place, up to the last iterations of t-SNE.
+            assert (np.ptp(members, 1).max() < 0.05 * size) == is_point
+            apart = np.linalg.norm(places[::2].mean(0) - places[1::2].mean(0))
+            assert apart > places[::2].std()
+    pictures = {"latent": latent, "orbits": one_point, "labels": np.arange(40) % 2, "orbit_labels": np.array([0, 1])}
+    page = "".join(inr_report._embeddings(pictures))
+    assert page.count("<figure") == 2
+    assert page.count("<title>orbit 1 of label 1") == 2 * 6
+    assert page.index("<title>label 1") < page.index("<title>orbit 0 of label 0")  # on top: drawn later
+
+
 def test_end_points_are_exact_where_the_original_networks_are_merged(run):
     _, results = run
     for kind in results["merging"].values():
@@ -123,7 +149,8 @@ def test_controls_draw_what_they_say():
     images = draw(stack)
     networks = zoo.Zoo(arch, stack, {}, {})
     turned = jax.tree.map(lambda leaf: leaf[::-1], stack)
-    drawn = controls.score(draw, networks, images, turned, images[::-1], jax.random.key(1))
+    align = evaluation.make_align(arch, networks_at_once=2)
+    drawn = controls.score(draw, align, networks, images, turned, images[::-1], jax.random.key(1))
     np.testing.assert_array_equal(drawn["nearest"], images[::-1])
     np.testing.assert_allclose(drawn["mean_image"][0], images.mean(0), rtol=1e-5)
     mean = jax.tree.map(lambda leaf: leaf.mean(0), stack)
@@ -405,6 +432,31 @@ def test_compiled_programs_are_kept_in_the_users_folder_unless_told_otherwise(tm
     assert folder(None) == (str(tmp_path / "cache" / "jax_scalegmn" / "programs"), True)
     assert folder(None, compilation_cache=False, quick_compilation=False) == (None, False)
     assert folder(str(tmp_path / "mine"))[0] == str(tmp_path / "mine")
+
+
+def test_every_program_is_kept_in_the_users_own_folder_too_unless_the_user_sets_a_limit(tmp_path):
+    limit = "jax_persistent_cache_min_compile_time_secs"
+    before = {name: jax.config.values[name] for name in ("jax_compilation_cache_dir", limit)}
+
+    def limit_inside(own):
+        jax.config.update(limit, own)
+        with runs.compilation(TINY):
+            return jax.config.values[limit]
+
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+        assert limit_inside(1.0) == 0
+        assert limit_inside(2.5) == 2.5
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def test_flags_of_xla_join_those_of_the_user_and_unknown_ones_are_left_out(monkeypatch):
+    """XLA would end the program at an unknown one."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
+    xla_flags.add({**xla_flags.QUICK, "xla_of_no_version": 1, "xla_cpu_enable_fast_math": "false"})
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_use_fusion_emitters=true --xla_cpu_enable_fast_math=false"
 
 
 def test_chunks_compute_what_the_whole_would_and_compile_once():

@@ -640,7 +640,6 @@ RELUS = {
     "select": lambda z: jnp.select([z > 0], [z], 0.0),
     "leaky where": lambda z: jnp.where(z > 0, 1.0, 0.1) * z,
     "leaky maximum": lambda z: jnp.maximum(z, 0.1 * z),
-    "abs": jnp.abs,
     "abs as where": lambda z: jnp.where(z < 0, -z, z),
     "half of both": lambda z: (z + jnp.abs(z)) / 2,
 }
@@ -661,6 +660,77 @@ def test_homogeneous_activations_have_positive_scales_however_they_are_written(n
     assert [units.scaling.value for units in arch.hidden] == ["positive"]
     assert notes == ()
     testing.assert_function_preserved(arch, jax.jit(fn), params, normal(5, 4), samples=1)
+
+
+# By name the activation, and whether it hides signs.
+WITH_BOTH = {
+    "abs": (jnp.abs, True),
+    "root of the square": (lambda z: jnp.sqrt(jnp.square(z)), True),
+    "norm of pairs": (lambda z: jnp.sqrt(jnp.square(z) + jnp.square(2 * z)), True),
+    "none": (lambda z: z, False),
+    "signed square, rooted": (lambda z: jnp.abs(z) * jnp.sign(z), False),
+}
+
+
+@pytest.mark.parametrize("layout", ["in, out", "out, in"])
+@pytest.mark.parametrize("name", WITH_BOTH)
+def test_homogeneous_activations_of_either_parity_have_signs_and_positive_scales(name, layout):
+    (act, even), turned = WITH_BOTH[name], layout == "out, in"
+
+    def fn(params, x):
+        w, v = (params[name].T if turned else params[name] for name in "wv")
+        return act(x @ w + params["b"]) @ v
+
+    params = {"w": normal(5, 12), "b": normal(12), "v": normal(12, 3)}
+    params = {key: jnp.asarray(value.T if turned else value) for key, value in params.items()}
+    arch, notes = sg.infer(fn, params, normal(7, 5))
+    assert [units.scaling for units in arch.hidden] == [architecture.Scaling.NONZERO]
+    assert notes == ()
+    assert architecture.from_json(arch.as_json()) == dataclasses.replace(arch, function=None)
+    testing.assert_function_preserved(arch, jax.jit(fn), params, normal(7, 5), samples=2)
+    # Not by `symmetry.act`: incoming arrays times q, outgoing ones by 1 / q, or 1 / |q| past an even function.
+    q = jnp.asarray(np.random.default_rng(2).choice([-1, 1], 12) * np.exp(normal(12)))
+    undone = 1 / (jnp.abs(q) if even else q)
+    across = (lambda s: s[:, None]) if turned else (lambda s: s)
+    moved = {
+        "w": params["w"] * across(q),
+        "b": params["b"] * q,
+        "v": params["v"] * (undone if turned else undone[:, None]),
+    }
+    np.testing.assert_allclose(fn(moved, x := normal(7, 5)), fn(params, x), rtol=1e-4, atol=1e-4)
+    aligned = matching.align(arch, moved, params)
+    for key, value in params.items():
+        np.testing.assert_allclose(aligned[key], value, atol=1e-5)
+
+
+def test_the_planted_element_of_a_network_with_abs_is_found_by_every_matcher():
+    arch = sg.mlp((5, 12, 10, 3), "abs")
+    params, x = support.random_params(arch), jnp.asarray(normal(200, 5))
+    element = sg.symmetry.random(arch, jax.random.key(1))
+    assert {float(sign) for name in element.scale for sign in np.sign(element.scale[name])} == {-1.0, 1.0}
+    there = sg.symmetry.act(arch, element, params)
+    assert support.deviation(support.outputs(arch, there, x), support.outputs(arch, params, x)) < 1e-5
+    back = sg.symmetry.inverse(arch, element)
+    for found in (
+        matching.weight_matching(arch, there, params),
+        matching.activation_matching(arch, there, params, x),
+        matching.search_matching(arch, there, params, x, jax.random.key(2), max_sweeps=1),
+        matching.sinkhorn_matching(arch, there, params, num_steps=2),
+        matching.straight_through_matching(arch, there, params, x=x, key=jax.random.key(3), num_steps=2),
+    ):
+        for name, order in back.permutation.items():
+            np.testing.assert_array_equal(found.element.permutation[name], order)
+            np.testing.assert_allclose(found.element.scale[name], back.scale[name], rtol=1e-4)
+
+
+def test_a_search_tells_the_signs_before_abs_from_those_after():
+    """From a start with every sign wrong, by exchanges that flip incoming arrays alone."""
+    arch = sg.mlp((3, 4, 2), "abs")
+    params, x = support.random_params(arch), jnp.asarray(normal(50, 3))
+    flips = sg.symmetry.Element({"hidden_0": jnp.arange(4)}, {"hidden_0": -jnp.ones(4)})
+    found = matching.search_matching(arch, params, params, x, jax.random.key(0), start=flips)
+    assert float(found.loss) < 1e-10
+    np.testing.assert_array_equal(np.sign(found.element.scale["hidden_0"]), 1)
 
 
 # --- smaller groups without a reason ----------------------------------------------------------------------------------

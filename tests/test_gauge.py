@@ -10,7 +10,7 @@ import jax_scalegmn as sg
 from jax_scalegmn import architecture, matching, symmetry
 from jax_scalegmn.architecture import Scaling
 
-ARCHITECTURES = {name: support.ARCHITECTURES[name] for name in ("relu mlp", "relu cnn", "mixed mlp")} | {
+ARCHITECTURES = {name: support.ARCHITECTURES[name] for name in ("relu mlp", "relu cnn", "mixed mlp", "abs mlp")} | {
     "flat cnn": sg.cnn((1, 3, 4), 2, flatten=(15, 15)),
     "resnet": sg.resnet(8, widths=(4, 4, 6), input_channels=1),
     "resnet without norms": sg.resnet(8, widths=(4, 4, 6), input_channels=1, norm=None),
@@ -19,7 +19,7 @@ ARCHITECTURES = {name: support.ARCHITECTURES[name] for name in ("relu mlp", "rel
 }
 balance, balanced = jax.jit(symmetry.balance), jax.jit(symmetry.balanced)
 # The others are larger networks of the same kinds of layers: their programs compile for seconds.
-FAST = ("relu mlp", "mixed mlp", "flat cnn", "residual relu")
+FAST = ("relu mlp", "mixed mlp", "abs mlp", "flat cnn", "residual relu")
 names = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ARCHITECTURES]
 )
@@ -43,7 +43,7 @@ def test_incoming_and_outgoing_norms_are_equal(name):
     params = support.random_params(arch)
     after = balanced(arch, params)
     for layer in arch.hidden:
-        if layer.scaling is Scaling.POSITIVE:
+        if layer.scaling.has_sizes:
             np.testing.assert_allclose(*norms(arch, after, layer), rtol=2e-5)
             assert not np.allclose(*norms(arch, params, layer), rtol=0.1)
         else:

@@ -19,7 +19,7 @@ from jax_scalegmn import architecture, inference, matching, network, symmetry, t
 from jax_scalegmn.architecture import Architecture, Axis, Scaling
 from jax_scalegmn.models import graph
 
-FIXED, PERMUTATION, SIGN, POSITIVE = Scaling
+FIXED, PERMUTATION, SIGN, POSITIVE, NONZERO = Scaling
 
 
 def generic(tree, seed: int = 0, dtype="float32"):
@@ -156,7 +156,7 @@ def test_hand_written_descriptions_are_found_or_surpassed(name):
     params, x = support.random_params(arch), inputs(4, 3)
     inferred = inference.infer(apply, params, x).arch
     if name == "layer norm":  # by hand only permutations, but what the normalizations put on the head can take off
-        assert scalings(inferred) == {"embed": POSITIVE, "up": POSITIVE}
+        assert scalings(inferred) == {"embed": NONZERO, "up": POSITIVE}
     else:
         assert sorted(s.value for s in scalings(inferred).values()) == sorted(s.value for s in scalings(arch).values())
     assert change(inferred, apply, params, x) < 1e-5
@@ -304,12 +304,12 @@ NETWORKS = {
         {
             "Dense_0": PERMUTATION,
             "MultiHeadDotProductAttention_0/query": SIGN,
-            "MultiHeadDotProductAttention_0/value": POSITIVE,
+            "MultiHeadDotProductAttention_0/value": NONZERO,
             "Dense_3": PERMUTATION,
         },
     ),
-    "embedding": (Embedded(), None, jnp.array([[0, 2, 5]]), {"Embed_0": POSITIVE, "Dense_1": POSITIVE}),
-    "gated": (gated, arrays(**{"in": (3, 8), "bias": (8,), "out": (4, 2)}), VECTORS, {"in": POSITIVE}),
+    "embedding": (Embedded(), None, jnp.array([[0, 2, 5]]), {"Embed_0": NONZERO, "Dense_1": POSITIVE}),
+    "gated": (gated, arrays(**{"in": (3, 8), "bias": (8,), "out": (4, 2)}), VECTORS, {"in": NONZERO}),
     "NeRF": (
         nerf,
         arrays(**{"in": (3, 5), "again": (8, 4), "out": (4, 2)}),

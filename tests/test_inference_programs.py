@@ -151,7 +151,8 @@ def assert_groups_keep_functions(seeds):
 
 def test_groups_of_random_programs_keep_their_functions():
     counts = assert_groups_keep_functions(range(12))
-    assert min(counts[scaling] for scaling in (Scaling.PERMUTATION, Scaling.SIGN, Scaling.POSITIVE)) > 0
+    signs, sizes = (sum(counts[s] for s in Scaling if getattr(s, has)) for has in ("has_signs", "has_sizes"))
+    assert min(counts[Scaling.PERMUTATION], counts[Scaling.NONZERO], signs, sizes) > 0, counts
 
 
 @pytest.mark.slow

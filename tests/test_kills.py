@@ -4,6 +4,7 @@ JAX_SCALEGMN_KILLS is the number of kills of each test, JAX_SCALEGMN_SEED decide
 """
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -53,8 +54,8 @@ def read_zoo(loaded):
     return numbers_of(loaded.params) | numbers_of(loaded.records)
 
 
-def save_checkpoint(path, number):
-    run = checkpoint.Checkpoints(path, {})
+def save_checkpoint(path, number, **options):
+    run = checkpoint.Checkpoints(path, {}, **options)
     state = training.State(arrays(number), (), jax.random.key(0), np.int32(number))
     run.save(state, loss=1.0 / number, history=[{"loss": float(number)}])
     run.close()
@@ -90,6 +91,7 @@ WRITERS = {
         lambda path: small_cnn_zoo.load(path, activation="relu", step=None),
     ),
     "checkpoints": (save_checkpoint, restored),
+    "asynchronous checkpoints": (functools.partial(save_checkpoint, asynchronous=True), restored),
     "x.json": (
         lambda path, number: runs.write_json(path, [number] * 10_000),
         lambda path: set(json.loads(path.read_text())),

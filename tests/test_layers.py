@@ -237,6 +237,7 @@ def test_a_file_and_a_list_of_layers_are_aligned_by_the_command_line(tmp_path, c
         ("sequential([Dense(3, bias=False)], (2,))", "does not fit"),
         ("sequential([Dense(3)])", "expected a call like"),
         ("sequential(['gelu'], (2,))", r"Say gelu_exact \(PyTorch's default\)"),
+        ("sequential([Dense(3), 'prelu', Dense(1)], (2,))", r"It has weights of its own: put PReLU\(\)"),
         ("sequential([Activation('relu', slope=0.1), Dense(2)], (2,))", "slope is 0.1, which relu does not have"),
         ("sequential([Dense(3)], (1, 4, 4))", "expected a vector .*put Flatten"),
         ("sequential([Dense(3), MaxPool(2)], (2,))", "expected a map"),

@@ -36,6 +36,7 @@ def planted(arch):
     target = draw(0.05)
     near = jax.tree.map(np.add, target, draw(0.002))
     scales = {"sign": lambda n: rng.choice([-1.0, 1.0], n), "positive": lambda n: np.exp(rng.normal(0, 0.5, n))}
+    scales["nonzero"] = lambda n: scales["sign"](n) * scales["positive"](n)
     element = sg.Element(
         {layer.name: jnp.asarray(rng.permutation(layer.width)) for layer in arch.hidden},
         {
@@ -189,15 +190,17 @@ def test_the_curve_is_python_s_barrier_against_a_true_image(show, siren):
         np.testing.assert_allclose(ask(browser, f"page.losses('{method}')"), losses, atol=1e-5)
 
 
-def test_positive_scales_and_colors(show):
-    arch = sg.mlp((2, 8, 8, 3), "relu")
+@pytest.mark.parametrize("activation", ["relu", "abs"])
+def test_positive_scales_and_colors(show, activation):
+    arch = sg.mlp((2, 8, 8, 3), activation)
     params, target, element = planted(arch)
     browser = show(sg.report.same_function(arch, params, target, element=element, size=(6, 5)))
-    assert buttons(browser) == ["Shuffle neurons", "Rescale", "Align", "Reset"]
+    flips = ["Flip signs"] if activation == "abs" else []
+    assert buttons(browser) == ["Shuffle neurons", *flips, "Rescale", "Align", "Reset"]
     before = pixels(browser, "naive", 0)
     click(browser, "Align")
     near = ask(browser, "page.distance()")
-    click(browser, "Rescale", "Shuffle neurons")
+    click(browser, "Rescale", "Shuffle neurons", *flips)
     assert ask(browser, "page.distance()") > 10 * near
     assert np.abs(pixels(browser, "naive", 0) - before).max() < 1e-5
     click(browser, "Align")

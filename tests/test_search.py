@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import support
 
 import jax_scalegmn as sg
 from jax_scalegmn import matching, merge, network, stacks, symmetry
-from jax_scalegmn.matching import _differentiable, _exchanges
+from jax_scalegmn.matching import _differentiable, _exchanges, _functions, _search, _thin
 
 SIREN = sg.siren((2, 6, 6, 1), w0=10.0, offset=0.5)
 RELU = sg.mlp((3, 4, 5, 2), "relu")
@@ -79,6 +80,37 @@ def test_search_beats_weights_on_independent_fits_and_chance_does_not():
     assert middle_error(drawn) > middle_error(weights.element)
 
 
+def test_gradient_steps_before_the_search_reach_lower_and_keep_its_promises():
+    """From the identity, which is far: never above the start, better than the same search alone."""
+    target, params = fitted()
+    keys, start = jax.random.split(jax.random.key(0), 3), symmetry.identity(SIREN)
+
+    def mean_loss(steps):
+        def search(params, target, key):
+            return matching.search_matching(
+                SIREN, params, target, X, key, start=start, gradient_steps=steps, max_sweeps=1
+            )
+
+        return jax.jit(jax.vmap(search))(params, target, keys)
+
+    alone, after = mean_loss(0), mean_loss(40)
+    np.testing.assert_allclose(after.start_loss, alone.start_loss, rtol=1e-5)
+    assert (after.loss <= after.start_loss).all()
+    assert after.loss.mean() < alone.loss.mean()
+    assert (after.evaluations == alone.evaluations + 80).all()
+    for index in range(3):
+        check_valid(SIREN, stacks.member(after.element, index))
+
+
+def test_gradient_steps_never_leave_a_better_start():
+    arch, params = RELU, speaking(RELU)
+    planted = symmetry.random(arch, jax.random.key(5))
+    target = symmetry.act(arch, planted, params)
+    options = {"start": planted, "max_sweeps": 1, "gradient_steps": 2}
+    kept = matching.search_matching(arch, params, target, DATA, jax.random.key(0), **options)
+    jax.tree.map(np.testing.assert_array_equal, kept.element.permutation, planted.permutation)
+
+
 def test_end_points_are_exact():
     _, searched, _, _ = found()
     _, params = fitted()
@@ -121,6 +153,108 @@ def test_the_change_of_two_neurons_is_what_a_whole_pass_says(arch, monkeypatch):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-6), *losses)
     if arch is not SIREN:  # a neuron exchanged with itself
         np.testing.assert_allclose(losses[0][1][0][1, 0], losses[0][0], rtol=1e-5)
+
+
+CONVOLUTIONS = {
+    "list of layers": sg.sequential(
+        [
+            *(sg.layers.Conv(4, 3, padding=1), sg.layers.BatchNorm(), "relu", sg.layers.MaxPool(2)),
+            *(sg.layers.Conv(5, 3), "tanh", sg.layers.Flatten(), sg.layers.Dense(4), "abs", sg.layers.Dense(2)),
+        ],
+        (1, 8, 8),
+    ),
+    "cnn": sg.cnn((1, 4, 5), 2, flatten=(9, 9), padding="SAME"),
+    "vgg": sg.vgg(((4, 5), (4,)), 2, norm="batch", input_channels=1),
+    "layer norm": sg.vgg(((4,), (4,)), 2, norm="layer", input_channels=1),
+    "resnet": sg.resnet(6, widths=(4, 4), input_channels=1),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "list of layers")) for name in CONVOLUTIONS]
+)
+def test_what_an_exchange_changes_is_what_a_whole_pass_says(name):
+    """Two routes to one number in convolutional networks: what changes, and whole passes."""
+    arch = CONVOLUTIONS[name]
+    params, target = (positive_variances(support.random_params(arch, seed)) for seed in (0, 1))
+    x = jax.random.normal(jax.random.key(0), (3, 1, 8, 8) if name == "list of layers" else (3, 9, 9, 1))
+    start, points = symmetry.random(arch, jax.random.key(3)), jnp.asarray([0.3, 0.5])
+
+    def of(params, target):
+        pair, first = _differentiable._begin(arch, params, target, start)
+        changes = _exchanges.objective(pair, x, points, matching.squared_error, None, None)
+        at = _functions.segment_distance(pair, x, matching.squared_error)
+        whole = _exchanges._one_by_one(pair, points, at)
+        found = []
+        for neurons in arch.hidden:
+            signs = _search._layer(neurons, 64).signs
+            arguments = (first, neurons.name, jnp.asarray(1), jnp.arange(3), signs)
+            found.append((changes.exchanged(*arguments), whole[1](*arguments)))
+        return changes.loss(first), found
+
+    loss, found = jax.jit(of)(params, target)
+    for changed, whole in found:
+        np.testing.assert_allclose(changed, whole, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(changed[1, 0], loss, rtol=1e-4)  # a neuron exchanged with itself
+        assert np.abs(whole - loss).max() > 1e-4 * loss
+
+
+def positive_variances(params):
+    def positive(path, leaf):
+        return jnp.abs(leaf) + 0.3 if "var" in jax.tree_util.keystr(path) else leaf
+
+    return jax.tree_util.tree_map_with_path(positive, params)
+
+
+# By name a function of two arrays, [2, 4, 3] and [4, 5], whose neurons are the axes of 4, and whether its result stays
+# thin.
+OPERATIONS = {
+    "entry by entry": (lambda x, w: jax.nn.relu(2 * x + jnp.tanh(x)) * w[None, :, :3], True),
+    "a product over the neurons": (lambda x, w: jnp.einsum("anb,nc->abc", x, w), False),
+    "of one side": (lambda x, w: jnp.einsum("anb,nc->abc", x, jnp.ones((4, 5))), False),
+    "a product over other axes": (lambda x, w: jnp.einsum("anb,bc->acn", x, jnp.ones((3, 6))), True),
+    "neurons last": (lambda x, w: jnp.ones((7, 5)) @ w.T, True),
+    "after a whole change": (lambda x, w: (x.sum((1, 2))[:, None] + jnp.ones(5)) @ w.T, False),
+    "flattened": (lambda x, w: jnp.cumsum(x.reshape(2, 12).T.reshape(12, 2, 1), 1)[:, -1], False),
+    "flattened and read": (lambda x, w: x.reshape(2, 12) @ jnp.repeat(w, 3, 0), False),
+    "neurons fastest": (lambda x, w: x.transpose(0, 2, 1).reshape(2, 12)[:1] * 3, True),
+    "several places": (lambda x, w: jnp.concatenate([x, 2 * x], 1).reshape(2, 2, 4, 3), True),
+    "with others": (lambda x, w: jnp.concatenate([x, jnp.ones((2, 1, 3))], 1), False),
+    "padded next to them": (lambda x, w: jnp.pad(x, ((0, 1), (0, 0), (2, 0)))[:, :, 1:], True),
+    "padded among them": (lambda x, w: jnp.pad(x, ((0, 0), (1, 0), (0, 0))), False),
+    "windows next to them": (lambda x, w: pooled(x, (1, 1, 2)), True),
+    "windows over them": (lambda x, w: pooled(x, (1, 2, 1)), False),
+    "a maximum next to them": (lambda x, w: x.max(0), True),
+    "a maximum over them": (lambda x, w: x.max(1), False),
+    "sorted": (lambda x, w: jnp.sort(x, 1), False),
+    "two axes of neurons": (lambda x, w: w @ w.T, False),
+    "nothing": (lambda x, w: jnp.ones(3), True),
+}
+
+
+def pooled(x, window):
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, (1, 1, 1), "VALID")
+
+
+@pytest.mark.parametrize("places", [(1, 3), (2, 2)], ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_on_two_changed_neurons_is_that_on_the_whole(name, places):
+    fn, stays_thin = OPERATIONS[name]
+    rng = np.random.default_rng(0)
+    old = [rng.normal(size=shape).astype("f") for shape in ((2, 4, 3), (4, 5))]
+    new = [value.copy() for value in old]
+    new[0][:, list(places)] += 1.0
+    new[1][list(places)] -= 1.0
+    at = _thin.Places(4, jnp.asarray(places), jnp.asarray([True, places[0] != places[1]]))
+    inputs = []
+    for before, after, axis in zip(old, new, (1, 0), strict=True):
+        layout = _thin.Layout(axis, 1, 1)
+        inputs.append(_thin.Value(jnp.asarray(before), _thin.Thin(at.entries(jnp.asarray(after), layout), layout)))
+    program = jax.make_jaxpr(fn)(*old)
+    (value,) = _thin.evaluate(program.jaxpr, program.consts, inputs, at)
+    np.testing.assert_allclose(at.whole(value), fn(*map(jnp.asarray, new)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(value.old, fn(*map(jnp.asarray, old)), rtol=1e-5, atol=1e-5)
+    assert (value.change is None or isinstance(value.change, _thin.Thin)) is stays_thin
 
 
 @pytest.mark.parametrize("arch", [RELU, NONE], ids=["positive", "permutation"])
@@ -183,7 +317,7 @@ def test_own_losses_functions_annealing_and_wide_layers():
 
 
 def test_architectures_of_own_functions_are_searched():
-    """What `infer` read computes whole forward passes: the numbers of the builder's chain of layers."""
+    """What `infer` read is searched by its program: the numbers of the builder's chain of layers."""
 
     def apply(params, x):
         hidden = jax.nn.gelu(x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])

@@ -38,7 +38,10 @@ def mlp(widths: Sequence[int], activation: str | Sequence[str] = "relu") -> Arch
     ((784, 64), 50890)
     """
     widths = _widths(widths)
-    names = [activation] * (len(widths) - 2) if isinstance(activation, str) else list(activation)
+    if isinstance(activation, Sequence) and not isinstance(activation, str):
+        names = list(activation)
+    else:
+        names = [activation] * (len(widths) - 2)
     if len(names) != len(widths) - 2:
         raise ValueError(f"Got {len(names)} activations {names} for the {len(widths) - 2} hidden layers of {widths}.")
     activations = [known_activation(name) for name in names]
@@ -133,7 +136,7 @@ def cnn(
     parameters: list[Parameter] = []
     layers: list[Layer] = []
     for i, size in enumerate(sizes):
-        parameters += _affine(f"Conv_{i}", Axis(neurons[i].name, -1), neurons[i + 1], (size, size))
+        parameters += _affine(f"Conv_{i}", reading(neurons[i]), neurons[i + 1], (size, size))
         layers.append(Conv(f"Conv_{i}", act, (strides, strides), padding))
     repeat = 1
     if flatten is None:
@@ -142,7 +145,7 @@ def cnn(
         layers.append(Flatten())
         repeat = math.prod(_map_size(side, sizes, strides, padding) for side in flatten)
     for i in range(len(dense) + 1):
-        reads = Axis(neurons[len(sizes) + i].name, -1, repeat if i == 0 else 1)
+        reads = reading(neurons[len(sizes) + i], repeat if i == 0 else 1)
         parameters += _affine(f"Dense_{i}", reads, neurons[len(sizes) + i + 1])
         layers.append(Dense(f"Dense_{i}", act if i < len(dense) else None))
     name = f"cnn {_dashes([*channels, *dense, outputs])} {activation}"
@@ -166,9 +169,14 @@ def _dense_chain(
     parameters: list[Parameter] = []
     layers: list[Layer] = []
     for i, activation in enumerate([*activations, None]):
-        parameters += _affine(f"Dense_{i}", Axis(neurons[i].name, -1), neurons[i + 1])
+        parameters += _affine(f"Dense_{i}", reading(neurons[i]), neurons[i + 1])
         layers.append(Dense(f"Dense_{i}", activation, offset if activation is None else 0.0))
     return Architecture(name, neurons, tuple(parameters), tuple(layers))
+
+
+def reading(neurons: NeuronLayer, repeat: int = 1) -> Axis:
+    """The axis of a kernel that reads a layer of one of the activations here; of NONZERO layers it is abs."""
+    return Axis(neurons.name, -1, repeat, unsigned=neurons.scaling is Scaling.NONZERO)
 
 
 def _affine(name: str, reads: Axis, feeds: NeuronLayer, window: tuple[int, ...] = ()) -> list[Parameter]:

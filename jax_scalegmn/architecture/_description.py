@@ -44,15 +44,29 @@ class Axis:
         and for kernels that feed the layer, -1 for kernels that read it, 0 where the scale has no effect.
       repeat: How often the layer is repeated along the axis, its neurons fastest: h * w where an [h, w, channels] map
         is flattened.
+      unsigned: Whether the sign of q has no effect: entries are multiplied by |q| ** power. So it is with kernels that
+        read a layer after an even activation, abs. False where the power is 0.
 
     >>> import jax_scalegmn as sg
-    >>> sg.mlp((2, 16, 1)).parameters[0].axes
-    (Axis(neurons='input', power=-1, repeat=1), Axis(neurons='hidden_0', power=1, repeat=1))
+    >>> sg.mlp((2, 16, 1)).parameters[0].axes[1]
+    Axis(neurons='hidden_0', power=1, repeat=1, unsigned=False)
+    >>> sg.mlp((2, 16, 1), "abs").parameters[2].axes[0]
+    Axis(neurons='hidden_0', power=-1, repeat=1, unsigned=True)
     """
 
     neurons: str
     power: int
     repeat: int = 1
+    unsigned: bool = False
+
+    def __post_init__(self) -> None:
+        if self.power == 0:
+            object.__setattr__(self, "unsigned", False)
+
+    @property
+    def shows_sign(self) -> bool:
+        """Whether the entries change their signs with the neuron."""
+        return self.power != 0 and not self.unsigned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,8 +259,8 @@ def restrict(arch: Architecture, scaling: Scaling) -> Architecture:
 
     Args:
       arch: The architecture.
-      scaling: PERMUTATION, for permutations alone; or the group of some layers, which keep it while all others are cut
-        down to PERMUTATION.
+      scaling: PERMUTATION, for permutations alone; or SIGN or POSITIVE: every layer keeps what its group has in common
+        with it, so that a NONZERO layer becomes a SIGN one, say.
 
     Returns:
       The architecture with the smaller group; `arch` itself if nothing changes.
@@ -261,10 +275,7 @@ def restrict(arch: Architecture, scaling: Scaling) -> Architecture:
     """
     if scaling is Scaling.FIXED:
         raise ValueError(f"Cannot restrict {arch.name!r} to FIXED: no symmetry would be left. Use PERMUTATION.")
-    neurons = tuple(
-        n if n.scaling in (Scaling.FIXED, scaling) else dataclasses.replace(n, scaling=Scaling.PERMUTATION)
-        for n in arch.neuron_layers
-    )
+    neurons = tuple(dataclasses.replace(n, scaling=n.scaling.common(scaling)) for n in arch.neuron_layers)
     if neurons == arch.neuron_layers:
         return arch
     return dataclasses.replace(arch, name=f"{arch.name} ({scaling.value} only)", neuron_layers=neurons)
@@ -287,12 +298,16 @@ def describe(path: Sequence[str]) -> str:
 
 
 def _parameter_as_json(parameter: Parameter) -> list[Any]:
-    axes = [axis if isinstance(axis, int) else dataclasses.astuple(axis) for axis in parameter.axes]
+    axes = [axis if isinstance(axis, int) else _axis_as_json(axis) for axis in parameter.axes]
     # Whole arrays are written without a start, as they were before blocks existed, so that old files stay readable.
     more = [list(parameter.start), list(parameter.joined)]
     while more and not more[-1]:
         more.pop()
     return [list(parameter.path), axes, *more]
+
+
+def _axis_as_json(axis: Axis) -> tuple[Any, ...]:
+    return (axis.neurons, axis.power, axis.repeat, *([True] if axis.unsigned else []))
 
 
 def _blocks(arch: Architecture) -> dict[tuple[str, ...], list[Parameter]]:

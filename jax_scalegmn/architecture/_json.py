@@ -108,9 +108,11 @@ def _parameter(row: Any, where: str) -> Parameter:
 def _axis(value: Any, where: str) -> Axis | int:
     if isinstance(value, int):
         return _size(value, where)
-    kind = tuple[str, int] if isinstance(value, list | tuple) and len(value) == 2 else tuple[str, int, int]
-    name, power, *repeat = _bounded.decode(kind, value, where)
-    return Axis(name, power, *(_size(times, f"{where}[2]") for times in repeat))
+    kinds: dict[int, Any] = {2: tuple[str, int], 4: tuple[str, int, int, bool]}
+    kind = kinds.get(len(value) if isinstance(value, list | tuple) else 0, tuple[str, int, int])
+    name, power, *rest = _bounded.decode(kind, value, where)
+    repeat = _size(rest[0], f"{where}[2]") if rest else 1
+    return Axis(name, power, repeat, unsigned=len(rest) > 1 and rest[1])
 
 
 def _check_layer(made: Any, where: str) -> None:

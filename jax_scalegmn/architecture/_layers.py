@@ -23,16 +23,51 @@ class Scaling(enum.Enum):
     """Permutations and sign flips: odd activations, sine and tanh."""
     POSITIVE = "positive"
     """Permutations and positive rescalings: homogeneous activations, relu and leaky relu."""
+    NONZERO = "nonzero"
+    """Permutations and rescalings by any numbers but 0, negative ones too: abs, and layers without an activation."""
 
+    @property
+    def has_signs(self) -> bool:
+        """Whether neurons may change their signs."""
+        return self in (Scaling.SIGN, Scaling.NONZERO)
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether neurons may be rescaled by positive numbers."""
+        return self in (Scaling.POSITIVE, Scaling.NONZERO)
+
+    def common(self, other: "Scaling") -> "Scaling":
+        """The largest group that both contain.
+
+        Args:
+          other: The other group.
+
+        >>> import jax_scalegmn as sg
+        >>> sg.Scaling.NONZERO.common(sg.Scaling.SIGN), sg.Scaling.POSITIVE.common(sg.Scaling.SIGN)
+        (<Scaling.SIGN: 'sign'>, <Scaling.PERMUTATION: 'permutation'>)
+        """
+        if Scaling.FIXED in (self, other):
+            return Scaling.FIXED
+        return _WITH[self.has_signs and other.has_signs, self.has_sizes and other.has_sizes]
+
+
+# By whether a group has signs and positive scales.
+_WITH = {
+    (False, False): Scaling.PERMUTATION,
+    (True, False): Scaling.SIGN,
+    (False, True): Scaling.POSITIVE,
+    (True, True): Scaling.NONZERO,
+}
 
 # The groups that rescale neurons. A set: whoever needs an order of preference names it.
-SCALED = frozenset({Scaling.SIGN, Scaling.POSITIVE})
+SCALED = frozenset({Scaling.SIGN, Scaling.POSITIVE, Scaling.NONZERO})
 
 SCALING_OF_ACTIVATION: Mapping[str, Scaling] = {
     "sine": Scaling.SIGN,
     "tanh": Scaling.SIGN,
     "relu": Scaling.POSITIVE,
     "leaky_relu": Scaling.POSITIVE,
+    "abs": Scaling.NONZERO,
     "gelu": Scaling.PERMUTATION,
     "gelu_exact": Scaling.PERMUTATION,
     "elu": Scaling.PERMUTATION,
@@ -66,8 +101,13 @@ class Activation:
 
     @property
     def scaling(self) -> Scaling:
-        """The diagonal group that commutes with the activation."""
+        """The diagonal group that acts on what the activation reads."""
         return SCALING_OF_ACTIVATION[self.name]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the activation hides the signs of what it reads."""
+        return self.name == "abs"
 
 
 @dataclasses.dataclass(frozen=True)

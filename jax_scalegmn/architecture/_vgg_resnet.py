@@ -112,7 +112,9 @@ def vgg(
             layers += unit.layers
         layers.append(POOLINGS[pooling]((2, 2), (2, 2)))
     name = f"vgg {input_channels}-{'-'.join('.'.join(map(str, stage)) for stage in stages)}-{outputs}"
-    return _headed(f"{name} {style.label} {pooling}", neurons[-1].name, neurons, outputs, parameters, layers)
+    return _headed(
+        f"{name} {style.label} {pooling}", style.reading(neurons[-1].name), neurons, outputs, parameters, layers
+    )
 
 
 def resnet(
@@ -149,7 +151,7 @@ def resnet(
     and "inner_s_b" between the two convolutions of its block b. The activation's group acts on all hidden ones. A
     stream's scale is applied by the last normalization of every branch, and by that of the stem or of the shortcut
     convolution that starts the stage; identity shortcuts carry it on, and the activation after each sum commutes with
-    it. GroupNorm with several groups leaves FIXED.
+    it: positive scales alone for abs. GroupNorm with several groups leaves FIXED.
 
     Args:
       depth: 2 * stages * n + 2 for n blocks a stage, so 6n + 2 for three stages.
@@ -186,7 +188,7 @@ def resnet(
     stem = _unit(style, (), 0, "input", "stream_0", style.activation)
     parameters, layers = list(stem.parameters), list(stem.layers)
     for stage, width in enumerate(widths):
-        neurons.append(NeuronLayer(f"stream_{stage}", width, style.scaling(width)))
+        neurons.append(NeuronLayer(f"stream_{stage}", width, style.stream_scaling(width)))
         for block in range(blocks):
             inner = f"inner_{stage}_{block}"
             neurons.append(NeuronLayer(inner, width, style.scaling(width)))
@@ -199,7 +201,7 @@ def resnet(
             layers += unit.layers
     name = f"resnet {depth} {'-'.join(map(str, (input_channels, *widths, outputs)))} {style.label}"
     name = name if padding == "SAME" else f"{name} padding={padding}"
-    return _headed(name, f"stream_{len(widths) - 1}", neurons, outputs, parameters, layers)
+    return _headed(name, style.reading(f"stream_{len(widths) - 1}"), neurons, outputs, parameters, layers)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -223,6 +225,15 @@ class _Style:
     def scaling(self, width: int) -> Scaling:
         """The group that the normalization leaves of the activation's, on a layer of that width."""
         return self.activation.scaling if self.groups in (None, 1, width) else Scaling.FIXED
+
+    def stream_scaling(self, width: int) -> Scaling:
+        """The group on a stream: identity shortcuts carry its sizes on, past an even activation not its signs."""
+        own = self.scaling(width)
+        return own.common(Scaling.POSITIVE) if self.activation.is_even else own
+
+    def reading(self, neurons: str) -> Axis:
+        """The axis of a kernel that reads a neuron layer, which the activation is before unless it is the input."""
+        return Axis(neurons, -1, unsigned=self.activation.is_even and neurons != "input")
 
     def layer(self, index: int, activation: Activation | None) -> Norm:
         name = f"{NORMS[self.norm or ''][0]}_{index}"
@@ -283,7 +294,7 @@ def _unit(
     name, normed = f"Conv_{index}", style.norm is not None
     padding = style.padding if size == 3 else "SAME"
     conv = Conv(name, None if normed else activation, (strides, strides), padding)
-    kernel = Parameter((*path, name, "kernel"), (size, size, Axis(reads, -1), Axis(feeds, 0 if normed else 1)))
+    kernel = Parameter((*path, name, "kernel"), (size, size, style.reading(reads), Axis(feeds, 0 if normed else 1)))
     if not normed:
         return _Unit((kernel, Parameter((*path, name, "bias"), (Axis(feeds, 1),))), (conv,))
     norm = style.layer(index, activation)
@@ -307,7 +318,7 @@ def _residual_block(style: _Style, name: str, reads: str, inner: str, feeds: str
 
 def _headed(
     name: str,
-    reads: str,
+    reads: Axis,
     neurons: list[NeuronLayer],
     outputs: int,
     parameters: list[Parameter],
@@ -315,7 +326,7 @@ def _headed(
 ) -> Architecture:
     """The network with a mean over positions and a dense head that reads that neuron layer."""
     head = (
-        Parameter(("Dense_0", "kernel"), (Axis(reads, -1), Axis("output", 1))),
+        Parameter(("Dense_0", "kernel"), (reads, Axis("output", 1))),
         Parameter(("Dense_0", "bias"), (Axis("output", 1),)),
     )
     return Architecture(

@@ -221,7 +221,8 @@ def _match(
             assert data is not None  # _options.check refuses it
             x, key = data.x[:_NUM_COMPARED], jax.random.key(options.seed)
             distance = _distance(options, arch, data)
-            return matching.search_matching(arch, params, target, x, key, distance=distance)
+            steps = options.gradient_steps
+            return matching.search_matching(arch, params, target, x, key, distance=distance, gradient_steps=steps)
         case "canonical":
             return matching.canonical_matching(arch, params, target)
         case "none":
@@ -233,7 +234,8 @@ def _searched_together(
 ) -> tuple[Params, list[Matching]]:
     """The first network, and the matchings with which each joins the mean of those before it."""
     x, key = data.x[:_NUM_COMPARED], jax.random.key(options.seed)
-    many = merge.merge_many(arch, stacks.stack(*originals), x, key, distance=_distance(options, arch, data))
+    distance, steps = _distance(options, arch, data), options.gradient_steps
+    many = merge.merge_many(arch, stacks.stack(*originals), x, key, distance=distance, gradient_steps=steps)
     results = [matching.unmatched(arch, originals[0], originals[0])]
     for index, params in enumerate(originals[1:], start=1):
         one = stacks.member(many._replace(params={}), index)

@@ -61,6 +61,9 @@ class Alignment(Common):
     """How --method search compares outputs. squared-error is for values, cross-entropy for the logits of classifiers;
     auto takes cross-entropy for networks of several outputs where --data has whole numbers y [N], the labels of
     classes, and squared-error elsewhere. The labels themselves are not used."""
+    gradient_steps: int = 0
+    """The number of gradient steps on relaxed permutations and signs before the exchanges of --method search, like 100.
+    They need the extra sinkhorn."""
     scale: bool = True
     """Align with signs and positive scales as well as permutations."""
 
@@ -206,6 +209,8 @@ def _check_alignment(options: Alignment) -> None:
         raise ValueError(f"--method {options.method} needs examples: pass --data x.npz.")
     if options.distance != "auto" and options.method != "search":
         raise ValueError(f"--distance goes with --method search, got {options.method}. Leave it out.")
+    if options.gradient_steps and options.method != "search":
+        raise ValueError(f"--gradient-steps goes with --method search, got {options.method}. Leave it out.")
     if not options.scale and options.method not in ("weights", "activations"):
         raise ValueError(f"--no-scale goes with --method weights or activations, got {options.method}. Leave it out.")
 

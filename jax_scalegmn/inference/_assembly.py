@@ -348,8 +348,9 @@ def _axes(block: LeafBlock, names: dict[Key, str], solutions: dict[Key, Solution
         if solution is not None and piece.degree is not None and solution.powers:
             power = solution.powers[piece.degree]
             if solution.scaling is Scaling.SIGN:
-                power = usual * abs(power)
-        axes[axis] = Axis(names[piece.key], power, piece.repeat)
+                power = usual * (power or piece.degree in solution.unsigned)
+        unsigned = solution is not None and piece.degree in solution.unsigned
+        axes[axis] = Axis(names[piece.key], power, piece.repeat, unsigned)
     return tuple(axes)
 
 

@@ -5,7 +5,6 @@ multiplied by s ** degree. Every operation relates the degrees of its operands a
 these equations have a solution.
 """
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple, TypeAlias
@@ -16,9 +15,9 @@ from jax_scalegmn.inference._segments import ANY_DEGREE, Degree
 Unknown: TypeAlias = tuple[int, ...]
 Form: TypeAlias = dict[Unknown, Fraction]
 
-# `solve` tries the groups with a scale in this order, each with the power of the kernels that read the layer. The
-# degrees of positive scales are rational numbers; those of signs are numbers modulo 2, since (-1) ** 2 is 1.
-PREFERENCE = ((Scaling.POSITIVE, -1), (Scaling.SIGN, -1), (Scaling.SIGN, 0))
+# The powers of the kernels that read the layer, in the order in which `solve` tries them. The degrees of positive
+# scales are rational numbers; those of signs are numbers modulo 2, since (-1) ** 2 is 1.
+_READ = {Scaling.POSITIVE: (-1,), Scaling.SIGN: (-1, 0)}
 
 
 class Equation(NamedTuple):
@@ -50,6 +49,7 @@ class Solution(NamedTuple):
     Attributes:
       scaling: The group.
       powers: The power of every unknown of the parameters, for signs modulo 2; empty for permutations alone.
+      unsigned: The unknowns of kernels that do not see the sign of a scale.
       refused: For every larger group, the operation that it fails at.
       generators: The number of independent rescalings; the powers are those of one.
       left_alone: Powers set to 0 although another admissible rescaling would move them, e.g. a kernel before a
@@ -61,6 +61,7 @@ class Solution(NamedTuple):
     refused: Mapping[Scaling, str]
     generators: int
     left_alone: frozenset[Unknown]
+    unsigned: frozenset[Unknown] = frozenset()
 
 
 def equation(
@@ -75,7 +76,7 @@ def equation(
 
 
 def solve(equations: Sequence[Equation], unknowns: Unknowns, *, turned: bool = False) -> Solution:
-    """The largest group on a layer: positive scales, or else signs, or else permutations alone.
+    """The largest group on a layer: positive scales with signs, either of the two, or permutations alone.
 
     Kernels that read the layer have power -1; or 0, if only signs that nothing after an even activation sees are left,
     as of w and b in cos(x @ w + b) @ v. If several rescalings act, the solution is the one with power 0 on the
@@ -83,21 +84,12 @@ def solve(equations: Sequence[Equation], unknowns: Unknowns, *, turned: bool = F
     are moved. With `turned`, kernels are [out, in]: those that read the layer have power 1, the rest follows.
     """
     refused: dict[Scaling, str] = {}
-    for (scaling, read), around in itertools.product(PREFERENCE, (True, False) if turned else (False,)):
-        system = _System(2 if scaling is Scaling.SIGN else None)
-        own = [equation for equation in equations if scaling in equation.scalings]
-        even = [_terms(equation) for equation in equations if not equation.scalings]
-        ends = unknowns._replace(reads=unknowns.feeds, feeds=unknowns.reads) if around else unknowns
-        powers = _powers(system, own, ends, -read if around else read, even)
-        if isinstance(powers, str):
-            refused.setdefault(scaling, powers)
-            continue
-        signed = _representable(powers, ends, scaling, turned=around)
-        if signed is None:
-            refused.setdefault(scaling, "a kernel that is stored [out, in], or a power other than -1, 0 and 1")
-            continue
-        generators, movable = _freedom(own, unknowns, system.modulus)
-        return Solution(scaling, signed, refused, generators, frozenset(u for u in movable if not signed[u]))
+    for around in (True, False) if turned else (False,):
+        sizes, signs = (_of_one(scaling, equations, unknowns, around, refused) for scaling in _READ)
+        if sizes and signs and (both := _joined(sizes, signs)):
+            return both
+        if (one := sizes or signs) is not None:
+            return one
     return Solution(Scaling.PERMUTATION, {}, refused, 0, frozenset())
 
 
@@ -124,6 +116,37 @@ def moving(equations: Sequence[Equation], value: Unknown, parameters: Sequence[U
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _of_one(
+    scaling: Scaling, equations: Sequence[Equation], unknowns: Unknowns, around: bool, refused: dict[Scaling, str]
+) -> Solution | None:
+    """How positive scales or signs act, if they do; else the operation that they fail at is added to `refused`."""
+    own = [equation for equation in equations if scaling in equation.scalings]
+    even = [_terms(equation) for equation in equations if not equation.scalings]
+    ends = unknowns._replace(reads=unknowns.feeds, feeds=unknowns.reads) if around else unknowns
+    for read in _READ[scaling]:
+        system = _System(2 if scaling is Scaling.SIGN else None)
+        powers = _powers(system, own, ends, -read if around else read, even)
+        if isinstance(powers, str):
+            refused.setdefault(scaling, powers)
+            continue
+        signed = _representable(powers, ends, scaling, turned=around)
+        if signed is None:
+            refused.setdefault(scaling, "a kernel that is stored [out, in], or a power other than -1, 0 and 1")
+            continue
+        generators, movable = _freedom(own, unknowns, system.modulus)
+        alone = frozenset(unknown for unknown in movable if not signed[unknown])
+        return Solution(scaling, signed, refused, generators, alone, frozenset() if read else frozenset(ends.reads))
+    return None
+
+
+def _joined(sizes: Solution, signs: Solution) -> Solution | None:
+    """Positive scales together with signs; None if a sign moves what no positive scale moves, which no axis says."""
+    if any(signs.powers[unknown] and not power for unknown, power in sizes.powers.items()):
+        return None
+    unsigned = frozenset(unknown for unknown, power in sizes.powers.items() if power and not signs.powers[unknown])
+    return sizes._replace(scaling=Scaling.NONZERO, unsigned=unsigned)
 
 
 class _System:

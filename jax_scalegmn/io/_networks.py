@@ -418,8 +418,8 @@ def _by_name(arch: Architecture, file: ArrayFile, order: Sequence[str] | None) -
     own = as_stored(file)
     if own.ties:
         raise ValueError(
-            f"{own.ties[0][0]!r} and {own.ties[0][1]!r} are one tensor, which the layers of {arch.name!r} have as two. "
-            "Infer your own function (sg.infer, --module), which keeps the tie, or save copies."
+            f"{file.path}: {own.ties[0][0]!r} and {own.ties[0][1]!r} are one tensor, which the layers of {arch.name!r} "
+            "have as two. Infer your own function (sg.infer, --module), which keeps the tie, or save copies."
         )
     wanted = {name for (name,) in arch.array_shapes}
     prefix = _prefix(own.params.keys(), min(wanted))

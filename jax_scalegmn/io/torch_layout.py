@@ -423,18 +423,14 @@ def _tie_limits(first: Parameter, second: Parameter, transposed: bool) -> list[t
     for ours, theirs in zip(first.neuron_axes, axes, strict=True):
         if (ours.neurons, ours.repeat) != (theirs.neurons, theirs.repeat):
             limits += [(ours.neurons, Scaling.FIXED), (theirs.neurons, Scaling.FIXED)]
-        elif ours.power != theirs.power:  # q ** power is the same for both where q is a sign and the powers +1 and -1
-            even = (ours.power - theirs.power) % 2 == 0
-            limits.append((ours.neurons, Scaling.SIGN if even else Scaling.PERMUTATION))
+        else:  # q ** power is the same for both where q is a sign and the powers +1 and -1
+            limits += [(ours.neurons, Scaling.SIGN)] if ours.power != theirs.power else []
+            limits += [(ours.neurons, Scaling.POSITIVE)] if ours.shows_sign != theirs.shows_sign else []
     return limits
 
 
 def _limited(neurons: NeuronLayer, limits: set[Scaling]) -> NeuronLayer:
-    if Scaling.FIXED in limits:
-        return dataclasses.replace(neurons, scaling=Scaling.FIXED)
-    if limits <= {neurons.scaling} or neurons.scaling is Scaling.FIXED:
-        return neurons
-    return dataclasses.replace(neurons, scaling=Scaling.PERMUTATION)
+    return dataclasses.replace(neurons, scaling=functools.reduce(Scaling.common, limits, neurons.scaling))
 
 
 def _modules(arch: Architecture, state_dict: StateDict, order: Sequence[str] | None) -> dict[_Path, _Module]:

@@ -17,6 +17,7 @@ Tensors: TypeAlias = Mapping[str, Array]
 _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
+    "abs": jnp.abs,
     "elu": jax.nn.elu,
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -25,6 +26,12 @@ _FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "softplus": jax.nn.softplus,
     "tanh": jnp.tanh,
     "hardtanh": lambda x: jnp.clip(x, -1, 1),
+}
+
+
+_INSTEAD = {
+    "gelu": "Say gelu_exact (PyTorch's default) or gelu_tanh (Flax's).",
+    "prelu": "It has weights of its own: put PReLU() or PReLU(per_channel=True) into the list.",
 }
 
 
@@ -136,8 +143,8 @@ class Activation:
     """An activation; in a list of layers its name alone is enough, where it has no options.
 
     Attributes:
-      kind: relu, leaky_relu, relu6, elu, gelu_exact (PyTorch's default), gelu_tanh (Flax's default), silu, sigmoid,
-        softplus, tanh, hardtanh or sine.
+      kind: relu, leaky_relu, relu6, abs, elu, gelu_exact (PyTorch's default), gelu_tanh (Flax's default), silu,
+        sigmoid, softplus, tanh, hardtanh or sine.
       slope: The slope of leaky_relu on the negative side.
       w0: The frequency of sine, in radians: sin(w0 x).
 
@@ -154,7 +161,7 @@ class Activation:
     def __post_init__(self) -> None:
         kinds = [*_FUNCTIONS, "leaky_relu", "sine"]
         if self.kind not in kinds:
-            cure = "Say gelu_exact (PyTorch's default) or gelu_tanh (Flax's)." if self.kind == "gelu" else ""
+            cure = _INSTEAD.get(str(self.kind).lower(), "")
             raise ValueError(f"The activation is {self.kind!r}; expected one of {', '.join(kinds)}. {cure}".strip())
         if self.slope != 0.01 and self.kind != "leaky_relu":
             raise ValueError(f"slope is {self.slope}, which {self.kind} does not have. Leave it out.")

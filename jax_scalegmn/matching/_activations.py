@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_scalegmn import architecture, network, stacks, symmetry
-from jax_scalegmn.architecture import Architecture, NeuronLayer, Scaling
+from jax_scalegmn.architecture import Architecture, NeuronLayer
 from jax_scalegmn.matching import _weights, assignment
 from jax_scalegmn.matching._weights import Matching
 from jax_scalegmn.matching.assignment import Assign
@@ -66,7 +66,7 @@ def activation_matching(
       x: The data, [examples, ...] with examples as `network.apply` takes one. A few hundred are enough for layers of a
         hundred neurons.
       permute: Whether neurons may be permuted.
-      scale: Whether signs (SIGN layers) and positive scales (POSITIVE layers) may be used.
+      scale: Whether signs and positive scales may be used, where a layer's group has them.
       assign: The assignment solver, as in `matching.weight_matching`.
       batch_size: The number of examples that are computed at a time; it changes memory and speed alone.
 
@@ -107,7 +107,7 @@ def correlations(
     for neurons in arch.hidden:
         products = found[neurons.name]
         score = _inverse_std(products.theirs)[:, None] * products.covariance * _inverse_std(products.ours)
-        scores[neurons.name] = jnp.abs(score) if neurons.scaling is Scaling.SIGN else score
+        scores[neurons.name] = jnp.abs(score) if neurons.scaling.has_signs else score
     return scores
 
 
@@ -162,7 +162,7 @@ def _all_products(
         ours, theirs = (jax.vmap(lambda x, p=p: network.activations(arch, p, x))(batch) for p in (params, target))
         pooled = {}
         for neurons in arch.hidden:
-            centered = not (signed and neurons.scaling is Scaling.SIGN)
+            centered = not (signed and neurons.scaling.has_signs)
             new = _products(_values(arch, neurons, theirs), _values(arch, neurons, ours), centered=centered)
             pooled[neurons.name] = _pooled(products[neurons.name], new)
         return pooled, None
@@ -220,7 +220,7 @@ def _best(
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """The assignment of the largest total score, and the signs (1 where none are sought)."""
     score = _inverse_std(products.theirs)[:, None] * products.covariance * _inverse_std(products.ours)
-    signs = scale and neurons.scaling is Scaling.SIGN
+    signs = scale and neurons.scaling.has_signs
     return assignment.with_signs(score, signs=signs, permute=permute, assign=assign)
 
 

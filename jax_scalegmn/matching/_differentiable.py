@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jax_scalegmn import architecture, stacks, symmetry
-from jax_scalegmn.architecture import Architecture, Scaling
+from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.matching import _functions, _weights, relaxation
 from jax_scalegmn.matching._functions import Distance, squared_error
 from jax_scalegmn.matching._weights import Matching
@@ -199,13 +199,13 @@ def straight_through_matching(
 class _Sinkhorn(NamedTuple):
     """What a compiled search depends on, apart from arrays; as in `sinkhorn_matching`."""
 
-    distance: Distance
-    num_steps: int
-    learning_rate: float
-    epsilon: float
-    confidence: float
-    num_iterations: int
-    assign: Assign | None
+    distance: Distance = squared_error
+    num_steps: int = 200
+    learning_rate: float = 0.1
+    epsilon: float = 1.0
+    confidence: float = 1e-3
+    num_iterations: int = 20
+    assign: Assign | None = None
 
 
 def _sinkhorn(
@@ -219,37 +219,18 @@ def _sinkhorn(
     options: _Sinkhorn,
     loss_fn: Callable[[Any], Array] | None = None,
 ) -> Matching:
-    distance, num_steps, learning_rate, epsilon, confidence, num_iterations, assign = options
     pair, begin = _begin(arch, params, target, start)
     if x is not None:
-        objective = _functions.segment_distance(pair, x, distance)
+        objective = _functions.segment_distance(pair, x, options.distance)
     else:
         objective = _distance(pair) if loss_fn is None else _functions.segment_loss(pair, loss_fn)
     times = jnp.full((1,), 0.5) if key is None else jnp.asarray(TIMES)
-    tx = optax.apply_if_finite(optax.adam(learning_rate), num_steps)
 
-    def soft_objective(logits: dict[str, Array], t: Array) -> Array:
-        sharp = {name: x / epsilon for name, x in logits.items()}
-        soft = relaxation.soften(pair.arch, sharp, num_iterations=num_iterations)
-        return objective(relaxation.soft_act(pair.arch, soft, pair.source), t)
+    def draw(index: Array) -> Array:
+        return times[0] if key is None else jax.random.uniform(jax.random.fold_in(key, index))
 
-    def judge(element: Element) -> Array:
-        moved = symmetry.act(pair.arch, element, pair.source)
-        return _nan_to_infinity(jax.lax.map(lambda t: objective(moved, t), times).mean())
-
-    def step(state: tuple[Any, Any, _Track, Array], index: Array) -> tuple[Any, None]:
-        logits, opt_state, track, lowest = state
-        t = times[0] if key is None else jax.random.uniform(jax.random.fold_in(key, index))
-        updates, opt_state = tx.update(jax.grad(soft_objective)(logits, t), opt_state)
-        logits = optax.apply_updates(logits, updates)
-        element = relaxation.harden(pair.arch, logits, assign=assign)
-        value = judge(element)
-        return (logits, opt_state, _follow(track, element, value < lowest), jnp.minimum(value, lowest)), None
-
-    logits = jax.tree.map(lambda x: confidence * epsilon * x, relaxation.logits_of(pair.arch, begin))
-    state = (logits, tx.init(logits), _track_from(begin), judge(begin))
-    (_, _, track, _), _ = jax.lax.scan(step, state, jnp.arange(num_steps))
-    return _matching(arch, params, target, pair.between_given(track.best), track, num_steps)
+    track = _descend(pair, begin, objective, times, draw, options)
+    return _matching(arch, params, target, pair.between_given(track.best), track, options.num_steps)
 
 
 _sinkhorn_compiled = jax.jit(_sinkhorn, static_argnames="options")
@@ -322,6 +303,40 @@ class _Track(NamedTuple):
     unchanged: Int[Array, ""]
 
 
+def _descend(
+    pair: BalancedPair,
+    begin: Element,
+    objective: _functions.AtPoint,
+    times: Float[Array, " points"],
+    draw: Callable[[Array], Array],
+    options: _Sinkhorn,
+) -> _Track:
+    """Gradient steps on soft elements at the points that are drawn; hardened ones are judged by the mean over times."""
+    tx = optax.apply_if_finite(optax.adam(options.learning_rate), options.num_steps)
+
+    def soft_objective(logits: dict[str, Array], t: Array) -> Array:
+        sharp = {name: x / options.epsilon for name, x in logits.items()}
+        soft = relaxation.soften(pair.arch, sharp, num_iterations=options.num_iterations)
+        return objective(relaxation.soft_act(pair.arch, soft, pair.source), t)
+
+    def judge(element: Element) -> Array:
+        moved = symmetry.act(pair.arch, element, pair.source)
+        return _nan_to_infinity(jax.lax.map(lambda t: objective(moved, t), times).mean())
+
+    def step(state: tuple[Any, Any, _Track, Array], index: Array) -> tuple[Any, None]:
+        logits, opt_state, track, lowest = state
+        updates, opt_state = tx.update(jax.grad(soft_objective)(logits, draw(index)), opt_state)
+        logits = optax.apply_updates(logits, updates)
+        element = relaxation.harden(pair.arch, logits, assign=options.assign)
+        value = judge(element)
+        return (logits, opt_state, _follow(track, element, value < lowest), jnp.minimum(value, lowest)), None
+
+    confidence = options.confidence * options.epsilon
+    logits = jax.tree.map(lambda x: confidence * x, relaxation.logits_of(pair.arch, begin))
+    state = (logits, tx.init(logits), _track_from(begin), judge(begin))
+    return jax.lax.scan(step, state, jnp.arange(options.num_steps))[0][2]
+
+
 def _check_networks(arch: Architecture, params: Params, target: Params, start: Element | None) -> None:
     architecture.check_params(arch, params)
     architecture.check_params(arch, target, name="target")
@@ -334,7 +349,7 @@ def _begin(arch: Architecture, params: Params, target: Params, start: Element | 
     pair = symmetry.balanced_pair(arch, params, target)
     if start is None:
         start = _weights.weight_matching(pair.arch, pair.source, pair.goal).element
-    signed = {neurons.name for neurons in pair.arch.hidden if neurons.scaling is Scaling.SIGN}
+    signed = {neurons.name for neurons in pair.arch.hidden if neurons.scaling.has_signs}
     scale = {name: jnp.where((s < 0) & (name in signed), -1.0, 1.0) for name, s in start.scale.items()}
     permutation = jax.tree.map(lambda order: jnp.asarray(order, jnp.int32), start.permutation)
     return pair, Element(permutation, scale)

@@ -1,7 +1,8 @@
 """The objective of `search_matching`, of one element and of all elements that one exchange of two neurons makes."""
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_scalegmn import network, symmetry
+from jax_scalegmn import architecture, network, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, Axis, Dense
-from jax_scalegmn.matching import _functions
+from jax_scalegmn.matching import _functions, _thin
 from jax_scalegmn.matching._functions import Distance
 from jax_scalegmn.symmetry import BalancedPair, Element
 from jax_scalegmn.types import Params
@@ -53,7 +54,9 @@ def objective(
         points = points.astype(first.dtype)
         expected = jax.vmap(lambda t: (1 - t) * first + t * last)(points)
         return Objective(*_in_a_chain(pair, layers, jnp.asarray(x), points, expected, distance), ends)
-    return Objective(*_one_by_one(pair, points, _functions.segment_distance(pair, x, distance, apply_fn)), ends)
+    loss, _ = _one_by_one(pair, points, _functions.segment_distance(pair, x, distance, apply_fn))
+    between = (first, last)
+    return Objective(loss, _by_changes(pair, x, points.astype(first.dtype), between, distance, apply_fn), ends)
 
 
 def exchange(element: Element, name: str, i: Array, j: Array, signs: Float[Array, "2"]) -> Element:
@@ -94,6 +97,86 @@ def _one_by_one(
     return loss, exchanged
 
 
+def _by_changes(
+    pair: BalancedPair,
+    x: Array | None,
+    points: Float[Array, " points"],
+    ends: tuple[Array, Array],
+    distance: Distance,
+    apply_fn: Callable[[Any, Array], Array] | None,
+) -> Exchanged:
+    """By the function's program, of which each exchange computes again what it changes."""
+    program = jax.make_jaxpr(lambda params: _functions.outputs(pair, params, x, apply_fn))(pair.goal)
+
+    def exchanged(element: Element, name: str, i: Array, partners: Array, signs: Any) -> Array:
+        moved = symmetry.act(pair.arch, element, pair.source)
+
+        def at(t: Array) -> Array:
+            merged = stacks.lerp(pair.goal, moved, t)
+            expected = (1 - t) * ends[0] + t * ends[1]
+
+            def of(j: Array, both: Array) -> Array:
+                places = _thin.Places(
+                    pair.arch.neuron_layer(name).width, jnp.stack([i, j]), jnp.stack([jnp.asarray(True), i != j])
+                )
+                changed = _exchanged_leaves(pair, moved, exchange(element, name, i, j, both), name, places, both, t)
+                inputs = [
+                    _thin.Value(leaf, changed.get(path)) for path, leaf in architecture.flatten(_sorted(merged)).items()
+                ]
+                (result,) = _thin.evaluate(program.jaxpr, program.consts, inputs, places)
+                return distance(places.whole(result), expected)
+
+            return jax.vmap(lambda j: jax.vmap(lambda both: of(j, both))(jnp.asarray(signs)))(partners)
+
+        return _or_infinity(jax.vmap(at)(points).mean(0))
+
+    return exchanged
+
+
+def _exchanged_leaves(
+    pair: BalancedPair,
+    moved: Params,
+    element: Element,
+    name: str,
+    places: _thin.Places,
+    signs: Float[Array, "2"],
+    t: Array,
+) -> dict[tuple[str, ...], _thin.Thin | Array]:
+    """What of the merged params is other once two neurons of a layer are exchanged: `element` says by what."""
+    arch, (i, j) = pair.arch, places.at
+    # What comes to place i, and to place j; where they are one, the first counts.
+    comes = places._replace(at=jnp.stack([j, i]))
+    factors = jnp.stack([signs[0], jnp.where(i == j, signs[0], signs[1])])
+    goal, before = architecture.flatten(pair.goal), architecture.flatten(moved)
+    changed: dict[tuple[str, ...], _thin.Thin | Array] = {}
+    for parameter in arch.parameters:
+        position = next((k for k, a in enumerate(parameter.axes) if isinstance(a, Axis) and a.neurons == name), None)
+        if position is None:
+            continue
+        path, axis = parameter.path, parameter.axes[position]
+        assert isinstance(axis, Axis)
+        if parameter.start:  # a block: the whole array counts as changed
+            after = architecture.flatten(symmetry.act(arch, element, pair.source))[path]
+            changed[path] = stacks.lerp(goal[path], after, t)
+            continue
+        following = itertools.takewhile(parameter.joined.__contains__, itertools.count(position + 1))
+        inner = math.prod(arch.shape(parameter)[k] for k in following)
+        layout = _thin.Layout(position - sum(k < position for k in parameter.joined), axis.repeat, inner)
+        entries = comes.entries(before[path], layout)
+        if axis.shows_sign:
+            each = jnp.broadcast_to(factors[:, None], (axis.repeat, 2, inner)).astype(entries.dtype)
+            entries = entries * each.reshape(-1, *(1,) * (entries.ndim - layout.axis - 1))
+        changed[path] = _thin.Thin(stacks.lerp(places.entries(goal[path], layout), entries, t), layout)
+    return changed
+
+
+def _sorted(params: Params) -> Params:
+    """Nested mappings in the order in which JAX flattens them."""
+    if not isinstance(params, Mapping):
+        return params
+    return {key: _sorted(params[key]) for key in sorted(params)}
+
+
 def _chain(arch: Architecture) -> list[Dense]:
     """The layers, if all are dense, each feeds the next, and nothing is added between them; else []."""
     layers = [layer for layer in arch.layers or () if isinstance(layer, Dense)]
@@ -129,6 +212,9 @@ def _in_a_chain(
 ) -> tuple[Callable[[Element], Array], Exchanged]:
     """All exchanges with a neuron at once: only what they change is computed."""
     place = {neurons.name: index for index, neurons in enumerate(pair.arch.hidden)}
+    flipped = {
+        parameter.path: axis.shows_sign for parameter in pair.arch.parameters for axis in parameter.neuron_axes[:1]
+    }
     t = points[:, None, None]
 
     def merged(element: Element) -> list[_Merged]:
@@ -159,7 +245,8 @@ def _in_a_chain(
         inputs = x[None]
         for layer, part in zip(layers[:index], parts, strict=False):
             inputs = output(layer, part(inputs))
-        z = _next_inputs(parts, index, layers[index], inputs, i, partners, np.asarray(signs))
+        flips = flipped[layers[index + 1].name, "kernel"]
+        z = _next_inputs(parts, index, layers[index], inputs, i, partners, np.asarray(signs), flips=flips)
         rows = z.reshape(len(points), -1, z.shape[-1])
         outputs = after(parts, index + 1, rows).reshape(*z.shape[:4], -1)
         of_points = jax.vmap(jax.vmap(jax.vmap(distance, (0, None)), (0, None)))(outputs, expected)
@@ -169,9 +256,20 @@ def _in_a_chain(
 
 
 def _next_inputs(
-    parts: list[_Merged], index: int, layer: Dense, inputs: Array, i: Array, partners: Array, signs: np.ndarray
+    parts: list[_Merged],
+    index: int,
+    layer: Dense,
+    inputs: Array,
+    i: Array,
+    partners: Array,
+    signs: np.ndarray,
+    *,
+    flips: bool,
 ) -> Float[Array, "points partners signs rows out"]:
-    """The next layer's preactivations for every exchange of neuron i: those now, and the change of two neurons."""
+    """The next layer's preactivations for every exchange of neuron i: those now, and the change of two neurons.
+
+    The next kernel `flips` with the neurons, except after an even activation.
+    """
     own, following = parts[index], parts[index + 1]
     goal = inputs @ own.goal + own.goal_bias  # [points, rows, n]
     moved = inputs @ own.moved + own.moved_bias
@@ -182,7 +280,8 @@ def _next_inputs(
         """Of the neurons at `places` when what is at `others` comes there, with either sign."""
         factors = jnp.asarray(np.unique(signs)[::-1].copy(), goal.dtype)
         z = goal[..., places, None] + moved[..., others, None] * factors  # [points, rows, places, factors]
-        into = following.goal[:, places, None] + following.moved[:, others, None] * factors[:, None]
+        outgoing = factors if flips else jnp.ones_like(factors)
+        into = following.goal[:, places, None] + following.moved[:, others, None] * outgoing[:, None]
         # Without the barrier the compiler may compute an activation again for every one of its uses.
         values = jax.lax.optimization_barrier(network.activate(layer.activation, z))
         new = jnp.einsum("trpf,tpfo->tpfro", values, into)

@@ -115,7 +115,7 @@ def segment_distance(
 
     def loss(moved: Params, t: Array) -> Array:
         t = t.astype(first.dtype)
-        return distance(_outputs(pair, stacks.lerp(pair.goal, moved, t), x, apply_fn), (1 - t) * first + t * last)
+        return distance(outputs(pair, stacks.lerp(pair.goal, moved, t), x, apply_fn), (1 - t) * first + t * last)
 
     return loss
 
@@ -133,7 +133,7 @@ def end_outputs(
     Raises:
       ValueError: If the networks' outputs are not one array.
     """
-    first, last = (_outputs(pair, params, x, apply_fn) for params in (pair.goal, pair.source))
+    first, last = (outputs(pair, params, x, apply_fn) for params in (pair.goal, pair.source))
     for found in (first, last):
         if not isinstance(found, jax.Array):
             raise ValueError(
@@ -143,10 +143,15 @@ def end_outputs(
     return first, last
 
 
-# --- private ------------------------------------------------------------------------------------------------------
+def outputs(pair: BalancedPair, params: Params, x: Any, apply_fn: Callable[[Any, Array], Array] | None) -> Array:
+    """What a network computes, [examples, *outputs].
 
-
-def _outputs(pair: BalancedPair, params: Params, x: Any, apply_fn: Callable[[Any, Array], Array] | None) -> Array:
+    Args:
+      pair: Both networks in their balanced gauges.
+      params: The network.
+      x: The inputs, [examples, ...].
+      apply_fn: (params, x) -> outputs; None for `network.apply`.
+    """
     if apply_fn is not None:
         return apply_fn(params, jnp.asarray(x))
     convolve = network.convolve_by_patches

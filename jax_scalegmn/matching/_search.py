@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jax_scalegmn import network, stacks, symmetry
-from jax_scalegmn.architecture import Architecture, NeuronLayer, Scaling
-from jax_scalegmn.matching import _activations, _differentiable, _exchanges, _functions, _weights
+from jax_scalegmn.architecture import Architecture, NeuronLayer
+from jax_scalegmn.matching import _activations, _differentiable, _exchanges, _functions, _weights, relaxation
 from jax_scalegmn.matching._exchanges import Objective
 from jax_scalegmn.matching._functions import Distance, squared_error
 from jax_scalegmn.matching._weights import Matching
@@ -40,20 +40,26 @@ def search_matching(
     candidates: int = 64,
     max_sweeps: int = 10,
     temperature: float = 0.0,
+    gradient_steps: int = 0,
 ) -> Matching:
     """Finds an element by local search on what the merged network computes; labels are not needed.
 
     The objective is the mean over t in `times` of distance(f(lerp(target, moved, t)), (1 - t) f(target) + t f(params))
     on the inputs x: the merged network against the interpolated outputs of the two. With `loss_fn` it is the mean of
-    loss_fn(lerp(target, moved, t)). One step takes one neuron and exchanges it with others of its layer, in SIGN layers
-    with every sign of the two; the exchange that lowers the objective most is made (2-opt). A sweep takes every hidden
+    loss_fn(lerp(target, moved, t)). One step takes one neuron and exchanges it with others of its layer, with every
+    sign that they can have; the exchange that lowers the objective most is made (2-opt). A sweep takes every hidden
     neuron once, and in layers of up to `candidates` exchanges a step tries every pair once. In wider layers the
     partners of a neuron are those whose activations on x promise most, with noise so that they vary. The result is
     never worse than the start.
 
-    The exchanges of a step differ in one layer. In chains of dense layers everything before it is computed once, at the
-    layer itself only the two neurons are, and their change is added to the next layer's inputs: an exchange costs the
-    layers after that. For other architectures, and with `loss_fn` or `apply_fn`, each is a whole forward pass.
+    The exchanges of a step differ in one layer. Everything before it is computed once, at the layer itself only the two
+    neurons are, and their change is added to what the next layer reads: an exchange costs the layers after that. So it
+    is in any function, `apply_fn` too, as far as its operations go neuron by neuron; a residual stream changes from its
+    next block on. With `loss_fn` each exchange is a whole forward pass, apart from what is before the layer.
+
+    With `gradient_steps` the search is preceded by as many steps of `sinkhorn_matching` on its own objective, at the
+    points `times`, and begins at the best element that they saw, or at the start if none was better. Far from a good
+    element, and in wide layers, where exchanges are many and each gains little, the two reach what neither does alone.
 
     Positive scales are settled by the norm-balanced gauge, as in `matching.weight_matching`. Neurons that are silent on
     x cannot be told from each other.
@@ -84,19 +90,29 @@ def search_matching(
       max_sweeps: The most sweeps; the search ends when a sweep changes nothing.
       temperature: Simulated annealing: every step draws an exchange from the Boltzmann distribution of this
         temperature, in units of the start's objective, falling linearly to 0 in the last sweep. 0 takes the best.
+      gradient_steps: The number of steps on soft elements before the search; 0 for none. They need ott-jax:
+        `pip install "jax-scalegmn[sinkhorn]"`.
 
     Returns:
-      The matching, with its `loss`, the start's `start_loss` and the number of `evaluations` of the objective.
+      The matching, with its `loss`, the start's `start_loss` and the number of `evaluations` of the objective, of which
+      a gradient step makes two, one of a soft element and one of a hard one.
 
     Raises:
+      ImportError: With gradient steps, if ott-jax is not installed.
       ValueError: If networks, start or inputs do not fit the architecture, on options out of their range, without x and
         `loss_fn`, or (where values are known) if an end point or the start has no finite loss.
     """
-    _check_options(times, candidates=candidates, max_sweeps=max_sweeps, temperature=temperature)
+    _check_options(
+        times,
+        candidates=candidates,
+        max_sweeps=max_sweeps,
+        temperature=temperature,
+        gradient_steps=gradient_steps,
+    )
     _functions.check_data(arch, x, loss_fn, apply_fn)
     begin = start.element if isinstance(start, Matching) else start
     _differentiable._check_networks(arch, params, target, begin)
-    options = _Options(distance, candidates, max_sweeps, temperature)
+    options = _Options(distance, candidates, max_sweeps, temperature, gradient_steps)
     given = (arch, params, target, None if x is None else jnp.asarray(x), key, begin, jnp.asarray(times, float))
     if loss_fn is None and apply_fn is None:
         found, ends = _solved(*given, options=options)
@@ -117,6 +133,7 @@ class _Options(NamedTuple):
     candidates: int
     max_sweeps: int
     temperature: float
+    gradient_steps: int
 
 
 def _solve(
@@ -134,12 +151,26 @@ def _solve(
     """The matching, and the losses at both ends."""
     pair, first = _differentiable._begin(arch, params, target, begin)
     objective = _exchanges.objective(pair, x, points, options.distance, loss_fn, apply_fn)
-    best, start_loss = _search(
-        pair, objective, x, key, first, options.candidates, options.max_sweeps, options.temperature
-    )
+    start_loss = objective.loss(first)
+    if options.gradient_steps:
+        if loss_fn is None:
+            at_point = _functions.segment_distance(pair, x, options.distance, apply_fn)
+        else:
+            at_point = _functions.segment_loss(pair, loss_fn)
+        key, step_key = jax.random.split(key)
+        first = _descended(pair, objective, at_point, points, step_key, first, options.gradient_steps)
+    best = _search(pair, objective, x, key, first, start_loss, options)
     element = pair.between_given(best.best)
     similarity = _weights.similarity(arch, symmetry.act(arch, element, params), target)
-    found = Matching(element, similarity, best.sweeps, ~best.changed, best.best_loss, start_loss, best.evaluations)
+    found = Matching(
+        element,
+        similarity,
+        best.sweeps,
+        ~best.changed,
+        best.best_loss,
+        start_loss,
+        best.evaluations + 2 * options.gradient_steps,
+    )
     return found, objective.ends
 
 
@@ -158,18 +189,38 @@ class _State(NamedTuple):
     changed: Bool[Array, ""]
 
 
+def _descended(
+    pair: BalancedPair,
+    objective: Objective,
+    at_point: _functions.AtPoint,
+    points: Float[Array, " points"],
+    key: Key,
+    begin: Element,
+    num_steps: int,
+) -> Element:
+    """The best element that gradient steps on soft ones saw, or the first where none was better."""
+
+    def draw(index: Array) -> Array:
+        return jax.random.choice(jax.random.fold_in(key, index), points)
+
+    options = _differentiable._Sinkhorn(num_steps=num_steps)
+    found = _differentiable._descend(pair, begin, at_point, points, draw, options).best
+    # Compared by the objective of the search: another program of the same numbers rounds otherwise.
+    better = objective.loss(found) < objective.loss(begin)
+    return jax.tree.map(lambda new, old: jnp.where(better, new, old), found, begin)
+
+
 def _search(
     pair: BalancedPair,
     objective: Objective,
     x: Array | None,
     key: Key,
     begin: Element,
-    candidates: int,
-    max_sweeps: int,
-    temperature: float,
-) -> tuple[_State, Float[Array, ""]]:
-    """Sweeps until one changes nothing: the last state, and the objective of the first element."""
-    start_loss = objective.loss(begin)
+    start_loss: Float[Array, ""],
+    options: _Options,
+) -> _State:
+    """Sweeps until one changes nothing: the last state; the start's loss is the unit of the temperature."""
+    candidates, max_sweeps, temperature = options.candidates, options.max_sweeps, options.temperature
     layers = [_layer(neurons, candidates) for neurons in pair.arch.hidden]
     promise = _promise(pair, x) if any(layer.chosen for layer in layers) else {}
 
@@ -191,8 +242,9 @@ def _search(
     def unfinished(state: _State) -> Array:
         return (state.sweeps < max_sweeps) & (state.changed | (temperature > 0))
 
-    state = _State(begin, start_loss, begin, start_loss, jnp.asarray(1), jnp.asarray(0), jnp.asarray(True))
-    return jax.lax.while_loop(unfinished, sweep, state), start_loss
+    first_loss = objective.loss(begin) if options.gradient_steps else start_loss
+    state = _State(begin, first_loss, begin, first_loss, jnp.asarray(1), jnp.asarray(0), jnp.asarray(True))
+    return jax.lax.while_loop(unfinished, sweep, state)
 
 
 class _Layer(NamedTuple):
@@ -214,7 +266,7 @@ class _Layer(NamedTuple):
 
 
 def _layer(neurons: NeuronLayer, candidates: int) -> _Layer:
-    signed = neurons.scaling is Scaling.SIGN
+    signed = neurons.scaling.has_signs
     signs = _SIGNS if signed else _SIGNS[:1]
     # With signs a neuron is its own partner too: its sign flips.
     offsets = np.arange(0 if signed else 1, neurons.width // 2 + 1)
@@ -298,13 +350,17 @@ def _most_promising(
 _NOISE = 0.1  # of the gain, in units of a correlation
 
 
-def _check_options(times: Any, *, candidates: int, max_sweeps: int, temperature: float) -> None:
+def _check_options(times: Any, *, candidates: int, max_sweeps: int, temperature: float, gradient_steps: int) -> None:
     if len(np.shape(times)) != 1 or not np.shape(times)[0] or (stacks.is_concrete(times) and not _within(times)):
         raise ValueError(f"times are {times}; expected one or more numbers in [0, 1], like (0.25, 0.5, 0.75).")
     if candidates < 1 or max_sweeps < 1:
         raise ValueError(f"candidates is {candidates}, max_sweeps {max_sweeps}; expected numbers >= 1.")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}; expected a finite number >= 0; 0 for no annealing.")
+    if gradient_steps < 0:
+        raise ValueError(f"gradient_steps is {gradient_steps}; expected a number >= 0; 0 for none.")
+    if gradient_steps:
+        relaxation.sinkhorn_solver(1)  # says at once that ott-jax is missing
 
 
 def _within(times: Any) -> bool:

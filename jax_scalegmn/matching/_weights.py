@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_scalegmn import architecture, stacks, symmetry
-from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer
 from jax_scalegmn.matching import assignment
 from jax_scalegmn.matching.assignment import Assign
 from jax_scalegmn.symmetry import Element, canonical
@@ -112,7 +112,7 @@ def weight_matching(
       target: The network to come close to.
       key: Consumed by restarts.
       permute: Whether neurons may be permuted.
-      scale: Whether signs (SIGN layers) and positive scales (POSITIVE layers) may be used. Without, networks are
+      scale: Whether signs and positive scales may be used, where a layer's group has them. Without, networks are
         matched unchanged, by permutations.
       start: Where to begin. FORWARD recovers a planted element exactly; IDENTITY can end in a local optimum; a given
         element is improved, except for its positive scales, which the gauge settles.
@@ -532,20 +532,21 @@ def _best(
 
     Where it is not wanted, it may be anything.
     """
-    # Two sums: parameters that the neuron's sign flips, and those that it leaves (power 0, as before a normalization).
+    # Two sums: parameters that the neuron's sign flips, and those that it leaves, as before a normalization or
+    # after an even activation.
     flipping = fixed = jnp.zeros((neurons.width, neurons.width))
     for parameter, value, target in zip(options.arch.parameters, source, goal, strict=True):
-        powers = {axis.neurons: axis.power for axis in parameter.neuron_axes}
-        others = powers.keys() - {neurons.name}
-        if neurons.name not in powers or not (settled is None or others <= settled):
+        axes = {axis.neurons: axis for axis in parameter.neuron_axes}
+        others = axes.keys() - {neurons.name}
+        if neurons.name not in axes or not (settled is None or others <= settled):
             continue
         moved = symmetry.act_on_others(element, parameter, neurons.name, value)
         score = _score(parameter, neurons.name, moved, target)
-        if powers[neurons.name] == 0:
-            fixed = fixed + score
-        else:
+        if axes[neurons.name].shows_sign:
             flipping = flipping + score
-    signs = options.scale and neurons.scaling is Scaling.SIGN
+        else:
+            fixed = fixed + score
+    signs = options.scale and neurons.scaling.has_signs
     if assignment.skips(options.assign or assignment.default(neurons.width)):
         flipping = jnp.where(wanted, flipping, jnp.nan)
     return assignment.with_signs(flipping, fixed, signs=signs, permute=options.permute, assign=options.assign)

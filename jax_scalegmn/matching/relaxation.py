@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_scalegmn import architecture, stacks, symmetry
-from jax_scalegmn.architecture import Architecture, Axis, Scaling
+from jax_scalegmn.architecture import Architecture, Axis
 from jax_scalegmn.matching import assignment
 from jax_scalegmn.matching.assignment import Assign
 from jax_scalegmn.symmetry import Element
@@ -52,7 +52,7 @@ def soften(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, num
     [[0.0, -1.0], [1.0, 0.0]]
 
     Args:
-      arch: The architecture; signs are relaxed in its SIGN layers.
+      arch: The architecture; signs are relaxed in layers whose group has them.
       logits: For every hidden layer [n, n], divided by the entropy's weight already.
       num_iterations: The number of Sinkhorn iterations. They are differentiated one by one: the implicit gradient needs
         a linear system that is singular for nearly hard matrices, where its solvers fail. Rows sum to 1 exactly,
@@ -66,7 +66,7 @@ def soften(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, num
       ValueError: If the logits do not fit the architecture.
     """
     _check(arch, logits)
-    signs = {neurons.name for neurons in arch.hidden if neurons.scaling is Scaling.SIGN}
+    signs = {neurons.name for neurons in arch.hidden if neurons.scaling.has_signs}
     scores = {name: jnp.logaddexp(x, -x) if name in signs else x for name, x in logits.items()}
     permutation = _doubly_stochastic(scores, num_iterations)
     signed = {name: p * jnp.tanh(logits[name]) if name in signs else p for name, p in permutation.items()}
@@ -83,7 +83,7 @@ def harden(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, ass
     ([1, 0], [-1.0, 1.0])
 
     Args:
-      arch: The architecture; layers of other groups than SIGN get scale 1.
+      arch: The architecture; layers whose group has no signs get scale 1.
       logits: For every hidden layer [n, n].
       assign: The assignment solver; None for `assignment.default` of each layer's width.
 
@@ -96,7 +96,7 @@ def harden(arch: Architecture, logits: Mapping[str, Float[Array, "n n"]], *, ass
     _check(arch, logits)
     permutation, scale = {}, {}
     for neurons in arch.hidden:
-        signs = neurons.scaling is Scaling.SIGN
+        signs = neurons.scaling.has_signs
         order, scale[neurons.name] = assignment.with_signs(logits[neurons.name], signs=signs, assign=assign)
         permutation[neurons.name] = order.astype(jnp.int32)
     return Element(permutation, scale)
@@ -131,7 +131,7 @@ def logits_of(arch: Architecture, element: Element) -> dict[str, Float[Array, "n
 
 @stacks.any_container("params", returns=True)
 def soft_act(arch: Architecture, soft: Soft, params: Params) -> dict[str, Any]:
-    """The relaxed action: every neuron axis times the layer's matrix, `signed` where signs touch it (power 1 or -1).
+    """The relaxed action: every neuron axis times the layer's matrix, `signed` where its signs follow the neuron's.
 
     With matrices that are signed permutations it is `symmetry.act`.
 
@@ -161,7 +161,7 @@ def soft_act(arch: Architecture, soft: Soft, params: Params) -> dict[str, Any]:
         for position, axis in enumerate(parameter.axes):
             if isinstance(axis, Axis) and axis.neurons in soft.permutation:
                 # Variances stay positive: what no sign touches is mixed with weights >= 0.
-                matrix = (soft.signed if axis.power else soft.permutation)[axis.neurons]
+                matrix = (soft.signed if axis.shows_sign else soft.permutation)[axis.neurons]
                 value = _contract(matrix, position, value)
         values.append(value)
     return architecture.pack(arch, values)

@@ -129,6 +129,39 @@ class Matcher(_Aligner):
         """The scores of every layer; row: neuron of the target, column: neuron of params."""
         return self._pair(params, target)[1]
 
+    def resized(self, arch: Architecture, scales: tuple[float, ...] | None = None) -> "Matcher":
+        """The matcher of networks with other numbers of neurons, which takes the variables of this one.
+
+        What a trained matcher knows is about neurons and weights, not how many there are. That it may be used on other
+        widths is no promise that it is good there: compare it with `matching.weight_matching` first.
+
+        Args:
+          arch: The other architecture: the same inputs, outputs, layers and groups, in other widths.
+          scales: The usual sizes of that architecture's parameters (`zoo.scales`); None for those of this model.
+
+        Raises:
+          ValueError: If inputs, outputs, layers or groups differ, or the encoder is none of the library's.
+
+        >>> import jax
+        >>> import jax_scalegmn as sg
+        >>> arch, wide = sg.siren((2, 4, 1)), sg.siren((2, 6, 1))
+        >>> model = sg.models.Matcher(arch, sg.models.alignment_encoder(arch, features=4, num_layers=1))
+        >>> variables = sg.models.abstract_variables(model)
+        >>> params = sg.architecture.abstract_params(wide)
+        >>> found = jax.eval_shape(model.resized(wide).apply, variables, params, params)
+        >>> found.element.permutation["hidden_0"].shape
+        (6,)
+        """
+        _check_alike(self.arch, arch)
+        if not isinstance(self.encoder, LeanGMN | ScaleGMN):
+            raise ValueError(
+                f"The encoder is a {type(self.encoder).__name__}; expected a LeanGMN or ScaleGMN. Build a Matcher of "
+                "the other architecture with an encoder that reads it, and apply it to these variables."
+            )
+        encoder = self.encoder.clone(arch=architecture.restrict(arch, Scaling.SIGN), parent=None, name=None)
+        chosen = self.scales if scales is None else scales
+        return self.clone(arch=arch, encoder=encoder, scales=chosen, parent=None, name=None)
+
     def brought_together(self, params: Params, target: Params, *, hard: bool = False) -> tuple[Params, Params]:
         """(moved, goal): both networks balanced, params moved next to the target, softly unless hard."""
         pair, scores = self._pair(params, target)
@@ -230,6 +263,22 @@ _SHARPNESS = "sharpness_"
 def _tag(neurons: NeuronLayer) -> str:
     """The name of a layer's sharpness among the variables, which says the group too."""
     return f"{_SHARPNESS}{neurons.name}_{neurons.scaling.value}"
+
+
+def _check_alike(arch: Architecture, other: Architecture) -> None:
+    """Checks that two architectures have the same layers, in widths that may differ inside."""
+
+    def described(one: Architecture) -> tuple[Any, ...]:
+        hidden = [(neurons.name, neurons.scaling.value) for neurons in one.hidden]
+        ends = [(one.neuron_layers[at].name, one.neuron_layers[at].width) for at in (0, -1)]
+        return ends, hidden, [(p.path, [type(axis).__name__ for axis in p.axes]) for p in one.parameters]
+
+    for expected, got in zip(described(arch), described(other), strict=True):
+        if got != expected:
+            raise ValueError(
+                f"{other.name!r} has {got}; expected {expected}, as {arch.name!r}, which this matcher is for. Widths "
+                "alone may differ: train a matcher for the other architecture."
+            )
 
 
 def _check(model: _Aligner) -> None:

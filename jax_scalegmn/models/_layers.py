@@ -32,7 +32,8 @@ class Canonical(enum.Enum):
     """
 
     SYMMETRIZED = "symmetrized"
-    """Signs by rho(x) + rho(-x), positive scales by x / |x| (arXiv 2406.10685, section 5 and appendix)."""
+    """Signs by rho(x) + rho(-x), positive scales by x / |x|, both by one after the other (arXiv 2406.10685, section 5
+    and appendix)."""
     ABSOLUTE = "absolute"
     """Signs by the absolute value of every entry, positive scales by x / |x|."""
     ABLATED = "ablated"
@@ -239,7 +240,7 @@ class CanonicalMap(nn.Module):
         return first
 
     def _under(self, scaling: Scaling, x: Features, kernel: Array) -> Array:
-        if scaling not in (Scaling.SIGN, Scaling.POSITIVE) and self.kind is not Canonical.ABLATED:
+        if not (scaling.has_signs or scaling.has_sizes) and self.kind is not Canonical.ABLATED:
             return project(x, kernel)
         wide = jnp.promote_types(kernel.dtype, jnp.float32)
         x, wide_kernel = jax.tree.map(lambda leaf: leaf.astype(wide), (x, kernel))
@@ -249,11 +250,12 @@ class CanonicalMap(nn.Module):
         if self.kind is Canonical.ABLATED:
             u = self.rho.activate(project(x, self.rho.centered_kernel))
             return u @ (self.rho.kernel_out @ kernel) + self.rho.bias_out @ kernel
-        if scaling is Scaling.POSITIVE:
-            return project(x, kernel) * inverse_norm(value(x), self.epsilon)
+        size = inverse_norm(value(x), self.epsilon) if scaling.has_sizes else 1
+        if not scaling.has_signs:
+            return project(x, kernel) * size
         if self.kind is Canonical.ABSOLUTE:
-            return jnp.abs(value(x)) @ kernel
-        even = self.rho.activate_even(project(x, self.rho.centered_kernel))
+            return jnp.abs(value(x)) @ kernel * size
+        even = self.rho.activate_even(project(x, self.rho.centered_kernel) * size)
         return even @ (self.rho.kernel_out @ kernel) + 2 * self.rho.bias_out @ kernel
 
 

@@ -28,7 +28,8 @@ class LeanGMN(nn.Module):
         h_i <- h_i + [tanh(z_i @ W_u + b_u) * sigmoid(|z_i @ W_a| @ W_g + b_g)] @ W_o
 
     with kernels of their own for every neuron layer and every block of edges. In SIGN layers b_u is 0, so that h is
-    odd: it follows its neuron's sign. Positive scales are not followed: read networks in the balanced gauge, with the
+    odd: it follows its neuron's sign. Where w does not, as after abs, |h'| is read, and what arrives is multiplied by
+    h' @ W_sign. Positive scales are not followed: read networks in the balanced gauge, with the
     architecture restricted to SIGN, as `Matcher` does.
 
     Attributes:
@@ -61,7 +62,7 @@ class LeanGMN(nn.Module):
           ValueError: If the graph is of another architecture, or the architecture has positive scales.
         """
         topo = graph.topology(self.arch)
-        if topo.has(Scaling.POSITIVE) or not topo.scalings or self.num_layers < 1:
+        if topo.has_sizes or not topo.scalings or self.num_layers < 1:
             groups = sorted({scaling.value for several in topo.scalings.values() for scaling in several})
             raise ValueError(
                 f"{self.arch.name!r} has hidden layers with the groups {groups}, and num_layers is {self.num_layers}; "
@@ -97,8 +98,13 @@ class LeanGMN(nn.Module):
             weights = graph_in.edges[block.edges].reshape(*block.shape, -1)
             senders, receivers = normed[block.sender], normed[block.receiver]
             lift = lifts[block.receiver] if block.lifted else 1
-            along = self._messages(f"along_{index}_{number}", weights, senders)
-            back = self._messages(f"back_{index}_{number}", weights.swapaxes(0, 1), receivers * lift)
+            read = [jnp.abs(h) if hides else h for h, hides in zip((senders, receivers), block.unsigned, strict=True)]
+            along = self._messages(f"along_{index}_{number}", weights, read[0])
+            back = self._messages(f"back_{index}_{number}", weights.swapaxes(0, 1), read[1] * lift)
+            if block.unsigned[0]:
+                back *= self._dense(f"sign_back_{index}_{number}")(senders)
+            if block.unsigned[1]:
+                along *= self._dense(f"sign_along_{index}_{number}")(receivers)
             sums[block.receiver] += along * lift
             sums[block.sender] += back
         return {

@@ -14,7 +14,6 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from jax_scalegmn.architecture import Scaling
 from jax_scalegmn.models._layers import (
     IO,
     MLP,
@@ -28,6 +27,7 @@ from jax_scalegmn.models._layers import (
     ScaleEquivariantNet,
     ScaleInvariant,
     cast,
+    inverse_norm,
     project,
     scale_edges,
 )
@@ -99,6 +99,10 @@ class Direction(NamedTuple):
         """The names of the sending and of the receiving neuron layer."""
         names = (block.sender, block.receiver)
         return names[self.sender_axis], names[1 - self.sender_axis]
+
+    def hide_signs(self, block: EdgeBlock) -> tuple[bool, bool]:
+        """Whether the block does not follow the sign of the sending neuron, and that of the receiving one."""
+        return block.unsigned[self.sender_axis], block.unsigned[1 - self.sender_axis]
 
     def at_sender(self, x: Array) -> Array:
         """Features of senders, to be added to a block."""
@@ -245,18 +249,31 @@ class MessagePassing(nn.Module):
         sender_kernel = self._kernel(f"{prefix}sender_kernel", options.features)
         edge_kernel = self._kernel(f"{prefix}edge_kernel", options.features)
         message = self._equivariant(f"{prefix}message", options.features, options.message_layers, options.features)
+        signs = self._signs(f"{prefix}sign_kernel", context, direction, nodes)
         for index, (block, e) in enumerate(zip(context.topology.blocks, edges, strict=True)):
             sender, receiver = direction.ends(block)
             if receiver not in self.updated:
                 continue
-            m = scale_edges(e, edge_kernel, nodes[sender] @ sender_kernel, direction.sender_axis)
+            hides_sender, hides_receiver = direction.hide_signs(block)
+            h = nodes[sender] @ sender_kernel
+            m = scale_edges(e, edge_kernel, jnp.abs(h) if hides_sender else h, direction.sender_axis)
             extra = None
             if context.extra is not None:  # of the sender in both directions, of the receiver in one, as published
                 at = direction.at_sender if options.bidirectional else direction.at_receiver
                 extra = at(context.extra[sender if options.bidirectional else receiver])
             m = message(m, context.rules[receiver], extra)
-            sums[receiver] += aggregate(context, direction, index, m, normalized=options.normalized)
+            total = aggregate(context, direction, index, m, normalized=options.normalized)
+            sums[receiver] += total * signs[receiver] if hides_receiver else total
         return sums
+
+    def _signs(self, name: str, context: Context, direction: Direction, nodes: Nodes) -> Nodes:
+        """(h @ W) / |h|, which follows a neuron's sign and not its size, where messages arrive without the sign."""
+        blocks = [block for block in context.topology.blocks if direction.hide_signs(block)[1]]
+        receivers = sorted({direction.ends(block)[1] for block in blocks} & set(self.updated))
+        if not receivers:
+            return {}
+        kernel = self._kernel(name, self.options.features)
+        return {r: (nodes[r] @ kernel) * inverse_norm(nodes[r]).astype(nodes[r].dtype) for r in receivers}
 
     def _update_nodes(self, context: Context, old: Nodes, sums: list[Nodes]) -> Nodes:
         """h' = ScaleEq([h, sums]) + h @ W_skip, layers of one rule at a time."""
@@ -288,7 +305,7 @@ class MessagePassing(nn.Module):
 
     def _update_backward(self, context: Context, old: GraphFeatures) -> list[Edges]:
         """New features of the backward edges; under signs and permutations the first ones remain, as published."""
-        if not (self.update_backward and context.topology.has(Scaling.POSITIVE)):
+        if not (self.update_backward and context.topology.has_sizes):
             return old.backward
         return self._edge_update("backward_edge_update")(context, BACKWARD, old.nodes, old.backward)
 

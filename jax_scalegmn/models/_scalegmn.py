@@ -5,6 +5,7 @@ Written for one network; `jax.vmap` makes it one for many.
 
 import dataclasses
 import enum
+import functools
 import math
 from typing import Any
 
@@ -14,7 +15,6 @@ import jraph
 from flax import linen as nn
 from jaxtyping import Array
 
-from jax_scalegmn.architecture import Scaling
 from jax_scalegmn.models import graph
 from jax_scalegmn.models._layers import IO, PUBLISHED_NORM_EPSILON, Canonical, Edges, Factored, Groups, cast, value
 from jax_scalegmn.models._message_passing import (
@@ -56,9 +56,10 @@ class ScaleGMN(nn.Module):
         m_ij = ScaleEq([h_j @ W_v] * [e_ij @ W_e])      h_i' = ScaleEq([h_i, sum_j m_ij]) + h_i @ W_skip
         e_ij' = (e_ij @ W) * phi([c(h_i), c(h_j)])      ScaleEq(x) = (x @ Gamma) * phi(c(x))
 
-    Each neuron layer has the group that the architecture states. Where all hidden layers are PERMUTATION, every map is
-    a plain mlp (equations 2 to 4), and `canonical`, `io`, `encoding_features`, `message_layers` and `update_layers`
-    must keep their defaults.
+    Each neuron layer has the group that the architecture states. Where a kernel does not follow a neuron's sign, as
+    after abs, messages from the neuron read |h_j @ W_v|, and their sums at it are multiplied by (h_i @ W) / |h_i|.
+    Where all hidden layers are PERMUTATION, every map is a plain mlp (equations 2 to 4), and `canonical`, `io`,
+    `encoding_features`, `message_layers` and `update_layers` must keep their defaults.
 
     Attributes:
       arch: The architecture of the networks that it reads, or a bucket of several, whose graphs are padded.
@@ -272,7 +273,7 @@ class ScaleGMN(nn.Module):
 
     def _backward_edges(self, topo: Topology, graph_in: jraph.GraphsTuple, edges: list[Factored]) -> list[Edges]:
         """The edges as backward messages read them: they follow the sender and go against the receiver."""
-        if not self.bidirectional or self.parity or not topo.has(Scaling.POSITIVE):
+        if not self.bidirectional or self.parity or not topo.has_sizes:
             return list(edges)
         factors = _degree_reversals(topo, graph_in)
         return [
@@ -377,9 +378,10 @@ def _degree_reversal(topo: Topology, mask: Mask | None, block: EdgeBlock, square
 def _is_positive(topo: Topology, mask: Mask | None, name: str) -> Any:
     """Whether positive scales act on a neuron layer; for a padded graph known only when the program runs."""
     possible = topo.scalings.get(name, ())
-    if mask is None or Scaling.POSITIVE not in possible:
-        return Scaling.POSITIVE in possible
-    return mask.scalings[name][Scaling.POSITIVE.value]
+    rescaling = [scaling for scaling in possible if scaling.has_sizes]
+    if mask is None or not rescaling:
+        return bool(rescaling)
+    return functools.reduce(jnp.logical_or, [mask.scalings[name][scaling.value] for scaling in rescaling])
 
 
 def _check_options(model: ScaleGMN) -> None:
@@ -396,7 +398,7 @@ def _check_options(model: ScaleGMN) -> None:
             f"num_layers, message_layers and update_layers are {model.num_layers}, {model.message_layers} and "
             f"{model.update_layers}; expected numbers >= 1."
         )
-    if model.parity and not topo.has(Scaling.POSITIVE):
+    if model.parity and not topo.has_sizes:
         raise ValueError(
             f"parity=True is about positive scales, but {name!r} has none: it would be ignored. Use parity=False."
         )

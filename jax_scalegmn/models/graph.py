@@ -119,6 +119,7 @@ class EdgeBlock(NamedTuple):
       edges: The block's place among all edges.
       types: The edges' types, broadcastable to [senders, receivers].
       lifted: Whether the kernel does not follow a rescaling of the receiver, as before a batch normalization.
+      unsigned: For sender and receiver whether the kernel does not follow its sign, as after an even activation.
 
     >>> import jax_scalegmn as sg
     >>> first, _ = sg.models.graph.topology(sg.mlp((2, 3, 1))).blocks
@@ -132,6 +133,7 @@ class EdgeBlock(NamedTuple):
     edges: slice
     types: np.ndarray
     lifted: bool
+    unsigned: tuple[bool, bool]
 
 
 class Columns(NamedTuple):
@@ -219,6 +221,11 @@ class Topology(NamedTuple):
         return any(scaling in possible for possible in self.scalings.values())
 
     @property
+    def has_sizes(self) -> bool:
+        """Whether positive scales may act on some hidden layer."""
+        return any(self.has(scaling) for scaling in _SCALED if scaling.has_sizes)
+
+    @property
     def has_scales(self) -> bool:
         """Whether signs or positive scales may act on some hidden layer, and not permutations alone."""
         return any(self.has(scaling) for scaling in _SCALED)
@@ -229,7 +236,7 @@ class Topology(NamedTuple):
 
         Signs take precedence over positive scales where a network has both; without either it is PERMUTATION.
         """
-        in_order = (scaling for scaling in (Scaling.SIGN, Scaling.POSITIVE) if self.has(scaling))
+        in_order = (scaling for scaling in (Scaling.SIGN, Scaling.NONZERO, Scaling.POSITIVE) if self.has(scaling))
         return next(in_order, Scaling.PERMUTATION)
 
 
@@ -415,6 +422,7 @@ class _BlockKey(NamedTuple):
     sender: str
     receiver: str
     lifted: bool
+    unsigned: tuple[bool, bool]
     number: int
 
 
@@ -476,7 +484,8 @@ def _edge_blocks(keys: Sequence[_BlockKey], nodes: dict[str, slice], fixed: froz
         shape = (senders if key.sender in fixed else 1, receivers if is_last else 1)
         types = first_type + np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
         edges = slice(first_edge, first_edge + senders * receivers)
-        blocks.append(EdgeBlock(key.sender, key.receiver, (senders, receivers), edges, types, key.lifted))
+        ends = (key.sender, key.receiver)
+        blocks.append(EdgeBlock(*ends, (senders, receivers), edges, types, key.lifted, key.unsigned))
         first_edge, first_type = edges.stop, first_type + types.size
     return tuple(blocks)
 
@@ -511,7 +520,8 @@ def _kernels(arch: Architecture) -> dict[Parameter, _BlockKey]:
                 "there. Give the axis power -1, or the layer Scaling.PERMUTATION."
             )
         lifted = feeds.power == 0 and arch.neuron_layer(feeds.neurons).scaling in _SCALED
-        key = _BlockKey(reads.neurons, feeds.neurons, lifted, 0)
+        unsigned = (_hides_sign(arch, reads), _hides_sign(arch, feeds))
+        key = _BlockKey(reads.neurons, feeds.neurons, lifted, unsigned, 0)
         keys[parameter] = key._replace(number=sum(other._replace(number=0) == key for other in keys.values()))
     return keys
 
@@ -520,6 +530,11 @@ def _ends(arch: Architecture, parameter: Parameter) -> tuple[Axis, Axis]:
     """The axes of a kernel where its edges begin and end."""
     first, second = parameter.neuron_axes
     return (second, first) if is_turned(arch) else (first, second)
+
+
+def _hides_sign(arch: Architecture, axis: Axis) -> bool:
+    """Whether an axis follows the size of a neuron's scale, but not its sign."""
+    return axis.unsigned and arch.neuron_layer(axis.neurons).scaling.has_signs
 
 
 def _block_keys(members: Iterable[Architecture]) -> tuple[_BlockKey, ...]:
@@ -531,6 +546,13 @@ def _vectors(arch: Architecture, name: str) -> tuple[list[Parameter], ...]:
     """The vectors of one neuron layer, by the power with which they follow a rescaling, in the order of `Columns`."""
     scaled = arch.neuron_layer(name).scaling in _SCALED
     vectors = [p for p in arch.parameters if [axis.neurons for axis in p.neuron_axes] == [name]]
+    for parameter in vectors:
+        if _hides_sign(arch, parameter.neuron_axes[0]):
+            raise ValueError(
+                f"{arch.name!r}: {parameter} follows the sizes of {name!r} but not its signs, which no graph's vectors "
+                "do. Read the networks with architecture.restrict(arch, Scaling.POSITIVE), or SIGN in the balanced "
+                "gauge."
+            )
     along = -1 if is_turned(arch) else 1
     powers = [along * parameter.neuron_axes[0].power if scaled else 1 for parameter in vectors]
     return tuple([p for p, power in zip(vectors, powers, strict=True) if power == wanted] for wanted in _POWERS)
@@ -607,7 +629,7 @@ def _to_nodes(
             shape, order = _split_shape(arch, parameter)
             vectors = jnp.transpose(jnp.reshape(values[parameter], shape), order).reshape(layer.width, -1)
             nodes = nodes.at[rows, place].set(vectors)
-        if not columns and not convolutional:
+        if not columns and not convolutional and layer.scaling not in _SCALED:
             nodes = nodes.at[rows, 0].set(1)
     return nodes
 

@@ -240,7 +240,7 @@ def _map_options(
     gate = f"{message}.eq_layers.0.g"
     phi = _present(state_dict, f"{gate}.g1.phi.fc.0.weight")
     separate, shared = (f"{message}.eq_layers_{end}.0.rho.fc.0.weight" in state_dict for end in ("last", "in"))
-    signs = any(layer.scaling is Scaling.SIGN for layer in arch.hidden)
+    signs = any(layer.scaling.has_signs for layer in arch.hidden)
     symmetrized = not signs or f"{gate}.g1.rho.fc.0.weight" in state_dict
     return {
         "hidden": len(phi),
@@ -261,9 +261,10 @@ def _check_groups(arch: Architecture, *, plain: bool, bidirectional: bool, parit
             f"The state_dict is of a permutation-only model; {arch.name!r} has the groups {named}. Pass "
             "architecture.restrict(arch, Scaling.PERMUTATION)."
         )
-    if not plain and len(groups) != 1:
+    if not plain and (len(groups) != 1 or Scaling.NONZERO in groups):
         raise ValueError(
-            f"{arch.name!r} has hidden layers of the groups {named}; the published models read networks of one group. "
+            f"{arch.name!r} has hidden layers of the groups {named}; the published models read networks of one of the "
+            "groups sign, positive and permutation. "
             "Train a model anew."
         )
     if bidirectional and Scaling.POSITIVE in groups and not parity:

@@ -105,6 +105,7 @@ class _Network(NamedTuple):
       present, present_edges: What of a padded graph exists.
       groups: For each group, the nodes on which it acts.
       lifted: The edges whose kernel does not follow its receiver (`graph.EdgeBlock.lifted`).
+      unsigned: The edges whose kernel does not follow the sign of its sender, and of its receiver.
       senders_in_block, receivers_in_block: For each edge, how many nodes its kernel joins on that side.
     """
 
@@ -118,6 +119,7 @@ class _Network(NamedTuple):
     present_edges: Array | np.ndarray
     groups: dict[Scaling, Array | np.ndarray]
     lifted: np.ndarray
+    unsigned: tuple[np.ndarray, np.ndarray]
     senders_in_block: Array
     receivers_in_block: Array
 
@@ -137,6 +139,7 @@ def _network(topo: Topology, built: jraph.GraphsTuple) -> _Network:
         count = jraph.segment_sum(jnp.asarray(edges, int), place, len(topo.blocks) * topo.num_nodes)
         return jnp.maximum(count[place], 1)
 
+    unsigned = np.asarray([b.unsigned for b in topo.blocks])
     return _Network(
         built.senders,
         built.receivers,
@@ -148,6 +151,7 @@ def _network(topo: Topology, built: jraph.GraphsTuple) -> _Network:
         edges,
         _groups(topo, mask),
         np.asarray([b.lifted for b in topo.blocks])[block],
+        (unsigned[block, 0], unsigned[block, 1]),
         in_block(built.receivers),
         in_block(built.senders),
     )
@@ -181,7 +185,7 @@ def _features(
     """Node features after the last layer; where only the ends are read, hidden ones stay those of the layer before."""
     h, e, encoding = _start(gmn, p, topo, net, built)
     back = e
-    if gmn.bidirectional and not gmn.parity and topo.has(Scaling.POSITIVE):
+    if gmn.bidirectional and not gmn.parity and topo.has_sizes:
         back = e * _degree_reversals(topo, net, built)[:, None].astype(e.dtype)
     for index in range(gmn.num_layers):
         layer, last = p[f"layer_{index}"], index + 1 == gmn.num_layers
@@ -210,15 +214,19 @@ def _messages(
     forward: bool,
 ) -> Array:
     """sum_j m_ij at every node i, from senders to receivers or, backward, from receivers to senders."""
-    senders, receivers, count = net.senders, net.receivers, net.senders_in_block
+    senders, receivers, count, hidden = net.senders, net.receivers, net.senders_in_block, net.unsigned
     if not forward:
-        senders, receivers, count = net.receivers, net.senders, net.receivers_in_block
+        senders, receivers, count, hidden = net.receivers, net.senders, net.receivers_in_block, net.unsigned[::-1]
     prefix = "" if forward else "backward_"
     if topo.has_scales:
-        m = (h[senders] @ layer[f"{prefix}sender_kernel"]) * (e @ layer[f"{prefix}edge_kernel"])
+        read = h[senders] @ layer[f"{prefix}sender_kernel"]
+        m = jnp.where(hidden[0][:, None], jnp.abs(read), read) * (e @ layer[f"{prefix}edge_kernel"])
         read_at = senders if gmn.bidirectional else receivers
         extra = encoding[read_at] if gmn.encoding_features and encoding is not None else None
         m = _equivariants(gmn, layer[f"{prefix}message"], m, _at(net, receivers), extra)
+        if f"{prefix}sign_kernel" in layer:
+            signs = (_normed(gmn, h) @ layer[f"{prefix}sign_kernel"])[receivers]
+            m = jnp.where(hidden[1][:, None], m * signs, m)
     else:
         m = _mlp(layer[f"{prefix}message"], jnp.concatenate([e, h[senders]], -1))
     if gmn.normalized:
@@ -301,7 +309,7 @@ def _degree_reversals(topo: Topology, net: _Network, built: jraph.GraphsTuple) -
     for index in range(len(topo.nodes)):
         incoming = jraph.segment_sum(w * s[net.senders], net.receivers, topo.num_nodes)
         s = jnp.where((net.layer == index) & ~net.io, own + incoming, s)
-    positive = jnp.asarray(net.groups[Scaling.POSITIVE] & ~net.io)
+    positive = jnp.asarray((net.groups[Scaling.POSITIVE] | net.groups[Scaling.NONZERO]) & ~net.io)
     ratio = s[net.senders] * _reciprocal(s[net.receivers])
     return jnp.where(positive[net.senders] | positive[net.receivers], ratio, 1)
 
@@ -350,12 +358,13 @@ def _canonical(gmn: ScaleGMN, p: Mapping[str, Any], x: Array, groups: Mapping[Sc
     """c(x): each group's map on every row, chosen by the masks."""
     if gmn.canonical is Canonical.ABLATED:
         return _mlp(p["rho"], x)
-    c = jnp.where(groups[Scaling.POSITIVE][:, None], _normed(gmn, x), x)
+    sizes, signs = (groups[one] | groups[Scaling.NONZERO] for one in (Scaling.POSITIVE, Scaling.SIGN))
+    c = jnp.where(sizes[:, None], _normed(gmn, x), x)
     if gmn.canonical is Canonical.ABSOLUTE:
-        return jnp.where(groups[Scaling.SIGN][:, None], jnp.abs(x), c)
+        return jnp.where(signs[:, None], jnp.abs(c), c)
     if "rho" not in p:  # no layer has signs
         return c
-    return jnp.where(groups[Scaling.SIGN][:, None], _mlp(p["rho"], x) + _mlp(p["rho"], -x), c)
+    return jnp.where(signs[:, None], _mlp(p["rho"], c) + _mlp(p["rho"], -c), c)
 
 
 def _invariant(

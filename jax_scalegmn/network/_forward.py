@@ -130,7 +130,7 @@ def forward(
 
 @stacks.any_container("params")
 def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> dict[str, tuple[Array, ...]]:
-    """Returns the values of every hidden neuron layer on one example, after its activation.
+    """Returns the values of every hidden neuron layer on one example, after its activation; before an even one, abs.
 
     For the user's own function they are the values right after the last parameter that acts on them, before the
     activation, and sums of residual streams.
@@ -164,9 +164,11 @@ def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> d
     def visit(
         path: tuple[str, ...], layer: Unit | Residual, params: Params, x: Array, values: _Values
     ) -> tuple[Array, _Values]:
-        y = _layer_functions.layer_output(layer, params, x)
+        z = _layer_functions.preactivation(layer, params, x)
+        y = _layer_functions.activate(layer.activation, z)
+        seen = z if layer.activation is not None and layer.activation.is_even else y
         starts = places.get((path, layer), {})
-        own = {name: y[..., start : start + arch.neuron_layer(name).width] for name, start in starts.items()}
+        own = {name: seen[..., start : start + arch.neuron_layer(name).width] for name, start in starts.items()}
         return y, values | {name: (*values[name], value) for name, value in own.items()}
 
     none: _Values = {neurons.name: () for neurons in arch.hidden}

@@ -249,7 +249,9 @@ def _averaged_arrays(
 
 def _head(parameter: Parameter, value: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
     axes = [
-        axis if isinstance(axis, int) else {"layer": axis.neurons, "power": axis.power, "repeat": axis.repeat}
+        axis
+        if isinstance(axis, int)
+        else {"layer": axis.neurons, "power": axis.power, "repeat": axis.repeat, "unsigned": axis.unsigned}
         for axis in parameter.axes
     ]
     label = "/".join(parameter.path) + (f" from {list(parameter.start)}" if parameter.start else "")

@@ -48,7 +48,8 @@ function axisMoves(axis, size, element) {
     for (let i = 0; i < size; i++) {
       const neuron = i % order.length;
       source[i] = i - neuron + order[neuron];
-      factor[i] = axis.power === 0 ? 1 : axis.power > 0 ? scale[neuron] : 1 / scale[neuron];
+      const q = axis.unsigned ? Math.abs(scale[neuron]) : scale[neuron];
+      factor[i] = axis.power === 0 ? 1 : axis.power > 0 ? q : 1 / q;
     }
   }
   return { source, factor };
@@ -98,7 +99,7 @@ function randomScales(layers, scaling, random) {
   const element = identityElement(layers);
   const normal = () => Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
   for (const layer of layers) {
-    if (layer.scaling !== scaling) continue;
+    if (layer.scaling !== scaling && layer.scaling !== "nonzero") continue;
     element.scale[layer.name] = element.scale[layer.name].map(() =>
       scaling === "sign" ? (random() < 0.5 ? -1 : 1) : Math.exp(normal()));
   }
@@ -121,6 +122,7 @@ const ACTIVATIONS = {
   tanh: Math.tanh,
   relu: (x) => Math.max(x, 0),
   leaky_relu: (x, slope) => (x >= 0 ? x : slope * x),
+  abs: (x) => Math.abs(x),
   relu6: (x) => Math.min(Math.max(x, 0), 6),
   elu: (x) => (x > 0 ? x : Math.expm1(x)),
   gelu: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
@@ -255,7 +257,7 @@ function sameFunction(root, data, hooks = {}) {
 
   // --- the head
 
-  const count = (scaling) => hidden.filter((layer) => !scaling || layer.scaling === scaling).reduce((n, layer) => n + layer.width, 0);
+  const count = (scaling) => hidden.filter((layer) => !scaling || layer.scaling === scaling || layer.scaling === "nonzero").reduce((n, layer) => n + layer.width, 0);
   const group = [`permutations of ${count()} hidden neurons in ${hidden.length} ${hidden.length === 1 ? "layer" : "layers"}`];
   if (count("sign")) group.push(`signs of ${count("sign")}`);
   if (count("positive")) group.push(`positive scales of ${count("positive")}`);
@@ -277,7 +279,7 @@ function sameFunction(root, data, hooks = {}) {
     buttons.push(button("Shuffle neurons", "A random permutation of every hidden layer", () =>
       step("Shuffled", randomPermutation(hidden, random)), "wide"));
     if (count("sign")) {
-      buttons.push(button("Flip signs", "Random signs of the neurons around odd activations", () =>
+      buttons.push(button("Flip signs", "Random signs of the neurons before odd and even activations", () =>
         step("Signs flipped", randomScales(hidden, "sign", random)), kind));
     }
     if (count("positive")) {
@@ -339,7 +341,7 @@ function sameFunction(root, data, hooks = {}) {
   }
 
   const describeScale = (scale, layer) => {
-    if (hidden.find(({ name }) => name === layer).scaling === "positive") return `scale ${shortNumber(scale)}`;
+    if (["positive", "nonzero"].includes(hidden.find(({ name }) => name === layer).scaling)) return `scale ${shortNumber(scale)}`;
     return scale < 0 ? "opposite sign" : "same sign";
   };
   const describeNeuron = (neuron) =>

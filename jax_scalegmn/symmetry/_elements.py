@@ -61,7 +61,7 @@ def random(
       key: A random key; it is consumed.
       permute: Whether to draw uniform permutations (group P).
       scale: Whether to draw scales (group D): uniform signs where the layer's group is SIGN, exp(log_scale_std *
-        normal) where it is POSITIVE. With both the group is PD.
+        normal) where it is POSITIVE, products of both where it is NONZERO. With permutations the group is PD.
       log_scale_std: The standard deviation of the logarithm of positive scales.
 
     Returns:
@@ -233,6 +233,7 @@ def act_on_axis(element: Element, axis: Axis, position: int, value: Array) -> Ar
     value = jnp.take(value, (offsets[:, None] + order).reshape(-1), axis=position)
     if axis.power == 0:
         return value
+    scale = jnp.abs(scale) if axis.unsigned else scale
     factor = jnp.tile(scale if axis.power > 0 else 1 / scale, axis.repeat).astype(value.dtype)
     return value * jnp.expand_dims(factor, [i for i in range(value.ndim) if i != position])
 
@@ -276,7 +277,7 @@ def check(arch: Architecture, element: Element) -> None:
     Raises:
       ValueError: If it belongs to another architecture, is a batch, has an order that is no permutation, or a scale
         that does not keep the function: other than +1 and -1 in SIGN layers, than positive numbers with a normal
-        reciprocal in POSITIVE layers, and than 1 in PERMUTATION layers.
+        reciprocal in POSITIVE layers, which in NONZERO layers may be negative, and than 1 in PERMUTATION layers.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -318,15 +319,14 @@ def _check_permutation(neurons: NeuronLayer, order: np.ndarray) -> None:
 _EXPECTED_SCALES = {
     Scaling.SIGN: "+1 or -1, since the layer's group is SIGN",
     Scaling.POSITIVE: "positive numbers, since the layer's group is POSITIVE, whose reciprocals are normal numbers",
+    Scaling.NONZERO: "numbers but 0, since the layer's group is NONZERO, whose reciprocals are normal numbers",
     Scaling.PERMUTATION: "1, since the layer's group is PERMUTATION",
 }
 
 
 def _check_scale(neurons: NeuronLayer, scale: np.ndarray) -> None:
-    if neurons.scaling is Scaling.POSITIVE:
-        good = (scale > 0) & _invertible(np.abs(scale), scale.dtype)
-    else:
-        good = (np.abs(scale) if neurons.scaling is Scaling.SIGN else scale) == 1
+    size = np.abs(scale) if neurons.scaling.has_signs else scale
+    good = (size > 0) & _invertible(size, scale.dtype) if neurons.scaling.has_sizes else size == 1
     if not good.all():
         place = int(np.argmin(good))
         raise ValueError(
@@ -367,8 +367,14 @@ def _largest_scale(dtype: np.dtype) -> float:
 
 
 def _random_scale(neurons: NeuronLayer, key: Key, log_scale_std: float) -> Array:
-    if neurons.scaling is Scaling.SIGN:
-        return jax.random.rademacher(key, (neurons.width,), float)
-    if neurons.scaling is Scaling.POSITIVE:
-        return jnp.exp(log_scale_std * jax.random.normal(key, (neurons.width,)))
-    return jnp.ones(neurons.width)
+    shape = (neurons.width,)
+    match neurons.scaling:
+        case Scaling.SIGN:
+            return jax.random.rademacher(key, shape, float)
+        case Scaling.POSITIVE:
+            return jnp.exp(log_scale_std * jax.random.normal(key, shape))
+        case Scaling.NONZERO:
+            sign_key, size_key = jax.random.split(key)
+            size = jnp.exp(log_scale_std * jax.random.normal(size_key, shape))
+            return jax.random.rademacher(sign_key, shape, size.dtype) * size
+    return jnp.ones(shape)

@@ -22,7 +22,7 @@ from jax_scalegmn.types import Params
 
 @stacks.any_container("params")
 def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> Element:
-    """The rescaling after which every POSITIVE neuron's incoming and outgoing norms are equal.
+    """The positive rescaling after which every neuron's incoming and outgoing norms are equal.
 
     It minimizes the network's squared norm over its orbit, sum_p |p|^2 exp(2 sum_axes power log s), which is convex
     in log s and has one minimum (Stock et al. 2019, arXiv 1902.10416, section 3). For one layer the closed form is
@@ -36,7 +36,7 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
       max_sweeps: The largest number of sweeps over the layers. Chains of a few layers need about ten.
 
     Returns:
-      The element: identity permutations, and scale 1 in layers with other groups.
+      The element: identity permutations, positive scales in POSITIVE and NONZERO layers, 1 in others.
 
     Raises:
       ValueError: If params do not fit the architecture.
@@ -174,7 +174,7 @@ def _squared_sizes(arch: Architecture, params: Params) -> list[tuple[dict[str, i
 
     The array of sums has one axis for each entry of the mapping of powers, in its order.
     """
-    positive = {neurons.name for neurons in arch.hidden if neurons.scaling is Scaling.POSITIVE}
+    positive = {neurons.name for neurons in arch.hidden if neurons.scaling.has_sizes}
     sizes = []
     for parameter, value in zip(arch.parameters, architecture.unpack(arch, params), strict=True):
         powers = {axis.neurons: axis.power for axis in parameter.neuron_axes if axis.neurons in positive and axis.power}
@@ -199,7 +199,7 @@ def _settled(
     arch: Architecture, squares: list[Array], powers: tuple[tuple[tuple[str, int], ...], ...], max_sweeps: int | Array
 ) -> dict[str, Array]:
     """By layer the logarithms of the balancing scales, from what `_squared_sizes` returns; compiled once."""
-    layers = [neurons.name for neurons in arch.hidden if neurons.scaling is Scaling.POSITIVE]
+    layers = [neurons.name for neurons in arch.hidden if neurons.scaling.has_sizes]
     sizes = [(dict(axes), size) for axes, size in zip(powers, squares, strict=True)]
     touching = {name: [(axes, size) for axes, size in sizes if name in axes] for name in layers}
 

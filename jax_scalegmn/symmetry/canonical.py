@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_scalegmn import architecture, stacks
-from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter, Scaling
+from jax_scalegmn.architecture import Architecture, Axis, NeuronLayer, Parameter
 from jax_scalegmn.symmetry import _elements, _gauge
 from jax_scalegmn.symmetry._elements import Element
 from jax_scalegmn.types import Params
@@ -77,7 +77,7 @@ def element(arch: Architecture, params: Params) -> CanonicalElement:
     margin = jnp.asarray(jnp.inf)
     for neurons in arch.hidden:
         flipping, fixed = _keys(arch, values, isometry, neurons, settled)
-        signed = neurons.scaling is Scaling.SIGN
+        signed = neurons.scaling.has_signs
         key = fixed + (jnp.abs(flipping) if signed else flipping)
         order = jnp.argsort(-key)
         size = jnp.sqrt(jnp.square(key).mean())
@@ -130,11 +130,11 @@ def _keys(
     """
     flipping = fixed = jnp.zeros(neurons.width)
     for index, (parameter, value) in enumerate(zip(arch.parameters, values, strict=True)):
-        powers = {axis.neurons: axis.power for axis in parameter.neuron_axes}
-        if neurons.name in powers and powers.keys() - {neurons.name} <= settled:
+        axes = {axis.neurons: axis for axis in parameter.neuron_axes}
+        if neurons.name in axes and axes.keys() - {neurons.name} <= settled:
             moved = _elements.act_on_others(isometry, parameter, neurons.name, value)
             key = _projected(parameter, neurons.name, moved, index)
-            flipping, fixed = (flipping + key, fixed) if powers[neurons.name] else (flipping, fixed + key)
+            flipping, fixed = (flipping + key, fixed) if axes[neurons.name].shows_sign else (flipping, fixed + key)
     return flipping, fixed
 
 

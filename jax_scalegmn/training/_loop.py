@@ -107,9 +107,14 @@ def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *
     >>> int(state.step), state.variables["params"]["kernel"].shape
     (0, (3, 2))
     """
-    init_key, key = jax.random.split(key)
-    variables = jax.jit(lambda key, example: model.init(key, example, method=method))(init_key, example)
-    return State(variables, tx.init(variables), key, jnp.asarray(0))
+
+    @jax.jit  # one program instead of one for every shape of a parameter
+    def start(key: Key, example: Any) -> State:
+        init_key, key = jax.random.split(key)
+        variables = model.init(init_key, example, method=method)
+        return State(variables, tx.init(variables), key, jnp.asarray(0))
+
+    return start(key, example)
 
 
 def make_step(
@@ -315,7 +320,7 @@ def _make_gradient(loss_fn: LossFn, micro_batch: int | None) -> _Gradient:
         losses, metrics = jax.vmap(loss_fn, (None, 0, 0))(variables, rows, keys)
         return losses.mean(), {name: value.mean() for name, value in metrics.items()} | {"loss": losses.mean()}
 
-    differentiate = jax.grad(mean_loss, has_aux=True)
+    differentiate = jax.jit(jax.grad(mean_loss, has_aux=True), inline=True)  # its shapes cost no second trace
 
     def gradient(variables: Any, rows: Any, keys: Key) -> tuple[Any, Metrics]:
         size = len(keys)

@@ -61,6 +61,8 @@ class Checkpoints:
     Args:
       directory: The folder; made where it is absent.
       config: JSON values that say what was trained and how; "model" holds `models.as_json` of it.
+      asynchronous: Whether `save` returns once the state is copied, and a thread writes it while the training goes on.
+        A program that is killed meanwhile leaves the checkpoints before it. `wait` returns when all is written.
 
     Raises:
       ImportError: Without orbax-checkpoint.
@@ -81,8 +83,10 @@ class Checkpoints:
     >>> folder.cleanup()
     """
 
-    def __init__(self, directory: str | os.PathLike[str], config: Mapping[str, Any]):
+    def __init__(self, directory: str | os.PathLike[str], config: Mapping[str, Any], *, asynchronous: bool = False):
         ocp = _orbax()
+        self._asynchronous = asynchronous
+        self._writing = contextlib.ExitStack()
         self.directory = Path(directory).absolute()
         self.config = json.loads(json.dumps(config))
         self._damaged: set[int] = set()
@@ -99,7 +103,7 @@ class Checkpoints:
                 ),
                 best_fn=_loss,
                 best_mode="min",
-                enable_async_checkpointing=False,
+                enable_async_checkpointing=asynchronous,
             ),
         )
 
@@ -123,6 +127,7 @@ class Checkpoints:
           ValueError: If the folder has a checkpoint of that step: continue from it, or use another folder.
         """
         step = int(state.step)
+        self.wait()
         self._set_damaged_aside()
         if step in self._manager.all_steps():
             raise ValueError(
@@ -133,6 +138,8 @@ class Checkpoints:
         variables, training = state.variables, _training(state)
         if jax.process_count() > 1:  # orbax saves what is whole in every process from NumPy arrays alone
             variables, training = distributed.gather((variables, training))
+        if self._asynchronous:  # copied, since the next step takes the buffers
+            variables, training = jax.tree.map(np.array, (variables, training))
         info = _signed(
             {
                 "config": self.config,
@@ -147,8 +154,16 @@ class Checkpoints:
             training=ocp.args.StandardSave(training),
             info=ocp.args.JsonSave(info),
         )
-        with io.in_use(self.directory):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(io.in_use(self.directory))
             self._manager.save(step, metrics={"loss": loss}, args=items)
+            if self._asynchronous:
+                self._writing = stack.pop_all()
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk; raises the error of a save that failed."""
+        with self._writing:
+            self._manager.wait_until_finished()
 
     def restore_last(self, like: State) -> Restored:
         """The newest state that is whole.
@@ -163,10 +178,12 @@ class Checkpoints:
           FileNotFoundError: If there is no checkpoint.
           ValueError: If all are damaged, or it was made with another configuration, model or optimizer.
         """
+        self.wait()
         return self._restore(like, sorted(self._manager.all_steps(), reverse=True))
 
     def restore_best(self, like: State) -> Restored:
         """The state with the lowest validation loss; arguments, result and errors as `restore_last`."""
+        self.wait()
         return self._restore(like, _best_first(self.directory, self._manager.all_steps()))
 
     @property
@@ -176,6 +193,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Ends orbax's threads; the checkpoints are on disk."""
+        self.wait()
         self._manager.close()
 
     def _restore(self, like: State, steps: Sequence[int]) -> Restored:

@@ -126,28 +126,9 @@ def fit(
     >>> len(zoo), bool((zoo.records["loss"] < 0.01).all())
     (3, True)
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; expected a number >= 1.")
-
-    def fit_one(row: Any, key: Key) -> tuple[Params, Array]:
-        params: Params = network.init(arch, key, initialization=initialization)
-
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            params, state = carry
-            updates, state = tx.update(jax.grad(loss_fn)(params, row), state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=num_steps)
-        return params, loss_fn(params, row)
-
+    fit_one = _fitter(arch, loss_fn, tx, num_steps, initialization)
     params, losses = fit_each(fit_one, (data, keys), networks_at_once=networks_at_once, progress=progress, mesh=mesh)
-    if not np.isfinite(losses).all():
-        raise ValueError(
-            f"{int((~np.isfinite(losses)).sum())} of {len(losses)} networks diverged (loss NaN or infinite), the first "
-            f"in row {int(np.argmin(np.isfinite(losses)))}. Lower the learning rate."
-        )
-    params = distributed.place_rows(params, mesh)
-    return Zoo(arch, params, {"loss": losses}, {"steps": num_steps, "initialization": initialization.__name__})
+    return _fitted(arch, params, losses, num_steps, initialization, mesh)
 
 
 def fit_each(
@@ -174,11 +155,7 @@ def fit_each(
     Raises:
       ValueError: If the rows disagree on the number of networks, or there are none, or networks_at_once is below 1.
     """
-    counts = {len(leaf) for leaf in jax.tree.leaves(rows)}
-    if len(counts) != 1 or counts == {0}:
-        raise ValueError(f"The rows disagree on how many networks to fit, or there are none: {sorted(counts)}.")
-    if networks_at_once < 1:
-        raise ValueError(f"networks_at_once is {networks_at_once}; expected a number >= 1.")
+    _check_rows(rows, networks_at_once)
     return distributed.make_map(fit_one, mesh, rows_at_once=networks_at_once)(rows, *shared, progress=progress)
 
 
@@ -189,6 +166,7 @@ def fit_images(
     *,
     image_index: np.ndarray,
     seed: int = 0,
+    first: int = 0,
     learning_rate: float = 1e-3,
     num_steps: int = 1000,
     initialization: network.Initialization = network.near_zero,
@@ -205,7 +183,9 @@ def fit_images(
       images: Pixels in [0, 1]: [images, height, width] for one channel, or [images, height, width, channels].
       labels: The images' labels, [images].
       image_index: The image that each network fits, [networks]. An image named twice gets two independent fits.
-      seed: The seed of all initializations; network i starts from fold_in(key(seed), i).
+      seed: The seed of all initializations; network i starts from fold_in(key(seed), first + i).
+      first: The number of the first network: a zoo that is fitted in several calls, each with the number where it goes
+        on, has the networks of one call.
       learning_rate: The learning rate of Adam.
       num_steps: The number of updates of every network.
       initialization: As in `fit`.
@@ -230,24 +210,12 @@ def fit_images(
     """
     images, image_index = np.asarray(images), np.asarray(image_index)
     _check_images(arch, images, image_index)
-
-    def loss_fn(params: Params, target: Array) -> Array:
-        return jnp.square(
-            network.render(arch, params, (target.shape[0], target.shape[1])).reshape(target.shape) - target
-        ).mean()
-
-    fitted = fit(
-        arch,
-        loss_fn,
-        np.asarray(images, np.float32)[image_index],
-        jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(np.arange(len(image_index))),
-        tx=optax.adam(learning_rate),
-        num_steps=num_steps,
-        initialization=initialization,
-        networks_at_once=networks_at_once,
-        progress=progress,
-        mesh=mesh,
-    )
+    keys = _keys_of_rows(jax.random.key(seed), first + np.arange(len(image_index)))
+    rows = np.asarray(images, np.float32)[image_index], keys
+    _check_rows(rows, networks_at_once)
+    fit_rows = _image_fits(arch, float(learning_rate), num_steps, initialization, mesh, networks_at_once)
+    params, losses = fit_rows(rows, progress=progress)
+    fitted = _fitted(arch, params, losses, num_steps, initialization, mesh)
     records = fitted.records | {
         "psnr": -10 * np.log10(np.maximum(fitted.records["loss"], 1e-12)),
         "image_index": image_index,
@@ -420,6 +388,82 @@ def parts(path: str | os.PathLike[str], size: int = 1024) -> Iterator[Zoo]:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _fitter(
+    arch: Architecture,
+    loss_fn: Callable[[Params, Any], Array],
+    tx: optax.GradientTransformation,
+    num_steps: int,
+    initialization: network.Initialization,
+) -> Callable[[Any, Key], tuple[Params, Array]]:
+    """(a network's data, its key) -> the trained network and its loss."""
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; expected a number >= 1.")
+
+    def fit_one(row: Any, key: Key) -> tuple[Params, Array]:
+        params: Params = network.init(arch, key, initialization=initialization)
+
+        def step(carry: Any, _: None) -> tuple[Any, None]:
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss_fn)(params, row), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=num_steps)
+        return params, loss_fn(params, row)
+
+    return fit_one
+
+
+@functools.lru_cache(maxsize=8)
+def _image_fits(
+    arch: Architecture,
+    learning_rate: float,
+    num_steps: int,
+    initialization: network.Initialization,
+    mesh: Mesh | None,
+    networks_at_once: int,
+) -> Callable[..., Any]:
+    """((images, keys), progress=) -> the trained networks and their losses: one program for all parts of a zoo."""
+
+    def loss_fn(params: Params, target: Array) -> Array:
+        return jnp.square(
+            network.render(arch, params, (target.shape[0], target.shape[1])).reshape(target.shape) - target
+        ).mean()
+
+    fit_one = _fitter(arch, loss_fn, optax.adam(learning_rate), num_steps, initialization)
+    return distributed.make_map(fit_one, mesh, rows_at_once=networks_at_once)
+
+
+@jax.jit
+def _keys_of_rows(key: Key, rows: Array) -> Key:
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
+
+
+def _check_rows(rows: tuple[Any, ...], networks_at_once: int) -> None:
+    counts = {len(leaf) for leaf in jax.tree.leaves(rows)}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(f"The rows disagree on how many networks to fit, or there are none: {sorted(counts)}.")
+    if networks_at_once < 1:
+        raise ValueError(f"networks_at_once is {networks_at_once}; expected a number >= 1.")
+
+
+def _fitted(
+    arch: Architecture,
+    params: Params,
+    losses: np.ndarray,
+    num_steps: int,
+    initialization: network.Initialization,
+    mesh: Mesh | None,
+) -> Zoo:
+    """The zoo of networks of which none diverged."""
+    if not np.isfinite(losses).all():
+        raise ValueError(
+            f"{int((~np.isfinite(losses)).sum())} of {len(losses)} networks diverged (loss NaN or infinite), the first "
+            f"in row {int(np.argmin(np.isfinite(losses)))}. Lower the learning rate."
+        )
+    params = distributed.place_rows(params, mesh)
+    return Zoo(arch, params, {"loss": losses}, {"steps": num_steps, "initialization": initialization.__name__})
 
 
 class _Contents(NamedTuple):

@@ -21,7 +21,7 @@ from jax_scalegmn import distributed, network
 from jax_scalegmn.architecture import Architecture, Residual
 from jax_scalegmn.network import Unit
 from jax_scalegmn.types import Key, Params
-from jax_scalegmn.zoo import _populations, classifiers
+from jax_scalegmn.zoo import _plain_cnns, _populations, classifiers
 
 __all__ = ["Examples", "Hyperparameters", "fit", "sample"]
 
@@ -33,8 +33,8 @@ class Hyperparameters(NamedTuple):
     """How each network of a zoo is trained: arrays with one entry per network.
 
     Attributes:
-      learning_rate: The learning rate of Adam, constant.
-      weight_decay: The decoupled weight decay (AdamW).
+      learning_rate: The learning rate: constant, or the highest where `fit` warms it up or lets it fall.
+      weight_decay: The weight decay: decoupled with AdamW, added to the gradient with SGD.
       dropout: The dropout rate after the activation of every hidden layer, in [0, 1).
       init_scale: The factor on the initialization, which is `network.standard`.
       train_fraction: The share of the training examples that the network sees, in (0, 1].
@@ -114,14 +114,18 @@ def fit(
     batch_size: int = 64,
     evaluations: Mapping[str, Examples] | None = None,
     scored_examples: int = 1000,
+    warmup_steps: int = 0,
+    cosine: bool = False,
+    mirrored: bool = False,
+    momentum: float | None = None,
     networks_at_once: int | None = None,
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
 ) -> _populations.Zoo:
     """Trains one classifier per row of hyperparameters, all in one compiled program, and keeps every checkpoint.
 
-    Every step is one update of AdamW on the cross-entropy of a batch, which is drawn with replacement from the examples
-    that the network sees. All networks make the same number of steps.
+    Every step is one update of AdamW, or of SGD with momentum, on the cross-entropy of a batch, which is drawn with
+    replacement from the examples that the network sees. All networks make the same number of steps.
 
     Args:
       arch: The architecture of all networks, without batch normalization.
@@ -132,6 +136,10 @@ def fit(
       batch_size: The examples of one update.
       evaluations: Further examples on which every checkpoint is scored, like {"test": (x, y)}.
       scored_examples: The largest number of training examples on which a checkpoint is scored.
+      warmup_steps: The number of updates over which the learning rate rises to its value.
+      cosine: Whether the learning rate falls to 0 along a cosine until the last checkpoint.
+      mirrored: Whether every image of a batch is mirrored, left to right, with probability 1/2.
+      momentum: The Nesterov momentum of SGD, in [0, 1); None for AdamW.
       networks_at_once: The networks that are trained as one vmapped network; the others follow in the same program.
         None for 1 on a CPU, where more are slower (`python -m benchmarks.cnn`), and 64 on an accelerator.
       progress: A function that is called with the number of networks that have become ready.
@@ -145,7 +153,7 @@ def fit(
 
     Raises:
       ValueError: If examples and labels do not fit each other or the architecture, on checkpoints that do not increase,
-        or if all networks diverged.
+        if vectors are to be mirrored, on a momentum outside of [0, 1), or if all networks diverged.
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
@@ -165,13 +173,21 @@ def fit(
         raise ValueError(f"checkpoints are {checkpoints}; expected increasing numbers of updates >= 0, like (50, 100).")
     if batch_size < 1 or scored_examples < 1:
         raise ValueError(f"batch_size is {batch_size}, scored_examples {scored_examples}; expected numbers >= 1.")
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps is {warmup_steps}; expected a number of updates >= 0.")
+    if momentum is not None and not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; expected None for AdamW, or a number in [0, 1), like 0.9.")
+    if mirrored and arch.input_rank != 3:
+        raise ValueError(f"mirrored is set, and {arch.name!r} reads vectors; expected a network of images.")
     if networks_at_once is None:
         networks_at_once = 1 if jax.default_backend() == "cpu" else 64
     rows, shared = jax.tree.map(jnp.asarray, (hyperparameters, scored))
     keys = jax.vmap(jax.random.key)(rows.seed)
     # Not in the compiled program: random numbers are what takes longest to compile.
     starts = jax.vmap(functools.partial(_scaled_initialization, arch))(keys, rows.init_scale)
-    training = _Training(arch, checkpoints, batch_size, scored_examples)
+    dropped = bool(np.any(np.asarray(rows.dropout) > 0))
+    recipe = _Recipe(batch_size, warmup_steps, cosine, mirrored, momentum, dropped)
+    training = _Training(arch, checkpoints, scored_examples, recipe)
     params, scores = _populations.fit_each(
         training.run, (rows, keys, starts), shared, networks_at_once=networks_at_once, progress=progress, mesh=mesh
     )
@@ -196,13 +212,42 @@ def _scaled_initialization(arch: Architecture, key: Key, scale: Array) -> Params
     return params
 
 
+class _Recipe(NamedTuple):
+    """How all networks are updated; `dropped` where any of them has a dropout."""
+
+    batch_size: int
+    warmup_steps: int
+    cosine: bool
+    mirrored: bool
+    momentum: float | None
+    dropped: bool
+
+    def optimizer(self, row: Hyperparameters, steps: int) -> optax.GradientTransformation:
+        """That of one network, for this number of updates."""
+        rate = self._rate(row.learning_rate, steps)
+        if self.momentum is None:
+            return optax.adamw(rate, weight_decay=row.weight_decay)
+        return optax.chain(
+            optax.add_decayed_weights(row.weight_decay), optax.sgd(rate, momentum=self.momentum, nesterov=True)
+        )
+
+    def _rate(self, highest: Array, steps: int) -> Callable[[Array], Array]:
+        """The learning rate by the number of updates so far."""
+
+        def at(count: Array) -> Array:
+            rate = highest * jnp.minimum(1, (count + 1) / self.warmup_steps) if self.warmup_steps else highest
+            return rate * (1 + jnp.cos(jnp.pi * count / steps)) / 2 if self.cosine else rate
+
+        return at
+
+
 class _Training(NamedTuple):
     """The training of one network, and what all networks have in common."""
 
     arch: Architecture
     checkpoints: tuple[int, ...]
-    batch_size: int
     scored_examples: int
+    recipe: _Recipe
 
     def run(
         self, row: Hyperparameters, key: Key, start: Params, scored: Mapping[str, Examples]
@@ -226,22 +271,26 @@ class _Training(NamedTuple):
         self, row: Hyperparameters, key: Key, start: Params, train: Examples, order: Array, num_seen: Array
     ) -> tuple[Callable[[Array, Any], Any], Any]:
         """One update, (its number, (params, optimizer state)) -> the next ones, and the first optimizer state."""
-        x, y = train
-        tx = optax.adamw(row.learning_rate, weight_decay=row.weight_decay)
-        dropped = jax.eval_shape(functools.partial(_hidden_outputs, self.arch), start, x[0])
-        num_draws = sum(math.prod(value.shape) for value in dropped)
+        recipe, (x, y) = self.recipe, train
+        tx = recipe.optimizer(row, self.checkpoints[-1])
+        hidden = jax.eval_shape(functools.partial(_hidden_outputs, self.arch), start, x[0])  # refuses small images
+        num_draws = sum(math.prod(value.shape) for value in hidden) if recipe.dropped else 0
 
-        def loss_fn(params: Params, rows: Array, noise: Array) -> Array:
-            apply = functools.partial(_apply_with_dropout, self.arch, params, rate=row.dropout)
-            logits = jax.vmap(lambda x, noise: apply(x=x, noise=noise))(x[rows], noise)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
+        def loss_fn(params: Params, batch: Array, labels: Array, noise: Array) -> Array:
+            if not recipe.dropped and _plain_cnns.is_plain(self.arch):
+                outputs = _plain_cnns.logits(self.arch, params, batch)
+            else:
+                apply = functools.partial(_apply_with_dropout, self.arch, params, rate=row.dropout)
+                outputs = jax.vmap(lambda x, noise: apply(x=x, noise=noise))(batch, noise)
+            return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
 
         def step(number: Array, state: Any) -> Any:
             params, opt_state = state
             row_key, drop_key = jax.random.split(jax.random.fold_in(key, number))
-            rows = order[jax.random.randint(row_key, (self.batch_size,), 0, num_seen)]
-            noise = jax.random.uniform(drop_key, (self.batch_size, num_draws))
-            gradient = jax.grad(loss_fn)(params, rows, noise)
+            rows = order[jax.random.randint(row_key, (recipe.batch_size,), 0, num_seen)]
+            noise = jax.random.uniform(drop_key, (recipe.batch_size, num_draws))
+            batch = _mirrored(x[rows], jax.random.fold_in(drop_key, 1)) if recipe.mirrored else x[rows]
+            gradient = jax.grad(loss_fn)(params, batch, y[rows], noise)
             updates, opt_state = tx.update(gradient, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
@@ -293,12 +342,18 @@ def _apply_with_dropout(arch: Architecture, params: Params, x: Array, rate: Arra
         path: tuple[str, ...], layer: Unit | Residual, params: Params, x: Array, noise: Array
     ) -> tuple[Array, Array]:
         y = network.layer_output(layer, params, x, convolve=network.convolve_by_patches)
-        if layer.activation is None:
+        if layer.activation is None or not noise.size:
             return y, noise
         keep = noise[: y.size].reshape(y.shape) >= rate
         return jnp.where(keep, y / (1 - rate), 0), noise[y.size :]
 
     return network.forward(arch, params, x, visit, noise)[0]
+
+
+def _mirrored(images: Array, key: Key) -> Array:
+    """Images [images, height, width, channels], each with probability 1/2 mirrored."""
+    chosen = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
+    return jnp.where(chosen, images[:, :, ::-1], images)
 
 
 def _finite_zoo(
@@ -322,5 +377,7 @@ def _finite_zoo(
     records |= {name: np.asarray(values).reshape(len(rows)) for name, values in scores.items()}
     kept = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(len(rows), *leaf.shape[2:])[rows], params)
     kept = distributed.place_rows(kept, mesh)
-    settings = {"batch_size": training.batch_size, "optimizer": "adamw", "left_out": int((~finite).sum())}
+    recipe = {name: value for name, value in training.recipe._asdict().items() if name != "dropped"}
+    optimizer = "adamw" if training.recipe.momentum is None else "sgd"
+    settings = {**recipe, "optimizer": optimizer, "left_out": int((~finite).sum())}
     return _populations.Zoo(training.arch, kept, {name: values[rows] for name, values in records.items()}, settings)
