@@ -43,10 +43,6 @@ class Config:
     """The numbers of hidden layers of width 128, one pair each."""
     batches: tuple[int, ...] = (1, 16, 256, 4096)
     """The numbers of vmapped pairs of perceptrons 16-32-32-10."""
-    independent: int = 64
-    """The number of pairs of SIRENs 2-32-32-1, fitted to digits, matched next to the published loop; 0: none."""
-    fit_steps: int = 300
-    """The number of updates of each of them."""
     numbers: tuple[int, ...] = (2, 4, 8, 16)
     """The numbers of perceptrons 64-128-128-10 that are brought into one frame."""
     solver_widths: tuple[int, ...] = (4, 8, 16, 64, 256, 1024)
@@ -59,6 +55,10 @@ class Config:
     """The largest width that is solved on the device, whose solver takes minutes beyond."""
     repeats: int = 5
     """The number of timed repeats of a call."""
+    independent: int = 64
+    """The number of pairs of SIRENs 2-32-32-1, fitted to digits, that are matched next to the published loop, or 0."""
+    fit_steps: int = 300
+    """The number of updates of each of them."""
 
 
 def main(config: Config) -> list[dict[str, Any]]:

@@ -66,12 +66,17 @@ def test_population_measures_one_training_alone_and_several_together(capsys):
 
 @pytest.mark.slow
 def test_matching_times_both_solvers_and_leaves_out_what_would_take_long(capsys):
-    config = matching.Config((4, 8), (1,), (1, 3), (2,), (2, 5), (1, 4), 30, device_width=4, repeats=1)
+    config = matching.Config(
+        (4, 8), (1,), (1, 3), (2,), (2, 5), (1, 4), 30, device_width=4, repeats=1, independent=3, fit_steps=2
+    )
     rows = matching.main(config)
-    assert [row["job"] for row in rows] == ["solver"] * 3 + ["width"] * 2 + ["depth"] + ["batch"] * 2 + ["frame"]
+    jobs = ["solver"] * 3 + ["width"] * 2 + ["depth"] + ["batch"] * 2 + ["independent", "frame"]
+    assert [row["job"] for row in rows] == jobs
     assert [(row["width"], row["batch"]) for row in rows[:3]] == [(2, 1), (2, 4), (5, 1)]
     assert [set(row["seconds"]) for row in rows[3:5]] == [{"device", "host"}, {"host"}]
-    assert [row["batch"] for row in rows[-3:-1]] == [1, 3]
+    assert [row["batch"] for row in rows[-4:-2]] == [1, 3]
+    objective = rows[-2]["objective"]
+    assert objective["ours"] == pytest.approx(objective["published"], rel=0.1)  # the same problem, another order
     assert set(rows[-1]["seconds"]) == {"canonical", "first", "mean"}
     assert all(times["median_s"] > 0 for row in rows for times in row["seconds"].values())
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
