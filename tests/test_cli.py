@@ -387,7 +387,7 @@ def test_hostile_descriptions_end_in_one_short_line(tmp_path, capsys):
     wrong = [{**layer, "activation": {"name": "evil", "frequency": 1.0}} for layer in good["layers"]]
     path = tmp_path / "arch.json"
     for content, words in [
-        (json.dumps(good | {"layers": wrong}), "layers[0].activation.name is 'evil'; expected one of elu"),
+        (json.dumps(good | {"layers": wrong}), "layers[0].activation.name is 'evil'; expected one of abs, elu"),
         (json.dumps(good | {"name": "x" * 10**6}), "name is 'xxx"),
         ("[" * 100_000, "--limits nesting=100000"),
         ("{", "expected JSON"),
