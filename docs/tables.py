@@ -495,7 +495,7 @@ def speed_search(results: Results) -> Table:
         "One sweep of search matching with at most 32 exchanges tried at a time, in CPU time for a pair",
         "python -m benchmarks.search --jobs cost",
         [SEARCH],
-        ("networks", "inputs", "pairs at once", "evaluations", "ms", "µs an evaluation", "MiB"),
+        ("networks", "inputs", "pairs at once", "evaluations", "ms", "microseconds an evaluation", "MiB"),
         rows,
     )
 

@@ -95,7 +95,7 @@ def test_recovery_counts_what_is_found(capsys):
 @pytest.mark.slow
 def test_search_merges_inrs_and_classifiers(tmp_path, capsys):
     config = search.Config(
-        PRESETS["tiny"][1].zoo,
+        zoo=PRESETS["tiny"][1].zoo,
         inr_pairs=2,
         classifiers=("mlp:64-4-10,tanh",),
         many=(3,),
