@@ -424,13 +424,19 @@ def matching_of_pairs(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lower", [evaluation, fitting, matching_of_pairs])
-def test_the_cost_of_a_device_is_linear_in_its_share_of_the_rows(lower):
-    """FLOPs and bytes at N, 2N and 4N over 1, 2, 4 and 8 devices: a N / devices + b, with R^2 above 0.999."""
+@pytest.mark.parametrize(
+    ("lower", "counts"),
+    [(evaluation, (64, 128, 256)), (fitting, (64, 128, 256)), (matching_of_pairs, (16, 32, 64))],
+)
+def test_the_cost_of_a_device_is_linear_in_its_share_of_the_rows(lower, counts):
+    """FLOPs and bytes at N, 2N and 4N over 1, 2, 4 and 8 devices: a N / devices + b, with R^2 above 0.999.
+
+    Of pairs at most 64 on a device, since a CPU matches no more at once: others wait inside of the program's loop.
+    """
     shares, costs = [], []
     for devices in (1, 2, 4, 8):
         compiled = lower(distributed.mesh({"data": devices}))
-        for count in (64, 128, 256):
+        for count in counts:
             analysis = compiled(count).compile().cost_analysis()
             shares.append(count / devices)
             costs.append([analysis["flops"], analysis["bytes accessed"]])
