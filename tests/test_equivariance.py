@@ -109,7 +109,7 @@ CASES = [
     case("abs mlp", "both", "full_graph"),
     case("abs mlp", "forward", "editor", io=IO.SHARED, **ABSOLUTE),
     case("abs cnn, out in", "both", "editor", encoding_features=True),
-    case("abs cnn, out in", "forward", "last_layer", io=IO.SEPARATE, **NO_ENCODING),
+    case("abs cnn, out in", "forward", "full_graph", io=IO.SEPARATE, **NO_ENCODING),
     case("siren, restricted", "both", "deep_set", normalized=False),
     case("relu cnn, restricted", "both", "editor", **NO_ENCODING),
 ]
