@@ -497,6 +497,22 @@ def test_a_worker_that_is_terminated_gives_its_trials_back_at_once_and_ends_with
     assert "Interrupted. Its trials wait for another worker" in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_while_trials_are_taken_gives_them_back(place, monkeypatch, number):
+    assert run("make", write(GRID), "--storage", place) == 0
+    take = Queue._take
+
+    def interrupted(queue, frozen):
+        taken = take(queue, frozen)
+        os.kill(os.getpid(), number)
+        return taken
+
+    monkeypatch.setattr(Queue, "_take", interrupted)
+    with pytest.raises(SystemExit, match="75"):
+        run("work", "--storage", place, "--trials-per-program", "4")
+    assert {one.state for one in trials(place).values()} == {"WAITING"}
+
+
 # --- the experiments ------------------------------------------------------------------------------------------------
 
 INR = """

@@ -49,7 +49,12 @@ def work(options: Work) -> dict[str, int]:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like an interruption from the keyboard
     try:
         while not queue.finished():
-            claimed = queue.claim(options.trials_per_program, runner.program)
+            with _held_back() as interruptions:
+                claimed = queue.claim(options.trials_per_program, runner.program)
+            if interruptions:
+                for one in claimed:
+                    queue.give_back(one)
+                raise KeyboardInterrupt
             if not claimed:
                 time.sleep(min(5.0, options.heartbeat / 2))
                 continue
@@ -64,6 +69,21 @@ def work(options: Work) -> dict[str, int]:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[list[int]]:
+    """Collects interruptions as long as a `with` lasts: nobody would give back a trial that is half taken."""
+    collected: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: collected.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield collected
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Runner:
