@@ -11,7 +11,7 @@ from jax_scalegmn import distributed
 from jax_scalegmn.zoo import Zoo
 
 MINUTES = 10.0  # what may be lost where `--every-minutes` says nothing
-_QUICK = 1e7  # a part is one piece below so many pixels seen by all networks in all steps: seconds on two cores
+_QUICK = 1e7  # a part that sees fewer pixels, over all networks and steps, is one piece: seconds on two cores
 
 
 class Plan(NamedTuple):

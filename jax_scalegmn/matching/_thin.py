@@ -107,7 +107,7 @@ def evaluate(program: Any, consts: Sequence[Any], inputs: Sequence[Value], place
 
 # --- private ------------------------------------------------------------------------------------------------------
 
-# It returns the change of the only result, or None where it has none of that form.
+# It returns the change of the only result; None where the whole operation must be computed again.
 _Rule: TypeAlias = Callable[[Any, Sequence[Value], Places, Any], Thin | Array | None]
 
 

@@ -140,7 +140,7 @@ class Matcher(_Aligner):
           scales: The usual sizes of that architecture's parameters (`zoo.scales`); None for those of this model.
 
         Raises:
-          ValueError: If inputs, outputs, layers or groups differ, or the encoder is none of the library's.
+          ValueError: If inputs, outputs, layers or groups differ, or the encoder is not one of the library's.
 
         >>> import jax
         >>> import jax_scalegmn as sg
