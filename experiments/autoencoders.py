@@ -157,7 +157,7 @@ def fit(
                 | {f"selection_{metric}": float(value) for metric, value in selection.items()}
                 | {"step": int(state.step), "seconds": seconds}
             )
-            stops = _any(interruption.requested or time.perf_counter() >= until)
+            stops = interruption.due() or _any(time.perf_counter() >= until)
             saves = stops or schedule.is_due(history, monitor)
             if saves:
                 saved.save(state, loss=float(selection["loss"]), monitor=monitor, history=history)

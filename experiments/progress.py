@@ -1,12 +1,14 @@
 """What a person sees while an experiment runs: progress bars, and a clean way out."""
 
 import contextlib
+import itertools
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 import rich.console
 import rich.progress
+from jax.experimental import multihost_utils
 
 from jax_scalegmn import distributed
 
@@ -49,25 +51,40 @@ class Interrupted(SystemExit):
         self.code = AGAIN
 
 
-class Interruption:
-    """Turns SIGINT and SIGTERM into a flag for the length of a `with`; a second SIGINT stops at once.
+# Schedulers say by these that a program is about to be ended: most by SIGTERM, Slurm and submitit by the last two.
+NOTICES = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
-    A signal to one of several processes stops all of them at the same place.
+
+class Interruption:
+    """Turns SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 into a flag for the length of a `with`; a second SIGINT stops at once.
+
+    A signal to one of several processes stops all of them at the same place, and so does a notice that JAX's preemption
+    service has, like a SIGTERM of the time between `jax.distributed.initialize` and the `with`. SIGUSR1 and SIGUSR2 are
+    left to those who handle them already.
     """
 
     requested = False
+    _places = itertools.count()  # JAX's service agrees on one of them, so they go on where a `with` ends
 
     def __enter__(self) -> "Interruption":
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        users = NOTICES[2:]
+        mine = [number for number in NOTICES if number not in users or signal.getsignal(number) == signal.SIG_DFL]
+        self._before = {number: signal.signal(number, self._handle) for number in mine}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def due(self) -> bool:
+        """Whether a signal or a notice came to any process; all have to ask, at the same places."""
+        if _told_by_jax(next(self._places)) and not self.requested:
+            self._stop("JAX's preemption service")
+        return distributed.any_process(self.requested)
+
     def stop_if_requested(self, saved: str) -> None:
-        """Ends the program, with what was saved and how to continue, if a signal came to any process."""
-        if distributed.any_process(self.requested):
+        """Ends the program, with what was saved and how to continue, if it is due."""
+        if self.due():
             message = f"Interrupted. Saved: {saved}. Continue with the same command and --resume."
             console.print(message, soft_wrap=True)
             raise Interrupted(message)
@@ -75,5 +92,16 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        self._stop(signal.Signals(number).name)
+
+    def _stop(self, reason: str) -> None:
         self.requested = True
-        console.print(f"{signal.Signals(number).name}: stopping after the current piece of work ...")
+        console.print(f"{reason}: stopping after the current piece of work ...")
+
+
+def _told_by_jax(place: int) -> bool:
+    """Whether the processes agreed, by JAX's preemption service, to stop at this place."""
+    try:
+        return multihost_utils.reached_preemption_sync_point(place)
+    except RuntimeError:  # jax_enable_preemption_service is off
+        return False

@@ -72,7 +72,7 @@ def go_on_in_child(who: str) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (*progress.NOTICES, signal.SIGHUP):
         signal.signal(number, pass_on)
     lost = _copy_errors(reader)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -135,6 +135,78 @@ def test_a_process_whose_peers_are_missing_says_so(cache):
     assert "after 3 seconds not all 2 processes are there" in output
 
 
+# --- preemption ---------------------------------------------------------------------------------------------------
+
+# Each process counts its places until it is stopped; process 1 gets the notice.
+STOPPED = """
+import os, signal, sys, time
+from experiments import progress
+from jax_scalegmn import distributed
+notice, number = sys.argv[2], int(sys.argv[3])
+distributed.initialize(sys.argv[1], 2, number)
+if notice == "before" and number == 1:  # JAX's service has it, and nobody else
+    os.kill(os.getpid(), signal.SIGTERM)
+with progress.Interruption() as interruption:
+    for place in range(80):
+        if notice.startswith("SIG") and number == 1 and place == 3:
+            os.kill(os.getpid(), getattr(signal, notice))
+        print("place", place, flush=True)
+        interruption.stop_if_requested(f"place {place}")
+        time.sleep(0.02)
+"""
+
+
+def stopped(cache, notice):
+    address = f"localhost:{free_port()}"
+    command = ["-c", STOPPED, address, notice]
+    codes, outputs = ended([start([*command, str(number)], 1, cache) for number in range(2)])
+    last = [[line for line in output.splitlines() if line.startswith("place ")][-1] for output in outputs]
+    return codes, last, outputs
+
+
+@pytest.mark.parametrize("notice", ["SIGTERM", "SIGUSR1"])
+def test_a_notice_to_one_process_stops_both_at_the_same_place(cache, notice):
+    codes, last, outputs = stopped(cache, notice)
+    assert codes == [progress.AGAIN] * 2, outputs
+    assert last == ["place 3"] * 2
+    assert all("Interrupted. Saved: place 3. Continue with the same command and --resume." in out for out in outputs)
+    assert f"{notice}: stopping after the current piece of work" in outputs[1]
+
+
+def test_a_notice_that_only_jax_has_stops_both_at_the_same_place(cache):
+    codes, last, outputs = stopped(cache, "before")
+    assert codes == [progress.AGAIN] * 2, outputs
+    assert last[0] == last[1] != "place 79"
+    assert all("JAX's preemption service: stopping after" in output for output in outputs)
+
+
+@pytest.mark.slow
+def test_processes_without_a_notice_or_without_jaxs_service_go_on(cache, monkeypatch):
+    assert stopped(cache, "none")[:2] == ([0, 0], ["place 79"] * 2)
+    monkeypatch.setenv("JAX_ENABLE_PREEMPTION_SERVICE", "0")
+    codes, last, outputs = stopped(cache, "SIGTERM")
+    assert (codes, last) == ([progress.AGAIN] * 2, ["place 3"] * 2), outputs
+
+
+def test_signals_of_schedulers_are_left_to_those_who_handle_them():
+    with progress.Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert interruption.requested
+        with pytest.raises(progress.Interrupted, match="Saved: all of it") as caught:
+            interruption.stop_if_requested("all of it")
+        assert caught.value.code == progress.AGAIN
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+    calls = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: calls.append(1))
+    try:
+        with progress.Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert calls == [1]
+            assert not interruption.due()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 # --- the owner of a folder ----------------------------------------------------------------------------------------
 
 
@@ -285,6 +357,43 @@ def test_a_signal_to_one_process_stops_both_at_one_checkpoint_and_nothing_is_los
     assert codes == [progress.AGAIN] * 2, outputs
     assert "Interrupted. Saved: " in outputs[0]
     assert not (out / "results.json").exists()
+    codes, outputs = ended(experiment(out, cache, "--resume"))
+    assert codes == [0, 0], outputs
+    support.assert_identical(variables(out), variables(whole[0]))
+
+
+# Process 1 gets a signal while the second epoch is trained, and each says where it ended.
+SIGNALED = """
+import dataclasses, os, pathlib, signal, sys
+from experiments import inr, progress
+from jax_scalegmn import training
+number, update = int(sys.argv[3]), training.Monitor.update
+def updated(monitor, loss, **options):
+    if number == 1 and update.calls == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    update.calls += 1
+    return real(monitor, loss, **options)
+update, real = updated, update
+update.calls = 0
+training.Monitor.update = update
+shared = {"coordinator": sys.argv[2], "processes": 2, "process": number}
+try:
+    inr.main(dataclasses.replace(inr.PRESETS["tiny"][1], out=pathlib.Path(sys.argv[1]), **shared))
+except progress.Interrupted as interrupted:
+    print("ended:", interrupted)
+    raise
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_in_training_has_both_save_at_the_same_step(whole, cache, tmp_path):
+    out, address = tmp_path / "run", f"localhost:{free_port()}"
+    codes, outputs = ended([start(["-c", SIGNALED, str(out), address, str(number)], 2, cache) for number in range(2)])
+    assert codes == [progress.AGAIN] * 2, outputs
+    for output in outputs:
+        assert "ended: Interrupted. Saved: a checkpoint after epoch 2 of 3" in output
+    saved = [int(path.name) for path in (out / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert max(saved) == 8  # two epochs of 64 networks in batches of 16
     codes, outputs = ended(experiment(out, cache, "--resume"))
     assert codes == [0, 0], outputs
     support.assert_identical(variables(out), variables(whole[0]))
