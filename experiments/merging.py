@@ -211,6 +211,7 @@ def main(config: Config) -> dict[str, Any]:
     if config.compile_only is not None:
         return compile_only.run(config.compile_only, functools.partial(programs, config))
     runs.join(config)
+    runs.device_mesh(config)  # refused before there is a folder
     archs = {text: architecture.parse(text) for text in config.networks}
     many = architecture.parse(config.many_of)
     images = load_images(config)
@@ -436,31 +437,26 @@ def score_pairs(
     """
     if pairs is None:
         pairs = list(itertools.combinations(range(config.models), 2))[: config.pairs]
-    found = {}
+    found, mesh = {}, runs.device_mesh(config)
     every = methods(config, arch, data)
-    follow = jax.jit(functools.partial(_follow, config, arch))
+    follow = runs.one_each(functools.partial(_follow, config, arch), mesh)
+    if mesh is not None:
+        data = distributed.replicate(data, mesh)
+    groups = _in_groups(trained.params, pairs, key, distributed.num_devices(mesh))
     with progress.bar(f"pairs of {arch}", len(every) * len(pairs), "alignments") as advance:
         for name, method in every.items():
-            match, rows = jax.jit(method.match), []
-            for index, (i, j) in enumerate(pairs):
-                a, b = (stacks.member(trained.params, row) for row in (i, j))
-                pair_key = jax.random.fold_in(key, index)
+            match, rows = runs.one_each(lambda pair, match=method.match: match(*pair), mesh), []
+            for group, (a, b, keys) in groups:
                 begin, cpu_begin = time.perf_counter(), time.process_time()
-                result = jax.block_until_ready(match(b, a, pair_key))
+                result = match((b, a, keys))
                 seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
-                scores = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), follow(a, b, result.element, data))
-                rows.append(
-                    {
-                        **scores,
-                        "similarity": float(result.similarity),
-                        "sweeps": int(result.sweeps),
-                        "converged": bool(result.converged),
-                        "seconds": seconds,
-                        "cpu_seconds": cpu_seconds,
-                        "pair": [i, j],
-                    }
-                )
-                advance(1, method.label)
+                scores = follow((a, b, result.element), data)
+                times = {"seconds": seconds, "cpu_seconds": cpu_seconds / len(group)}
+                scores |= {name: getattr(result, name) for name in ("similarity", "sweeps", "converged")}
+                for row, pair in enumerate(group):
+                    one = jax.tree.map(lambda leaf, row=row: leaf[row].tolist(), scores)
+                    rows.append(one | times | {"pair": list(pair)})
+                advance(len(group), method.label)
             found[name] = {"label": method.label, "pairs": rows}
     return {
         "parameters": arch.num_parameters,
@@ -470,10 +466,27 @@ def score_pairs(
     }
 
 
+def _in_groups(
+    params: Params, pairs: Sequence[tuple[int, int]], key: Key, size: int
+) -> list[tuple[Sequence[tuple[int, int]], tuple[Params, Params, Key]]]:
+    """Groups of at most this size of the pairs, with their first networks, their second ones, and their keys."""
+    groups = []
+    for first in range(0, len(pairs), size):
+        group = pairs[first : first + size]
+        a, b = (
+            jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], params)
+            for rows in np.array(group).reshape(-1, 2).T
+        )
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(first + np.arange(len(group)))
+        groups.append((group, (a, b, keys)))
+    return groups
+
+
 def _follow(
-    config: Config, arch: Architecture, a: Params, b: Params, element: symmetry.Element, data: Data
+    config: Config, arch: Architecture, pair: tuple[Params, Params, symmetry.Element], data: Data
 ) -> dict[str, Any]:
     """Test scores from a to the moved b, of the repaired middle, and the largest change of b's outputs."""
+    a, b, element = pair
     moved = symmetry.act(arch, element, b)
 
     def measure(params: Params) -> dict[str, jax.Array]:
@@ -512,30 +525,36 @@ def _tempered(arch: Architecture, params: Params, data: Data, examples: int) -> 
 
 
 def merge_many(config: Config, arch: Architecture, trained: zoo.Zoo, data: Data) -> dict[str, Any]:
-    """The mean of N networks, brought together in several ways."""
+    """The mean of N networks, brought together in several ways, of which each of several processes tries its share."""
     x = data.x[: config.match.examples]
     mend = jax.jit(lambda merged, stack: merge.repair(arch, merged, stack, x))
     score = jax.jit(lambda params: _score(arch, params, data))
     routes = {name: jax.jit(route) for name, route in many_routes(config, arch, data).items()}
-    found: dict[str, Any] = {}
-    with progress.bar("N networks", len(config.many) * len(routes), "merges") as advance:
-        for number in config.many:
+    cells = list(itertools.product(config.many, routes))
+    mine: dict[int, dict[str, float]] = {}
+    with progress.bar("N networks", len(cells), "merges") as advance:
+        for cell in range(jax.process_index(), len(cells), jax.process_count()):
+            number, name = cells[cell]
             stack = jax.tree.map(lambda leaf, n=number: leaf[:n], trained.params)
-            found[str(number)] = {"end_points": float(trained.records["accuracy"][:number].mean())}
-            for name, route in routes.items():
-                begin = time.process_time()
-                aligned = jax.block_until_ready(route(stack))
-                seconds = time.process_time() - begin
-                merged = merge.average(aligned)
-                plain, repaired = score(merged), score(mend(merged, aligned))
-                found[str(number)][name] = {
-                    "accuracy": float(plain.accuracy),
-                    "loss": float(plain.loss),
-                    "repaired_accuracy": float(repaired.accuracy),
-                    "repaired_loss": float(repaired.loss),
-                    "cpu_seconds_with_compiling": seconds,
-                }
-                advance(1, f"{number}, {name}")
+            begin = time.process_time()
+            aligned = jax.block_until_ready(routes[name](stack))
+            seconds = time.process_time() - begin
+            merged = merge.average(aligned)
+            plain, repaired = score(merged), score(mend(merged, aligned))
+            mine[cell] = {
+                "accuracy": float(plain.accuracy),
+                "loss": float(plain.loss),
+                "repaired_accuracy": float(repaired.accuracy),
+                "repaired_loss": float(repaired.loss),
+                "cpu_seconds_with_compiling": seconds,
+            }
+            advance(jax.process_count(), f"{number}, {name}")
+    every = {int(cell): row for part in distributed.every_process(mine) for cell, row in part.items()}
+    found: dict[str, Any] = {
+        str(number): {"end_points": float(trained.records["accuracy"][:number].mean())} for number in config.many
+    }
+    for cell, (number, name) in enumerate(cells):
+        found[str(number)][name] = every[cell]
     return found
 
 

@@ -59,9 +59,8 @@ PRESETS = {
 def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
     runs.refuse_topology(config, "experiments.cnn_zoo", "trains the networks")
-    if config.mesh is not None:
-        raise ValueError(f"mesh is {config.mesh}; expected none: pairs are merged on one device. Leave --mesh out.")
     runs.join(config)
+    runs.device_mesh(config)  # refused before there is a folder
     _check(config)
     zoo_config = _zoo_config(config)
     data = cnn_zoo.load_data(zoo_config)
@@ -133,7 +132,7 @@ def _pairs_of(config: Config, activation: str, networks: Zoo, data: dict[str, cn
     networks.records["accuracy"] = networks.records["scoring_accuracy"]
     networks.records["loss"] = networks.records["scoring_loss"]
     pairs = [(2 * pair, 2 * pair + 1) for pair in range(config.pairs)]
-    options = merging.Config(config.out, seed=config.seed, points=config.points, match=config.match)
+    options = merging.Config(config.out, seed=config.seed, mesh=config.mesh, points=config.points, match=config.match)
     given = merging.Data(*data["train"], *data["scoring"])
     key = jax.random.fold_in(jax.random.key(config.seed), config.activations.index(activation))
     scores = merging.score_pairs(options, networks.arch, networks, given, key, pairs)

@@ -466,6 +466,42 @@ def by_rows(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
     return whole
 
 
+def one_each(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """A function of one row that each device of a mesh computes on a row of its own, by one program.
+
+    A row is computed as by the function alone, in its time: nothing is vmapped.
+
+    Args:
+      fn: (one row of the stacks, *what all rows share) -> a pytree of arrays.
+      mesh: The devices; None for one.
+
+    Returns:
+      (stacks of as many rows as there are devices, or of fewer, *what all rows share) -> the results as NumPy arrays
+      with a leading axis, the same in every process.
+    """
+    if mesh is None:
+        alone = jax.jit(fn)
+        return lambda rows, *shared: _one_row(distributed.gather(alone(_no_row(rows), *shared)))
+    rows = PartitionSpec("data")
+    program = jax.jit(
+        jax.shard_map(
+            lambda row, shared: _one_row(fn(_no_row(row), *shared)),
+            mesh=mesh,
+            in_specs=(rows, PartitionSpec()),
+            out_specs=rows,
+            check_vma=False,
+        )
+    )
+
+    def each(stacks: Any, *shared: Any) -> Any:
+        count = len(jax.tree.leaves(stacks)[0])
+        placed = distributed.shard_rows(stacks, mesh).tree
+        computed = distributed.gather(program(placed, distributed.replicate(shared, mesh)))
+        return jax.tree.map(lambda leaf: leaf[:count], computed)
+
+    return each
+
+
 def in_chunks(fn: Callable[..., Any], size: int, mesh: Mesh | None = None) -> Callable[..., Any]:
     """A function of one network as a function of stacks, compiled once, whatever number of networks it gets.
 
@@ -496,6 +532,15 @@ def in_chunks(fn: Callable[..., Any], size: int, mesh: Mesh | None = None) -> Ca
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _no_row(stacks: Any) -> Any:
+    """Stacks of one row without their leading axis."""
+    return jax.tree.map(lambda leaf: leaf[0], stacks)
+
+
+def _one_row(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[None], tree)
 
 
 def _claim_together(config: RunConfig, stack: contextlib.ExitStack) -> None:

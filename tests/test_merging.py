@@ -81,6 +81,32 @@ def test_a_copy_merges_without_loss(run):
 
 
 @pytest.mark.slow
+def test_pairs_over_the_devices_of_a_mesh_have_the_numbers_of_one_device(run):
+    """Three pairs on two devices, so that the last group is filled up; each device computes a pair as it is."""
+    config, _ = run
+    trained = zoo.load(next((config.out / "networks").glob("mlp*")))
+    data = merging.as_inputs(trained.arch, merging.load_images(config))
+    pairs = [(0, 1), (1, 0), (0, 0)]
+    few = dataclasses.replace(config, methods=("naive", "weights", "activations", "straight_through", "search"))
+
+    def scored(mesh):
+        config = dataclasses.replace(few, mesh=mesh)
+        whole = merging.score_pairs(config, trained.arch, trained, data, jax.random.key(0), pairs)["methods"]
+        found = {name: method["pairs"] for name, method in whole.items()}
+        for pair in (pair for rows in found.values() for pair in rows):
+            assert min(pair.pop("seconds"), pair.pop("cpu_seconds")) >= 0
+        return found
+
+    alone, shared = scored(None), scored(2)
+    assert [pair["pair"] for pair in shared["weights"]] == [list(pair) for pair in pairs]
+    assert alone["weights"][0] != alone["weights"][1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), shared, alone)
+    with pytest.raises(ValueError, match=r"The mesh is {'data': 9}; expected 1 device or more .* and 8 in all"):
+        merging.main(dataclasses.replace(config, mesh=9, out=config.out / "other"))
+    assert not (config.out / "other").exists()
+
+
+@pytest.mark.slow
 def test_a_finished_run_resumes_from_its_files(run):
     config, results = run
     before = {path: path.stat().st_mtime_ns for path in config.out.rglob("*.safetensors")}

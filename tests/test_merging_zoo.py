@@ -3,10 +3,11 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import cnn_zoo, merging_zoo
+from experiments import cnn_zoo, merging_zoo, runs
 from jax_scalegmn import zoo
 
 ZOO = cnn_zoo.PRESETS["tiny"][1]
@@ -67,6 +68,24 @@ def test_every_method_scores_disjoint_pairs_of_the_best(run):
 
 
 @pytest.mark.slow
+def test_pairs_on_two_devices_have_the_numbers_of_one(run, tmp_path, monkeypatch):
+    config, results = run
+    one_each, calls = runs.one_each, []
+    monkeypatch.setattr(runs, "one_each", lambda fn, mesh: calls.append(mesh) or one_each(fn, mesh))
+    found = merging_zoo.main(dataclasses.replace(config, out=tmp_path / "run", mesh=2))
+    assert {mesh.size for mesh in calls} == {2}
+
+    def untimed(results):
+        methods = results["pairs"]["CNN relu"]["methods"]
+        return {
+            name: [{k: v for k, v in pair.items() if "seconds" not in k} for pair in method["pairs"]]
+            for name, method in methods.items()
+        }
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), untimed(found), untimed(results))
+
+
+@pytest.mark.slow
 def test_a_finished_run_resumes_from_its_files(run, monkeypatch):
     config, results = run
     monkeypatch.setattr(merging_zoo.merging, "score_pairs", None)
@@ -98,6 +117,6 @@ def test_options_that_it_cannot_follow_are_refused(tmp_path):
     config = dataclasses.replace(TINY, out=tmp_path / "run")
     with pytest.raises(ValueError, match=r"no programs of its own\. experiments\.cnn_zoo, which trains the networks"):
         merging_zoo.main(dataclasses.replace(config, compile_only="v5e:8x8"))
-    with pytest.raises(ValueError, match="mesh is 2; expected none"):
-        merging_zoo.main(dataclasses.replace(config, mesh=2))
+    with pytest.raises(ValueError, match=r"The mesh is {'data': 9}; expected 1 device or more"):
+        merging_zoo.main(dataclasses.replace(config, mesh=9))
     assert not (tmp_path / "run").exists()

@@ -324,6 +324,24 @@ def test_two_processes_train_and_score_an_encoder_as_one_device_does(cache, tmp_
         assert found[name] == (pytest.approx(value, 1e-5, 1e-5) if isinstance(value, float) else value), name
 
 
+@pytest.mark.slow
+def test_two_processes_share_pairs_and_merges_and_have_the_numbers_of_one_device(cache, tmp_path):
+    """On the same networks: five pairs on four devices, and the merges of N networks by process."""
+    command = ["-m", "experiments.merging", "tiny", "--networks", "mlp:64-8-8-10,relu", "--models", "4", "--pairs", "5"]
+    command += ["--methods", "naive", "weights", "search", "--ways", "naive", "first", "mean", "--out"]
+    shared = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process"]
+    codes, outputs = ended([start([*command, str(tmp_path / "two"), *shared, str(n)], 2, cache) for n in range(2)])
+    assert codes == [0, 0], outputs
+    shutil.copytree(tmp_path / "two" / "networks", tmp_path / "one" / "networks")
+    codes, outputs = ended([start([*command, str(tmp_path / "one")], 1, cache)])
+    assert codes == [0], outputs
+    found, expected = (numbers(json.loads((tmp_path / name / "results.json").read_text())) for name in ("two", "one"))
+    assert found.keys() == expected.keys()
+    assert sum("accuracy" in name for name in expected) > 20
+    for name, value in expected.items():
+        assert found[name] == (pytest.approx(value, 1e-5, 1e-5) if isinstance(value, float) else value), name
+
+
 def variables(out):
     return checkpoint.load(out / "checkpoints")[1]
 
