@@ -6,17 +6,20 @@
 
 Every measurement is one JSON line, appended to `--out` as soon as it is there, with the device, the versions and the
 command. A measurement that fails leaves a line with its error, one that no time is left for a line that says so, and
-the others go on. Float32 products run at JAX's default precision, on recent NVIDIA cards that of TensorFloat-32; the
-rates at the highest precision are next to them.
+the others go on. Each section has a process of its own: it is ended where it takes too long, like a compiler that
+tries many variants, and begun again after a measurement that it did not survive. Float32 products run at JAX's default
+precision, on recent NVIDIA cards that of TensorFloat-32; the rates at the highest precision are next to them.
 """
 
 import dataclasses
 import functools
 import json
+import multiprocessing
 import shlex
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,6 +39,7 @@ from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
 from jax_scalegmn.zoo import Zoo
 
+GRACE = 20.0  # the seconds that a measurement may go on after the time of its section
 Section = Literal["rates", "zoo", "matching", "inr", "cnn", "mnist"]
 
 
@@ -50,9 +54,11 @@ class Config:
     data: Path | None = None
     """MNIST, in any form that `experiments.inr` reads, for the section `mnist`; with `--tiny`, None for digits."""
     minutes: float = 9.0
-    """The number of minutes after which nothing new begins."""
+    """The number of minutes after which all has ended."""
     minutes_mnist: float = 2.5
     """The number of minutes set apart for the section `mnist`, the fitting of its INRs included."""
+    processes: bool = True
+    """Whether each section has a process of its own. Without it nothing ends a measurement that takes long."""
     tiny: bool = False
     """Whether everything is measured at small sizes, to try it without an accelerator."""
 
@@ -74,35 +80,83 @@ class Sizes(NamedTuple):
 
 # A measurement: what it is of, and the function that takes it.
 Case = tuple[str, Callable[[], Iterable[dict[str, Any]]]]
+# (what to measure, its section, the first case, the time until which to begin, the command, the number of the case that
+# has begun) -> nothing: rows are appended to the file.
+Measure = Callable[[Config, Section, int, float, str, Any], None]
 
 
-def main(config: Config, command: str = "python -m benchmarks.accelerator") -> list[dict[str, Any]]:
-    """Measures section after section; prints every row as a JSON line, appends it to `config.out`, and returns all."""
-    sizes, rows = _tiny() if config.tiny else _full(), []
+def main(
+    config: Config, command: str = "python -m benchmarks.accelerator", *, measure: Measure | None = None
+) -> list[dict[str, Any]]:
+    """Measures section after section; prints every row as a JSON line, appends it to `config.out`, and returns all.
+
+    Args:
+      config: What to measure.
+      command: The command that the lines name.
+      measure: The function that measures a section; None for `measure_section`.
+    """
+    measure, sizes = measure or measure_section, _tiny() if config.tiny else _full()
     config.out.parent.mkdir(parents=True, exist_ok=True)
-
-    def keep(row: dict[str, Any]) -> None:
-        rows.append(row | _device_peak() | {"command": command, "environment": runs.environment()})
-        line = json.dumps(rows[-1], allow_nan=False)
-        print(line, flush=True)
-        with config.out.open("a") as file:
-            file.write(line + "\n")
-
-    end = time.perf_counter() + 60 * config.minutes
+    before = len(_lines(config.out))
+    end = time.time() + 60 * config.minutes
     for number, section in enumerate(config.sections):
         apart = 60 * config.minutes_mnist if "mnist" in config.sections[number + 1 :] else 0.0
-        until = min(end - apart, time.perf_counter() + sizes.seconds.get(section, 60 * config.minutes_mnist))
-        for name, measure in SECTIONS[section](config, sizes, until):
-            about = {"section": section, "case": name}
-            if time.perf_counter() >= until:
-                keep(about | {"skipped": "no time was left"})
-                continue
-            try:
-                for row in measure():
-                    keep(about | row)
-            except Exception as error:  # whatever a driver, a compiler or the memory objects to: the others go on
-                keep(about | {"error": f"{type(error).__name__}: {error}"[:1000]})
-    return rows
+        until = min(end - apart - GRACE, time.time() + sizes.seconds.get(section, 60 * config.minutes_mnist))
+        if config.processes:
+            _in_processes(config, section, until, command, measure)
+        else:
+            measure(config, section, 0, until, command, types.SimpleNamespace())
+    return [json.loads(line) for line in _lines(config.out)[before:]]
+
+
+def measure_section(config: Config, section: Section, first: int, until: float, command: str, begun: Any) -> None:
+    """Takes the measurements of a section from one of them on, and appends their lines to the file.
+
+    Args:
+      config: What to measure.
+      section: The section.
+      first: The number of its first case.
+      until: The time, in seconds since 1970, after which no other case begins.
+      command: The command that the lines name.
+      begun: An object whose `value` becomes the number of the case that has begun.
+    """
+    local = time.perf_counter() + until - time.time()
+    for number, (name, measure) in enumerate(_cases(config, section, local)):
+        if number < first:
+            continue
+        begun.value = number
+        about = {"section": section, "case": name, "command": command, "environment": runs.environment()}
+        if time.time() >= until:
+            _keep(config, about | {"skipped": "no time was left"})
+            continue
+        try:
+            for row in measure():
+                _keep(config, about | row | _device_peak())
+        except Exception as error:  # whatever a driver, a compiler or the memory objects to: the others go on
+            _keep(config, about | {"error": f"{type(error).__name__}: {error}"[:1000]})
+
+
+def _in_processes(config: Config, section: Section, until: float, command: str, measure: Measure) -> None:
+    """Takes the measurements of a section in another process, and in a further one where it does not survive one."""
+    # This process uses no device, whose memory the others need.
+    spawn, names, first = multiprocessing.get_context("spawn"), [name for name, _ in _cases(config, section, 0.0)], 0
+    about = {"section": section, "command": command}
+    while first < len(names) and time.time() < until:
+        begun = spawn.Value("i", first)
+        process = spawn.Process(target=measure, args=(config, section, first, until, command, begun), daemon=True)
+        process.start()
+        process.join(max(0.0, until + GRACE - time.time()))
+        late = process.is_alive()
+        process.kill()
+        process.join()
+        if not late and process.exitcode == 0:
+            return
+        first = begun.value + 1
+        how = f"was ended {GRACE:.0f} s after the time of its section" if late else "did not survive it"
+        reason = f"The process {how} (exit code {process.exitcode})."
+        _keep(config, about | {"case": names[first - 1], "error": reason})
+    for name in names[first:]:
+        _keep(config, about | {"case": name, "skipped": "no time was left"})
 
 
 # --- sections -----------------------------------------------------------------------------------------------------
@@ -145,7 +199,7 @@ def match(config: Config, sizes: Sizes, until: float) -> Iterator[Case]:
     """Vmapped weight matchings, the assignments solved on the device and on the host."""
 
     def measure(arch: Architecture, name: str, solve: Any) -> Iterator[dict[str, Any]]:
-        row = matching.matching_row("batch", arch, sizes.pairs, {name: solve}, sizes.repeats)
+        row = matching.matching_row("batch", arch, sizes.pairs, {name: solve}, sizes.repeats, most_seconds=5.0)
         parts = {key: row.pop(key)[name] for key in ("seconds", "compile_s", "peak_mib")}
         each = parts["seconds"]["median_s"] / sizes.pairs
         yield {"benchmark": "matching", "solver": name, "ms_per_pair": 1000 * each, **row, **parts}
@@ -219,6 +273,21 @@ SECTIONS: dict[str, Callable[[Config, Sizes, float], Iterator[Case]]] = {
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _cases(config: Config, section: Section, until: float) -> Iterator[Case]:
+    return SECTIONS[section](config, _tiny() if config.tiny else _full(), until)
+
+
+def _keep(config: Config, row: dict[str, Any]) -> None:
+    line = json.dumps(row, allow_nan=False)
+    print(line, flush=True)
+    with config.out.open("a") as file:
+        file.write(line + "\n")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def _full() -> Sizes:

@@ -10,6 +10,7 @@ results and temporaries, compared with the bytes of the two networks.
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,7 +97,14 @@ def _solver_row(width: int, batch: int, repeats: int) -> dict[str, Any]:
     return {"job": "solver", "width": width, "batch": batch, "seconds": timing.in_turn(calls, repeats=repeats)}
 
 
-def matching_row(job: str, arch: Architecture, batch: int, solvers: dict[str, Any], repeats: int) -> dict[str, Any]:
+def matching_row(
+    job: str,
+    arch: Architecture,
+    batch: int,
+    solvers: dict[str, Any],
+    repeats: int,
+    most_seconds: float = math.inf,
+) -> dict[str, Any]:
     """Weight matching of independent random networks with each solver."""
     params, target = (_random_networks(arch, batch, seed) for seed in (0, 1))
     compiled = {}
@@ -116,7 +124,7 @@ def matching_row(job: str, arch: Architecture, batch: int, solvers: dict[str, An
         "networks_mib": 2 * 4 * batch * arch.num_parameters / 2**20,
         "peak_mib": {name: one.peak_mib for name, one in compiled.items()},
         "compile_s": {name: one.compile_seconds for name, one in compiled.items()},
-        "seconds": timing.in_turn(calls, repeats=repeats),
+        "seconds": timing.in_turn(calls, repeats=repeats, most_seconds=most_seconds),
     }
 
 

@@ -1,5 +1,6 @@
 """Timing of compiled functions: compile and run apart, warmed up, blocked until ready, median and spread."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -41,16 +42,22 @@ def count_gflop(fn: Callable[..., Any], *args: Any) -> float:
         return jax.jit(fn).lower(*shapes).cost_analysis()["flops"] / 1e9
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], *, repeats: int) -> dict[str, dict[str, float]]:
+def in_turn(
+    calls: dict[str, Callable[[], Any]], *, repeats: int, most_seconds: float = math.inf
+) -> dict[str, dict[str, float]]:
     """Seconds of every call, all in turn `repeats` times after one warm-up: median, lowest, highest; of CPU the median.
 
-    The CPU seconds of the process, over all its threads, are what other work on the machine disturbs least.
+    After `most_seconds` no other turn begins; there is one at least. The CPU seconds of the process, over all its
+    threads, are what other work on the machine disturbs least.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     used: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
-    for _ in range(repeats):
+    begin = time.perf_counter()
+    for turn in range(repeats):
+        if turn and time.perf_counter() - begin >= most_seconds:
+            break
         for name, call in calls.items():
             start, start_cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())

@@ -1007,7 +1007,7 @@ def _measured(results: Results, section: str) -> list[Any]:
 
 
 def _on_accelerator(results: Results, caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    device = results[ACCELERATOR][0]["environment"]
+    device = next(row["environment"] for row in results[ACCELERATOR] if "environment" in row)
     shown = f"{caption}: {device['device']}, jax {device['jax']}"
     return Table(shown, "python -m benchmarks.accelerator --data mnist.npz", [ACCELERATOR], header, rows)
 

@@ -3,7 +3,8 @@
     python -m experiments.inr mnist --compile-only v5e:8x8
 
 Prints for every training step, for the fitting of networks and for their matching what a device computes, moves and
-communicates, and the shortest time in which it could (the roofline). It needs libtpu (extra `tpu`), and no TPU.
+communicates, and the shortest time in which it could (the roofline). It needs libtpu (extra `tpu-topologies`), and no
+TPU.
 """
 
 import functools
@@ -104,11 +105,13 @@ def topology_mesh(name: str) -> Mesh:
     if name.partition(":")[0] not in CHIPS:
         raise SystemExit(f"The topology is {name!r}; expected one of {sorted(CHIPS)} with its sizes, like v5e:8x8.")
     if importlib.util.find_spec("libtpu") is None:
-        raise SystemExit('--compile-only needs libtpu: pip install "jax-scalegmn[tpu]". No TPU is needed.')
+        raise SystemExit('--compile-only needs libtpu: pip install "jax-scalegmn[tpu-topologies]". No TPU is needed.')
     jax.config.update("jax_platforms", "cpu")  # a TPU of this machine is left to others
+    jax.config.update("jax_enable_compilation_cache", False)  # which cannot read a program for devices not there
     # No TPU is near that could be asked, and other programs may have loaded libtpu, too.
-    for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-        os.environ.setdefault(variable, "1")
+    known = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    for variable, value in known.items():
+        os.environ.setdefault(variable, value)
     try:
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     except Exception as error:  # libtpu raises several types

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -157,7 +159,7 @@ def test_accelerator_keeps_every_line_and_goes_on_after_an_error(tmp_path, monke
 
     monkeypatch.setattr(accelerator.inr, "zoo_row", fail)
     out = tmp_path / "new" / "lines.jsonl"
-    config = accelerator.Config(out, ("zoo", "rates"), tiny=True)
+    config = accelerator.Config(out, ("zoo", "rates"), processes=False, tiny=True)
     rows = accelerator.main(config, "as typed")
     assert rows[0]["error"] == "RuntimeError: the card is gone"
     products = [(row["dtype"], row["precision"]) for row in rows[1:4]]
@@ -170,6 +172,60 @@ def test_accelerator_keeps_every_line_and_goes_on_after_an_error(tmp_path, monke
     assert lines == capsys.readouterr().out.splitlines()
     assert [json.loads(line) for line in lines] == rows + late
     assert {row["command"] for row in rows} == {"as typed"}
+
+
+def test_the_plan_of_an_accelerator_is_at_published_sizes_within_nine_minutes():
+    config, sizes = accelerator.Config(), accelerator._full()
+    plan = {name: [case for case, _ in accelerator._cases(config, name, 0.0)] for name in accelerator.SECTIONS}
+    assert plan["rates"] == ["float32 default", "float32 highest", "bfloat16 default", "memory"]
+    assert plan["inr"][:2] == ["float32, 128", "bfloat16, 128"]
+    assert plan["cnn"][:2] == ["relu, float32, 64", "relu, bfloat16, 64"]
+    assert len(plan["matching"]) == 4
+    assert sizes.pairs == 4096
+    assert (sizes.inr.widths, sizes.inr.features, sizes.inr.num_layers) == ((2, 32, 32, 1), 128, 4)
+    assert (sizes.cnn.channels, sizes.cnn.features, sizes.cnn.num_layers) == ((1, 16, 16, 16), 256, 4)
+    published = PRESETS["mnist"][1]
+    assert (sizes.mnist.model, sizes.mnist.train.batch_size) == (published.model, published.train.batch_size)
+    assert config.sections == tuple(accelerator.SECTIONS)
+    assert config.minutes <= 9
+
+
+def test_no_turn_begins_after_the_most_seconds_but_one():
+    calls = []
+    times = timing.in_turn({"a": lambda: calls.append(time.sleep(0.05))}, repeats=50, most_seconds=0.12)
+    assert 2 <= len(calls) <= 5
+    assert times["a"]["min_s"] >= 0.05
+    timing.in_turn({"a": lambda: calls.append(0)}, repeats=3, most_seconds=0)
+    assert calls.count(0) == 2  # with the warm-up
+
+
+def hang_and_crash(config, section, first, until, command, begun):
+    """In the place of `measure_section`: one case does not end, one ends its process."""
+    for number in range(first, 4):
+        begun.value = number
+        if section == "zoo":
+            time.sleep(600)
+        if number == 1:
+            os._exit(13)
+        accelerator._keep(config, {"section": section, "case": number, "first": first})
+
+
+@pytest.mark.slow
+def test_what_hangs_or_crashes_costs_one_measurement_and_no_more_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator, "GRACE", 1.0)
+    sizes = accelerator._tiny()
+    monkeypatch.setattr(accelerator, "_tiny", lambda: sizes._replace(seconds={"zoo": 1.0, "rates": 60.0}))
+    config = accelerator.Config(tmp_path / "lines.jsonl", ("zoo", "rates", "mnist"), minutes=2.0, tiny=True)
+    begin = time.monotonic()
+    rows = accelerator.main(dataclasses.replace(config, minutes_mnist=0.0), measure=hang_and_crash)
+    assert time.monotonic() - begin < 100
+    (hung, *others) = rows
+    assert (hung["section"], hung["case"]) == ("zoo", "2 at once")
+    assert hung["error"] == "The process was ended 1 s after the time of its section (exit code -9)."
+    kept = [(row["case"], row.get("first"), row.get("error")) for row in others if row["section"] == "rates"]
+    crash = ("float32 highest", None, "The process did not survive it (exit code 13).")
+    assert kept == [(0, 0, None), crash, (2, 2, None), (3, 2, None)]
+    assert [row.get("skipped") for row in others if row["section"] == "mnist"] == ["no time was left"]
 
 
 @pytest.mark.slow

@@ -84,11 +84,11 @@ def test_what_a_training_step_communicates_is_its_gradient(shown):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra tpu")
-@pytest.mark.parametrize(
-    ("experiment", "topology", "devices"), [("inr", "v5e:2x4", 8), ("inr", "v5e:8x8", 64), ("cnn", "v5e:2x4", 8)]
-)
-def test_the_programs_compile_for_a_tpu(experiment, topology, devices):
+@pytest.mark.libtpu
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra tpu-topologies")
+@pytest.mark.parametrize(("topology", "devices"), [("v5e:2x4", 8), ("v5e:8x8", 64)])
+@pytest.mark.parametrize("experiment", ["inr", "cnn"])
+def test_training_zoo_and_matching_compile_for_a_tpu(experiment, topology, devices):
     """In a program of its own: libtpu ends one whose XLA_FLAGS it does not know."""
     options = ["tiny", "--compile-only", topology, "--train.batch-size", str(devices)]
     options += ["--activations", "relu"] if experiment == "cnn" else []
@@ -124,7 +124,7 @@ def test_unknown_topologies_and_a_missing_extra_are_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for experiment, _, _ in EXPERIMENTS.values():
         config = dataclasses.replace(experiment.PRESETS["tiny"][1], compile_only="v5e:2x4")
-        with pytest.raises(SystemExit, match=r"needs libtpu: pip install .jax-scalegmn\[tpu\]"):
+        with pytest.raises(SystemExit, match=r"needs libtpu: pip install .jax-scalegmn\[tpu-topologies\]"):
             experiment.main(config)
 
 
