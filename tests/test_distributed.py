@@ -14,7 +14,7 @@ import jax_scalegmn as sg
 from jax_scalegmn import distributed, matching, network, symmetry, training, zoo
 from jax_scalegmn.matching import _frames
 from jax_scalegmn.training import _loop
-from jax_scalegmn.zoo import classifier_zoo, classifiers
+from jax_scalegmn.zoo import _populations, classifier_zoo, classifiers
 
 COLLECTIVES = r" (all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter)(?:-start)?\("
 ARCH = sg.siren((2, 9, 1), w0=10.0)
@@ -403,11 +403,7 @@ def evaluation(mesh):
 
 
 def fitting(mesh):
-    def fit_one(image, key):
-        params = network.init(ARCH, key)
-        gradient = jax.grad(drawing_error)(params, image)
-        return optax.apply_updates(params, optax.tree.scale(-0.1, gradient))
-
+    fit_one = _populations._fitter(ARCH, drawing_error, optax.adam(1e-3), 2, network.standard)
     program = distributed._make_program(fit_one, mesh)
     images = np.ones((256, 4, 4), np.float32)
 
