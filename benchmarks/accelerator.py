@@ -350,7 +350,7 @@ def _tiny() -> Sizes:
             train=experiment.TrainConfig(4, epochs=2, warmup_steps=2, micro_batch=None, orbit_weight=0.0),
         ),
         fitted_at_once=4,
-        seconds=dict.fromkeys(SECTIONS, 60.0),
+        seconds=dict.fromkeys(SECTIONS, 600.0),
     )
 
 

@@ -32,6 +32,9 @@ ARCHITECTURES = {
     "residual tanh": support.residual_mlp("tanh")[0],
 }
 RESNET = sg.resnet(8, widths=(4, 9, 12), outputs=3)
+MLP = ARCHITECTURES["tanh mlp"]
+INFERRED = sg.infer(functools.partial(sg.network.apply, MLP), support.random_params(MLP), support.example(MLP)[0]).arch
+OWN = {"inferred": INFERRED}
 QUICK = ("siren", "relu cnn")
 
 
@@ -138,6 +141,7 @@ ON_FUNCTIONS = {
     ),
     "zoo.classifiers.score": lambda arch, a, b, x, key: classifiers.score(arch, a, x, jnp.zeros(4, int)),
 }
+BUILT_ALONE = ("network.init", "network.train_apply")  # an inferred network is made and trained by its own code
 ON_INRS = {
     "network.render": lambda arch, a, b, x, key: network.render(arch, a, (3, 4)),
     "symmetry.wrap_phase": lambda arch, a, b, x, key: symmetry.wrap_phase(arch, a),
@@ -220,18 +224,23 @@ def cases(functions, architectures, quick):
 @pytest.mark.parametrize(
     ("arch", "fn"),
     [
-        *cases(ON_WEIGHTS, ARCHITECTURES | {"resnet": RESNET}, ("matching.weight_matching", "symmetry.act")),
+        *cases(
+            ON_WEIGHTS,
+            ARCHITECTURES | {"resnet": RESNET} | OWN,
+            ("matching.weight_matching", "symmetry.act"),
+        ),
         *cases(
             ON_FUNCTIONS,
-            {name: arch for name, arch in ARCHITECTURES.items() if arch.layers},
+            {name: arch for name, arch in ARCHITECTURES.items() if arch.layers} | {"resnet": RESNET},
             ("matching.activation_matching", "network.apply"),
         ),
+        *cases({name: ON_FUNCTIONS[name] for name in ON_FUNCTIONS if name not in BUILT_ALONE}, OWN, ()),
         *cases(ON_INRS, {"siren": ARCHITECTURES["siren"]}, ("network.render", "training.make_step")),
     ],
 )
 def test_functions_of_networks_export(arch, fn):
     a, b = support.random_params(arch, 0), support.random_params(arch, 1)
-    x = support.example(arch) if arch.layers else jnp.ones(1)
+    x = support.example(MLP if arch is INFERRED else arch) if arch.layers or arch is INFERRED else jnp.ones(1)
     assert not faults(functools.partial(fn, arch), a, b, x, jax.random.key(0))
 
 
