@@ -91,7 +91,8 @@ def test_rows_are_placed_where_devices_divide_them(mesh):
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"data": 9}, r"expected 1 device or more along each axis and 8 in all"),
+        ({"data": 9}, r"The mesh {'data': 9} has 9 devices, and there are 8; expected 8 at most\. Lower its"),
+        ({"trial": 9, "data": -1}, r"has 9 devices or more, and there are 8; expected 8 at most"),
         ({"data": 0}, r"expected 1 device or more"),
         ({"trial": -1, "data": -1}, r"expected 1 device or more"),
         ({"model": 8}, r"axes \['model'\]; expected 'data', 'trial', or both"),

@@ -316,7 +316,7 @@ def test_processes_with_other_options_end_before_the_zoo(cache, tmp_path):
     codes, outputs = ended(
         [start([*command, str(number), "--train.epochs", str(3 + number)], 1, cache) for number in range(2)]
     )
-    assert codes == [1, 1]
+    assert codes == [2, 2]
     for output in outputs:
         assert "The processes have other options: train.epochs is 3 in process 0 and 4 in process 1" in output
     assert not (tmp_path / "run").exists()
