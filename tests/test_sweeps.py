@@ -116,7 +116,16 @@ BAD_STUDIES = {
     "module": (GRID.replace("swept", "no_such_module"), r"names the experiment 'no_such_module'; expected a module"),
     "no experiment": (GRID.replace("swept", "json"), r"json has no PRESETS and main\(config\)"),
     "both": (GRID + "[options]\ntrain.seed = 1", r"\['train\.seed'\] cannot be set there; expected every option once"),
-    "out": (GRID + "out = ['a', 'b']", r"'out' cannot be set there|out cannot be set there"),
+    "out": (GRID + "out = ['a', 'b']", r"\['out'\] cannot be set there; expected every option once, out above of"),
+    "how": (GRID + "[options]\nresume = true", r"\['resume'\] cannot be set there; .* how one run is started"),
+    "twice": (
+        GRID.replace("[0, 1]", "[0, 1, 0]"),
+        r"study\.toml: space\.train\.seed has 0 twice; expected every value o",
+    ),
+    "zero trials": (
+        "sampler = 'tpe'\ntrials = 0\n" + GRID,
+        r"trials is 0 for the sampler 'tpe'; expected a number >= 1",
+    ),
     "range": (GRID + "minutes = {low = 2, high = 1}", r"space\.minutes is .*; expected a list of values, or a table"),
     "grid of a range": (
         GRID + "minutes = {low = 1, high = 2}",
@@ -148,8 +157,11 @@ def test_another_study_of_the_same_name_is_refused_by_what_differs(place, capsys
     assert run("make", write(other), "--storage", place) == 2
     said = capsys.readouterr().err
     assert "preset is small there and other here" in said
-    assert "'train.seed': [0, 2]" in said
+    assert "space.train.seed is [0, 1] there and [0, 2] here" in said
+    assert "learning_rate" not in said
+    capsys.readouterr()
     assert run("make", write(other, "other.toml"), "--storage", place) == 0
+    assert f"Run them: jax-scalegmn sweep work --storage {place} --study other\n" in capsys.readouterr().out
     assert run("status", "--storage", place) == 2
     assert (
         "--study is None; expected the name of a study in sqlite:///s.db: it has other, study."
@@ -158,11 +170,18 @@ def test_another_study_of_the_same_name_is_refused_by_what_differs(place, capsys
     assert run("status", "--storage", place, "--study", "other") == 0
 
 
+def test_the_folder_of_a_new_storage_is_made(place):
+    assert run("make", write(GRID), "--storage", "sqlite:///runs/deep/s.db") == 0
+    assert Path("runs/deep/s.db").exists()
+
+
 def test_storages_that_cannot_be_used_are_refused(place, capsys, monkeypatch):
     write(GRID)
     for url, message in (
         ("sqlite:///none.db", "There is no none.db; expected a storage with a study."),
         ("postgres//x", "--storage is 'postgres//x'; expected a URL like sqlite:///s.db"),
+        ("oracle://me:secret@host/x", "--storage is a oracle database, whose driver is not installed; expected one"),
+        ("nosuch://me:secret@host/x", "--storage is 'nosuch://me:***@host/x'; expected a URL like sqlite:///s.db"),
     ):
         assert run("status", "--storage", url) == 2
         assert message in capsys.readouterr().err
