@@ -608,6 +608,28 @@ def test_a_zoo_that_is_fitted_once_is_all_that_trials_read(place, monkeypatch, m
     assert {path: path.stat().st_mtime_ns for path in Path("shared").rglob("*.safetensors")} == before
 
 
+@pytest.mark.slow
+def test_the_commands_of_the_page_run_as_they_are_written(tmp_path, monkeypatch):
+    """In a checkout, but for installing and for what needs a cluster."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path("experiments").symlink_to(ROOT / "experiments")
+    page = (ROOT / "docs" / "howto" / "sweeps.md").read_text()
+    commands = [line for line in page.splitlines() if re.match(r"jax-scalegmn sweep .*sqlite", line)]
+    assert [command.split()[2] for command in commands] == ["make", "work", "status", "report", "launch"]
+    for command in commands:
+        assert sg.cli.main(command.split()[1:]) == 0
+    assert {one.state for one in trials("sqlite:///runs/s.db").values()} == {"COMPLETE"}
+    assert Path("runs/tiny/report.html").read_text().count("<polyline") == 4
+
+
+def test_the_study_of_the_page_fits_its_experiment(place):
+    page = (ROOT / "docs" / "howto" / "sweeps.md").read_text()
+    study = _study.read(Path(write(page.split("```toml\n")[1].split("```")[0])))
+    assert _study.load(study).trains_together
+    assert study.trials == 48
+
+
 # --- launching ------------------------------------------------------------------------------------------------------
 
 
