@@ -94,10 +94,12 @@ def test_results_are_picked_by_dotted_names():
     results = {"a": {"b.c": [{"d": 1}, {"d": 2}]}, "a.b": 3}
     assert _study.pick(results, "a.b.c.-1.d") == 2
     assert _study.pick(results, "a.b") == 3
-    with pytest.raises(ValueError, match=r"The results have no 'a\.b\.c\.2\.d': '2' is no place in a list of 2"):
+    with pytest.raises(ValueError, match=r"The results have no 'a\.b\.c\.2\.d'; '2' is no place in a list of 2"):
         _study.pick({"a": results["a"]}, "a.b.c.2.d")
     with pytest.raises(ValueError, match=r"The results have no 'objektive'; did you mean 'objective'\?"):
         _study.pick({"objective": 1}, "objektive")
+    with pytest.raises(ValueError, match=r"did you mean 'encoders\.query\.accuracy\.mean'\?"):
+        _study.pick({"encoders": {"query": {"accuracy": {"mean": 0.5, "values": []}}}}, "encoders.query.acuracy.mean")
 
 
 BAD_STUDIES = {
@@ -276,7 +278,7 @@ def test_options_that_the_experiment_refuses_together_fail_their_trials_alone(pl
 def test_an_objective_that_is_not_there_or_no_number_fails_the_trial(place):
     text = GRID.replace("[0.01, 0.1, 0.3]", "[0.1]").replace("[0, 1]", "[0]")
     found = swept_study("objective = 'best.selection_los'\n" + text, place, name="a.toml")
-    assert found[0].reason == "The results have no 'best.selection_los'; did you mean 'selection_loss'?"
+    assert found[0].reason == "The results have no 'best.selection_los'; did you mean 'best.selection_loss'?"
     Path("s.db").unlink()
     found = swept_study("objective = 'training'\n" + text, place, name="b.toml")
     assert "training is [{'selection_loss'" in found[0].reason
@@ -621,6 +623,18 @@ def test_the_commands_of_the_page_run_as_they_are_written(tmp_path, monkeypatch)
         assert sg.cli.main(command.split()[1:]) == 0
     assert {one.state for one in trials("sqlite:///runs/s.db").values()} == {"COMPLETE"}
     assert Path("runs/tiny/report.html").read_text().count("<polyline") == 4
+
+
+def test_the_objectives_of_the_page_are_in_the_results_of_their_experiments():
+    page = (ROOT / "docs" / "howto" / "sweeps.md").read_text()
+    files = {"inr": "digits", "edit": "edit_mnist"}
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (?:min|max)imize \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for experiment, names in rows:
+        name = files.get(experiment, f"{experiment}_digits")
+        results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        for objective in re.findall(r"`(.*?)`", names):
+            assert math.isfinite(_study.pick(_work._with_best(results), objective))
 
 
 def test_the_study_of_the_page_fits_its_experiment(place):

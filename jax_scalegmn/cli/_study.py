@@ -12,7 +12,6 @@ have:
     fit_zoo(config)              writes to config.out / "zoo"; it is linked into the folders of all other trials.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import enum
@@ -171,7 +170,10 @@ def pick(results: Mapping[str, Any], name: str) -> Any:
     Raises:
       ValueError: If there is no such value.
     """
-    return _picked(results, name, name)
+    try:
+        return _picked(results, name)
+    except LookupError as error:
+        raise ValueError(f"The results have no {name!r}; {str(error) or nearest(name, _numbers(results))}") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -181,22 +183,33 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names[:20])}."
 
 
-def _picked(value: Any, rest: str, name: str) -> Any:
+def _picked(value: Any, rest: str) -> Any:
     if not rest:
         return value
     if isinstance(value, list):
         index, _, rest = rest.partition(".")
         if not index.lstrip("-").isdecimal() or not -len(value) <= int(index) < len(value):
-            raise ValueError(f"The results have no {name!r}: {index!r} is no place in a list of {len(value)}.")
-        return _picked(value[int(index)], rest, name)
+            raise LookupError(f"{index!r} is no place in a list of {len(value)}.")
+        return _picked(value[int(index)], rest)
     keys = value if isinstance(value, Mapping) else {}
-    found = [key for key in keys if rest == key or rest.startswith(f"{key}.")]
-    if not found:
-        raise ValueError(f"The results have no {name!r}; {nearest(rest.split('.')[0], keys)}")
-    for key in sorted(found):  # a shorter key may be the beginning of another one
-        with contextlib.suppress(ValueError):
-            return _picked(keys[key], rest[len(key) + 1 :], name)
-    return _picked(keys[found[-1]], rest[len(found[-1]) + 1 :], name)
+    reason = LookupError()
+    for key in sorted(keys):  # a shorter key may be the beginning of another one
+        if rest == key or rest.startswith(f"{key}."):
+            try:
+                return _picked(keys[key], rest[len(key) + 1 :])
+            except LookupError as error:
+                reason = error
+    raise reason
+
+
+def _numbers(value: Any, prefix: str = "") -> list[str]:
+    """The dotted names of all numbers in results; of lists, those of the last entry."""
+    if isinstance(value, list):
+        value = {"-1": value[-1]} if value else {}
+    if isinstance(value, Mapping):
+        inner = [_numbers(entry, f"{prefix}.{name}" if prefix else name) for name, entry in value.items()]
+        return list(itertools.chain.from_iterable(inner))
+    return [prefix] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 def _by_option(values: Mapping[str, Any]) -> dict[str, Any]:
