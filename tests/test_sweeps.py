@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import pytest
 import swept
 
 import jax_scalegmn as sg
-from experiments import classify, cnn, generalization, inr
+from experiments import classify, cnn, generalization, inr, runs
 from jax_scalegmn import training, zoo
 from jax_scalegmn.cli import _study, _sweep, _sweep_options, _trials, _work
 from jax_scalegmn.cli._trials import Queue
@@ -88,6 +89,23 @@ def test_options_get_the_types_of_the_experiment(place):
     assert config.minutes is None
     assert type(config.train.learning_rate) is float
     assert _study.load(study).base.minutes == 2.0
+
+
+EXPERIMENTS = ["aligners", "classify", "cnn", "cnn_zoo", "edit", "generalization", "inr", "merging", "merging_zoo"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_option_of_every_experiment_can_be_named_in_a_study(name):
+    """With its default value, as TOML writes it."""
+    module = importlib.import_module(f"experiments.{name}")
+    for _, base in module.PRESETS.values():
+        experiment, plain = _study.Experiment(module, base), runs.plain(base)
+        leaves = _study._leaves(base)
+        assert {"seed", "out"} < set(leaves)
+        for leaf in leaves:
+            value = functools.reduce(lambda values, key: values[key], leaf.split("."), plain)
+            again = experiment.configure({leaf.replace("_", "-"): "none" if value is None else value})
+            assert again == base, leaf
 
 
 def test_results_are_picked_by_dotted_names():
