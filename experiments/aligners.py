@@ -86,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
     runs.refuse_topology(config, "experiments.inr", "trains the same models")
     runs.join(config)
-    runs.check_batch(config, config.alignment.batch_size)
+    runs.check_batch(config, config.alignment.batch_size, "alignment.batch_size")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ValueError(f"seeds are {config.seeds}; expected one or more, each once.")
     if config.alignment.epochs < 1:

@@ -144,7 +144,7 @@ def main(config: Config) -> dict[str, Any]:
     runs.join(config)
     runs.check_batch(config, config.train.batch_size)
     if config.alignment.epochs:
-        runs.check_batch(config, config.alignment.batch_size)
+        runs.check_batch(config, config.alignment.batch_size, "alignment.batch_size")
     zoos, given = _given(config)
     with runs.Run(config) as run:
         with run.timed("zoo"):

@@ -34,6 +34,7 @@ def owned(folder: Path) -> Iterator[None]:
         me = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        os.fsync(descriptor)  # other machines see it, too
         threading.Thread(target=_refresh, args=(path, done), daemon=True).start()
         yield
     finally:
@@ -44,6 +45,14 @@ def owned(folder: Path) -> Iterator[None]:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # a folder that got no files
+
+
+def written(folder: Path) -> str | None:
+    """What the owner of a folder wrote there, as this process sees it; None if it sees none."""
+    try:
+        return (folder / _FILE).read_text()
+    except OSError:
+        return None
 
 
 def _locked(path: Path) -> int:

@@ -143,15 +143,18 @@ def join(config: RunConfig) -> None:
 
     Raises:
       SystemExit: If they are not all there in a minute, or have other options.
+      ValueError: If there are not as many devices as the mesh has.
     """
     if config.quick_compilation:
         xla_flags.add(xla_flags.QUICK)
     try:
         distributed.initialize(config.coordinator, config.processes, config.process)
+        distributed.check_same({"experiment": _experiment(config)}, what="experiments")
         distributed.check_same({name: value for name, value in _flat(plain(config)).items() if name not in _OWN})
     except (TimeoutError, ValueError) as error:
         raise SystemExit(str(error)) from error
     progress.console.quiet = not distributed.is_writer()
+    device_mesh(config)
 
 
 class OnDevices(Protocol):
@@ -185,8 +188,13 @@ def refuse_topology(config: RunConfig, other: str, what: str) -> None:
         )
 
 
-def check_batch(config: OnDevices, batch_size: int) -> None:
+def check_batch(config: OnDevices, batch_size: int, name: str = "train.batch_size") -> None:
     """Checks, before a zoo is fitted, that the devices of the run divide a batch.
+
+    Args:
+      config: The options of the run.
+      batch_size: The number of networks in a batch.
+      name: The option that says it.
 
     Raises:
       ValueError: If they do not, or if there are not as many devices.
@@ -194,7 +202,7 @@ def check_batch(config: OnDevices, batch_size: int) -> None:
     devices = distributed.num_devices(device_mesh(config))
     if batch_size % devices:
         raise ValueError(
-            f"train.batch_size is {batch_size} and the mesh has {devices} devices; expected a multiple of {devices}, "
+            f"{name} is {batch_size} and the mesh has {devices} devices on 'data'; expected a multiple of {devices}, "
             f"like {-(-batch_size // devices) * devices}."
         )
 
@@ -545,8 +553,9 @@ def _one_row(tree: Any) -> Any:
 
 def _claim_together(config: RunConfig, stack: contextlib.ExitStack) -> None:
     """Owns and claims the folder in one process; all go on, or all end with its reason."""
-    refusal, seen = None, True
+    refusal, is_new = None, False
     if distributed.is_writer():
+        is_new = not (config.out / "config.json").exists()
         try:
             check_resumable(config)
             stack.enter_context(ownership.owned(config.out))
@@ -556,13 +565,21 @@ def _claim_together(config: RunConfig, stack: contextlib.ExitStack) -> None:
     refusal = distributed.every_process(refusal)[0]
     if refusal is not None:
         raise SystemExit(refusal)
-    seen = (config.out / "config.json").is_file()
-    blind = [number for number, sees in enumerate(distributed.every_process(seen)) if not sees]
+    seen = distributed.every_process(ownership.written(config.out))
+    blind = [number for number, text in enumerate(seen) if text != seen[0]]
     if blind:
+        if is_new:
+            (config.out / "config.json").unlink()  # so that the same folder can be used once all see it
         raise SystemExit(
             f"{config.out.absolute()}: process {blind[0]} does not see what process 0 wrote there; expected a folder "
             "that all processes share. Name one by --out."
         )
+
+
+def _experiment(config: RunConfig) -> str:
+    """The module of an experiment, also where it is the program."""
+    module = sys.modules[type(config).__module__]
+    return module.__name__ if module.__spec__ is None else module.__spec__.name
 
 
 def _end_without_the_others(error: BaseException) -> None:

@@ -10,9 +10,10 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -21,6 +22,8 @@ from experiments import progress
 # What JAX says before it aborts a process that has lost another one.
 _LOST = b"JAX distributed service detected fatal errors"
 _PR_SET_PDEATHSIG = 1  # of Linux
+_BAD_INPUT = 2  # the exit status, that of an unknown option
+_OURS = ("jax_scalegmn", "experiments", "__main__")
 
 
 def command(main: Callable[[Any], Any], presets: Mapping[str, tuple[str, Any]]) -> None:
@@ -29,7 +32,29 @@ def command(main: Callable[[Any], Any], presets: Mapping[str, tuple[str, Any]]) 
     if config.compile_only is None and may_have_peers(config.coordinator):
         who = "This process" if config.process is None else f"Process {config.process} of {config.processes}"
         go_on_in_child(who)
-    main(config)
+    with told_in_one_line():
+        main(config)
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Ends the program with one line and status 2 where the experiment refuses what it was given.
+
+    Errors of other packages keep their traceback: nobody worded them for the user.
+
+    Raises:
+      SystemExit: With status 2 after bad input, or that of the experiment.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.code, str):
+            raise
+        _refuse(error, error.code)
+    except (ImportError, ValueError, OSError) as error:
+        if not (isinstance(error, OSError) or _is_ours(error)):
+            raise
+        _refuse(error, str(error))
 
 
 def may_have_peers(coordinator: str | None) -> bool:
@@ -87,6 +112,19 @@ def go_on_in_child(who: str) -> None:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the library or an experiment raised an error."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").split(".")[0] in _OURS
+
+
+def _refuse(error: BaseException, message: str) -> NoReturn:
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    if isinstance(error.__cause__, TimeoutError):
+        os._exit(_BAD_INPUT)  # JAX still waits for the missing processes, and would complain at an orderly end
+    raise SystemExit(_BAD_INPUT) from error
 
 
 def _copy_errors(reader: int) -> bool:

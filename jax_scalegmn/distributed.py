@@ -5,6 +5,7 @@ by row, like fitting and matching networks, runs on each device by itself and co
 """
 
 import json
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -131,15 +132,20 @@ def mesh(axes: Mapping[str, int]) -> Mesh:
     if not sizes or not set(sizes) <= {"trial", _DATA}:
         raise ValueError(f"The mesh has the axes {sorted(sizes)}; expected 'data', 'trial', or both.")
     open_axes = [name for name, size in sizes.items() if size == -1]
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
-    if len(open_axes) == 1 and known >= 1:
-        sizes[open_axes[0]] = devices // known
-    wanted = int(np.prod([*sizes.values()]))
-    if len(open_axes) > 1 or min(sizes.values()) < 1 or wanted > devices:
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(open_axes) > 1 or any(size < 1 for size in sizes.values() if size != -1):
         raise ValueError(
-            f"The mesh is {dict(axes)}; expected 1 device or more along each axis and {devices} in all, as many as "
-            "there are. Lower its sizes, or give one of them as -1."
+            f"The mesh is {sizes}; expected 1 device or more along each axis, and -1, all that are left, along one at "
+            "most."
         )
+    if known > devices:
+        raise ValueError(
+            f"The mesh {sizes} has {known} devices{' or more' if open_axes else ''}, and there "
+            f"{'is' if devices == 1 else 'are'} {devices}; expected {devices} at most. Lower its sizes, or give one of "
+            "them as -1, all devices that are left."
+        )
+    sizes |= dict.fromkeys(open_axes, devices // known)
+    wanted = math.prod(sizes.values())
     if jax.process_count() > 1 and wanted != devices:
         raise ValueError(
             f"The mesh {dict(axes)} has {wanted} devices of {devices}; expected all of them, since each of the "
@@ -340,9 +346,9 @@ def check_same(values: Mapping[str, Any], *, what: str = "options") -> None:
         if first.get(name) != other.get(name)
     ]
     if differences:
-        raise ValueError(
-            f"The processes have other {what}: {'; '.join(differences)[:2000]}. Start all of them by the same command."
-        )
+        shown = [text[:300] for text in differences[:20]]
+        shown += [f"and {len(differences) - 20} more"] if len(differences) > 20 else []
+        raise ValueError(f"The processes have other {what}: {'; '.join(shown)}. Start all of them by the same command.")
 
 
 def make_map(fn: Callable[..., Any], mesh: Mesh | None = None, *, rows_at_once: int = 128) -> Callable[..., Any]:

@@ -91,7 +91,8 @@ def test_rows_are_placed_where_devices_divide_them(mesh):
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"data": 9}, r"expected 1 device or more along each axis and 8 in all"),
+        ({"data": 9}, r"The mesh {'data': 9} has 9 devices, and there are 8; expected 8 at most\. Lower its"),
+        ({"trial": 9, "data": -1}, r"has 9 devices or more, and there are 8; expected 8 at most"),
         ({"data": 0}, r"expected 1 device or more"),
         ({"trial": -1, "data": -1}, r"expected 1 device or more"),
         ({"model": 8}, r"axes \['model'\]; expected 'data', 'trial', or both"),
@@ -171,6 +172,63 @@ def test_fitting_communicates_nothing(mesh):
     rows = distributed.shard_rows((np.repeat(IMAGES, 3, 0)[:8], jax.random.split(jax.random.key(0), 8)), mesh).tree
     assert collectives(distributed._make_program(fit_one, mesh), rows, ()) == []
     assert collectives(jax.jit(lambda rows: jnp.mean(rows[0])), rows) == ["all-reduce"]
+
+
+def public_programs():
+    """name -> a public function over a mesh, on 16 rows."""
+    classifier = sg.mlp((3, 4, 2), "tanh")
+    x = support.example(sg.mlp((3, 2)), 16)
+    y = (x.sum(1) > 0).astype(int)
+    index, rows = np.arange(16) % 3, np.arange(3)
+    many = {"networks_at_once": 2}
+    return {
+        "zoo.fit_images": lambda mesh: zoo.fit_images(
+            ARCH, IMAGES, rows, image_index=index, num_steps=2, mesh=mesh, **many
+        ),
+        "zoo.classifiers.fit": lambda mesh: list(
+            classifiers.fit(
+                *(classifier, x, y, jax.random.split(jax.random.key(0), 16)),
+                **many,
+                tx=optax.adam(0.01),
+                num_epochs=1,
+                batch_size=8,
+                mesh=mesh,
+            )
+        ),
+        "zoo.classifier_zoo.fit": lambda mesh: classifier_zoo.fit(
+            classifier, (x, y), classifier_zoo.sample(16, seed=0), checkpoints=(0, 2), batch_size=4, mesh=mesh, **many
+        ),
+        "matching.many": lambda mesh: matching.many(MIXED, *pairs(16), mesh=mesh, max_sweeps=7, pairs_at_once=2),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zoo.fit_images", "zoo.classifiers.fit", "zoo.classifier_zoo.fit", "matching.many"])
+def test_what_public_functions_compile_for_a_mesh_has_no_collective(mesh, monkeypatch, tmp_path, name):
+    """Read from the programs that XLA made; the negative control is a mean over the rows."""
+    fn = public_programs()[name]
+    compiled, compile_and_load = [], jax._src.compiler.backend_compile_and_load
+    monkeypatch.setattr(
+        jax._src.compiler,
+        "backend_compile_and_load",
+        lambda *args, **options: compiled.append(compile_and_load(*args, **options)) or compiled[-1],
+    )
+
+    def over_devices():
+        texts = ["\n".join(module.to_string() for module in program.hlo_modules()) for program in compiled]
+        return [text for text in texts if "num_partitions=8" in text]
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        fn(mesh)
+        texts = over_devices()
+        rows = distributed.shard_rows(np.arange(16.0), mesh).tree
+        jax.jit(lambda rows: rows.mean())(rows)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    assert texts
+    assert not [re.search(COLLECTIVES, text) for text in texts if re.search(COLLECTIVES, text)]
+    assert re.search(COLLECTIVES, over_devices()[-1])
 
 
 def test_classifiers_trained_on_eight_devices_are_those_of_one(mesh):

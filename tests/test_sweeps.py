@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import pytest
 import swept
 
 import jax_scalegmn as sg
-from experiments import classify, cnn, generalization, inr
+from experiments import classify, cnn, generalization, inr, runs
 from jax_scalegmn import training, zoo
 from jax_scalegmn.cli import _study, _sweep, _sweep_options, _trials, _work
 from jax_scalegmn.cli._trials import Queue
@@ -90,14 +91,33 @@ def test_options_get_the_types_of_the_experiment(place):
     assert _study.load(study).base.minutes == 2.0
 
 
+EXPERIMENTS = ["aligners", "classify", "cnn", "cnn_zoo", "edit", "generalization", "inr", "merging", "merging_zoo"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_option_of_every_experiment_can_be_named_in_a_study(name):
+    """With its default value, as TOML writes it."""
+    module = importlib.import_module(f"experiments.{name}")
+    for _, base in module.PRESETS.values():
+        experiment, plain = _study.Experiment(module, base), runs.plain(base)
+        leaves = _study._leaves(base)
+        assert {"seed", "out"} < set(leaves)
+        for leaf in leaves:
+            value = functools.reduce(lambda values, key: values[key], leaf.split("."), plain)
+            again = experiment.configure({leaf.replace("_", "-"): "none" if value is None else value})
+            assert again == base, leaf
+
+
 def test_results_are_picked_by_dotted_names():
     results = {"a": {"b.c": [{"d": 1}, {"d": 2}]}, "a.b": 3}
     assert _study.pick(results, "a.b.c.-1.d") == 2
     assert _study.pick(results, "a.b") == 3
-    with pytest.raises(ValueError, match=r"The results have no 'a\.b\.c\.2\.d': '2' is no place in a list of 2"):
+    with pytest.raises(ValueError, match=r"The results have no 'a\.b\.c\.2\.d'; '2' is no place in a list of 2"):
         _study.pick({"a": results["a"]}, "a.b.c.2.d")
     with pytest.raises(ValueError, match=r"The results have no 'objektive'; did you mean 'objective'\?"):
         _study.pick({"objective": 1}, "objektive")
+    with pytest.raises(ValueError, match=r"did you mean 'encoders\.query\.accuracy\.mean'\?"):
+        _study.pick({"encoders": {"query": {"accuracy": {"mean": 0.5, "values": []}}}}, "encoders.query.acuracy.mean")
 
 
 BAD_STUDIES = {
@@ -116,7 +136,16 @@ BAD_STUDIES = {
     "module": (GRID.replace("swept", "no_such_module"), r"names the experiment 'no_such_module'; expected a module"),
     "no experiment": (GRID.replace("swept", "json"), r"json has no PRESETS and main\(config\)"),
     "both": (GRID + "[options]\ntrain.seed = 1", r"\['train\.seed'\] cannot be set there; expected every option once"),
-    "out": (GRID + "out = ['a', 'b']", r"'out' cannot be set there|out cannot be set there"),
+    "out": (GRID + "out = ['a', 'b']", r"\['out'\] cannot be set there; expected every option once, out above of"),
+    "how": (GRID + "[options]\nresume = true", r"\['resume'\] cannot be set there; .* how one run is started"),
+    "twice": (
+        GRID.replace("[0, 1]", "[0, 1, 0]"),
+        r"study\.toml: space\.train\.seed has 0 twice; expected every value o",
+    ),
+    "zero trials": (
+        "sampler = 'tpe'\ntrials = 0\n" + GRID,
+        r"trials is 0 for the sampler 'tpe'; expected a number >= 1",
+    ),
     "range": (GRID + "minutes = {low = 2, high = 1}", r"space\.minutes is .*; expected a list of values, or a table"),
     "grid of a range": (
         GRID + "minutes = {low = 1, high = 2}",
@@ -148,8 +177,11 @@ def test_another_study_of_the_same_name_is_refused_by_what_differs(place, capsys
     assert run("make", write(other), "--storage", place) == 2
     said = capsys.readouterr().err
     assert "preset is small there and other here" in said
-    assert "'train.seed': [0, 2]" in said
+    assert "space.train.seed is [0, 1] there and [0, 2] here" in said
+    assert "learning_rate" not in said
+    capsys.readouterr()
     assert run("make", write(other, "other.toml"), "--storage", place) == 0
+    assert f"Run them: jax-scalegmn sweep work --storage {place} --study other\n" in capsys.readouterr().out
     assert run("status", "--storage", place) == 2
     assert (
         "--study is None; expected the name of a study in sqlite:///s.db: it has other, study."
@@ -158,11 +190,18 @@ def test_another_study_of_the_same_name_is_refused_by_what_differs(place, capsys
     assert run("status", "--storage", place, "--study", "other") == 0
 
 
+def test_the_folder_of_a_new_storage_is_made(place):
+    assert run("make", write(GRID), "--storage", "sqlite:///runs/deep/s.db") == 0
+    assert Path("runs/deep/s.db").exists()
+
+
 def test_storages_that_cannot_be_used_are_refused(place, capsys, monkeypatch):
     write(GRID)
     for url, message in (
         ("sqlite:///none.db", "There is no none.db; expected a storage with a study."),
         ("postgres//x", "--storage is 'postgres//x'; expected a URL like sqlite:///s.db"),
+        ("oracle://me:secret@host/x", "--storage is a oracle database, whose driver is not installed; expected one"),
+        ("nosuch://me:secret@host/x", "--storage is 'nosuch://me:***@host/x'; expected a URL like sqlite:///s.db"),
     ):
         assert run("status", "--storage", url) == 2
         assert message in capsys.readouterr().err
@@ -257,7 +296,7 @@ def test_options_that_the_experiment_refuses_together_fail_their_trials_alone(pl
 def test_an_objective_that_is_not_there_or_no_number_fails_the_trial(place):
     text = GRID.replace("[0.01, 0.1, 0.3]", "[0.1]").replace("[0, 1]", "[0]")
     found = swept_study("objective = 'best.selection_los'\n" + text, place, name="a.toml")
-    assert found[0].reason == "The results have no 'best.selection_los'; did you mean 'selection_loss'?"
+    assert found[0].reason == "The results have no 'best.selection_los'; did you mean 'best.selection_loss'?"
     Path("s.db").unlink()
     found = swept_study("objective = 'training'\n" + text, place, name="b.toml")
     assert "training is [{'selection_loss'" in found[0].reason
@@ -587,6 +626,40 @@ def test_a_zoo_that_is_fitted_once_is_all_that_trials_read(place, monkeypatch, m
     module.fit_zoo(trial)
     assert before
     assert {path: path.stat().st_mtime_ns for path in Path("shared").rglob("*.safetensors")} == before
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run_as_they_are_written(tmp_path, monkeypatch):
+    """In a checkout, but for installing and for what needs a cluster."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path("experiments").symlink_to(ROOT / "experiments")
+    page = (ROOT / "docs" / "howto" / "sweeps.md").read_text()
+    commands = [line for line in page.splitlines() if re.match(r"jax-scalegmn sweep .*sqlite", line)]
+    assert [command.split()[2] for command in commands] == ["make", "work", "status", "report", "launch"]
+    for command in commands:
+        assert sg.cli.main(command.split()[1:]) == 0
+    assert {one.state for one in trials("sqlite:///runs/s.db").values()} == {"COMPLETE"}
+    assert Path("runs/tiny/report.html").read_text().count("<polyline") == 4
+
+
+def test_the_objectives_of_the_page_are_in_the_results_of_their_experiments():
+    page = (ROOT / "docs" / "howto" / "sweeps.md").read_text()
+    files = {"inr": "digits", "edit": "edit_mnist"}
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (?:min|max)imize \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    for experiment, names in rows:
+        name = files.get(experiment, f"{experiment}_digits")
+        results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        for objective in re.findall(r"`(.*?)`", names):
+            assert math.isfinite(_study.pick(_work._with_best(results), objective))
+
+
+def test_the_study_of_the_page_fits_its_experiment(place):
+    page = (ROOT / "docs" / "howto" / "sweeps.md").read_text()
+    study = _study.read(Path(write(page.split("```toml\n")[1].split("```")[0])))
+    assert _study.load(study).trains_together
+    assert study.trials == 48
 
 
 # --- launching ------------------------------------------------------------------------------------------------------

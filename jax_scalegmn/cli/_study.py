@@ -12,7 +12,6 @@ have:
     fit_zoo(config)              writes to config.out / "zoo"; it is linked into the folders of all other trials.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import enum
@@ -28,6 +27,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 _RANGE = {"low", "high", "log", "step"}
+# Options of a single run that a worker sets, or that would end or join others than the trial.
+_HOW = {"out", "resume", "coordinator", "process", "compile_only"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,9 +158,10 @@ def decoded(study: Study, name: str, value: Any) -> Any:
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What two studies as JSON values disagree on, in words."""
-    names = [name for name in {**stored, **wanted} if stored.get(name) != wanted.get(name)]
-    return [f"{name} is {stored.get(name)} there and {wanted.get(name)} here" for name in names]
+    """What two studies as JSON values disagree on, in words, option by option."""
+    there, here = (_by_option(values) for values in (stored, wanted))
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return [f"{name} is {_said(there, name)} there and {_said(here, name)} here" for name in names]
 
 
 def pick(results: Mapping[str, Any], name: str) -> Any:
@@ -168,7 +170,10 @@ def pick(results: Mapping[str, Any], name: str) -> Any:
     Raises:
       ValueError: If there is no such value.
     """
-    return _picked(results, name, name)
+    try:
+        return _picked(results, name)
+    except LookupError as error:
+        raise ValueError(f"The results have no {name!r}; {str(error) or nearest(name, _numbers(results))}") from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -178,22 +183,44 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names[:20])}."
 
 
-def _picked(value: Any, rest: str, name: str) -> Any:
+def _picked(value: Any, rest: str) -> Any:
     if not rest:
         return value
     if isinstance(value, list):
         index, _, rest = rest.partition(".")
         if not index.lstrip("-").isdecimal() or not -len(value) <= int(index) < len(value):
-            raise ValueError(f"The results have no {name!r}: {index!r} is no place in a list of {len(value)}.")
-        return _picked(value[int(index)], rest, name)
+            raise LookupError(f"{index!r} is no place in a list of {len(value)}.")
+        return _picked(value[int(index)], rest)
     keys = value if isinstance(value, Mapping) else {}
-    found = [key for key in keys if rest == key or rest.startswith(f"{key}.")]
-    if not found:
-        raise ValueError(f"The results have no {name!r}; {nearest(rest.split('.')[0], keys)}")
-    for key in sorted(found):  # a shorter key may be the beginning of another one
-        with contextlib.suppress(ValueError):
-            return _picked(keys[key], rest[len(key) + 1 :], name)
-    return _picked(keys[found[-1]], rest[len(found[-1]) + 1 :], name)
+    reason = LookupError()
+    for key in sorted(keys):  # a shorter key may be the beginning of another one
+        if rest == key or rest.startswith(f"{key}."):
+            try:
+                return _picked(keys[key], rest[len(key) + 1 :])
+            except LookupError as error:
+                reason = error
+    raise reason
+
+
+def _numbers(value: Any, prefix: str = "") -> list[str]:
+    """The dotted names of all numbers in results; of lists, those of the last entry."""
+    if isinstance(value, list):
+        value = {"-1": value[-1]} if value else {}
+    if isinstance(value, Mapping):
+        inner = [_numbers(entry, f"{prefix}.{name}" if prefix else name) for name, entry in value.items()]
+        return list(itertools.chain.from_iterable(inner))
+    return [prefix] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def _by_option(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a study, those of its tables by the dotted names of the options."""
+    several = {name: values.get(name, {}) for name in ("options", "space")}
+    flat = {f"{table}.{name}": value for table, entries in several.items() for name, value in entries.items()}
+    return {**{name: value for name, value in values.items() if name not in several}, **flat}
+
+
+def _said(values: Mapping[str, Any], name: str) -> str:
+    return str(values[name]) if name in values else "not given"
 
 
 # --- private: options -------------------------------------------------------------------------------------------------
@@ -295,13 +322,15 @@ def _checked(study: Study) -> Study:
     if missing:
         raise ValueError(f"the study lacks {', '.join(missing)}; expected all three.")
     both = sorted(study.options.keys() & study.space.keys())
-    if both or "out" in {**study.options, **study.space}:
+    how = sorted(_HOW & {*study.options, *study.space})
+    if both or how:
         raise ValueError(
-            f"{both or 'out'} cannot be set there; expected every option once, and out above of [options]."
+            f"{both or how} cannot be set there; expected every option once, out above of [options], and none of the "
+            "others that say how one run is started: workers start trials."
         )
     for name, entry in study.space.items():
         _check_entry(name, entry, study.sampler)
-    if (study.sampler == "grid") != (study.trials is None) or (study.trials or 1) < 1:
+    if (study.sampler == "grid") != (study.trials is None) or (study.trials is not None and study.trials < 1):
         raise ValueError(
             f"trials is {study.trials} for the sampler {study.sampler!r}; expected a number >= 1 for random and tpe, "
             "and none for a grid, which has its own."
@@ -311,6 +340,9 @@ def _checked(study: Study) -> Study:
 
 def _check_entry(name: str, entry: Any, sampler: str) -> None:
     if isinstance(entry, list) and entry:
+        repeated = [value for place, value in enumerate(entry) if value in entry[:place]]
+        if repeated:
+            raise ValueError(f"space.{name} has {repeated[0]!r} twice; expected every value once.")
         return
     if not isinstance(entry, dict) or not {"low", "high"} <= entry.keys() <= _RANGE or not entry["low"] < entry["high"]:
         raise ValueError(

@@ -96,10 +96,14 @@ def submit(words: list[str], logs: Path, options: Launch, cluster: str) -> list[
 def _make(options: Make) -> None:
     study = _study.read(options.file)
     _trials.check_place(options.storage)
-    _study.load(study)
-    count = _trials.make(study, options.storage)
+    try:
+        _study.load(study)
+    except ValueError as error:
+        raise ValueError(f"{options.file}: {error}") from error
+    count, others = _trials.make(study, options.storage)
     made = f"{count} trials" if count else "is there already"
-    print(f"study {study.name}: {made}. Run them: jax-scalegmn sweep work --storage {options.storage}")
+    named = f" --study {shlex.quote(study.name)}" if others else ""
+    print(f"study {study.name}: {made}. Run them: jax-scalegmn sweep work --storage {options.storage}{named}")
 
 
 def _status(queue: Queue) -> None:

@@ -25,6 +25,8 @@ from jax_scalegmn.cli._study import Study
 # File systems over a network, on which SQLite's locks do not hold.
 _NETWORK = re.compile(r"nfs|cifs|smb|sshfs|lustre|gpfs|beegfs|ceph|afs|9p|glusterfs|pvfs|orangefs|davfs|s3fs|gcsfuse")
 
+_DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "PyMySQL, and write mysql+pymysql://"}
+
 
 class Claimed(NamedTuple):
     """A trial that this worker runs.
@@ -199,11 +201,11 @@ class Queue:
                 self.storage.get_heartbeat_stale_trial_callback()(self.optuna, copy.deepcopy(frozen))
 
 
-def make(study: Study, url: str) -> int:
+def make(study: Study, url: str) -> tuple[int, int]:
     """Puts a study with all of its trials into a storage.
 
     Returns:
-      The number of trials that are new there: 0 for a study that is there already.
+      The number of trials that are new there, 0 for a study that is there already; and that of other studies there.
 
     Raises:
       ImportError: Without Optuna.
@@ -220,14 +222,14 @@ def make(study: Study, url: str) -> int:
             raise ValueError(
                 f"{url} holds another study {study.name!r}: {'; '.join(found)}. Give the new one another name."
             )
-        return 0
+        return 0, len(names) - 1
     if study.name in names:  # left by one that was killed here
         optuna.delete_study(study_name=study.name, storage=storage)
     made = optuna.create_study(study_name=study.name, storage=storage, direction=study.direction)
     trials = _new_trials(study)
     made.add_trials(trials)
     made.set_user_attr("study", wanted)  # at last: workers take a study without it for one that is not made yet
-    return len(trials)
+    return len(trials), len(names - {study.name})
 
 
 def check_place(url: str, mounts: str | None = None) -> None:
@@ -280,6 +282,8 @@ def _storage(url: str, heartbeat: int, retries: int, *, may_exist: bool) -> Any:
     path = Path(url.partition("///")[2].partition("?")[0]) if url.startswith("sqlite") else None
     if path is not None and may_exist and not path.exists():
         raise ValueError(f"There is no {path}; expected a storage with a study. Make it with jax-scalegmn sweep make.")
+    if path is not None and not may_exist and not path.parent.exists():
+        path.parent.mkdir(parents=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna calls heartbeats experimental
@@ -290,8 +294,14 @@ def _storage(url: str, heartbeat: int, retries: int, *, may_exist: bool) -> Any:
                 grace_period=4 * heartbeat,
                 heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=retries),
             )
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
-        raise ValueError(f"--storage is {url!r}; expected a URL like sqlite:///s.db ({error}).") from error
+    except ImportError as error:
+        kind = url.partition(":")[0]
+        raise ValueError(
+            f"--storage is a {kind} database, whose driver is not installed; expected one that SQLAlchemy knows. Run "
+            f"pip install {_DRIVERS.get(kind, 'with its name')}."
+        ) from error
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise ValueError(f"--storage is {_shown(url)!r}; expected a URL like sqlite:///s.db ({error}).") from error
     if path is not None:
         # Python's sqlite3 begins a transaction at its first change, after what it depends on was read.
         sqlalchemy.event.listen(storage.engine, "connect", _no_transactions_of_its_own)
@@ -300,6 +310,11 @@ def _storage(url: str, heartbeat: int, retries: int, *, may_exist: bool) -> Any:
         )
         storage.engine.dispose()
     return storage
+
+
+def _shown(url: str) -> str:
+    """A URL without its password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def _no_transactions_of_its_own(connection: Any, _: Any) -> None:
