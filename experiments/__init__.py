@@ -3,7 +3,7 @@
 import importlib.util
 
 for _module, _package in {
-    "matplotlib": "matplotlib",
+    "PIL": "pillow",
     "rich": "rich",
     "sklearn": "scikit-learn",
     "tyro": "tyro",

@@ -356,7 +356,8 @@ def _weight_matching(
     source, goal = (architecture.unpack(arch, network) for network in (pair.source, pair.goal))
     given = [stacks.at_least_float32(architecture.unpack(arch, network)) for network in (params, target)]
     either = functools.partial(_either, scale if scaled is None else scaled)
-    networks = _Compared(*either([source, goal], given), scaled)
+    left, right = either([source, goal], given)
+    networks = _Compared(left, right, scaled)
     options = _Options(arch, permute, scale, assign, max_sweeps)
 
     def ascend(element: Element) -> Matching:

@@ -41,9 +41,7 @@ def hungarian(score: Float[Array, "n n"]) -> Int[Array, " n"]:
     Returns:
       The column that each row is assigned to, [n]; its own place if a score is NaN or infinite (a diverged network).
     """
-    finite = jnp.isfinite(score).all()
-    rows, columns = optax.assignment.hungarian_algorithm(-jnp.where(finite, score, 0))
-    return jnp.where(finite, columns[jnp.argsort(rows)], jnp.arange(len(score), dtype=columns.dtype))
+    return _hungarian(score)
 
 
 def scipy(score: Float[Array, "n n"]) -> Int[Array, " n"]:
@@ -160,6 +158,13 @@ def skips(assign: Assign) -> bool:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+@jax.jit  # which is traced once for all layers of a width
+def _hungarian(score: Array) -> Array:
+    finite = jnp.isfinite(score).all()
+    rows, columns = optax.assignment.hungarian_algorithm(-jnp.where(finite, score, 0))
+    return jnp.where(finite, columns[jnp.argsort(rows)], jnp.arange(len(score), dtype=columns.dtype))
 
 
 def _where(condition: bool | Array, change: Callable[[Array], Array], value: Array) -> Array:
