@@ -4,7 +4,7 @@ import importlib.util
 import sys
 
 for _module, _package in {
-    "matplotlib": "matplotlib",
+    "PIL": "pillow",
     "orbax": "orbax-checkpoint",
     "ott": "ott-jax",
     "rich": "rich",

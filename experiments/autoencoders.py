@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -173,7 +172,7 @@ def fit(
     best = saved.restore_best(like).state
     saved.close()
     # Not bound to the device that orbax chose: programs of a mesh take them as constants.
-    return Trained(model, jax.tree.map(jnp.asarray, distributed.gather(best.variables)), history)
+    return Trained(model, jax.device_put(distributed.gather(best.variables)), history)
 
 
 def checkpoints(

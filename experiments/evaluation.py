@@ -76,8 +76,8 @@ class Aligned(NamedTuple):
     params: Params
 
 
-# (stacked params, stacked targets) -> the params moved next to the targets.
-Align: TypeAlias = Callable[[Params, Params], Aligned]
+# (stacked params, stacked targets, options of the matcher) -> the params moved next to the targets.
+Align: TypeAlias = Callable[..., Aligned]
 
 
 def make_align(
@@ -87,14 +87,28 @@ def make_align(
     networks_at_once: int = 64,
     mesh: Mesh | None = None,
 ) -> Align:
-    """A matcher of two networks, weight matching if it is None, on stacks; compiled once."""
-    match = match or functools.partial(matching.weight_matching, arch)
+    """A matcher of two networks on stacks; compiled once.
 
-    def align_one(params: Params, target: Params) -> Aligned:
-        element = match(params, target).element
+    If it is None, weight matching: its options `scale` and `start` are then keywords of the result, and one program
+    has all of them.
+    """
+
+    def align_one(params: Params, target: Params, scale: Array, forward: Array) -> Aligned:
+        if match is None:
+            by_weights = functools.partial(matching.weight_matching, arch, params, target, scale=scale)
+            walked, still = by_weights(max_sweeps=0).element, symmetry.identity(arch)
+            element = by_weights(start=jax.tree.map(functools.partial(jnp.where, forward), walked, still)).element
+        else:
+            element = match(params, target).element
         return Aligned(element, symmetry.act(arch, element, params))
 
-    return runs.in_chunks(align_one, networks_at_once, mesh)
+    chunked = runs.in_chunks(align_one, networks_at_once, mesh)
+
+    def align(params: Params, target: Params, *, scale: bool = True, start: Start = Start.FORWARD) -> Aligned:
+        count = len(jax.tree.leaves(params)[0])
+        return chunked(params, target, np.full(count, scale), np.full(count, start is Start.FORWARD))
+
+    return align
 
 
 def methods(
@@ -108,16 +122,13 @@ def methods(
 ) -> dict[str, Method]:
     """All methods; `fixed` is a network that all others are aligned to, the control of the canonical frame.
 
-    Those of `further` are listed after weight matching, which is `weights` where that is given. The devices of a mesh
-    share the pairs.
+    Those of `further` are listed after weight matching, which is `weights` (of `make_align`) where that is given. The
+    devices of a mesh share the pairs.
     """
     by_weights = weights or make_align(arch, mesh=mesh)
 
-    def align(params: Params, target: Params) -> Params:
-        return by_weights(params, target).params
-
-    def other(**options: Any) -> Callable[[Params, Params], Params]:
-        return runs.by_rows(jax.vmap(functools.partial(matching.align, arch, **options)), mesh)
+    def align(params: Params, target: Params, **options: Any) -> Params:
+        return by_weights(params, target, **options).params
 
     def decode(z: Array) -> Params:
         return model.apply(variables, z, method="decode")
@@ -132,8 +143,8 @@ def methods(
         return align(member.params, member.decoded)
 
     whole = "scaled" if any(layer.scaling is Scaling.POSITIVE for layer in arch.neuron_layers) else "signed"
-    p_identity, p_forward = other(scale=False, start=Start.IDENTITY), other(scale=False)
-    pd_identity = other(start=Start.IDENTITY)
+    p_forward, pd_identity = functools.partial(align, scale=False), functools.partial(align, start=Start.IDENTITY)
+    p_identity = functools.partial(p_forward, start=Start.IDENTITY)
     return {
         "naive": Method("naive", lambda a, b: (a.params, b.params), itself),
         "matching_p_identity": pairwise("matching, permutations, identity start", p_identity),

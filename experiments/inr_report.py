@@ -133,7 +133,9 @@ def latent_pictures(latent: np.ndarray, orbits: np.ndarray) -> dict[str, tuple[n
     members = orbits.reshape(-1, orbits.shape[-1])
     components = PCA(2).fit(latent)
     everything = np.concatenate([latent, members])
-    neighbors = TSNE(perplexity=min(30, (len(everything) - 1) / 3), init="pca", random_state=0)
+    # Of few points the exact gradient takes less time than the tree of the approximate one.
+    method = "exact" if len(everything) <= 100 else "barnes_hut"
+    neighbors = TSNE(perplexity=min(30, (len(everything) - 1) / 3), init="pca", random_state=0, method=method)
     maps = {"PCA": components.transform(everything), "t-SNE": neighbors.fit_transform(everything)}
     shape = (*orbits.shape[:2], 2)
     return {name: (places[: len(latent)], places[len(latent) :].reshape(shape)) for name, places in maps.items()}

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
 import numpy as np
+from PIL import Image
 
 import jax_scalegmn as sg
 from jax_scalegmn.report import Line
@@ -110,7 +110,7 @@ def _above_zero(line: Line) -> Line:
 def _picture(image: Any) -> str:
     """A picture as part of the page, every pixel some screen pixels wide."""
     buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1, format="png")
+    Image.fromarray(np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)).save(buffer, "png")
     data = base64.b64encode(buffer.getvalue()).decode()
     height = max(40, np.shape(image)[0])
     style = f"height: {height}px; max-width: none; image-rendering: pixelated"

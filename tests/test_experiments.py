@@ -492,7 +492,7 @@ def test_numbers_of_results_have_the_digits_of_their_precision():
     assert [type(n) for n in runs.numbers(np.arange(2))] == [int, int]
 
 
-@pytest.mark.parametrize("module", ["matplotlib", "rich", "sklearn", "tyro"])
+@pytest.mark.parametrize("module", ["PIL", "rich", "sklearn", "tyro"])
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, module):
     import experiments
 

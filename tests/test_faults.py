@@ -703,7 +703,22 @@ def test_homogeneous_activations_of_either_parity_have_signs_and_positive_scales
         np.testing.assert_allclose(aligned[key], value, atol=1e-5)
 
 
-def test_the_planted_element_of_a_network_with_abs_is_found_by_every_matcher():
+MATCHERS = {
+    "weights": lambda arch, a, b, x: matching.weight_matching(arch, a, b),
+    "activations": lambda arch, a, b, x: matching.activation_matching(arch, a, b, x),
+    "search": lambda arch, a, b, x: matching.search_matching(arch, a, b, x, jax.random.key(2), max_sweeps=1),
+    "sinkhorn": lambda arch, a, b, x: matching.sinkhorn_matching(arch, a, b, num_steps=2),
+    "straight-through": lambda arch, a, b, x: matching.straight_through_matching(
+        arch, a, b, x=x, key=jax.random.key(3), num_steps=2
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("weights", "activations") else pytest.param(name, marks=pytest.mark.slow) for name in MATCHERS],
+)
+def test_the_planted_element_of_a_network_with_abs_is_found_by_every_matcher(name):
     arch = sg.mlp((5, 12, 10, 3), "abs")
     params, x = support.random_params(arch), jnp.asarray(normal(200, 5))
     element = sg.symmetry.random(arch, jax.random.key(1))
@@ -711,16 +726,10 @@ def test_the_planted_element_of_a_network_with_abs_is_found_by_every_matcher():
     there = sg.symmetry.act(arch, element, params)
     assert support.deviation(support.outputs(arch, there, x), support.outputs(arch, params, x)) < 1e-5
     back = sg.symmetry.inverse(arch, element)
-    for found in (
-        matching.weight_matching(arch, there, params),
-        matching.activation_matching(arch, there, params, x),
-        matching.search_matching(arch, there, params, x, jax.random.key(2), max_sweeps=1),
-        matching.sinkhorn_matching(arch, there, params, num_steps=2),
-        matching.straight_through_matching(arch, there, params, x=x, key=jax.random.key(3), num_steps=2),
-    ):
-        for name, order in back.permutation.items():
-            np.testing.assert_array_equal(found.element.permutation[name], order)
-            np.testing.assert_allclose(found.element.scale[name], back.scale[name], rtol=1e-4)
+    found = MATCHERS[name](arch, there, params, x)
+    for layer, order in back.permutation.items():
+        np.testing.assert_array_equal(found.element.permutation[layer], order)
+        np.testing.assert_allclose(found.element.scale[layer], back.scale[layer], rtol=1e-4)
 
 
 def test_a_search_tells_the_signs_before_abs_from_those_after():

@@ -115,6 +115,23 @@ def test_restarts_never_end_below_the_first_start_and_leave_local_optima():
     assert (restarted.similarity[lost] > 0.99).all()
 
 
+@pytest.mark.parametrize("name", ["siren", pytest.param("mixed mlp", marks=pytest.mark.slow)])
+def test_scales_that_are_chosen_when_the_program_runs_are_those_chosen_before(name):
+    """One vmapped program for pairs with and without; the two differ on these pairs."""
+    arch = support.ARCHITECTURES[name]
+    params, target = (support.random_params(arch, seed, models=(6,)) for seed in (0, 1))
+    chosen = np.arange(6) % 2 == 0
+
+    def match_one(params, target, scale):
+        return matching.weight_matching(arch, params, target, scale=scale)
+
+    found = jax.jit(jax.vmap(match_one))(params, target, chosen)
+    expected = {scale: match(arch, params, target, scale=scale) for scale in (True, False)}
+    for row, scale in enumerate(chosen.tolist()):
+        support.assert_identical(support.rows(found.element, row), support.rows(expected[scale].element, row))
+    assert not np.allclose(expected[True].similarity, expected[False].similarity)
+
+
 def test_an_element_as_start_is_improved():
     """The ascent goes on from it: the planted one stays, another's similarity does not fall."""
     arch = PLANTED["relu mlp"]

@@ -105,7 +105,7 @@ def test_gradient_steps_before_the_search_reach_lower_and_keep_its_promises():
 def test_gradient_steps_never_leave_a_better_start():
     arch, params = RELU, speaking(RELU)
     planted = symmetry.random(arch, jax.random.key(5))
-    target = symmetry.act(arch, planted, params)
+    target = support.act(arch, planted, params)
     options = {"start": planted, "max_sweeps": 1, "gradient_steps": 2}
     kept = matching.search_matching(arch, params, target, DATA, jax.random.key(0), **options)
     jax.tree.map(np.testing.assert_array_equal, kept.element.permutation, planted.permutation)
@@ -261,13 +261,13 @@ def test_every_operation_on_two_changed_neurons_is_that_on_the_whole(name, place
 def test_a_planted_element_is_kept_at_loss_0_in_any_gauge(arch):
     """Where no neuron is silent: silent ones cannot be told apart by what they compute."""
     params = speaking(arch)
-    target = symmetry.act(arch, planted := symmetry.random(arch, jax.random.key(5)), params)
+    target = support.act(arch, planted := symmetry.random(arch, jax.random.key(5)), params)
     search = functools.partial(matching.search_matching, arch, params, target, DATA, jax.random.key(0), max_sweeps=3)
     kept = search(start=planted)
     assert float(kept.loss) < 1e-9
     check_valid(arch, kept.element)
     jax.tree.map(np.testing.assert_array_equal, kept.element.permutation, planted.permutation)
-    aligned = symmetry.act(arch, kept.element, params)
+    aligned = support.act(arch, kept.element, params)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), aligned, target)
 
 
@@ -283,7 +283,7 @@ def speaking(arch):
 def test_a_planted_exchange_is_found():
     params = stacks.member(networks(NONE, 1), 0)
     planted = symmetry.Element({"hidden_0": jnp.array([2, 1, 0, 3])}, {"hidden_0": jnp.ones(4)})
-    target = symmetry.act(NONE, planted, params)
+    target = support.act(NONE, planted, params)
     start = matching.unmatched(NONE, params, target)  # a matching, which holds the identity
     result = matching.search_matching(NONE, params, target, DATA, jax.random.key(0), start=start)
     assert float(result.start_loss) > 1e-4
@@ -304,7 +304,7 @@ def test_own_losses_functions_annealing_and_wide_layers():
         return -jax.nn.log_softmax(run(params, DATA))[jnp.arange(16), labels].mean()
 
     by_loss = search(None, key, loss_fn=loss_fn)
-    moved = symmetry.act(NONE, by_loss.element, params)
+    moved = support.act(NONE, by_loss.element, params)
     path = [float(loss_fn(merge.lerp(target, moved, t))) for t in (0.25, 0.5, 0.75)]
     np.testing.assert_allclose(by_loss.loss, np.mean(path), rtol=1e-4)
     assert by_loss.loss <= by_loss.start_loss
@@ -360,7 +360,7 @@ def test_bad_input_is_named():
 
 def test_best_of_keeps_the_lowest_loss_on_data():
     params = stacks.member(networks(NONE, 1), 0)
-    target = symmetry.act(NONE, symmetry.random(NONE, jax.random.key(1)), params)
+    target = support.act(NONE, symmetry.random(NONE, jax.random.key(1)), params)
     run = functools.partial(outputs, NONE, x=DATA)
 
     def loss_fn(merged):

@@ -353,7 +353,13 @@ def test_a_parameter_of_no_layer_has_no_start(key):
         network.init(arch, key)
 
 
-@pytest.mark.parametrize("name", ["resnet, batch, tanh", "resnet, layer, gelu", "resnet, 2 groups, relu"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet, batch, tanh",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet, layer, gelu", "resnet, 2 groups, relu")),
+    ],
+)
 def test_matching_recovers_permutations_and_signs(name):
     arch = NETWORKS[name]
     params = generic_params(arch)
@@ -373,7 +379,7 @@ def test_matching_recovers_permutations_and_rescales_of_positive_layers():
 @pytest.mark.parametrize(
     "arch",
     [
-        sg.resnet(8, widths=(2, 3, 4), outputs=2, input_channels=1),
+        pytest.param(sg.resnet(8, widths=(2, 3, 4), outputs=2, input_channels=1), marks=pytest.mark.slow),
         sg.vgg(((2,), (3,)), 2, input_channels=1, norm="batch"),
     ],
     ids=str,

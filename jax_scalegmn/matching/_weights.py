@@ -10,7 +10,7 @@ an argument.
 import enum
 import functools
 import string
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from jax_scalegmn.matching import assignment
 from jax_scalegmn.matching.assignment import Assign
 from jax_scalegmn.symmetry import Element, canonical
 from jax_scalegmn.types import Key, Params
+
+_T = TypeVar("_T")
 
 
 class Start(enum.Enum):
@@ -78,7 +80,7 @@ def weight_matching(
     key: Key | None = None,
     *,
     permute: bool = True,
-    scale: bool = True,
+    scale: bool | Bool[Array, ""] = True,
     start: Start | Element = Start.FORWARD,
     restarts: int = 0,
     max_sweeps: int = 100,
@@ -113,7 +115,7 @@ def weight_matching(
       key: Consumed by restarts.
       permute: Whether neurons may be permuted.
       scale: Whether signs and positive scales may be used, where a layer's group has them. Without, networks are
-        matched unchanged, by permutations.
+        matched unchanged, by permutations. An array is read when the program runs: one program does both.
       start: Where to begin. FORWARD recovers a planted element exactly; IDENTITY can end in a local optimum; a given
         element is improved, except for its positive scales, which the gauge settles.
       restarts: The number of further starts from random permutations and signs; the most similar network of all starts
@@ -138,15 +140,17 @@ def weight_matching(
         )
     begin = start if isinstance(start, Element) else symmetry.identity(arch)
     symmetry.check(arch, begin)
+    traced = isinstance(scale, jax.Array)
     return _weight_matching(
         arch,
         params,
         target,
         begin,
         key,
+        scale if traced else None,
         forward=start is Start.FORWARD,
         permute=permute,
-        scale=scale,
+        scale=True if traced else bool(scale),
         restarts=restarts,
         max_sweeps=max_sweeps,
         assign=assign,
@@ -338,6 +342,7 @@ def _weight_matching(
     target: Params,
     begin: Element,
     key: Key | None,
+    scaled: Bool[Array, ""] | None,
     *,
     forward: bool,
     permute: bool,
@@ -350,28 +355,31 @@ def _weight_matching(
     # The gauge settles positive scales: from here on elements are permutations and signs, which preserve norms.
     source, goal = (architecture.unpack(arch, network) for network in (pair.source, pair.goal))
     given = [stacks.at_least_float32(architecture.unpack(arch, network)) for network in (params, target)]
-    networks = (source, goal) if scale else (given[0], given[1])
+    either = functools.partial(_either, scale if scaled is None else scaled)
+    left, right = either([source, goal], given)
+    networks = _Compared(left, right, scaled)
     options = _Options(arch, permute, scale, assign, max_sweeps)
 
     def ascend(element: Element) -> Matching:
-        element, sweeps, converged = _ascend(element, networks[0], networks[1], options)
+        element, sweeps, converged = _ascend(element, networks, options)
         return Matching(element, _cosine(_moved(arch, element, source), goal), sweeps, converged)
 
-    first = _signs_of(begin) if scale else _unscaled(begin)
+    first = either(_signs_of(begin), _unscaled(begin))
     if forward:
-        first = _walk_forward(first, networks[0], networks[1], options)
+        first = _walk_forward(first, networks, options)
     if restarts and key is not None:
         drawn = jax.vmap(lambda k: symmetry.random(arch, k, permute=permute, scale=scale, log_scale_std=0.0))
+        more = drawn(jax.random.split(key, restarts))
         starts = jax.tree.map(
             lambda leaf, more: jnp.concatenate([leaf[None].astype(more.dtype), more]),
             first,
-            drawn(jax.random.split(key, restarts)),
+            either(more, _unscaled(more)),
         )
         matchings = jax.lax.map(ascend, starts)
         matching = stacks.member(matchings, jnp.argmax(matchings.similarity))
     else:
         matching = ascend(first)
-    matching = matching._replace(element=pair.between_given(matching.element)) if scale else matching
+    matching = matching._replace(element=either(pair.between_given(matching.element), matching.element))
     return marked(matching, params, target)
 
 
@@ -383,6 +391,22 @@ class _Options(NamedTuple):
     scale: bool
     assign: Assign | None
     max_sweeps: int
+
+
+class _Compared(NamedTuple):
+    """The networks of a search, and whether it uses signs, where that is known only when the program runs."""
+
+    source: list[Array]
+    goal: list[Array]
+    scaled: Bool[Array, ""] | None
+
+
+def _either(scaled: bool | Bool[Array, ""], yes: _T, no: _T) -> _T:
+    """One of two pytrees; by an array their entries are chosen when the program runs."""
+    if isinstance(scaled, bool):
+        return yes if scaled else no
+    chosen: _T = jax.tree.map(lambda a, b: jnp.where(scaled, a, b), yes, no)
+    return chosen
 
 
 class _Search(NamedTuple):
@@ -399,18 +423,18 @@ class _Search(NamedTuple):
         return self.converged() | (self.sweeps >= options.max_sweeps)
 
 
-def _walk_forward(element: Element, source: list[Array], goal: list[Array], options: _Options) -> Element:
+def _walk_forward(element: Element, networks: _Compared, options: _Options) -> Element:
     """One walk from the inputs, each layer matched by the parameters whose other axis is settled already."""
     settled = set(options.arch.inputs)
     for neurons in options.arch.hidden:
-        best = _best(element, neurons, source, goal, options, settled=settled)
+        best = _best(element, neurons, networks, options, settled=settled)
         element = _replace(element, neurons.name, *best)
         settled.add(neurons.name)
     return element
 
 
 def _ascend(
-    element: Element, source: list[Array], goal: list[Array], options: _Options
+    element: Element, networks: _Compared, options: _Options
 ) -> tuple[Element, Int[Array, ""], Bool[Array, ""]]:
     """Sweeps over the hidden layers until none can move: the element, the sweeps, whether it converged."""
 
@@ -418,10 +442,10 @@ def _ascend(
         return element, jnp.asarray(0), jnp.asarray(not options.arch.hidden)
 
     @jax.custom_batching.custom_vmap
-    def search(element: Element, source: list[Array], goal: list[Array]) -> _Search:
+    def search(element: Element, networks: _Compared) -> _Search:
         return jax.lax.while_loop(
             lambda state: ~state.finished(options),
-            lambda state: _sweep(state, source, goal, options),
+            lambda state: _sweep(state, networks, options),
             _start(element, options),
         )
 
@@ -433,7 +457,7 @@ def _ascend(
         return found, jax.tree.map(lambda _: True, found)
 
     # No derivative: the result does not change with the networks, except in jumps.
-    found = search(*jax.lax.stop_gradient((element, source, goal)))
+    found = search(*jax.lax.stop_gradient((element, networks)))
     return found.element, found.sweeps, found.converged()
 
 
@@ -455,7 +479,7 @@ def _search_many(size: int, at_once: int, batched: Any, args: Any, options: _Opt
 
     axes = jax.tree.unflatten(structure, [0 if own else None for own in along])
     begin = jax.vmap(lambda *args: _start(args[0], options), axes, axis_size=at_once)
-    go_on = jax.vmap(lambda state, _, source, goal: _sweep(state, source, goal, options), (0, *axes), axis_size=at_once)
+    go_on = jax.vmap(lambda state, _, networks: _sweep(state, networks, options), (0, *axes), axis_size=at_once)
 
     def step(loop: tuple[_Search, Array, Array, _Search]) -> tuple[_Search, Array, Array, _Search]:
         state, index, first, results = loop
@@ -480,7 +504,7 @@ def _search_many(size: int, at_once: int, batched: Any, args: Any, options: _Opt
     return jax.lax.while_loop(lambda loop: (loop[1] < size).any(), step, loop)[-1]
 
 
-def _sweep(state: _Search, source: list[Array], goal: list[Array], options: _Options) -> _Search:
+def _sweep(state: _Search, networks: _Compared, options: _Options) -> _Search:
     """One pass over the hidden layers, of which those that are stale are matched again."""
     element, sweeps, stale = state.element, state.sweeps, dict(state.stale)
     neighbors = _neighbors(options.arch)
@@ -489,7 +513,7 @@ def _sweep(state: _Search, source: list[Array], goal: list[Array], options: _Opt
         before = element.permutation[name], element.scale[name]
 
         def match(element: Element, neurons: NeuronLayer = neurons, before: Any = before) -> tuple[Array, Array]:
-            order, sign = _best(element, neurons, source, goal, options, wanted=stale[neurons.name])
+            order, sign = _best(element, neurons, networks, options, wanted=stale[neurons.name])
             return order.astype(before[0].dtype), sign.astype(before[1].dtype)
 
         # One pair alone leaves out what is not stale; of many (vmap) the host does.
@@ -521,8 +545,7 @@ def compared(before: Element, after: Element) -> tuple[Element, Bool[Array, ""]]
 def _best(
     element: Element,
     neurons: NeuronLayer,
-    source: list[Array],
-    goal: list[Array],
+    networks: _Compared,
     options: _Options,
     *,
     settled: set[str] | None = None,
@@ -535,7 +558,7 @@ def _best(
     # Two sums: parameters that the neuron's sign flips, and those that it leaves, as before a normalization or
     # after an even activation.
     flipping = fixed = jnp.zeros((neurons.width, neurons.width))
-    for parameter, value, target in zip(options.arch.parameters, source, goal, strict=True):
+    for parameter, value, target in zip(options.arch.parameters, networks.source, networks.goal, strict=True):
         axes = {axis.neurons: axis for axis in parameter.neuron_axes}
         others = axes.keys() - {neurons.name}
         if neurons.name not in axes or not (settled is None or others <= settled):
@@ -546,7 +569,9 @@ def _best(
             flipping = flipping + score
         else:
             fixed = fixed + score
-    signs = options.scale and neurons.scaling.has_signs
+    signs: bool | Array = options.scale and neurons.scaling.has_signs
+    if signs and networks.scaled is not None:
+        signs = networks.scaled
     if assignment.skips(options.assign or assignment.default(neurons.width)):
         flipping = jnp.where(wanted, flipping, jnp.nan)
     return assignment.with_signs(flipping, fixed, signs=signs, permute=options.permute, assign=options.assign)

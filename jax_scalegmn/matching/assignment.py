@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 __all__ = ["Assign", "by_platform", "default", "hungarian", "scipy", "with_signs"]
@@ -41,9 +41,7 @@ def hungarian(score: Float[Array, "n n"]) -> Int[Array, " n"]:
     Returns:
       The column that each row is assigned to, [n]; its own place if a score is NaN or infinite (a diverged network).
     """
-    finite = jnp.isfinite(score).all()
-    rows, columns = optax.assignment.hungarian_algorithm(-jnp.where(finite, score, 0))
-    return jnp.where(finite, columns[jnp.argsort(rows)], jnp.arange(len(score), dtype=columns.dtype))
+    return _hungarian(score)
 
 
 def scipy(score: Float[Array, "n n"]) -> Int[Array, " n"]:
@@ -115,7 +113,7 @@ def with_signs(
     score: Float[Array, "n n"],
     unsigned: Float[Array, "n n"] | None = None,
     *,
-    signs: bool = True,
+    signs: bool | Bool[Array, ""] = True,
     permute: bool = True,
     assign: Assign | None = None,
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
@@ -134,7 +132,7 @@ def with_signs(
     Args:
       score: The part of every pair's score that changes with the neuron's sign, [n, n].
       unsigned: The part that no sign changes, [n, n]; None for 0.
-      signs: Whether signs may be used; without, all are +1.
+      signs: Whether signs may be used; without, all are +1. An array is read when the program runs.
       permute: Whether neurons may be permuted; without, every neuron keeps its place.
       assign: The solver; None for `default` of the width.
 
@@ -145,12 +143,13 @@ def with_signs(
     order = jnp.arange(width)
     if permute:
         solve = default(width) if assign is None else assign
-        total = jnp.abs(score) if signs else score
+        total = _where(signs, jnp.abs, score)
         order = solve(total if unsigned is None else total + unsigned)
-    sign = jnp.ones(width)
-    if signs:
-        sign = jnp.where(jnp.take_along_axis(score, order[:, None], 1)[:, 0] < 0, -1.0, 1.0)
-    return order, sign
+
+    def find_signs(ones: Array) -> Array:
+        return jnp.where(jnp.take_along_axis(score, order[:, None], 1)[:, 0] < 0, -ones, ones)
+
+    return order, _where(signs, find_signs, jnp.ones(width))
 
 
 def skips(assign: Assign) -> bool:
@@ -159,6 +158,20 @@ def skips(assign: Assign) -> bool:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+@jax.jit  # which is traced once for all layers of a width
+def _hungarian(score: Array) -> Array:
+    finite = jnp.isfinite(score).all()
+    rows, columns = optax.assignment.hungarian_algorithm(-jnp.where(finite, score, 0))
+    return jnp.where(finite, columns[jnp.argsort(rows)], jnp.arange(len(score), dtype=columns.dtype))
+
+
+def _where(condition: bool | Array, change: Callable[[Array], Array], value: Array) -> Array:
+    """The value, changed where the condition holds, which may be known only when the program runs."""
+    if isinstance(condition, jax.Array):
+        return jnp.where(condition, change(value), value)
+    return change(value) if condition else value
 
 
 def _solve(score: Array, *, always: bool) -> Array:
