@@ -140,7 +140,7 @@ def test_sgd_with_momentum_makes_the_steps_that_its_equations_name():
         sg.mlp((2, 2)),
         support.rows(hyperparameters(), np.array([2]))._replace(train_fraction=jnp.full(1, 0.05)),
     )
-    zoo = classifier_zoo.fit(arch, (x, y), base, checkpoints=(0, 1, 2, 3), momentum=0.5, batch_size=4)
+    zoo = classifier_zoo.fit(arch, (x, y), base, checkpoints=(0, 1, 2, 3), optimizer="sgd", momentum=0.5, batch_size=4)
     assert zoo.settings["optimizer"] == "sgd"
     row = next(i for i in range(20) if np.isclose(zoo.records["train_loss"][0], float(_loss(arch, zoo, 0, x, y, i))))
     params = support.rows(zoo.params, 0)
@@ -151,6 +151,27 @@ def test_sgd_with_momentum_makes_the_steps_that_its_equations_name():
         velocity = jax.tree.map(lambda v, g: 0.5 * v + g, velocity, gradient)
         params = jax.tree.map(lambda w, g, v: w - 1e-2 * (g + 0.5 * v), params, gradient, velocity)
         assert support.deviation(support.rows(zoo.params, step), params) < 1e-4
+
+
+def test_muon_moves_hidden_kernels_by_orthogonal_matrices_and_the_rest_as_adam_does():
+    """One step on one image: u s v.T of the gradient becomes u v.T, roughly; of the rest, the sign is left."""
+    x, y = jax.random.normal(jax.random.key(0), (20, 8, 8, 1)), jnp.arange(20) % 2
+    arch, base = sg.cnn((1, 2), 2), support.rows(hyperparameters(), np.array([2]))
+    base = base._replace(train_fraction=jnp.full(1, 0.05), weight_decay=jnp.full(1, 0.0))
+    zoo = classifier_zoo.fit(arch, (x, y), base, checkpoints=(0, 1), optimizer="muon", batch_size=4)
+    assert zoo.settings["optimizer"] == "muon"
+    row = next(i for i in range(20) if np.isclose(zoo.records["train_loss"][0], float(_loss(arch, zoo, 0, x, y, i))))
+    first, second = (support.rows(zoo.params, step) for step in (0, 1))
+    gradient = jax.grad(lambda p: classifiers.cross_entropy(arch, p, x[row : row + 1], y[row : row + 1]))(first)
+    step = jax.tree.map(lambda old, new: np.asarray(old - new) / 1e-2, first, second)
+    u, _, v = np.linalg.svd(gradient["Conv_0"]["kernel"].reshape(9, 2), full_matrices=False)
+    turned = u.T @ step["Conv_0"]["kernel"].reshape(9, 2) @ v.T
+    assert np.abs(turned - np.diag(np.diag(turned))).max() < 1e-2
+    assert (np.diag(turned) > 0.6).all()
+    assert (np.diag(turned) < 1.3).all()
+    size = 1 + 0.9 * 0.1 / (1 - 0.9**2)  # with Nesterov momentum
+    for layer, name in (("Conv_0", "bias"), ("Dense_0", "kernel"), ("Dense_0", "bias")):
+        np.testing.assert_allclose(step[layer][name], size * np.sign(gradient[layer][name]), rtol=1e-2)
 
 
 def _loss(arch, zoo, network, x, y, i):
@@ -249,7 +270,8 @@ def test_invalid_bounds_are_refused(options, message):
         ({"evaluations": {"test": (examples(3, 0)[0] * np.nan, examples(3, 0)[1])}}, "NaN"),
         ({"networks_at_once": 0}, "networks_at_once is 0"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
-        ({"momentum": 1.0}, r"momentum is 1.0; expected None for AdamW, or a number in \[0, 1\)"),
+        ({"momentum": 1.0}, r"momentum is 1.0; expected a number in \[0, 1\)"),
+        ({"optimizer": "lion"}, r"optimizer is 'lion'; expected one of \['adamw', 'sgd', 'muon'\]"),
     ],
 )
 def test_bad_input_is_refused_at_the_door(options, message):

@@ -18,12 +18,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jax_scalegmn import distributed, network
-from jax_scalegmn.architecture import Architecture, Residual
+from jax_scalegmn.architecture import Architecture, Conv, Dense, Residual, walk
 from jax_scalegmn.network import Unit
 from jax_scalegmn.types import Key, Params
 from jax_scalegmn.zoo import _plain_cnns, _populations, classifiers
 
 __all__ = ["Examples", "Hyperparameters", "fit", "sample"]
+
+OPTIMIZERS = ("adamw", "sgd", "muon")
 
 # Inputs of the networks and their labels.
 Examples: TypeAlias = tuple[Float[Array, "_examples ..."], Int[Array, " _examples"]]
@@ -34,7 +36,7 @@ class Hyperparameters(NamedTuple):
 
     Attributes:
       learning_rate: The learning rate: constant, or the highest where `fit` warms it up or lets it fall.
-      weight_decay: The weight decay: decoupled with AdamW, added to the gradient with SGD.
+      weight_decay: The weight decay: added to the gradient with SGD, else decoupled.
       dropout: The dropout rate after the activation of every hidden layer, in [0, 1).
       init_scale: The factor on the initialization, which is `network.standard`.
       train_fraction: The share of the training examples that the network sees, in (0, 1].
@@ -117,15 +119,16 @@ def fit(
     warmup_steps: int = 0,
     cosine: bool = False,
     mirrored: bool = False,
-    momentum: float | None = None,
+    optimizer: str = "adamw",
+    momentum: float = 0.9,
     networks_at_once: int | None = None,
     progress: Callable[[int], None] | None = None,
     mesh: Mesh | None = None,
 ) -> _populations.Zoo:
     """Trains one classifier per row of hyperparameters, all in one compiled program, and keeps every checkpoint.
 
-    Every step is one update of AdamW, or of SGD with momentum, on the cross-entropy of a batch, which is drawn with
-    replacement from the examples that the network sees. All networks make the same number of steps.
+    Every step is one update on the cross-entropy of a batch, which is drawn with replacement from the examples that the
+    network sees. All networks make the same number of steps.
 
     Args:
       arch: The architecture of all networks, without batch normalization.
@@ -139,7 +142,10 @@ def fit(
       warmup_steps: The number of updates over which the learning rate rises to its value.
       cosine: Whether the learning rate falls to 0 along a cosine until the last checkpoint.
       mirrored: Whether every image of a batch is mirrored, left to right, with probability 1/2.
-      momentum: The Nesterov momentum of SGD, in [0, 1); None for AdamW.
+      optimizer: "adamw"; "sgd" with Nesterov momentum; or "muon" (Jordan 2024), whose steps are orthogonal matrices:
+        it moves the kernels of all layers but the last, and Adam the rest. Small CNNs, those with tanh above all, learn
+        fastest with it.
+      momentum: The momentum of "sgd" and "muon", in [0, 1).
       networks_at_once: The networks that are trained as one vmapped network; the others follow in the same program.
         None for 1 on a CPU, where more are slower (`python -m benchmarks.cnn`), and 64 on an accelerator.
       progress: A function that is called with the number of networks that have become ready.
@@ -153,7 +159,8 @@ def fit(
 
     Raises:
       ValueError: If examples and labels do not fit each other or the architecture, on checkpoints that do not increase,
-        if vectors are to be mirrored, on a momentum outside of [0, 1), or if all networks diverged.
+        if vectors are to be mirrored, on an unknown optimizer, on a momentum outside of [0, 1), or if all networks
+        diverged.
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
@@ -175,8 +182,10 @@ def fit(
         raise ValueError(f"batch_size is {batch_size}, scored_examples {scored_examples}; expected numbers >= 1.")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps is {warmup_steps}; expected a number of updates >= 0.")
-    if momentum is not None and not 0 <= momentum < 1:
-        raise ValueError(f"momentum is {momentum}; expected None for AdamW, or a number in [0, 1), like 0.9.")
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {optimizer!r}; expected one of {list(OPTIMIZERS)}.")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; expected a number in [0, 1), like 0.9.")
     if mirrored and arch.input_rank != 3:
         raise ValueError(f"mirrored is set, and {arch.name!r} reads vectors; expected a network of images.")
     if networks_at_once is None:
@@ -186,7 +195,7 @@ def fit(
     # Not in the compiled program: random numbers are what takes longest to compile.
     starts = jax.vmap(functools.partial(_scaled_initialization, arch))(keys, rows.init_scale)
     dropped = bool(np.any(np.asarray(rows.dropout) > 0))
-    recipe = _Recipe(batch_size, warmup_steps, cosine, mirrored, momentum, dropped)
+    recipe = _Recipe(batch_size, warmup_steps, cosine, mirrored, optimizer, momentum, dropped)
     training = _Training(arch, checkpoints, scored_examples, recipe)
     params, scores = _populations.fit_each(
         training.run, (rows, keys, starts), shared, networks_at_once=networks_at_once, progress=progress, mesh=mesh
@@ -219,16 +228,25 @@ class _Recipe(NamedTuple):
     warmup_steps: int
     cosine: bool
     mirrored: bool
-    momentum: float | None
+    optimizer: str
+    momentum: float
     dropped: bool
 
-    def optimizer(self, row: Hyperparameters, steps: int) -> optax.GradientTransformation:
-        """That of one network, for this number of updates."""
+    def transformation(self, arch: Architecture, row: Hyperparameters, steps: int) -> optax.GradientTransformation:
+        """The optimizer of one network, for this number of updates."""
         rate = self._rate(row.learning_rate, steps)
-        if self.momentum is None:
-            return optax.adamw(rate, weight_decay=row.weight_decay)
-        return optax.chain(
-            optax.add_decayed_weights(row.weight_decay), optax.sgd(rate, momentum=self.momentum, nesterov=True)
+        match self.optimizer:
+            case "adamw":
+                return optax.adamw(rate, weight_decay=row.weight_decay)
+            case "sgd":
+                sgd = optax.sgd(rate, momentum=self.momentum, nesterov=True)
+                return optax.chain(optax.add_decayed_weights(row.weight_decay), sgd)
+        return optax.contrib.muon(
+            rate,
+            beta=self.momentum,
+            weight_decay=row.weight_decay,
+            adam_weight_decay=row.weight_decay,
+            muon_weight_dimension_numbers=functools.partial(_as_matrices, arch),
         )
 
     def _rate(self, highest: Array, steps: int) -> Callable[[Array], Array]:
@@ -239,6 +257,19 @@ class _Recipe(NamedTuple):
             return rate * (1 + jnp.cos(jnp.pi * count / steps)) / 2 if self.cosine else rate
 
         return at
+
+
+def _as_matrices(arch: Architecture, params: Params) -> Params:
+    """For Muon: the input and output axes of every kernel but the last layer's; None for all other arrays."""
+    *hidden, _ = ((*path, layer.name, "kernel") for path, layer in walk(arch.layers) if isinstance(layer, Conv | Dense))
+
+    def axes(path: tuple[jax.tree_util.DictKey, ...], array: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if tuple(key.key for key in path) not in hidden:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(array.ndim - 1)), array.ndim - 1)
+
+    specs: Params = jax.tree_util.tree_map_with_path(axes, params)
+    return specs
 
 
 class _Training(NamedTuple):
@@ -272,7 +303,7 @@ class _Training(NamedTuple):
     ) -> tuple[Callable[[Array, Any], Any], Any]:
         """One update, (its number, (params, optimizer state)) -> the next ones, and the first optimizer state."""
         recipe, (x, y) = self.recipe, train
-        tx = recipe.optimizer(row, self.checkpoints[-1])
+        tx = recipe.transformation(self.arch, row, self.checkpoints[-1])
         hidden = jax.eval_shape(functools.partial(_hidden_outputs, self.arch), start, x[0])  # refuses small images
         num_draws = sum(math.prod(value.shape) for value in hidden) if recipe.dropped else 0
 
@@ -378,6 +409,5 @@ def _finite_zoo(
     kept = jax.tree.map(lambda leaf: np.asarray(leaf).reshape(len(rows), *leaf.shape[2:])[rows], params)
     kept = distributed.place_rows(kept, mesh)
     recipe = {name: value for name, value in training.recipe._asdict().items() if name != "dropped"}
-    optimizer = "adamw" if training.recipe.momentum is None else "sgd"
-    settings = {**recipe, "optimizer": optimizer, "left_out": int((~finite).sum())}
+    settings = {**recipe, "left_out": int((~finite).sum())}
     return _populations.Zoo(training.arch, kept, {name: values[rows] for name, values in records.items()}, settings)
