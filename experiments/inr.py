@@ -100,7 +100,16 @@ class Config(inr_zoo.Config):
 
 
 PRESETS = {
-    "digits": ("scikit-learn's digits, 8 x 8; minutes on two cores", Config(Path("runs/digits"))),
+    "digits": (
+        "scikit-learn's digits, 8 x 8; minutes on two cores",
+        Config(
+            Path("runs/digits"),
+            cpu_devices=2,
+            train=TrainConfig(32, epochs=16, warmup_steps=100, muon=True),
+            alignment=AlignmentConfig(epochs=9),
+            evaluation=EvaluationConfig(copies=40),
+        ),
+    ),
     "mnist": (
         "the published setting on 28 x 28 images; needs --data or --zoo",
         Config(

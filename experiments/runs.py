@@ -61,6 +61,8 @@ class TrainConfig:
     """The largest norm of a gradient; longer ones are scaled down to it."""
     micro_batch: int | None = 16
     """The number of networks differentiated at a time, which bounds the memory; None for the whole batch."""
+    muon: bool = False
+    """Whether matrices are updated by Muon, at 2.5 times the learning rate, and AdamW is for all others."""
 
     def make_optimizer(self, networks: int) -> optax.GradientTransformation:
         """Makes the optimizer for epochs over this number of networks."""
@@ -70,6 +72,7 @@ class TrainConfig:
             decay_steps=self.decay_steps(networks),
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
+            muon=self.muon,
         )
 
     def decay_steps(self, networks: int) -> int | None:
@@ -101,6 +104,9 @@ class RunConfig:
     mesh: int | None = None
     """The number of devices, of all processes, over which networks are fitted and batches are divided; -1 for all of
     them, None for one device, or with several processes for all."""
+    cpu_devices: int | None = None
+    """The number of devices that JAX makes of a CPU without `--mesh`, each of which computes its share of the networks
+    and of a batch on cores of its own; None for one. On an accelerator it changes nothing."""
     coordinator: str | None = None
     """The address of process 0, like 10.0.0.1:1234, in each of several processes. A TPU pod slice and Slurm need none
     of the three: they are found."""
@@ -121,6 +127,7 @@ HOW = (
     "quick_compilation",
     "every_minutes",
     "mesh",
+    "cpu_devices",
     "coordinator",
     "processes",
     "process",
@@ -143,9 +150,14 @@ def join(config: RunConfig) -> None:
 
     Raises:
       SystemExit: If they are not all there in a minute, or have other options.
+      ValueError: If the CPU is to be fewer than one device.
     """
     if config.quick_compilation:
         xla_flags.add(xla_flags.QUICK)
+    if config.cpu_devices is not None:
+        if config.cpu_devices < 1:
+            raise ValueError(f"cpu_devices is {config.cpu_devices}; expected a number >= 1.")
+        xla_flags.add({"xla_force_host_platform_device_count": config.cpu_devices})
     try:
         distributed.initialize(config.coordinator, config.processes, config.process)
         distributed.check_same({name: value for name, value in _flat(plain(config)).items() if name not in _OWN})
@@ -159,11 +171,16 @@ class OnDevices(Protocol):
 
     @property
     def mesh(self) -> int | None: ...
+    @property
+    def cpu_devices(self) -> int | None: ...
 
 
 def device_mesh(config: OnDevices) -> Mesh | None:
     """The devices over which the run shares out networks; None for one device."""
     size = config.mesh if config.mesh is not None else (-1 if jax.process_count() > 1 else None)
+    if size is None and config.cpu_devices is not None and jax.default_backend() == "cpu":
+        devices = min(config.cpu_devices, jax.device_count())  # one where JAX was used before the run
+        size = devices if devices > 1 else None
     return None if size is None else distributed.mesh({"data": size})
 
 
