@@ -27,7 +27,7 @@ from experiments import autoencoders, inr, inr_zoo
 from experiments.runs import environment
 from jax_scalegmn import network
 from jax_scalegmn.training import losses
-from jax_scalegmn.types import Params
+from jax_scalegmn.types import LossFn, Params
 from jax_scalegmn.zoo import Zoo
 
 
@@ -47,8 +47,6 @@ class Recipe:
     """The weight decay."""
     warmup: float = 0.072
     """The share of the training in which the learning rate rises."""
-    warmup_steps: int | None = None
-    """The number of steps in place of that share."""
     decay: Literal["cosine", "linear", "none"] = "cosine"
     """How the learning rate falls to 0."""
     batch_sizes: tuple[int, ...] = (64,)
@@ -63,8 +61,6 @@ class Recipe:
     """The number of features of the autoencoder."""
     num_layers: int = 3
     """The number of message passing layers."""
-    decoder_hidden: tuple[int, ...] | None = None
-    """The widths of the decoder's hidden layers; None for the published ones."""
     dtype: Literal["bfloat16"] | None = None
     """The dtype of features and products."""
 
@@ -141,14 +137,14 @@ def measure(config: Config, name: str, recipe: Recipe, zoos: dict[str, Zoo]) -> 
         variables, state = update(variables, state, gradient, rate)
         if recipe.ema is not None:
             decay = min(recipe.ema, (1 + number) / (10 + number))
-            mean = jax.tree.map(lambda m, v, decay=decay: decay * m + (1 - decay) * v, mean, variables)
+            mean = _mean(mean, variables, decay)
         jax.block_until_ready(variables)
         if number:  # the first one compiles
             cpu, wall = cpu + time.process_time() - start_cpu, wall + time.perf_counter() - start
         if number + 1 in marks:
             evaluated = mean if recipe.ema is not None else variables
             if recipe.optimizer == "schedule_free":
-                evaluated = optax.contrib.schedule_free_eval_params(state, variables)
+                evaluated = optax.contrib.schedule_free_eval_params(state[-1], variables)  # after clipping
             curve.append({"networks": int(seen), "cpu_s": cpu, "wall_s": wall} | job.errors(evaluated))
     return {
         "name": name,
@@ -173,37 +169,14 @@ class _Job(NamedTuple):
 
 def _job(recipe: Recipe, zoos: dict[str, Zoo]) -> _Job:
     arch, size = zoos["train"].arch, (8, 8)
-    shape = {} if recipe.decoder_hidden is None else {"decoder_hidden": recipe.decoder_hidden}
     config = autoencoders.ModelConfig(recipe.features, recipe.num_layers, dtype=recipe.dtype)
-    whole = autoencoders.make_model(config, zoos["train"])
-    if shape:
-        whole = whole.clone(decoder=whole.decoder.clone(hidden=recipe.decoder_hidden))
+    model = autoencoders.make_model(config, zoos["train"])
     draw = inr.make_draw(arch, size)
     variance = float(draw(zoos["train"].params).var())
-    loss = losses.inr_reconstruction(whole, size=size, orbit_weight=recipe.orbit_weight * variance)
-
-    def mean_loss(variables: Any, rows: Params, key: Any) -> Any:
-        each = jax.vmap(loss, (None, 0, 0))(variables, rows, jax.random.split(key, len(jax.tree.leaves(rows)[0])))
-        return each[0].mean()
-
-    data = jax.tree.map(jnp.asarray, zoos["train"].params)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def add(total: Any, variables: Any, rows: Any, share: Any) -> Any:
-        few = jax.tree.map(lambda leaf: leaf[rows], data)
-        part = jax.grad(mean_loss)(variables, few, jax.random.key(0))
-        return jax.tree.map(lambda whole, leaf: whole + share * leaf, total, part)
-
-    zeros = jax.jit(lambda variables: jax.tree.map(jnp.zeros_like, variables))
-
-    def gradient(variables: Any, rows: np.ndarray, micro_batch: int) -> Any:
-        total = zeros(variables)
-        for few in rows.reshape(-1, min(micro_batch, len(rows))):
-            total = add(total, variables, few, np.float32(len(few) / len(rows)))
-        return total
+    loss = losses.inr_reconstruction(model, size=size, orbit_weight=recipe.orbit_weight * variance)
 
     def gap(variables: Any, params: Params) -> Any:
-        decoded = whole.apply(variables, params)
+        decoded = model.apply(variables, params)
         return jnp.square(network.render(arch, decoded, size) - network.render(arch, params, size)).mean()
 
     gaps = jax.jit(lambda variables, stack: jax.lax.map(lambda one: gap(variables, one), stack, batch_size=16))
@@ -213,7 +186,33 @@ def _job(recipe: Recipe, zoos: dict[str, Zoo]) -> _Job:
         return {name: float(gaps(variables, stack).mean()) / variance for name, stack in splits.items()}
 
     example = jax.tree.map(lambda leaf: np.asarray(leaf)[0], zoos["train"].params)
-    return _Job(lambda key: whole.init(key, example), gradient, errors)
+    return _Job(lambda key: model.init(key, example), _make_gradient(loss, zoos["train"].params), errors)
+
+
+def _make_gradient(loss: LossFn, params: Params) -> Callable[..., Any]:
+    """(variables, rows, micro_batch) -> the gradient of the mean loss of these networks."""
+
+    def mean_loss(variables: Any, rows: Params, key: Any) -> Any:
+        each = jax.vmap(loss, (None, 0, 0))(variables, rows, jax.random.split(key, len(jax.tree.leaves(rows)[0])))
+        return each[0].mean()
+
+    data = jax.tree.map(jnp.asarray, params)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def add(total: Any, variables: Any, rows: Any, share: Any) -> Any:
+        few = jax.tree.map(lambda leaf: leaf[rows], data)
+        part = jax.grad(mean_loss)(variables, few, jax.random.key(0))
+        return jax.tree.map(lambda sum_, leaf: sum_ + share * leaf, total, part)
+
+    zeros = jax.jit(lambda variables: jax.tree.map(jnp.zeros_like, variables))
+
+    def gradient(variables: Any, rows: np.ndarray, micro_batch: int) -> Any:
+        total = zeros(variables)
+        for few in rows.reshape(-1, min(micro_batch, len(rows))):
+            total = add(total, variables, few, np.float32(len(few) / len(rows)))
+        return total
+
+    return gradient
 
 
 def _first_fits(networks: Zoo) -> Params:
@@ -226,7 +225,7 @@ def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """The optimizer at rate 1, to be scaled by the schedule; the schedule-free one knows its rate itself."""
     clip = optax.clip_by_global_norm(10.0)
     if recipe.optimizer == "schedule_free":
-        rate = optax.linear_schedule(0.0, recipe.learning_rate, recipe.warmup_steps or 100)
+        rate = optax.linear_schedule(0.0, recipe.learning_rate, 100)
         return optax.chain(
             clip, optax.contrib.schedule_free_adamw(rate, b2=recipe.b2, weight_decay=recipe.weight_decay)
         )
@@ -243,13 +242,17 @@ def _update(tx: optax.GradientTransformation, variables: Any, state: Any, gradie
     return optax.apply_updates(variables, jax.tree.map(lambda update: rate * update, updates)), state
 
 
+@jax.jit
+def _mean(mean: Any, variables: Any, decay: Any) -> Any:
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, mean, variables)
+
+
 def _rate(recipe: Recipe, number: int, share: float, steps: int) -> float:
     """The learning rate of a step, at a share of the training."""
     if recipe.optimizer == "schedule_free":
         return 1.0
-    warmup = recipe.warmup if recipe.warmup_steps is None else recipe.warmup_steps / steps
-    rise = min(1.0, (number + 1) / max(1.0, warmup * steps))
-    left = min(1.0, (1 - share) / (1 - warmup)) if share > warmup else 1.0
+    rise = min(1.0, (number + 1) / max(1.0, recipe.warmup * steps))
+    left = min(1.0, (1 - share) / (1 - recipe.warmup))
     fall = {"cosine": 0.5 - 0.5 * np.cos(np.pi * left), "linear": left, "none": 1.0}[recipe.decay]
     return float(recipe.learning_rate * rise * fall)
 

@@ -283,14 +283,15 @@ def test_resuming_where_there_is_no_run_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_over_eight_devices_has_the_losses_of_training_on_one(run, tmp_path):
+@pytest.mark.parametrize("devices", ["all", "two of the CPU"])
+def test_training_over_devices_has_the_losses_of_training_on_one(run, tmp_path, devices):
     out, results = run
     zoos = {
         split: zoo.concatenate([zoo.load(path) for path in sorted((out / "zoo").glob(f"{split}-*"))])
         for split in runs.SPLITS
     }
-    settings = dataclasses.replace(TINY.train, data_parallel=True, micro_batch=1)
-    config = dataclasses.replace(TINY, out=tmp_path, train=settings)
+    settings = dataclasses.replace(TINY.train, data_parallel=devices == "all", micro_batch=1)
+    config = dataclasses.replace(TINY, out=tmp_path, train=settings, cpu_devices=None if devices == "all" else 2)
     with progress.Interruption() as interruption:
         variance = results["reconstruction"]["image_variance"]
         images = runs.load_images(TINY, TINY.zoo)["train"]
@@ -457,6 +458,23 @@ def test_flags_of_xla_join_those_of_the_user_and_unknown_ones_are_left_out(monke
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
     xla_flags.add({**xla_flags.QUICK, "xla_of_no_version": 1, "xla_cpu_enable_fast_math": "false"})
     assert os.environ["XLA_FLAGS"] == "--xla_cpu_use_fusion_emitters=true --xla_cpu_enable_fast_math=false"
+
+
+def test_a_cpu_becomes_the_devices_that_are_asked_for(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    two = dataclasses.replace(TINY, cpu_devices=2)
+    runs.join(two)
+    assert os.environ["XLA_FLAGS"].endswith("=false --xla_force_host_platform_device_count=2")
+    assert runs.device_mesh(two).shape == {"data": 2}
+    assert runs.device_mesh(dataclasses.replace(two, mesh=4)).shape == {"data": 4}
+    assert runs.device_mesh(TINY) is None
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # as where JAX was used before
+    assert runs.device_mesh(two) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert runs.device_mesh(two) is None
+    with pytest.raises(ValueError, match="cpu_devices is 0; expected a number >= 1"):
+        runs.join(dataclasses.replace(TINY, cpu_devices=0))
 
 
 def test_chunks_compute_what_the_whole_would_and_compile_once():
