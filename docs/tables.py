@@ -50,6 +50,7 @@ MANY_BY_FUNCTION = {
     "search_last": "and a last round",
 }
 SEARCH = "search_cpu.jsonl"
+RECIPES = "recipes_cpu.jsonl"
 FUZZING = "fuzzing.jsonl"
 
 
@@ -127,7 +128,10 @@ def inr_methods_mnist(results: Results) -> Table:
 
 
 MNIST_SMALL = "python -m experiments.inr mnist-small --data mnist.npz --train.epochs 5 --alignment.epochs 0"
-BOTH_ENCODERS = "python -m experiments.inr digits --alignment.epochs 0 --evaluation.noises 0 --encoder "
+BOTH_ENCODERS = (
+    "python -m experiments.inr digits --alignment.epochs 0 --evaluation.noises 0 --evaluation.copies None "
+    "--train.batch-size 64 --train.epochs 32 --train.warmup-steps 200 --train.no-muon --encoder "
+)
 
 
 def inr_methods_mnist_small(results: Results) -> Table:
@@ -875,6 +879,29 @@ def speed_cnn_autoencoder(results: Results) -> Table:
     )
 
 
+def speed_recipes(results: Results) -> Table:
+    """Recipes of equal length together, the best of them first."""
+    ordered = sorted(results[RECIPES], key=lambda row: (row["epochs"], row["curve"][-1]["selection"]))
+    rows = [
+        (
+            row["name"],
+            f"{row['epochs']:g}",
+            f"{row['curve'][-1]['cpu_s']:.0f}",
+            percent(row["curve"][-1]["selection"]),
+            percent(row["curve"][-1]["scoring"]),
+        )
+        for row in ordered
+    ]
+    return Table(
+        "The autoencoder of digits by several recipes, one seed: passes over the networks, CPU seconds of gradients "
+        "and updates on one thread, and the reconstruction error as a share of the variance",
+        "python -m benchmarks.recipes --zoo runs/digits/zoo --epochs 3",
+        [RECIPES],
+        ("recipe", "passes", "CPU seconds", "selection networks", "scoring networks"),
+        rows,
+    )
+
+
 # --- mutated files ------------------------------------------------------------------------------------------------
 
 
@@ -941,6 +968,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         speed_frames,
         speed_cnn_zoo,
         speed_cnn_autoencoder,
+        speed_recipes,
         fuzzed_readers,
     )
 }
@@ -1036,7 +1064,7 @@ ACCELERATOR_TABLES: dict[str, Callable[[Results], Table]] = {
 def values(results: Results) -> dict[str, dict[str, str]]:
     """The numbers that the pages' sentences name, as text, by topic: `{{ inr.reconstruction }}` in Markdown."""
     return {
-        "inr": _inr_values(results, "digits.json") | _learned_values(results["digits.json"]),
+        "inr": _inr_values(results, "digits.json") | _learned_values(results),
         "inr_mnist": _inr_values(results, "mnist_h200.json"),
         "inr_mnist_small": _inr_values(results, "mnist_small.json") | _small_values(results["mnist_small.json"]),
         "inr_permutation": _inr_values(results, "digits_permutation.json"),
@@ -1112,7 +1140,8 @@ def _editing_values(file: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _learned_values(file: Mapping[str, Any]) -> dict[str, str]:
+def _learned_values(results: Results) -> dict[str, str]:
+    file = results["digits.json"]
     merging = file["merging"]["independent fits"]
     names = ("search", "learned_matching", "learned_frame", "learned_search")
     midpoints = {name: f"{merging[name]['midpoint']['mean']:.4f}" for name in names}
@@ -1124,6 +1153,7 @@ def _learned_values(file: Mapping[str, Any]) -> dict[str, str]:
         | {
             "learned_minutes": f"{file['seconds']['alignment'] / 60:.0f}",
             "learned_epochs": str(len(file["alignment"]["matcher"]["training"])),
+            "seeds_epochs": str(results[ALIGNERS]["config"]["alignment"]["epochs"]),
             "exact_gap": power_of_ten(max(gaps)),
         }
     )
