@@ -130,7 +130,7 @@ def inr_methods_mnist(results: Results) -> Table:
 MNIST_SMALL = "python -m experiments.inr mnist-small --data mnist.npz --train.epochs 5 --alignment.epochs 0"
 BOTH_ENCODERS = (
     "python -m experiments.inr digits --alignment.epochs 0 --evaluation.noises 0 --evaluation.copies None "
-    "--train.batch-size 64 --train.epochs 32 --train.warmup-steps 200 --train.no-muon --encoder "
+    "--encoder "
 )
 
 

@@ -105,7 +105,6 @@ PRESETS = {
         Config(
             Path("runs/digits"),
             cpu_devices=2,
-            train=TrainConfig(32, epochs=16, warmup_steps=100, muon=True),
             alignment=AlignmentConfig(epochs=9),
             evaluation=EvaluationConfig(copies=40),
         ),

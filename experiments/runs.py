@@ -61,8 +61,6 @@ class TrainConfig:
     """The largest norm of a gradient; longer ones are scaled down to it."""
     micro_batch: int | None = 16
     """The number of networks differentiated at a time, which bounds the memory; None for the whole batch."""
-    muon: bool = False
-    """Whether matrices are updated by Muon, at 2.5 times the learning rate, and AdamW is for all others."""
 
     def make_optimizer(self, networks: int) -> optax.GradientTransformation:
         """Makes the optimizer for epochs over this number of networks."""
@@ -72,7 +70,6 @@ class TrainConfig:
             decay_steps=self.decay_steps(networks),
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
-            muon=self.muon,
         )
 
     def decay_steps(self, networks: int) -> int | None:

@@ -68,11 +68,11 @@ def train(trials=TRIALS, **options):
     return epochs[-1].state, [epoch._replace(state=None) for epoch in epochs]
 
 
-def alone(trial, num_epochs=3, decay_steps=8, muon=False):
+def alone(trial, num_epochs=3, decay_steps=8):
     """The last state, and the metrics of every epoch, of `training.fit`."""
     values = {name: value.item() for name, value in trial._asdict().items()}
     orbit_weight, seed = values.pop("orbit_weight"), values.pop("seed")
-    tx = training.make_optimizer(**values, decay_steps=decay_steps, muon=muon)
+    tx = training.make_optimizer(**values, decay_steps=decay_steps)
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = init(init_key)
     state = training.State(variables, tx.init(variables), key, jnp.asarray(0))
@@ -101,14 +101,6 @@ def test_each_of_sixteen_trials_equals_its_own_run_alone(chosen):
             assert support.deviation(row(epoch.selection, index), selection) < 1e-5
     assert (epochs[-1].diverged == -1).all()
     assert len({float(loss) for loss in epochs[-1].metrics["loss"]}) == 16
-
-
-def test_trials_with_muon_equal_their_runs_alone():
-    state, _ = train(muon=True)
-    other, _ = train()
-    expected, _ = alone(row(TRIALS.rows(), 7), muon=True)
-    assert support.deviation(row(state, 7), expected) < 1e-5
-    assert support.deviation(row(state.variables, 7), row(other.variables, 7)) > 1e-2
 
 
 def test_a_population_compiles_one_program_for_all_trials_and_epochs():

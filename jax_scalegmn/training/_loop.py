@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
@@ -57,12 +56,8 @@ def make_optimizer(
     decay_steps: int | None = None,
     weight_decay: float = 0.01,
     clip_norm: float = 10.0,
-    muon: bool = False,
 ) -> optax.GradientTransformation:
     """AdamW after clipping of the global norm, with a linear warm-up (published: 1e-3, 1000 steps, 0.01, 10).
-
-    With `muon`, matrices move along orthogonalized momenta instead (Jordan et al. 2024), 2.5 times as fast as the
-    learning rate says; AdamW is for all others.
 
     Args:
       learning_rate: The rate after the warm-up; step t has learning_rate * min(1, (t + 1) / warmup_steps).
@@ -70,7 +65,6 @@ def make_optimizer(
       decay_steps: The step at which a cosine decay to 0 ends; None for a constant rate, as published.
       weight_decay: Decoupled, on all parameters.
       clip_norm: The largest norm of the gradient of all parameters together.
-      muon: Whether matrices are updated by Muon.
 
     Returns:
       The optax transformation.
@@ -89,21 +83,7 @@ def make_optimizer(
     if warmup_steps > 0:
         rise = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1))
         schedule = optax.join_schedules([rise, after], [warmup_steps])
-    return scheduled_optimizer(schedule, weight_decay, clip_norm, muon)
-
-
-def scheduled_optimizer(
-    schedule: optax.Schedule, weight_decay: Any, clip_norm: Any, muon: bool
-) -> optax.GradientTransformation:
-    """The optimizer of `make_optimizer`, whose numbers may be known inside of a program only."""
-    rule = optax.adamw(schedule, weight_decay=weight_decay)
-    if muon:
-        for_matrices = optax.contrib.muon(lambda step: _MUON_RATIO * schedule(step), weight_decay=weight_decay)
-        rule = optax.multi_transform(
-            {"muon": for_matrices, "adamw": rule},
-            lambda params: jax.tree.map(lambda leaf: "muon" if leaf.ndim == 2 else "adamw", params),
-        )
-    return optax.chain(optax.clip_by_global_norm(clip_norm), rule)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, weight_decay=weight_decay))
 
 
 def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *, method: str | None = None) -> State:
@@ -325,9 +305,6 @@ class Monitor(NamedTuple):
 
 # --- private ------------------------------------------------------------------------------------------------------
 
-
-# Muon's learning rate in units of AdamW's.
-_MUON_RATIO = 2.5
 
 # (variables, rows, keys) -> (gradient, metrics)
 _Gradient: TypeAlias = Callable[[Any, Any, Key], tuple[Any, Metrics]]

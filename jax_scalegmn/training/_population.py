@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from jax_scalegmn import distributed
-from jax_scalegmn.training._loop import State, _purpose, make_step, scheduled_optimizer
+from jax_scalegmn.training._loop import State, _purpose, make_step
 from jax_scalegmn.types import Key, LossFn, Metrics
 
 
@@ -100,7 +100,6 @@ def population(
     batch_size: int,
     num_epochs: int,
     decay_steps: int | None = None,
-    muon: bool = False,
     micro_batch: int | None = None,
     selection: tuple[MakeLoss, Any] | None = None,
     selection_batch: int = 64,
@@ -121,7 +120,6 @@ def population(
       batch_size: The number of networks in a step of every trial.
       num_epochs: The number of epochs.
       decay_steps: The step at which a cosine decay of the learning rates to 0 ends; None for constant rates.
-      muon: As in `make_optimizer`.
       micro_batch: The number of networks of a trial that are differentiated at a time; must divide the batch.
       selection: The loss without randomness, made like that of training, and the data on which it is measured after
         every epoch, inside of the same program; None for no measurement.
@@ -160,10 +158,10 @@ def population(
         init=init,
         make_loss=make_loss,
         make_selection=make_selection,
-        sizes=_Sizes(count, batch_size, micro_batch, selection_batch, decay_steps, muon),
+        sizes=_Sizes(count, batch_size, micro_batch, selection_batch, decay_steps),
     )
     program = _program(one, mesh)
-    carried = _empty(init, rows, one.keywords["sizes"])
+    carried = _empty(init, rows)
     rows, carried, shared = _placed(rows, carried, (data, measured), mesh)
     for index in range(num_epochs):
         carried, key, metrics, selected = program(np.int32(index), carried, rows, shared)
@@ -181,7 +179,6 @@ class _Sizes(NamedTuple):
     micro_batch: int | None
     selection_batch: int
     decay_steps: int | None
-    muon: bool
 
 
 class _Carried(NamedTuple):
@@ -193,27 +190,28 @@ class _Carried(NamedTuple):
     diverged: Int[Array, "*trials"]
 
 
-def _make_optimizer(trial: Trials, sizes: _Sizes) -> optax.GradientTransformation:
+def _make_optimizer(trial: Trials, decay_steps: int | None) -> optax.GradientTransformation:
     """`make_optimizer` of numbers that are known inside of a program only."""
 
     def schedule(step: Array) -> Array:
         rate = jnp.asarray(trial.learning_rate)
         rising = rate * (step + 1) / jnp.maximum(trial.warmup_steps, 1)
         after = rate
-        if sizes.decay_steps is not None:
-            length = jnp.maximum(sizes.decay_steps - trial.warmup_steps, 1)
+        if decay_steps is not None:
+            length = jnp.maximum(decay_steps - trial.warmup_steps, 1)
             done = jnp.minimum(step - trial.warmup_steps, length) / length
             after = rate * 0.5 * (1 + jnp.cos(jnp.pi * done))
         return jnp.where(step < trial.warmup_steps, rising, after)
 
-    return scheduled_optimizer(schedule, trial.weight_decay, trial.clip_norm, sizes.muon)
+    adamw = optax.adamw(schedule, weight_decay=trial.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(trial.clip_norm), adamw)
 
 
-def _first(init: Callable[[Key], Any], trial: Trials, sizes: _Sizes) -> tuple[_Carried, Key]:
+def _first(init: Callable[[Key], Any], trial: Trials) -> tuple[_Carried, Key]:
     """What `training.init` makes of the trial's seed."""
     init_key, key = jax.random.split(jax.random.key(trial.seed))
     variables = init(init_key)
-    opt_state = _make_optimizer(trial, sizes).init(variables)
+    opt_state = _make_optimizer(trial, None).init(variables)
     return _Carried(variables, opt_state, jnp.int32(0), jnp.int32(-1)), key
 
 
@@ -230,10 +228,10 @@ def _epoch(
 ) -> tuple[_Carried, Key, Metrics, Metrics]:
     """One epoch of one trial; the first one begins with new variables."""
     data, measured = shared
-    carried = jax.lax.cond(index == 0, lambda: _first(init, trial, sizes)[0], lambda: carried)
+    carried = jax.lax.cond(index == 0, lambda: _first(init, trial)[0], lambda: carried)
     _, key = jax.random.split(jax.random.key(trial.seed))
     steps = sizes.networks // sizes.batch_size
-    step = make_step(make_loss(trial), _make_optimizer(trial, sizes), micro_batch=sizes.micro_batch)
+    step = make_step(make_loss(trial), _make_optimizer(trial, sizes.decay_steps), micro_batch=sizes.micro_batch)
     order = jax.random.permutation(jax.random.fold_in(_purpose(key, "order"), index), sizes.networks)
 
     def body(carried: _Carried, rows: Array) -> tuple[_Carried, Metrics]:
@@ -277,9 +275,9 @@ def _filled_up(rows: Trials, devices: int) -> Trials:
     return Trials(*(value[chosen] for value in rows))
 
 
-def _empty(init: Callable[[Key], Any], rows: Trials, sizes: _Sizes) -> _Carried:
+def _empty(init: Callable[[Key], Any], rows: Trials) -> _Carried:
     """Zeros in place of the first states: the program makes those itself, so that nothing else is compiled."""
-    shapes = jax.eval_shape(jax.vmap(lambda trial: _first(init, trial, sizes)[0]), rows)
+    shapes = jax.eval_shape(jax.vmap(lambda trial: _first(init, trial)[0]), rows)
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
