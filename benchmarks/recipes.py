@@ -147,7 +147,7 @@ def measure(config: Config, name: str, recipe: Recipe, zoos: dict[str, Zoo]) -> 
                 evaluated = optax.contrib.schedule_free_eval_params(state[-1], variables)  # after clipping
             curve.append({"networks": int(seen), "cpu_s": cpu, "wall_s": wall} | job.errors(evaluated))
     return {
-        "name": name,
+        "label": name,
         "recipe": dataclasses.asdict(recipe),
         "epochs": config.epochs,
         "seed": config.seed,

@@ -129,8 +129,7 @@ def inr_methods_mnist(results: Results) -> Table:
 
 MNIST_SMALL = "python -m experiments.inr mnist-small --data mnist.npz --train.epochs 5 --alignment.epochs 0"
 BOTH_ENCODERS = (
-    "python -m experiments.inr digits --alignment.epochs 0 --evaluation.noises 0 --evaluation.copies None "
-    "--encoder "
+    "python -m experiments.inr digits --alignment.epochs 0 --evaluation.noises 0 --evaluation.copies None --encoder "
 )
 
 
@@ -884,11 +883,9 @@ def speed_recipes(results: Results) -> Table:
     ordered = sorted(results[RECIPES], key=lambda row: (row["epochs"], row["curve"][-1]["selection"]))
     rows = [
         (
-            row["name"],
+            row["label"],
             f"{row['epochs']:g}",
-            f"{row['curve'][-1]['cpu_s']:.0f}",
-            percent(row["curve"][-1]["selection"]),
-            percent(row["curve"][-1]["scoring"]),
+            *("" if value is None else text(value) for value, text in _last_point(row["curve"][-1])),
         )
         for row in ordered
     ]
@@ -900,6 +897,12 @@ def speed_recipes(results: Results) -> Table:
         ("recipe", "passes", "CPU seconds", "selection networks", "scoring networks"),
         rows,
     )
+
+
+def _last_point(point: Mapping[str, Any]) -> list[tuple[float | None, Callable[[float], str]]]:
+    """What a row of recipes tells; None where it was not measured."""
+    shares = [(point[split], percent) for split in ("selection", "scoring")]
+    return [(point["cpu_s"], "{:.0f}".format), *shares]
 
 
 # --- mutated files ------------------------------------------------------------------------------------------------
@@ -1078,6 +1081,11 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "accuracy_cifar": _generalization_values(results, "generalization_cifar.json"),
         "classify": _classify_values(results),
         "speed": _speed_values(results),
+        "recipes": {
+            f"{name}_{split}": percent(results.row(RECIPES, label=recipe, epochs=epochs)["curve"][-1][split])
+            for name, recipe, epochs in (("muon", "muon, batches of 32", 16), ("adamw", "baseline", 32))
+            for split in ("train", "selection")
+        },
         "fuzzing": {
             "cases": f"{sum(row['cases'] for row in results[FUZZING]):,}",
             "failures": str(sum(row["failures"] for row in results[FUZZING])),

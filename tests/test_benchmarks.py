@@ -78,7 +78,7 @@ def test_recipes_train_the_same_networks_and_are_told_apart(tmp_path, monkeypatc
     monkeypatch.setattr(recipes, "RECIPES", made)
     rows = recipes.main(recipes.Config(tmp_path / "zoo", epochs=4, points=2))
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
-    curves = {row["name"]: row["curve"] for row in rows}
+    curves = {row["label"]: row["curve"] for row in rows}
     assert all(
         [point["networks"] for point in curve] == [128, 256] for name, curve in curves.items() if name != "growing"
     )
