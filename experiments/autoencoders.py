@@ -227,7 +227,7 @@ def _any(value: bool) -> bool:
 
 
 def _mesh(config: runs.RunConfig, settings: TrainConfig) -> Mesh | None:
-    mesh = runs.device_mesh(config)
+    mesh = runs.training_mesh(config)
     return distributed.mesh({"data": -1}) if mesh is None and settings.data_parallel else mesh
 
 

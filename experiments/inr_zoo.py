@@ -156,7 +156,7 @@ def fit_split(
             plan = fit_parts.Plan(
                 config.out / "zoo" / f"{split}-{number:04d}.safetensors",
                 len(rows),
-                settings.chunk * distributed.num_devices(runs.device_mesh(config)),
+                settings.chunk * distributed.num_devices(runs.training_mesh(config)),
                 settings.steps * given.images[0].size,
                 "INRs",
             )
@@ -189,7 +189,7 @@ def _fit_rows(
         initialization=INITIALIZATIONS[settings.initialization],
         networks_at_once=settings.chunk,
         progress=advance,
-        mesh=runs.device_mesh(config),
+        mesh=runs.training_mesh(config),
     )
 
 

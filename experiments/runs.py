@@ -102,8 +102,9 @@ class RunConfig:
     """The number of devices, of all processes, over which networks are fitted and batches are divided; -1 for all of
     them, None for one device, or with several processes for all."""
     cpu_devices: int | None = None
-    """The number of devices that JAX makes of a CPU without `--mesh`, each of which computes its share of the networks
-    and of a batch on cores of its own; None for one. On an accelerator it changes nothing."""
+    """The number of devices that JAX makes of a CPU without `--mesh`. Each fits its share of the INRs, and trains
+    autoencoders, matchers and frames on its share of a batch. Nothing is scored so: where all cores are busy with
+    programs, XLA hangs on large callbacks. None for one device. On an accelerator it changes nothing."""
     coordinator: str | None = None
     """The address of process 0, like 10.0.0.1:1234, in each of several processes. A TPU pod slice and Slurm need none
     of the three: they are found."""
@@ -175,10 +176,17 @@ class OnDevices(Protocol):
 def device_mesh(config: OnDevices) -> Mesh | None:
     """The devices over which the run shares out networks; None for one device."""
     size = config.mesh if config.mesh is not None else (-1 if jax.process_count() > 1 else None)
-    if size is None and config.cpu_devices is not None and jax.default_backend() == "cpu":
-        devices = min(config.cpu_devices, jax.device_count())  # one where JAX was used before the run
-        size = devices if devices > 1 else None
     return None if size is None else distributed.mesh({"data": size})
+
+
+def training_mesh(config: OnDevices) -> Mesh | None:
+    """The devices for training: those of the run, or the ones that JAX makes of a CPU; None for one device."""
+    if config.mesh is not None or config.cpu_devices is None or jax.process_count() > 1:
+        return device_mesh(config)
+    if jax.default_backend() != "cpu":
+        return None
+    devices = min(config.cpu_devices, jax.device_count())  # one where JAX was used before the run
+    return distributed.mesh({"data": devices}) if devices > 1 else None
 
 
 def refuse_topology(config: RunConfig, other: str, what: str) -> None:
@@ -205,7 +213,7 @@ def check_batch(config: OnDevices, batch_size: int) -> None:
     Raises:
       ValueError: If they do not, or if there are not as many devices.
     """
-    devices = distributed.num_devices(device_mesh(config))
+    devices = distributed.num_devices(training_mesh(config))
     if batch_size % devices:
         raise ValueError(
             f"train.batch_size is {batch_size} and the mesh has {devices} devices; expected a multiple of {devices}, "

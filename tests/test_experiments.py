@@ -465,14 +465,15 @@ def test_a_cpu_becomes_the_devices_that_are_asked_for(monkeypatch):
     two = dataclasses.replace(TINY, cpu_devices=2)
     runs.join(two)
     assert os.environ["XLA_FLAGS"].endswith("=false --xla_force_host_platform_device_count=2")
-    assert runs.device_mesh(two).shape == {"data": 2}
-    assert runs.device_mesh(dataclasses.replace(two, mesh=4)).shape == {"data": 4}
-    assert runs.device_mesh(TINY) is None
+    assert runs.training_mesh(two).shape == {"data": 2}
+    assert runs.training_mesh(dataclasses.replace(two, mesh=4)).shape == {"data": 4}
+    assert runs.training_mesh(TINY) is None
+    assert runs.device_mesh(two) is None  # for scoring
     monkeypatch.setattr(jax, "device_count", lambda: 1)  # as where JAX was used before
-    assert runs.device_mesh(two) is None
+    assert runs.training_mesh(two) is None
     monkeypatch.undo()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert runs.device_mesh(two) is None
+    assert runs.training_mesh(two) is None
     with pytest.raises(ValueError, match="cpu_devices is 0; expected a number >= 1"):
         runs.join(dataclasses.replace(TINY, cpu_devices=0))
 
