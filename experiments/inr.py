@@ -102,12 +102,7 @@ class Config(inr_zoo.Config):
 PRESETS = {
     "digits": (
         "scikit-learn's digits, 8 x 8; minutes on two cores",
-        Config(
-            Path("runs/digits"),
-            cpu_devices=2,
-            alignment=AlignmentConfig(epochs=9),
-            evaluation=EvaluationConfig(copies=40),
-        ),
+        Config(Path("runs/digits"), cpu_devices=2),
     ),
     "mnist": (
         "the published setting on 28 x 28 images; needs --data or --zoo",

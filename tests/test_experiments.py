@@ -461,6 +461,7 @@ def test_flags_of_xla_join_those_of_the_user_and_unknown_ones_are_left_out(monke
 
 
 def test_a_cpu_becomes_the_devices_that_are_asked_for(monkeypatch):
+    assert jax.device_count() == 8  # JAX reads the tests' flags now, and not those below
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     two = dataclasses.replace(TINY, cpu_devices=2)
     runs.join(two)
