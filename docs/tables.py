@@ -50,6 +50,7 @@ MANY_BY_FUNCTION = {
     "search_last": "and a last round",
 }
 SEARCH = "search_cpu.jsonl"
+RECIPES = "recipes_cpu.jsonl"
 FUZZING = "fuzzing.jsonl"
 
 
@@ -875,6 +876,33 @@ def speed_cnn_autoencoder(results: Results) -> Table:
     )
 
 
+def speed_recipes(results: Results) -> Table:
+    """Recipes of equal length together, the best of them first."""
+    ordered = sorted(results[RECIPES], key=lambda row: (row["epochs"], row["curve"][-1]["selection"]))
+    rows = [
+        (
+            row["label"],
+            f"{row['epochs']:g}",
+            *("" if value is None else text(value) for value, text in _last_point(row["curve"][-1])),
+        )
+        for row in ordered
+    ]
+    return Table(
+        "The autoencoder of digits by several recipes, one seed: passes over the networks, CPU seconds of gradients "
+        "and updates on one thread, and the reconstruction error as a share of the variance",
+        "python -m benchmarks.recipes --zoo runs/digits/zoo --epochs 3",
+        [RECIPES],
+        ("recipe", "passes", "CPU seconds", "selection networks", "scoring networks"),
+        rows,
+    )
+
+
+def _last_point(point: Mapping[str, Any]) -> list[tuple[float | None, Callable[[float], str]]]:
+    """What a row of recipes tells; None where it was not measured."""
+    shares = [(point[split], percent) for split in ("selection", "scoring")]
+    return [(point["cpu_s"], "{:.0f}".format), *shares]
+
+
 # --- mutated files ------------------------------------------------------------------------------------------------
 
 
@@ -941,6 +969,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         speed_frames,
         speed_cnn_zoo,
         speed_cnn_autoencoder,
+        speed_recipes,
         fuzzed_readers,
     )
 }
@@ -1050,6 +1079,11 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "accuracy_cifar": _generalization_values(results, "generalization_cifar.json"),
         "classify": _classify_values(results),
         "speed": _speed_values(results),
+        "recipes": {
+            f"{name}_{split}": percent(results.row(RECIPES, label=recipe, epochs=epochs)["curve"][-1][split])
+            for name, recipe, epochs in (("muon", "muon, batches of 32", 16), ("adamw", "baseline", 32))
+            for split in ("train", "selection")
+        },
         "fuzzing": {
             "cases": f"{sum(row['cases'] for row in results[FUZZING]):,}",
             "failures": str(sum(row["failures"] for row in results[FUZZING])),

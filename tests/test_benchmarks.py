@@ -8,7 +8,8 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import accelerator, cnn, embed, inr, matching, population, recovery, scalegmn, search, timing
+from benchmarks import accelerator, cnn, embed, inr, matching, population, recipes, recovery, scalegmn, search, timing
+from experiments import inr_zoo
 from experiments.inr import PRESETS
 from experiments.merging import MatchConfig, TrainConfig
 
@@ -64,6 +65,32 @@ def test_population_measures_one_training_alone_and_several_together(capsys):
         count, median = row["trials"] or 1, row["epoch_seconds"]["median_s"]
         assert row["networks_per_second"] == pytest.approx(4 * count / median)
         assert row["first_epoch_seconds"] > median
+
+
+@pytest.mark.slow
+def test_recipes_train_the_same_networks_and_are_told_apart(tmp_path, monkeypatch, capsys):
+    experiment = inr_zoo.Config(tmp_path, zoo=inr_zoo.TINY)
+    inr_zoo.fit_zoo(experiment)
+    small = {"features": 4, "num_layers": 1}
+    made = {
+        name: dataclasses.replace(recipes.RECIPES[name], **small, batch_sizes=(16,))
+        for name in ("baseline", "muon", "schedule-free", "mean of weights", "fewer networks first")
+    }
+    made |= {"again": made["baseline"], "growing": recipes.Recipe(batch_sizes=(8, 16), **small)}
+    monkeypatch.setattr(recipes, "RECIPES", made)
+    rows = recipes.main(recipes.Config(tmp_path / "zoo", epochs=4, points=2))
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    curves = {row["label"]: row["curve"] for row in rows}
+    assert all(
+        [point["networks"] for point in curve] == [128, 256] for name, curve in curves.items() if name != "growing"
+    )
+    assert all(curve[0]["cpu_s"] < curve[1]["cpu_s"] for curve in curves.values())
+    errors = {name: curve[-1]["scoring"] for name, curve in curves.items()}
+    assert errors["again"] == errors["baseline"]
+    assert len(set(errors.values())) == len(errors) - 1
+    assert errors["baseline"] < 1.2  # of a random network it is more
+    with pytest.raises(ValueError, match="only names \\['adam'\\]; expected names out of"):
+        recipes.main(recipes.Config(tmp_path / "zoo", only=("adam",)))
 
 
 @pytest.mark.slow
