@@ -423,7 +423,7 @@ def _stored_loss(folder: Path) -> tuple[float | None, float | None]:
     for name in ("info/metadata", "metrics/metrics"):
         try:
             content = _bounded.read_json(folder / name)
-            if not _is_as_signed(content):
+            if not isinstance(content, dict) or not _is_as_signed(content):
                 raise ValueError
             found.append(float(content["loss"]))
         except (OSError, ValueError, TypeError, KeyError):
