@@ -1,8 +1,10 @@
 """The INR experiment runs, resumes and refuses."""
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -139,6 +141,19 @@ def test_controls_are_scored_as_decoded_networks_are(run):
     noises = [found[f"noise_{noise:g}"]["mse"] for noise in controls.NOISES]
     assert noises == sorted(noises)
     assert noises[0] < found["nearest"]["mse"] < found["mean_network"]["mse"]
+
+
+def test_every_row_of_weight_matching_is_what_the_library_matches():
+    """One program for all rows, no two of which agree on all pairs."""
+    arch = sg.siren((2, 8, 8, 1))
+    params, targets = (support.random_params(arch, seed, models=(12,)) for seed in (0, 1))
+    align, rows = evaluation.make_align(arch, networks_at_once=2), []
+    for scale, start in itertools.product((True, False), sg.matching.Start):
+        match = functools.partial(sg.matching.align, arch, scale=scale, start=start)
+        rows.append(align(params, targets, scale=scale, start=start).params)
+        jax.tree.map(np.testing.assert_array_equal, rows[-1], jax.jit(jax.vmap(match))(params, targets))
+    different = [support.deviation(one, other) for one, other in itertools.combinations(rows, 2)]
+    assert np.count_nonzero(different) == 6
 
 
 def test_controls_draw_what_they_say():
