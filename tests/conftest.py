@@ -16,7 +16,8 @@ _FLAGS = {
 os.environ.pop("XLA_FLAGS", None)
 xla_flags.add(_FLAGS)
 
-import jax  # noqa: E402 (after the flags)
+import beartype  # noqa: E402 (after the flags)
+import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
@@ -24,10 +25,12 @@ import pytest  # noqa: E402
 def _jaxtyped(*, typechecker, jaxtyped=jaxtyping.jaxtyped):
     """As jaxtyping's, whose record of axes takes ten times as long as the check: left out where there are no arrays."""
 
+    check = beartype.beartype(conf=beartype.BeartypeConf(violation_type=jaxtyping.TypeCheckError))
+
     def decorate(checked):
         if isinstance(checked, type) or any("jaxtyping" in str(kind) for kind in checked.__annotations__.values()):
             return jaxtyped(checked, typechecker=typechecker)
-        return typechecker(checked)
+        return check(checked)
 
     return decorate
 
