@@ -322,6 +322,19 @@ def merging_cifar(results: Results) -> Table:
     return _merged(results, "merging_cifar.json", MERGED_CIFAR, command, "Classifiers of gray CIFAR-10")
 
 
+def accurate_cnns(results: Results) -> Table:
+    """How well the CNNs classify that are all trained with the same options."""
+    (cnns,) = results["cnn_zoo.json"]["zoos"].values()
+    quantiles = cnns["scoring_accuracy"]
+    return Table(
+        "CNNs 1-16-16-16-10 with relu, trained alike: accuracy in % on 5,000 test images",
+        "python -m experiments.cnn_zoo cifar --data cifar10_gray.npz --activations relu",
+        ["cnn_zoo.json"],
+        ("networks", "worst twentieth", "median", "best"),
+        [(str(cnns["networks"]), *(accuracy(quantiles[quantile]) for quantile in ("5", "50", "100")))],
+    )
+
+
 def merging_cnn_zoo(results: Results) -> Table:
     """Pairs of a zoo's best: accuracies and losses without and with REPAIR, and the losses with one temperature."""
     (network,) = results["merging_cnn_zoo.json"]["pairs"].values()
@@ -335,7 +348,7 @@ def merging_cnn_zoo(results: Results) -> Table:
         rows.append((method["label"], *map(accuracy, merged_accuracy(method["pairs"])), *losses))
     return Table(
         "CNNs 1-16-16-16-10 with relu of gray CIFAR-10: test accuracy in % and loss in nats at the midpoint",
-        "python -m experiments.merging_zoo cifar --data cifar10_gray.npz --activations relu --pairs 4",
+        "python -m experiments.merging_zoo cifar --data cifar10_gray.npz --zoo runs/cnn-zoo-cifar --activations relu",
         ["merging_cnn_zoo.json"],
         ("method", "accuracy", "with REPAIR", "loss", "with REPAIR", "with one temperature"),
         rows,
@@ -940,6 +953,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         merging_digits,
         merging_mnist,
         merging_cifar,
+        accurate_cnns,
         merging_cnn_zoo,
         many_digits,
         many_mnist,

@@ -68,12 +68,11 @@ class MatchConfig:
     function_steps: int = 100
     """The number of gradient steps of the methods that compare functions."""
     search_neurons: int = 1024
-    """The most neurons that search matching of perceptrons takes in all of its sweeps; it makes one sweep or more."""
+    """The most neurons that search matching takes in all of its sweeps; it makes one sweep or more, and ten at most."""
     search_candidates: int = 32
     """The most exchanges that a step of search matching tries."""
-    image_examples: int = 64
-    """As `function_examples`, for networks of images, where an exchange costs a whole forward pass; one sweep is made
-    of them."""
+    image_examples: int = 256
+    """As `function_examples`, for networks of images."""
 
 
 MethodName: TypeAlias = Literal[
@@ -415,7 +414,7 @@ def function_inputs(settings: MatchConfig, arch: Architecture, data: Data) -> ja
 def search_options(settings: MatchConfig, arch: Architecture) -> dict[str, Any]:
     """The options of a search: the wider the network, the fewer sweeps."""
     neurons = sum(layer.width for layer in arch.hidden)
-    sweeps = 1 if arch.input_rank == 3 else min(10, max(1, settings.search_neurons // neurons))
+    sweeps = min(10, max(1, settings.search_neurons // neurons))
     return {
         "distance": matching.cross_entropy,
         "candidates": settings.search_candidates,

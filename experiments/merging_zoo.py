@@ -40,7 +40,10 @@ class Config(runs.RunConfig):
 
 
 PRESETS = {
-    "cifar": ("the CNNs of `experiments.cnn_zoo cifar`; needs --data", Config(Path("runs/merging-cnn-zoo"))),
+    "cifar": (
+        "the CNNs of `experiments.cnn_zoo cifar`; needs --data",
+        Config(Path("runs/merging-cnn-zoo"), match=merging.MatchConfig(image_examples=1000)),
+    ),
     "tiny": (
         "the CNNs of `experiments.cnn_zoo tiny`",
         Config(

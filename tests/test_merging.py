@@ -101,7 +101,7 @@ def test_pairs_over_the_devices_of_a_mesh_have_the_numbers_of_one_device(run):
     assert [pair["pair"] for pair in shared["weights"]] == [list(pair) for pair in pairs]
     assert alone["weights"][0] != alone["weights"][1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), shared, alone)
-    with pytest.raises(ValueError, match=r"The mesh is {'data': 9}; expected 1 device or more .* and 8 in all"):
+    with pytest.raises(ValueError, match=r"The mesh {'data': 9} has 9 devices, and there are 8; expected 8 at most"):
         merging.main(dataclasses.replace(config, mesh=9, out=config.out / "other"))
     assert not (config.out / "other").exists()
 
