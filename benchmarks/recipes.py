@@ -185,7 +185,7 @@ def _job(recipe: Recipe, zoos: dict[str, Zoo]) -> _Job:
     def errors(variables: Any) -> dict[str, float]:
         return {name: float(gaps(variables, stack).mean()) / variance for name, stack in splits.items()}
 
-    example = jax.tree.map(lambda leaf: np.asarray(leaf)[0], zoos["train"].params)
+    example = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), zoos["train"].params)
     return _Job(lambda key: model.init(key, example), _make_gradient(loss, zoos["train"].params), errors)
 
 

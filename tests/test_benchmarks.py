@@ -71,6 +71,7 @@ def test_population_measures_one_training_alone_and_several_together(capsys):
 def test_recipes_train_the_same_networks_and_are_told_apart(tmp_path, monkeypatch, capsys):
     experiment = inr_zoo.Config(tmp_path, zoo=inr_zoo.TINY)
     inr_zoo.fit_zoo(experiment)
+    capsys.readouterr()  # its progress
     small = {"features": 4, "num_layers": 1}
     made = {
         name: dataclasses.replace(recipes.RECIPES[name], **small, batch_sizes=(16,))
