@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import support
+from jax.experimental.compilation_cache import compilation_cache
 
 import jax_scalegmn as sg
 from jax_scalegmn import distributed, matching, network, symmetry, training, zoo
@@ -219,6 +220,7 @@ def test_what_public_functions_compile_for_a_mesh_has_no_collective(mesh, monkey
         return [text for text in texts if "num_partitions=8" in text]
 
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # or it remembers that it is on
     try:
         fn(mesh)
         texts = over_devices()
@@ -226,6 +228,7 @@ def test_what_public_functions_compile_for_a_mesh_has_no_collective(mesh, monkey
         jax.jit(lambda rows: rows.mean())(rows)
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
     assert texts
     assert not [re.search(COLLECTIVES, text) for text in texts if re.search(COLLECTIVES, text)]
     assert re.search(COLLECTIVES, over_devices()[-1])
