@@ -1179,16 +1179,14 @@ def _learned_values(file: Mapping[str, Any]) -> dict[str, str]:
 
 def _cnn_zoo_values(file: Mapping[str, Any]) -> dict[str, str]:
     (network,) = file["pairs"].values()
-    naive, search = (network["methods"][name]["pairs"] for name in ("naive", "search"))
+    naive = network["methods"]["naive"]["pairs"]
     return {
         "pairs": str(file["config"]["pairs"]),
         "updates": f"{file['zoo']['zoo']['steps']:,}",
-        "lowest": accuracy(min(network["test_accuracy"])),
-        "highest": accuracy(max(network["test_accuracy"])),
         "reset": accuracy(merged_accuracy(naive)[1]),
         "tempered": f"{average(pair['tempered']['loss'] for pair in naive):.2f}",
-        "search": accuracy(merged_accuracy(search)[0]),
-        "ends": accuracy(average(network["test_accuracy"])),
+        "closed_activations": _closed(network, "activations", repaired=True),
+        "closed_search": _closed(network, "search", repaired=False),
     }
 
 
