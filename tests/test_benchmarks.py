@@ -80,7 +80,7 @@ def test_recipes_train_the_same_networks_and_are_told_apart(tmp_path, monkeypatc
     made |= {"again": made["baseline"], "growing": recipes.Recipe(batch_sizes=(8, 16), **small)}
     monkeypatch.setattr(recipes, "RECIPES", made)
     rows = recipes.main(recipes.Config(tmp_path / "zoo", epochs=4, points=2))
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == json.loads(json.dumps(rows))
     curves = {row["label"]: row["curve"] for row in rows}
     assert all(
         [point["networks"] for point in curve] == [128, 256] for name, curve in curves.items() if name != "growing"
