@@ -34,7 +34,7 @@ def test_a_zoo_alone_is_trained_stored_and_read_again(trained, monkeypatch):
     assert json.loads((out / "results.json").read_text()) == results
     assert results["zoos"]["relu"]["networks"] == ZOO.zoo.networks
     assert results["zoos"]["relu"]["cosine"]
-    assert results["zoos"]["relu"]["optimizer"] == "sgd"
+    assert results["zoos"]["relu"]["optimizer"] == "muon"
     assert len(list((out / "zoo").glob("relu-*.safetensors"))) == cnn_zoo.num_parts(ZOO.zoo) == 4
     assert (out / "zoo" / "small_cnn_zoo" / "relu" / "weights.npy").exists()
     monkeypatch.setattr(cnn_zoo.classifier_zoo, "fit", None)
