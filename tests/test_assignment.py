@@ -37,13 +37,28 @@ def test_the_default_is_on_the_device_for_narrow_layers_alone():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs to choose the cores of a process")
-def test_large_scores_reach_the_host_on_a_single_core():
-    program = """
+@pytest.mark.parametrize(("devices", "shape"), [(1, (2048, 2048)), (1, (400, 32, 32)), (2, (400, 32, 32))])
+def test_large_scores_reach_the_host_where_each_core_has_a_device(devices, shape):
+    if len(os.sched_getaffinity(0)) < devices:
+        pytest.skip(f"needs {devices} cores")
+    program = f"""
 import os
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-import jax, jax.numpy as jnp
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{devices}])
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count={devices}"
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec as P
+from jax_scalegmn import distributed
 from jax_scalegmn.matching import assignment
-score = jnp.eye(2048)[::-1]
-assert (jax.jit(assignment.scipy)(score) == jnp.arange(2048)[::-1]).all()
+
+def solve(scores):
+    moved = jax.lax.fori_loop(0, 20, lambda _, s: s + 1e-3 * assignment.scipy(s)[..., None], scores)
+    return assignment.scipy(moved)
+
+scores = np.broadcast_to(np.eye({shape[-1]})[::-1], {shape}).astype(np.float32)
+if {devices} > 1:
+    solve = jax.shard_map(
+        solve, mesh=distributed.mesh({{"data": {devices}}}), in_specs=P("data"), out_specs=P("data"), check_vma=False
+    )
+assert (jax.jit(solve)(scores) == jnp.arange({shape[-1]})[::-1]).all()
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

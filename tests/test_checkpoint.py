@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -262,6 +263,38 @@ def test_what_a_killed_program_was_saving_is_removed(run):
     assert half.exists()
     checkpoint.Checkpoints(run.directory, CONFIG)
     assert not half.exists()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_program_that_is_killed_while_it_removes_a_checkpoint_leaves_no_part_of_it(
+    written, tmp_path, monkeypatch, asynchronous
+):
+    folder = tmp_path / "run"
+    shutil.copytree(written, folder)
+    assert sorted(path.name for path in folder.glob("[0-9]*")) == ["2", "3", "4"]
+
+    class Killed(BaseException):
+        pass
+
+    def save():
+        run.save(state_of(5), loss=4.0)
+        run.wait()
+
+    def killed(path, *args, **kwargs):
+        for metrics in Path(path).rglob("metrics/metrics"):
+            metrics.unlink()
+            raise Killed
+
+    run = checkpoint.Checkpoints(folder, CONFIG, asynchronous=asynchronous)
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(Killed):
+        save()
+    monkeypatch.undo()
+    assert len(list(folder.rglob("metrics/metrics"))) == 3
+    again = checkpoint.Checkpoints(folder, CONFIG)
+    assert int(again.restore_last(state_of(0)).state.step) == 5
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "4", "5"]
+    again.close()
 
 
 @pytest.mark.parametrize(

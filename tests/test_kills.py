@@ -107,11 +107,16 @@ def numbers_in(name, path):
 # --- programs that are killed -----------------------------------------------------------------------------------------
 
 
+def tell(message):
+    """Prints a message in one piece: `print` writes its line's end apart, and a program may be killed between."""
+    os.write(sys.stdout.fileno(), json.dumps(message).encode() + b"\n")
+
+
 def write_for_ever(name, folder, first):
     """Writes the next number until it is killed, and tells each that is written."""
     for number in range(first, 10**6):
         WRITERS[name][0](Path(folder) / name, number)
-        print(json.dumps({"written": number}), flush=True)
+        tell({"written": number})
 
 
 def run_inr(*words):
@@ -134,8 +139,8 @@ def serve():
             except BaseException:
                 traceback.print_exc()
                 os._exit(1)
-        print(json.dumps({"child": child}), flush=True)
-        print(json.dumps({"ended": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}), flush=True)
+        tell({"child": child})
+        tell({"ended": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])})
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +158,7 @@ def server(tmp_path_factory):
     with (
         errors.open("wb") as stderr,
         subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment, bufsize=0
         ) as program,
     ):
         assert program.stdout.readline() == b"ready\n"
@@ -171,7 +176,6 @@ def lines(program, seconds):
 def start(program, *words):
     """Starts a program, and returns its number."""
     program.stdin.write(json.dumps(words).encode() + b"\n")
-    program.stdin.flush()
     return next(lines(program, 60))["child"]
 
 

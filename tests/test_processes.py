@@ -283,7 +283,19 @@ def numbers(results, path=""):
         return {k: v for name, value in kept.items() for k, v in numbers(value, f"{path}/{name}").items()}
     if isinstance(results, list):
         return {k: v for place, value in enumerate(results) for k, v in numbers(value, f"{path}/{place}").items()}
-    return {} if "seconds" in path else {path: results}
+    return {} if "seconds" in path or "per_second" in path else {path: results}
+
+
+def assert_same_numbers(run, expected):
+    """That the results of a run are those of another, numbers to 1e-5."""
+    found, wanted = (numbers(json.loads((folder / "results.json").read_text())) for folder in (run, expected))
+    assert found.keys() == wanted.keys()
+    differ = {
+        name: (found[name], value)
+        for name, value in wanted.items()
+        if found[name] != (pytest.approx(value, 1e-5, 1e-5) if isinstance(value, float) else value)
+    }
+    assert not differ
 
 
 @pytest.mark.slow
@@ -293,53 +305,37 @@ def test_two_processes_have_the_results_of_one_with_as_many_devices(whole, cache
     assert "Report:" not in outputs[1]
     codes, alone = ended(experiment(tmp_path / "one", cache, processes=1))
     assert codes == [0], alone
-    found, expected = (numbers(json.loads((folder / "results.json").read_text())) for folder in (out, tmp_path / "one"))
-    assert found.keys() == expected.keys()
-    differ = {
-        name: (found[name], value)
-        for name, value in expected.items()
-        if found[name] != (pytest.approx(value, 1e-5, 1e-5) if isinstance(value, float) else value)
-    }
-    assert not differ
+    assert_same_numbers(out, tmp_path / "one")
     assert not (out / "owner.json").exists()
+
+
+def by_two_processes_and_by_one(command, shared_folder, cache, folder):
+    """Runs a command by two processes of two devices and, from the same networks, by one of one: their two folders."""
+    two, one = folder / "two", folder / "one"
+    shared = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process"]
+    codes, outputs = ended([start([*command, "--out", str(two), *shared, str(n)], 2, cache) for n in range(2)])
+    assert codes == [0, 0], outputs
+    shutil.copytree(two / shared_folder, one / shared_folder)
+    codes, outputs = ended([start([*command, "--out", str(one)], 1, cache)])
+    assert codes == [0], outputs
+    return two, one
 
 
 @pytest.mark.slow
 def test_two_processes_train_and_score_an_encoder_as_one_device_does(cache, tmp_path):
     """On the same zoo, which is rounded as its groups of networks are."""
-    command = ["-m", "experiments.classify", "tiny", "--encoders", "query", "--seeds", "1", "--out"]
-    shared = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process"]
-    codes, outputs = ended([start([*command, str(tmp_path / "two"), *shared, str(n)], 2, cache) for n in range(2)])
-    assert codes == [0, 0], outputs
-    shutil.copytree(tmp_path / "two" / "zoo", tmp_path / "one" / "zoo")
-    codes, outputs = ended([start([*command, str(tmp_path / "one")], 1, cache)])
-    assert codes == [0], outputs
-    found, expected = (numbers(json.loads((tmp_path / name / "results.json").read_text())) for name in ("two", "one"))
-    found, expected = (
-        {name: value for name, value in several.items() if "networks_per_second" not in name}
-        for several in (found, expected)
-    )
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name] == (pytest.approx(value, 1e-5, 1e-5) if isinstance(value, float) else value), name
+    command = ["-m", "experiments.classify", "tiny", "--encoders", "query", "--seeds", "1"]
+    assert_same_numbers(*by_two_processes_and_by_one(command, "zoo", cache, tmp_path))
 
 
 @pytest.mark.slow
 def test_two_processes_share_pairs_and_merges_and_have_the_numbers_of_one_device(cache, tmp_path):
     """On the same networks: five pairs on four devices, and the merges of N networks by process."""
     command = ["-m", "experiments.merging", "tiny", "--networks", "mlp:64-8-8-10,relu", "--models", "4", "--pairs", "5"]
-    command += ["--methods", "naive", "weights", "search", "--ways", "naive", "first", "mean", "--out"]
-    shared = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process"]
-    codes, outputs = ended([start([*command, str(tmp_path / "two"), *shared, str(n)], 2, cache) for n in range(2)])
-    assert codes == [0, 0], outputs
-    shutil.copytree(tmp_path / "two" / "networks", tmp_path / "one" / "networks")
-    codes, outputs = ended([start([*command, str(tmp_path / "one")], 1, cache)])
-    assert codes == [0], outputs
-    found, expected = (numbers(json.loads((tmp_path / name / "results.json").read_text())) for name in ("two", "one"))
-    assert found.keys() == expected.keys()
-    assert sum("accuracy" in name for name in expected) > 20
-    for name, value in expected.items():
-        assert found[name] == (pytest.approx(value, 1e-5, 1e-5) if isinstance(value, float) else value), name
+    command += ["--methods", "naive", "weights", "search", "--ways", "naive", "first", "mean"]
+    two, one = by_two_processes_and_by_one(command, "networks", cache, tmp_path)
+    assert_same_numbers(two, one)
+    assert sum("accuracy" in name for name in numbers(json.loads((one / "results.json").read_text()))) > 20
 
 
 def variables(out):

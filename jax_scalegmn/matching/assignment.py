@@ -20,7 +20,6 @@ __all__ = ["Assign", "by_platform", "default", "hungarian", "scipy", "with_signs
 # A score (row: neuron of the target, column: neuron of params) -> the column of each row that maximizes the sum.
 Assign: TypeAlias = Callable[[Float[Array, "n n"]], Int[Array, " n"]]
 
-_BLOCK = 1 << 20  # entries
 _HUNGARIAN_UP_TO = 8  # neurons
 _NEURONS_PER_THREAD = 256  # of all problems together: fewer take less time than the threads' own
 
@@ -180,19 +179,6 @@ def _solve(score: Array, *, always: bool) -> Array:
     return columns
 
 
-def _on_host(score: Array) -> Array:
-    """The assignment of one score by SciPy, in a callback."""
-
-    def solve(*blocks: Array) -> np.ndarray:
-        scores = np.concatenate([np.asarray(block) for block in blocks], -2)
-        return _solve_all(scores.reshape(-1, *scores.shape[-2:])).reshape(scores.shape[:-1])
-
-    shape = jax.ShapeDtypeStruct(score.shape[:-1], jnp.int32)
-    # In blocks of rows: on a single core XLA hangs when it hands over an array of 16 MiB (jax 0.10, CPU).
-    blocks = jnp.array_split(score, max(1, -(-score.size // _BLOCK)), axis=-2)
-    return jax.pure_callback(solve, shape, *blocks, vmap_method="expand_dims")
-
-
 def _solve_all(problems: np.ndarray) -> np.ndarray:
     """The assignments of problems [problems, n, n] by SciPy, over several threads where there is work for them."""
     columns = np.tile(np.arange(problems.shape[-1], dtype=np.int32), (len(problems), 1))
@@ -229,11 +215,22 @@ def _lowered(context: mlir.LoweringRuleContext, score: Any, *, always: bool, pla
             "assign, or pass assignment.hungarian."
         )
     exported = getattr(context.module_context.lowering_parameters, "for_export", False)
-    solve = _on_host if always or (platform == "cpu" and not exported) else _on_device
-    aval: Any = context.avals_in[0]
-    for _ in aval.shape[:-2]:
-        solve = jax.vmap(solve)
-    return mlir.lower_fun(solve, multiple_results=False)(context, score)
+    given: list[Any] = [*context.avals_in]
+    found: list[Any] = [*context.avals_out]
+    if not always and (platform != "cpu" or exported):
+        solve = functools.reduce(lambda each, _: jax.vmap(each), given[0].shape[:-2], _on_device)
+        return mlir.lower_fun(solve, multiple_results=False)(context, score)
+    # `jax.pure_callback` would first put the scores on a device, which takes a thread. None is left, and all hangs,
+    # where as many devices as there are cores call back at once (jax 0.10, CPU).
+    columns, _, _ = mlir.emit_python_callback(
+        context, _called_back, None, [score], given, found, has_side_effect=False, returns_token=False
+    )
+    return columns
+
+
+def _called_back(scores: np.ndarray) -> tuple[np.ndarray]:
+    """The assignments of all scores [..., n, n]."""
+    return (_solve_all(scores.reshape(-1, *scores.shape[-2:])).reshape(scores.shape[:-1]),)
 
 
 # A primitive, since what a program is compiled for is known only when it is lowered.

@@ -30,6 +30,7 @@ from jax_scalegmn.training._loop import Monitor, State
 __all__ = ["Checkpoints", "Restored", "load"]
 
 _T = TypeVar("_T")
+_REMOVED = "removed.orbax-checkpoint-tmp"  # folder of the checkpoints that are no longer wanted
 
 
 class Restored(NamedTuple):
@@ -104,6 +105,7 @@ class Checkpoints:
                 best_fn=_loss,
                 best_mode="min",
                 enable_async_checkpointing=asynchronous,
+                todelete_subdir=_REMOVED,  # or a program that is killed leaves a part of a checkpoint
             ),
         )
 
@@ -159,11 +161,14 @@ class Checkpoints:
             self._manager.save(step, metrics={"loss": loss}, args=items)
             if self._asynchronous:
                 self._writing = stack.pop_all()
+            else:
+                self._remove_old()
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk; raises the error of a save that failed."""
         with self._writing:
             self._manager.wait_until_finished()
+            self._remove_old()
 
     def restore_last(self, like: State) -> Restored:
         """The newest state that is whole.
@@ -229,6 +234,10 @@ class Checkpoints:
         except TypeError as error:
             raise _DamagedError(f"{self.directory / str(step)}: info has another monitor ({error}).") from error
         return Restored(state, monitor, info["history"])
+
+    def _remove_old(self) -> None:
+        if distributed.is_writer():
+            shutil.rmtree(self.directory / _REMOVED, ignore_errors=True)
 
     def _set_damaged_aside(self) -> None:
         """Gives the steps that could not be restored another name, since training comes to them again."""
