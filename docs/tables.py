@@ -127,7 +127,7 @@ def inr_methods_mnist(results: Results) -> Table:
     return _inr_methods(results, "mnist_h200.json", MNIST_ON_A_GPU)
 
 
-MNIST_SMALL = "python -m experiments.inr mnist-small --data mnist.npz --train.epochs 5 --alignment.epochs 0"
+MNIST_SMALL = "python -m experiments.inr mnist-small --data mnist.npz --train.epochs 24 --alignment.epochs 0"
 BOTH_ENCODERS = "python -m experiments.inr digits --alignment.epochs 0 --evaluation.noises 0 --encoder "
 
 
