@@ -25,9 +25,9 @@ import tyro
 
 from experiments import autoencoders, inr, inr_zoo
 from experiments.runs import environment
-from jax_scalegmn import network
+from jax_scalegmn import architecture, network
 from jax_scalegmn.training import losses
-from jax_scalegmn.types import LossFn, Params
+from jax_scalegmn.types import Key, LossFn, Params
 from jax_scalegmn.zoo import Zoo
 
 
@@ -63,6 +63,12 @@ class Recipe:
     """The number of message passing layers."""
     dtype: Literal["bfloat16"] | None = None
     """The dtype of features and products."""
+    turn: float = 0.0
+    """The standard deviation of random turns of the images, in degrees, by the weights of the first layer."""
+    shift: float = 0.0
+    """The standard deviation of random shifts of the images; they are 2 wide and high."""
+    stretch: float = 0.0
+    """The standard deviation of random changes of the images' size and shape."""
 
 
 RECIPES = {
@@ -79,6 +85,8 @@ RECIPES = {
     "growing batches": Recipe(batch_sizes=(16, 32, 64)),
     "muon": Recipe("muon", 2e-2),
     "muon, batches of 32": Recipe("muon", 2e-2, batch_sizes=(32,)),
+    "moved images": Recipe(turn=8.0, shift=0.08, stretch=0.08),
+    "muon, moved images": Recipe("muon", 2e-2, batch_sizes=(32,), turn=8.0, shift=0.08, stretch=0.08),
     "schedule-free": Recipe("schedule_free", 8e-3, decay="none"),
     "fewer networks first": Recipe(first_networks=1400),
     "bfloat16": Recipe(dtype="bfloat16"),
@@ -119,7 +127,7 @@ def main(config: Config) -> list[dict[str, Any]]:
 
 
 def measure(config: Config, name: str, recipe: Recipe, zoos: dict[str, Zoo]) -> dict[str, Any]:
-    """Trains by a recipe: shares of the variance on selection and scoring networks after some seconds."""
+    """Trains by a recipe: shares of the variance after some seconds on selection, scoring and 512 training networks."""
     job = _job(recipe, zoos)
     tx = _optimizer(recipe)
     update = jax.jit(functools.partial(_update, tx))
@@ -131,7 +139,7 @@ def measure(config: Config, name: str, recipe: Recipe, zoos: dict[str, Zoo]) -> 
     curve = []
     for number, rows in enumerate(_batches(recipe, sizes, len(zoos["train"]), config.seed)):
         start, start_cpu = time.perf_counter(), time.process_time()
-        gradient = job.gradient(variables, rows, config.micro_batch)
+        gradient = job.gradient(variables, rows, number, config.micro_batch)
         seen += len(rows)
         rate = _rate(recipe, number, seen / sum(sizes), len(sizes))
         variables, state = update(variables, state, gradient, rate)
@@ -154,6 +162,19 @@ def measure(config: Config, name: str, recipe: Recipe, zoos: dict[str, Zoo]) -> 
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables)),
         "curve": curve,
     }
+
+
+def move(recipe: Recipe, params: Params, key: Key) -> Params:
+    """An INR that draws a moved image: its first layer sees turned, stretched and shifted coordinates."""
+    keys = jax.random.split(key, 3)
+    turn = jnp.deg2rad(recipe.turn) * jax.random.normal(keys[0])
+    stretch = jnp.eye(2) + recipe.stretch * jax.random.normal(keys[1], (2, 2))
+    matrix = jnp.array([[jnp.cos(turn), -jnp.sin(turn)], [jnp.sin(turn), jnp.cos(turn)]]) @ stretch
+    shift = recipe.shift * jax.random.normal(keys[2], (2,))
+    flat = architecture.flatten(params)
+    kernel, bias = (("Dense_0", name) for name in ("kernel", "bias"))
+    flat |= {kernel: matrix @ flat[kernel], bias: flat[bias] + shift @ flat[kernel]}
+    return architecture.unflatten(flat)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -181,16 +202,18 @@ def _job(recipe: Recipe, zoos: dict[str, Zoo]) -> _Job:
 
     gaps = jax.jit(lambda variables, stack: jax.lax.map(lambda one: gap(variables, one), stack, batch_size=16))
     splits = {name: _first_fits(zoos[name]) for name in ("selection", "scoring")}
+    splits["train"] = jax.tree.map(lambda leaf: leaf[:512], zoos["train"].params)
 
     def errors(variables: Any) -> dict[str, float]:
         return {name: float(gaps(variables, stack).mean()) / variance for name, stack in splits.items()}
 
     example = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), zoos["train"].params)
-    return _Job(lambda key: model.init(key, example), _make_gradient(loss, zoos["train"].params), errors)
+    return _Job(lambda key: model.init(key, example), _make_gradient(recipe, loss, zoos["train"].params), errors)
 
 
-def _make_gradient(loss: LossFn, params: Params) -> Callable[..., Any]:
-    """(variables, rows, micro_batch) -> the gradient of the mean loss of these networks."""
+def _make_gradient(recipe: Recipe, loss: LossFn, params: Params) -> Callable[..., Any]:
+    """(variables, rows, number, micro_batch) -> the gradient of the mean loss of these networks at a step."""
+    moved = recipe.turn or recipe.shift or recipe.stretch
 
     def mean_loss(variables: Any, rows: Params, key: Any) -> Any:
         each = jax.vmap(loss, (None, 0, 0))(variables, rows, jax.random.split(key, len(jax.tree.leaves(rows)[0])))
@@ -199,17 +222,20 @@ def _make_gradient(loss: LossFn, params: Params) -> Callable[..., Any]:
     data = jax.tree.map(jnp.asarray, params)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def add(total: Any, variables: Any, rows: Any, share: Any) -> Any:
+    def add(total: Any, variables: Any, rows: Any, share: Any, key: Any) -> Any:
         few = jax.tree.map(lambda leaf: leaf[rows], data)
+        if moved:
+            few = jax.vmap(functools.partial(move, recipe))(few, jax.random.split(key, len(rows)))
         part = jax.grad(mean_loss)(variables, few, jax.random.key(0))
         return jax.tree.map(lambda sum_, leaf: sum_ + share * leaf, total, part)
 
     zeros = jax.jit(lambda variables: jax.tree.map(jnp.zeros_like, variables))
 
-    def gradient(variables: Any, rows: np.ndarray, micro_batch: int) -> Any:
+    def gradient(variables: Any, rows: np.ndarray, number: int, micro_batch: int) -> Any:
         total = zeros(variables)
-        for few in rows.reshape(-1, min(micro_batch, len(rows))):
-            total = add(total, variables, few, np.float32(len(few) / len(rows)))
+        for part, few in enumerate(rows.reshape(-1, min(micro_batch, len(rows)))):
+            key = jax.random.fold_in(jax.random.key(number), part)
+            total = add(total, variables, few, np.float32(len(few) / len(rows)), key)
         return total
 
     return gradient

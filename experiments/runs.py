@@ -101,6 +101,9 @@ class RunConfig:
     mesh: int | None = None
     """The number of devices, of all processes, over which networks are fitted and batches are divided; -1 for all of
     them, None for one device, or with several processes for all."""
+    cpu_devices: int | None = None
+    """The number of devices that JAX makes of a CPU. On two cores two of them are faster than one that uses both. The
+    run is then computed on the CPU, by all of them unless `mesh` says otherwise."""
     coordinator: str | None = None
     """The address of process 0, like 10.0.0.1:1234, in each of several processes. A TPU pod slice and Slurm need none
     of the three: they are found."""
@@ -121,6 +124,7 @@ HOW = (
     "quick_compilation",
     "every_minutes",
     "mesh",
+    "cpu_devices",
     "coordinator",
     "processes",
     "process",
@@ -143,10 +147,12 @@ def join(config: RunConfig) -> None:
 
     Raises:
       SystemExit: If they are not all there in a minute, or have other options.
-      ValueError: If there are not as many devices as the mesh has.
+      ValueError: If there are not as many devices as the mesh has, or JAX was used before CPU devices are made.
     """
     if config.quick_compilation:
         xla_flags.add(xla_flags.QUICK)
+    if config.cpu_devices is not None:
+        _make_cpu_devices(config.cpu_devices)
     try:
         distributed.initialize(config.coordinator, config.processes, config.process)
         distributed.check_same({"experiment": _experiment(config)}, what="experiments")
@@ -157,16 +163,35 @@ def join(config: RunConfig) -> None:
     device_mesh(config)
 
 
+def _make_cpu_devices(number: int) -> None:
+    if number < 1:
+        raise ValueError(f"cpu_devices is {number}; expected a number >= 1.")
+    if number >= (os.cpu_count() or 1):  # each has a core to itself
+        xla_flags.add({"xla_cpu_multi_thread_eigen": "false"})
+    try:
+        jax.config.update("jax_num_cpu_devices", number)
+        jax.config.update("jax_platforms", "cpu")
+    except RuntimeError as error:
+        raise ValueError(
+            f"cpu_devices is {number}, and JAX has {jax.device_count()} devices already; expected a program that has "
+            "not used JAX yet. Start the experiment by itself."
+        ) from error
+
+
 class OnDevices(Protocol):
     """Options of a run that say on how many devices it is computed."""
 
     @property
     def mesh(self) -> int | None: ...
 
+    @property
+    def cpu_devices(self) -> int | None: ...
+
 
 def device_mesh(config: OnDevices) -> Mesh | None:
     """The devices over which the run shares out networks; None for one device."""
-    size = config.mesh if config.mesh is not None else (-1 if jax.process_count() > 1 else None)
+    several = config.cpu_devices is not None or jax.process_count() > 1
+    size = config.mesh if config.mesh is not None else (-1 if several else None)
     return None if size is None else distributed.mesh({"data": size})
 
 

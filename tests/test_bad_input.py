@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from test_processes import ended, free_port, start
 
@@ -54,6 +55,7 @@ CASES = {
         "The mesh is {'data': 0}; expected 1 device or more along each axis, and -1, all that are left, along one at "
         "most.",
     ),
+    "no CPU device": (inr, ["--cpu-devices", "0"], "cpu_devices is 0; expected a number >= 1."),
     "devices without batches": (merging, ["--mesh", "9"], "The mesh {'data': 9} has 9 devices, and there are 8; exp"),
     "coordinator alone": (
         classify,
@@ -80,6 +82,12 @@ CASES = {
 def test_bad_options_are_refused_in_one_line(refused, name):
     experiment, words, message = CASES[name]
     assert refused(experiment, "tiny", *words).startswith(message)
+
+
+def test_devices_of_a_cpu_are_made_before_jax_is_used_alone(refused):
+    count = jax.device_count()
+    answer = refused(inr, "tiny", "--cpu-devices", "2")
+    assert answer.startswith(f"cpu_devices is 2, and JAX has {count} devices already; expected a program that has not")
 
 
 def test_an_unknown_option_is_told_the_nearest_one(monkeypatch, capsys):

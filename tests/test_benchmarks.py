@@ -5,9 +5,12 @@ import json
 import os
 import time
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import jax_scalegmn as sg
 from benchmarks import accelerator, cnn, embed, inr, matching, population, recipes, recovery, scalegmn, search, timing
 from experiments import inr_zoo
 from experiments.inr import PRESETS
@@ -67,6 +70,20 @@ def test_population_measures_one_training_alone_and_several_together(capsys):
         assert row["first_epoch_seconds"] > median
 
 
+def test_a_moved_network_draws_the_image_at_moved_points():
+    arch = sg.siren((2, 16, 1))
+    params, x = sg.network.init(arch, jax.random.key(0)), jax.random.uniform(jax.random.key(1), (20, 2))
+    moved = recipes.move(recipes.RECIPES["moved images"], params, jax.random.key(2))
+    points = jnp.column_stack([x, jnp.ones(20)])
+    back = jnp.linalg.pinv(params["Dense_0"]["kernel"])
+    matrix, shift = moved["Dense_0"]["kernel"] @ back, (moved["Dense_0"]["bias"] - params["Dense_0"]["bias"]) @ back
+    assert 0.01 < jnp.abs(matrix - jnp.eye(2)).max() < 0.6
+    assert 0.005 < jnp.abs(shift).max() < 0.4
+    draw = jax.vmap(sg.network.apply, (None, None, 0))
+    expected = draw(arch, params, points @ jnp.concatenate([matrix, shift[None]]))
+    np.testing.assert_allclose(draw(arch, moved, x), expected, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_recipes_train_the_same_networks_and_are_told_apart(tmp_path, monkeypatch, capsys):
     experiment = inr_zoo.Config(tmp_path, zoo=inr_zoo.TINY)
@@ -75,7 +92,7 @@ def test_recipes_train_the_same_networks_and_are_told_apart(tmp_path, monkeypatc
     small = {"features": 4, "num_layers": 1}
     made = {
         name: dataclasses.replace(recipes.RECIPES[name], **small, batch_sizes=(16,))
-        for name in ("baseline", "muon", "schedule-free", "mean of weights", "fewer networks first")
+        for name in ("baseline", "muon", "schedule-free", "mean of weights", "fewer networks first", "moved images")
     }
     made |= {"again": made["baseline"], "growing": recipes.Recipe(batch_sizes=(8, 16), **small)}
     monkeypatch.setattr(recipes, "RECIPES", made)

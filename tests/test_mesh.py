@@ -1,7 +1,11 @@
 """Experiments over the devices of a mesh: encoders are trained and networks are scored as on one device."""
 
 import dataclasses
+import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -136,3 +140,21 @@ def test_devices_that_do_not_divide_a_batch_are_refused_before_the_zoo(tmp_path)
         with pytest.raises(ValueError, match=r"The mesh {'data': 9} has 9 devices, and there are 8; expected 8"):
             experiment.main(dataclasses.replace(config, mesh=9))
     assert not (tmp_path / "run").exists()
+
+
+# --- devices of a CPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_over_devices_made_of_a_cpu_has_the_numbers_of_one_device(tmp_path):
+    words = [sys.executable, "-m", "experiments.inr", "tiny", "--out"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    several = [*words, str(tmp_path / "several"), "--cpu-devices", "2"]
+    subprocess.run(several, env=environment, check=True, capture_output=True)
+    shutil.copytree(tmp_path / "several" / "zoo", tmp_path / "one" / "zoo")
+    subprocess.run([*words, str(tmp_path / "one")], env=environment, check=True, capture_output=True)
+    found, expected = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("several", "one"))
+    assert [run["environment"]["device"][-3:] for run in (found, expected)] == ["x 2", "x 1"]
+    losses = [[epoch["selection_loss"] for epoch in run["training"]] for run in (found, expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    assert_close(found["reconstruction"], expected["reconstruction"])
