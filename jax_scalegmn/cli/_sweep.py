@@ -100,8 +100,9 @@ def _make(options: Make) -> None:
         _study.load(study)
     except ValueError as error:
         raise ValueError(f"{options.file}: {error}") from error
-    count, others = _trials.make(study, options.storage)
-    made = f"{count} trials" if count else "is there already"
+    new, before, others = _trials.make(study, options.storage)
+    more = f"{new} more trials, {before + new} in all" if new else f"is there already, with its {before} trials"
+    made = more if before else f"{new} trials"
     named = f" --study {shlex.quote(study.name)}" if others else ""
     print(f"study {study.name}: {made}. Run them: jax-scalegmn sweep work --storage {options.storage}{named}")
 
