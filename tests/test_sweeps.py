@@ -200,11 +200,11 @@ def test_a_study_that_is_complete_gets_more_trials(place, capsys, sampler):
     assert len(found) == 3
     capsys.readouterr()
     assert len(swept_study(few.replace("trials = 3", "trials = 5"), place)) == 5
-    assert "study study: 2 more trials, 5 in all. Run them: jax-scalegmn" in capsys.readouterr().out
+    assert "study study: 2 more, 5 trials in all. Run them: jax-scalegmn" in capsys.readouterr().out
     assert {one.state for one in trials(place).values()} == {"COMPLETE"}
     assert all(trials(place)[number].last.value == one.last.value for number, one in found.items())
     assert run("make", write(few.replace("trials = 3", "trials = 5")), "--storage", place) == 0
-    assert "study study: is there already, with its 5 trials. Run them" in capsys.readouterr().out
+    assert "study study: is there already, with 5 trials. Run them" in capsys.readouterr().out
     assert run("make", write(few), "--storage", place) == 2
     assert "trials is 5 there and 3 here. Name as many trials, or more." in capsys.readouterr().err
     if sampler == "random":

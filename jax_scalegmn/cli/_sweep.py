@@ -101,8 +101,8 @@ def _make(options: Make) -> None:
     except ValueError as error:
         raise ValueError(f"{options.file}: {error}") from error
     new, before, others = _trials.make(study, options.storage)
-    more = f"{new} more trials, {before + new} in all" if new else f"is there already, with its {before} trials"
-    made = more if before else f"{new} trials"
+    more = f"{new} more, {_trials_of(before + new)} in all" if new else f"is there already, with {_trials_of(before)}"
+    made = more if before else _trials_of(new)
     named = f" --study {shlex.quote(study.name)}" if others else ""
     print(f"study {study.name}: {made}. Run them: jax-scalegmn sweep work --storage {options.storage}{named}")
 
@@ -110,7 +110,7 @@ def _make(options: Make) -> None:
 def _status(queue: Queue) -> None:
     attempts = queue.attempts()
     states = collections.Counter(one.state for one in attempts)
-    print(f"{queue.study.name}: {len(attempts)} trials of {queue.study.experiment} {queue.study.preset}")
+    print(f"{queue.study.name}: {_trials_of(len(attempts))} of {queue.study.experiment} {queue.study.preset}")
     for state in ("WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"):
         print(f"  {state:<9} {states[state]}")
     for one in attempts:
@@ -184,6 +184,10 @@ def _start(words: list[str], logs: Path, count: int) -> int:
         if status:
             print(f"A worker ended with status {status}: see {path}")
     return int(any(statuses))
+
+
+def _trials_of(number: int) -> str:
+    return f"{number} trial{'s' * (number != 1)}"
 
 
 # --- private: tables ------------------------------------------------------------------------------------------------
