@@ -724,7 +724,11 @@ def test_launched_workers_run_a_study_and_their_statuses_are_told(place, monkeyp
     assert run("launch", "--storage", place, "--workers", "2", "--trials-per-program", "4", "--heartbeat", "1") == 0
     assert {one.state for one in trials(place).values()} == {"COMPLETE"}
     assert len(list(Path("runs/study/logs").glob("worker-*.log"))) == 2
-    assert "2 workers: " in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "2 workers: " in said
+    assert "  COMPLETE  6\n" in said
+    assert run("work", "--storage", place) == 0
+    assert capfd.readouterr().out == "No trial was left for this worker.\n"
 
 
 @pytest.mark.slow

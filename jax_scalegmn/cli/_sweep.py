@@ -32,7 +32,8 @@ def run(options: SweepCommand) -> int:
             from jax_scalegmn.cli import _work  # imports the experiment, and with it JAX
 
             ended = _work.work(options)
-            print(", ".join(f"{count} {name}" for name, count in ended.items()))
+            told = ", ".join(f"{count} {name}" for name, count in ended.items())
+            print(told if any(ended.values()) else "No trial was left for this worker.")
         case Status():
             _status(Queue(options.storage, options.study))
         case Report():
@@ -160,7 +161,9 @@ def _launch(options: Launch) -> int:
     if options.executor == "slurm":
         submit(words, logs, options, "slurm")
         return 0
-    return _start(words, logs, options.workers)
+    status = _start(words, logs, options.workers)
+    _status(queue)
+    return status
 
 
 def _start(words: list[str], logs: Path, count: int) -> int:
