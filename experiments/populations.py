@@ -30,7 +30,7 @@ def program(config: Any) -> str:
     """
     fixed = {name: value for name, value in runs.plain(config.train).items() if name not in OPTIONS}
     fixed["orbit"] = getattr(config.train, "orbit_weight", 0.0) != 0
-    whole = {name: value for name, value in runs.plain(config).items() if name not in ("out", *runs.HOW)}
+    whole = {name: value for name, value in runs.plain(config).items() if name not in runs.HOW}
     return json.dumps(whole | {"train": fixed})
 
 

@@ -117,8 +117,9 @@ class RunConfig:
 
 
 SPLITS = ("train", "selection", "scoring")
-# Options that say how to run, not what.
+# Options that say how and where to run, not what; a folder may be moved or copied.
 HOW = (
+    "out",
     "resume",
     "compilation_cache",
     "quick_compilation",
@@ -327,8 +328,9 @@ def claim(config: RunConfig) -> None:
         if theirs is None:
             write_json(path, mine)
             return
-        if theirs != mine:
-            differences = [f"{k}: {theirs.get(k)} then, {v} now" for k, v in mine.items() if theirs.get(k) != v]
+        names = [name for name in {**mine, **theirs} if name not in HOW]
+        differences = [f"{n}: {theirs.get(n)} then, {mine.get(n)} now" for n in names if theirs.get(n) != mine.get(n)]
+        if differences:
             raise SystemExit(
                 f"{config.out} holds a run with other options ({'; '.join(differences)}). Use the same ones."
             )

@@ -291,6 +291,18 @@ def test_a_used_folder_is_refused_without_resume_and_with_other_options(run):
         inr.main(dataclasses.replace(TINY, out=out, resume=True, seed=1))
 
 
+def test_a_folder_that_was_moved_is_resumed_and_an_option_that_is_gone_is_named(tmp_path):
+    there, here = (dataclasses.replace(TINY, out=tmp_path / name, resume=name == "b") for name in "ab")
+    there.out.mkdir()
+    runs.claim(there)
+    there.out.rename(here.out)
+    runs.claim(here)
+    path = here.out / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"out": "a", "former": 1}))
+    with pytest.raises(SystemExit, match=r"other options \(former: 1 then, None now\)"):
+        runs.claim(here)
+
+
 def test_resuming_where_there_is_no_run_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="absent holds no run to resume"):
         inr.main(dataclasses.replace(TINY, out=tmp_path / "absent", resume=True))

@@ -269,6 +269,12 @@ def test_callbacks_float64_and_scipy_on_a_tpu_are_found():
         assert faults(lambda x: x.astype("float64"), x)
     with pytest.raises(ValueError, match=r"for a TPU; expected a solver on the device\. Leave out assign"):
         jax.jit(assignment.scipy).trace(x).lower(lowering_platforms=("tpu",))
+    solve = jax.jit(functools.partial(matching.weight_matching, MLP, assign=assignment.scipy))
+    params = support.random_params(MLP)
+    with pytest.raises(ValueError, match=r"the program is for a TPU; expected a solver on the device"):
+        jax.export.export(solve, platforms=["tpu"])(params, params)
+    with pytest.raises(ValueError, match=r"the program is for all of cpu, tpu; expected a solver on the device"):
+        jax.export.export(solve, platforms=["cpu", "tpu"])(params, params)
     assert "callback" in jax.jit(assignment.by_platform).lower(x).as_text()
 
 

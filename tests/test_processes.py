@@ -400,7 +400,7 @@ except progress.Interrupted as interrupted:
 
 
 @pytest.mark.slow
-def test_a_signal_in_training_has_both_save_at_the_same_step(whole, cache, tmp_path):
+def test_a_signal_in_training_has_both_save_at_the_same_step_where_one_process_can_go_on(whole, cache, tmp_path):
     out, address = tmp_path / "run", f"localhost:{free_port()}"
     codes, outputs = ended([start(["-c", SIGNALED, str(out), address, str(number)], 2, cache) for number in range(2)])
     assert codes == [progress.AGAIN] * 2, outputs
@@ -408,9 +408,15 @@ def test_a_signal_in_training_has_both_save_at_the_same_step(whole, cache, tmp_p
         assert "ended: Interrupted. Saved: a checkpoint after epoch 2 of 3" in output
     saved = [int(path.name) for path in (out / "checkpoints").iterdir() if path.name.isdecimal()]
     assert max(saved) == 8  # two epochs of 64 networks in batches of 16
+    alone = {devices: Path(shutil.copytree(out, tmp_path / f"by {devices}")) for devices in (1, 4)}
     codes, outputs = ended(experiment(out, cache, "--resume"))
     assert codes == [0, 0], outputs
     support.assert_identical(variables(out), variables(whole[0]))
+    for devices, copy in alone.items():  # which one process goes on with
+        command = ["-m", "experiments.inr", "tiny", "--out", str(copy), "--resume", "--mesh", str(devices)]
+        codes, outputs = ended([start(command, devices, cache)])
+        assert codes == [0], outputs
+        assert_same_numbers(copy, whole[0])
 
 
 @pytest.mark.slow

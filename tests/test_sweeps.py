@@ -190,6 +190,30 @@ def test_another_study_of_the_same_name_is_refused_by_what_differs(place, capsys
     assert run("status", "--storage", place, "--study", "other") == 0
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_study_that_is_complete_gets_more_trials(place, capsys, sampler):
+    """Those that a study of this number has from the beginning."""
+    few = GRID.replace("[space]", f"sampler = '{sampler}'\ntrials = 3\n[space]").replace(
+        "[0.01, 0.1, 0.3]", "{low=1, high=2}"
+    )
+    found = swept_study(few, place)
+    assert len(found) == 3
+    capsys.readouterr()
+    assert len(swept_study(few.replace("trials = 3", "trials = 5"), place)) == 5
+    assert "study study: 2 more, 5 trials in all. Run them: jax-scalegmn" in capsys.readouterr().out
+    assert {one.state for one in trials(place).values()} == {"COMPLETE"}
+    assert all(trials(place)[number].last.value == one.last.value for number, one in found.items())
+    assert run("make", write(few.replace("trials = 3", "trials = 5")), "--storage", place) == 0
+    assert "study study: is there already, with 5 trials. Run them" in capsys.readouterr().out
+    assert run("make", write(few), "--storage", place) == 2
+    assert "trials is 5 there and 3 here. Name as many trials, or more." in capsys.readouterr().err
+    if sampler == "random":
+        whole = "sqlite:///whole.db"
+        assert run("make", write(few.replace("trials = 3", "trials = 5")), "--storage", whole) == 0
+        options = [[one.last.params for one in trials(url).values()] for url in (place, whole)]
+        assert options[0] == options[1]
+
+
 def test_the_folder_of_a_new_storage_is_made(place):
     assert run("make", write(GRID), "--storage", "sqlite:///runs/deep/s.db") == 0
     assert Path("runs/deep/s.db").exists()
@@ -220,6 +244,34 @@ def test_sqlite_on_a_network_file_system_is_refused(tmp_path, kind, refused):
     else:
         _trials.check_place(url, mounts)
     _trials.check_place("postgresql://user@host/name", mounts)
+
+
+@pytest.mark.parametrize(
+    "line", ["server:/x {place} nfs4 rw 0 0", "auto {place} autofs rw 0 0\nserver:/x {place} nfs rw 0 0"]
+)
+def test_a_network_file_system_is_found_with_blanks_in_its_path_and_where_it_is_mounted_on_demand(tmp_path, line):
+    share = tmp_path / "my share"
+    mounts = "/dev/a / ext4 rw 0 0\n" + line.format(place=str(share).replace(" ", "\\040"))
+    with pytest.raises(ValueError, match=r"is on a nfs4? file system"):
+        _trials.check_place(f"sqlite:///{share}/s.db", mounts)
+    _trials.check_place(f"sqlite:///{tmp_path}/s.db", mounts)
+
+
+@pytest.mark.parametrize(
+    "command", [["make", "study.toml"], ["work"], ["launch", "--workers", "1"]], ids=lambda c: c[0]
+)
+def test_no_command_uses_sqlite_on_a_network_file_system(place, capsys, monkeypatch, command):
+    """Also where a link leads to one; nothing is written there."""
+    write(GRID)
+    Path("share").mkdir()
+    Path("s.db").symlink_to("share/s.db")
+    check, mounts = _trials.check_place, f"/dev/a / ext4 rw 0 0\nserver:/x {Path('share').resolve()} nfs4 rw 0 0\n"
+    monkeypatch.setattr(_trials, "check_place", lambda url: check(url, mounts))
+    assert run(*command, "--storage", place) == 2
+    said = capsys.readouterr().err
+    assert "s.db is on a nfs4 file system, on which SQLite's locks do not hold; expected a local disk, or a" in said
+    assert said.count("\n") == 1
+    assert not list(Path("share").iterdir())
 
 
 # --- workers ------------------------------------------------------------------------------------------------------
@@ -672,7 +724,11 @@ def test_launched_workers_run_a_study_and_their_statuses_are_told(place, monkeyp
     assert run("launch", "--storage", place, "--workers", "2", "--trials-per-program", "4", "--heartbeat", "1") == 0
     assert {one.state for one in trials(place).values()} == {"COMPLETE"}
     assert len(list(Path("runs/study/logs").glob("worker-*.log"))) == 2
-    assert "2 workers: " in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "2 workers: " in said
+    assert "  COMPLETE  6\n" in said
+    assert run("work", "--storage", place) == 0
+    assert capfd.readouterr().out == "No trial was left for this worker.\n"
 
 
 @pytest.mark.slow

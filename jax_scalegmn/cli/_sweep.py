@@ -32,7 +32,8 @@ def run(options: SweepCommand) -> int:
             from jax_scalegmn.cli import _work  # imports the experiment, and with it JAX
 
             ended = _work.work(options)
-            print(", ".join(f"{count} {name}" for name, count in ended.items()))
+            told = ", ".join(f"{count} {name}" for name, count in ended.items())
+            print(told if any(ended.values()) else "No trial was left for this worker.")
         case Status():
             _status(Queue(options.storage, options.study))
         case Report():
@@ -100,8 +101,9 @@ def _make(options: Make) -> None:
         _study.load(study)
     except ValueError as error:
         raise ValueError(f"{options.file}: {error}") from error
-    count, others = _trials.make(study, options.storage)
-    made = f"{count} trials" if count else "is there already"
+    new, before, others = _trials.make(study, options.storage)
+    more = f"{new} more, {_trials_of(before + new)} in all" if new else f"is there already, with {_trials_of(before)}"
+    made = more if before else _trials_of(new)
     named = f" --study {shlex.quote(study.name)}" if others else ""
     print(f"study {study.name}: {made}. Run them: jax-scalegmn sweep work --storage {options.storage}{named}")
 
@@ -109,7 +111,7 @@ def _make(options: Make) -> None:
 def _status(queue: Queue) -> None:
     attempts = queue.attempts()
     states = collections.Counter(one.state for one in attempts)
-    print(f"{queue.study.name}: {len(attempts)} trials of {queue.study.experiment} {queue.study.preset}")
+    print(f"{queue.study.name}: {_trials_of(len(attempts))} of {queue.study.experiment} {queue.study.preset}")
     for state in ("WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"):
         print(f"  {state:<9} {states[state]}")
     for one in attempts:
@@ -159,7 +161,9 @@ def _launch(options: Launch) -> int:
     if options.executor == "slurm":
         submit(words, logs, options, "slurm")
         return 0
-    return _start(words, logs, options.workers)
+    status = _start(words, logs, options.workers)
+    _status(queue)
+    return status
 
 
 def _start(words: list[str], logs: Path, count: int) -> int:
@@ -183,6 +187,10 @@ def _start(words: list[str], logs: Path, count: int) -> int:
         if status:
             print(f"A worker ended with status {status}: see {path}")
     return int(any(statuses))
+
+
+def _trials_of(number: int) -> str:
+    return f"{number} trial{'s' * (number != 1)}"
 
 
 # --- private: tables ------------------------------------------------------------------------------------------------

@@ -23,7 +23,10 @@ from jax_scalegmn.cli import _study
 from jax_scalegmn.cli._study import Study
 
 # File systems over a network, on which SQLite's locks do not hold.
-_NETWORK = re.compile(r"nfs|cifs|smb|sshfs|lustre|gpfs|beegfs|ceph|afs|9p|glusterfs|pvfs|orangefs|davfs|s3fs|gcsfuse")
+_NETWORK = re.compile(
+    r"nfs|cifs|smb|sshfs|lustre|gpfs|beegfs|ceph|afs|9p|glusterfs|pvfs|orangefs|davfs|s3fs|gcsfuse|panfs|wekafs|"
+    r"juicefs|moosefs|rclone|blobfuse|vboxsf"
+)
 
 _DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "PyMySQL, and write mysql+pymysql://"}
 
@@ -62,6 +65,20 @@ class Attempts(NamedTuple):
         if self.state != "FAIL":
             return None
         return self.last.user_attrs.get("reason") or f"its worker ended without a word, at attempt {self.number}"
+
+
+class Made(NamedTuple):
+    """What `make` did.
+
+    Attributes:
+      new: How many trials it put into the storage.
+      before: How many the study had there.
+      others: How many other studies are there.
+    """
+
+    new: int
+    before: int
+    others: int
 
 
 class Queue:
@@ -201,11 +218,11 @@ class Queue:
                 self.storage.get_heartbeat_stale_trial_callback()(self.optuna, copy.deepcopy(frozen))
 
 
-def make(study: Study, url: str) -> tuple[int, int]:
-    """Puts a study with all of its trials into a storage.
+def make(study: Study, url: str) -> Made:
+    """Puts a study with all of its trials into a storage, or those that one there lacks.
 
     Returns:
-      The number of trials that are new there, 0 for a study that is there already; and that of other studies there.
+      How many trials are new there, and what there was.
 
     Raises:
       ImportError: Without Optuna.
@@ -217,19 +234,21 @@ def make(study: Study, url: str) -> tuple[int, int]:
     names = {summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)}
     stored = optuna.load_study(study_name=study.name, storage=storage).user_attrs if study.name in names else {}
     if "study" in stored:
-        found = _study.differences(stored["study"], wanted)
-        if found:
-            raise ValueError(
-                f"{url} holds another study {study.name!r}: {'; '.join(found)}. Give the new one another name."
-            )
-        return 0, len(names) - 1
+        found = _study.differences(stored["study"] | {"trials": wanted["trials"]}, wanted)
+        fewer = (wanted["trials"] or 0) < (stored["study"]["trials"] or 0)
+        if found or fewer:
+            found = _study.differences(stored["study"], wanted)
+            advice = "Give the new one another name" if found[1:] or not fewer else "Name as many trials, or more"
+            raise ValueError(f"{url} holds another study {study.name!r}: {'; '.join(found)}. {advice}.")
+        before, new = _add(optuna.load_study(study_name=study.name, storage=storage), study, wanted)
+        return Made(new, before, len(names) - 1)
     if study.name in names:  # left by one that was killed here
         optuna.delete_study(study_name=study.name, storage=storage)
     made = optuna.create_study(study_name=study.name, storage=storage, direction=study.direction)
     trials = _new_trials(study)
     made.add_trials(trials)
     made.set_user_attr("study", wanted)  # at last: workers take a study without it for one that is not made yet
-    return len(trials), len(names - {study.name})
+    return Made(len(trials), 0, len(names - {study.name}))
 
 
 def check_place(url: str, mounts: str | None = None) -> None:
@@ -247,10 +266,16 @@ def check_place(url: str, mounts: str | None = None) -> None:
     path = Path(url.partition("///")[2].partition("?")[0]).absolute()
     table = Path("/proc/self/mounts")
     mounts = (table.read_text(errors="replace") if table.exists() else "") if mounts is None else mounts
-    entries = [(Path(line.split()[1]), line.split()[2]) for line in mounts.splitlines() if len(line.split()) > 2]
-    resolved = path.parent.resolve() / path.name
-    above = [(len(place.parts), kind) for place, kind in entries if resolved.is_relative_to(place)]
-    kind = max(above, default=(0, ""), key=lambda entry: entry[0])[1]
+    entries = [
+        (Path(_unescaped(line.split()[1])), line.split()[2]) for line in mounts.splitlines() if line.count(" ") > 1
+    ]
+    resolved = path.resolve()
+    above = [
+        (len(place.parts), number, kind)
+        for number, (place, kind) in enumerate(entries)
+        if resolved.is_relative_to(place)
+    ]
+    kind = max(above, default=(0, 0, ""))[2]  # of several on one place, as automount makes them, the last one counts
     if _NETWORK.search(kind):
         raise ValueError(
             f"{path} is on a {kind} file system, on which SQLite's locks do not hold; expected a local disk, or a "
@@ -259,6 +284,11 @@ def check_place(url: str, mounts: str | None = None) -> None:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _unescaped(place: str) -> str:
+    """A path of /proc/self/mounts, where blanks are written as \\040."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), place)
 
 
 def _optuna() -> Any:
@@ -330,6 +360,16 @@ def _only_study(optuna: Any, storage: Any, url: str, name: str | None) -> str:
         advice = f"it has {', '.join(names)}" if names else "it has none. Make one with jax-scalegmn sweep make"
         raise ValueError(f"--study is {name!r}; expected the name of a study in {url}: {advice}.")
     return str(name)
+
+
+def _add(stored: Any, study: Study, wanted: dict[str, Any]) -> tuple[int, int]:
+    """Adds the trials that one of this number would have had, too: how many there were, and how many are new."""
+    there = sum("failed_trial" not in frozen.system_attrs for frozen in stored.get_trials(deepcopy=False))
+    trials = _new_trials(study)[there:]
+    stored.add_trials(trials)
+    if stored.user_attrs["study"] != wanted:
+        stored.set_user_attr("study", wanted)
+    return there, len(trials)
 
 
 def _identity(frozen: Any) -> int:

@@ -50,7 +50,8 @@ def scipy(score: Float[Array, "n n"]) -> Int[Array, " n"]:
     host in one call.
 
     On a machine with a single core XLA hangs on callbacks with batches of 4 million entries or more: use
-    `hungarian` for those. Where the program is compiled for a TPU, which has no SciPy, that is a ValueError.
+    `hungarian` for those. Where the program is for a TPU, which has no SciPy, or for several platforms, that is a
+    ValueError.
 
     >>> import jax.numpy as jnp
     >>> from jax_scalegmn.matching import assignment
@@ -209,9 +210,11 @@ def _on_device(score: Array) -> Array:
 
 def _lowered(context: mlir.LoweringRuleContext, score: Any, *, always: bool, platform: str | None) -> Any:
     """The solver that the program's platform has; `jax.lax.platform_dependent` would trace both in every program."""
-    if platform == "tpu" and always:
+    several = len(context.module_context.platforms) > 1  # one program for all, which JAX builds without callbacks
+    if always and (platform == "tpu" or several):
+        wanted = "a TPU" if platform == "tpu" else f"all of {', '.join(context.module_context.platforms)}"
         raise ValueError(
-            "assign is assignment.scipy, and the program is for a TPU; expected a solver on the device. Leave out "
+            f"assign is assignment.scipy, and the program is for {wanted}; expected a solver on the device. Leave out "
             "assign, or pass assignment.hungarian."
         )
     exported = getattr(context.module_context.lowering_parameters, "for_export", False)
