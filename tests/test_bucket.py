@@ -65,7 +65,19 @@ def random_variables(model, built, dtype="float32"):
 
 def orbit(arch, params, dtype, **group):
     elements = support.random_elements(arch, COUNT, dtype=dtype, **group)
-    return jax.vmap(lambda element: symmetry.act(arch, element, params))(elements)
+    return jax.jit(jax.vmap(lambda element: symmetry.act(arch, element, params)))(elements)
+
+
+def graphs_of(arch, stack):
+    """The padded graphs of some networks, by one program."""
+    return jax.jit(jax.vmap(lambda params: graph.from_params(arch, params, bucket=MIXED)))(stack)
+
+
+@functools.cache
+def embedded_members(dtype):
+    """One network of every member, read in one batch."""
+    read, _, _ = mixed_reader(dtype)
+    return read(stack_of([padded(MIXED, member, dtype=dtype) for member in MIXED.members]))
 
 
 @MEMBERS
@@ -74,12 +86,11 @@ def test_each_member_has_its_own_symmetry_in_one_program(arch, dtype):
     """Embeddings are invariant under the member's group, whatever the others have; nothing is compiled anew."""
     with support.precision(dtype):
         read, _, traces = mixed_reader(dtype)
-        members = read(stack_of([padded(MIXED, member, dtype=dtype) for member in MIXED.members]))
+        members = embedded_members(dtype)
         index, moved = MIXED.members.index(arch), orbit(arch, support.random_params(arch, dtype=dtype), dtype)
-        of_orbit = read(stack_of([graph.from_params(arch, support.rows(moved, i), bucket=MIXED) for i in range(COUNT)]))
-        for z in of_orbit:
+        for z in read(graphs_of(arch, moved)):
             assert support.deviation(z, members[index]) < {"float32": 1e-5, "float64": 1e-10}[dtype]
-        others = read(stack_of([padded(MIXED, arch, seed, dtype) for seed in range(COUNT)]))
+        others = read(graphs_of(arch, support.random_params(arch, dtype=dtype, models=(COUNT,))))
         assert np.abs(others[1:] - others[0]).max() > 1e-3 * np.abs(others).max()
         assert len(traces) == 1
 
@@ -91,7 +102,7 @@ def test_a_group_that_a_member_does_not_have_changes_its_embedding():
         arch = MIXED.members[2]
         signed = dataclasses.replace(arch, neuron_layers=tuple(with_signs(n) for n in arch.neuron_layers))
         moved = orbit(signed, support.random_params(arch, dtype="float64"), "float64", permute=False)
-        z = read(stack_of([graph.from_params(arch, support.rows(moved, i), bucket=MIXED) for i in range(COUNT)]))
+        z = read(graphs_of(arch, moved))
         assert np.abs(z[1:] - z[0]).max() > 1e-3 * np.abs(z).max()
 
 

@@ -106,8 +106,8 @@ def test_gradient_steps_never_leave_a_better_start():
     arch, params = RELU, speaking(RELU)
     planted = symmetry.random(arch, jax.random.key(5))
     target = support.act(arch, planted, params)
-    options = {"start": planted, "max_sweeps": 1, "gradient_steps": 2}
-    kept = matching.search_matching(arch, params, target, DATA, jax.random.key(0), **options)
+    search = functools.partial(matching.search_matching, arch, start=planted, max_sweeps=1, gradient_steps=2)
+    kept = jax.jit(search)(params, target, DATA, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, kept.element.permutation, planted.permutation)
 
 
