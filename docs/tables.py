@@ -113,7 +113,7 @@ class Table(NamedTuple):
 
 
 def inr_methods(results: Results) -> Table:
-    return _inr_methods(results, "digits.json", "python -m experiments.inr digits")
+    return _inr_methods(results, "digits.json", "python -m experiments.inr digits --cpu-devices 2")
 
 
 MNIST_ON_A_GPU = (
@@ -256,7 +256,7 @@ def _inr_methods(results: Results, file: str, command: str) -> Table:
 
 
 def inr_noise(results: Results) -> Table:
-    return _inr_noise(results, "digits.json", "python -m experiments.inr digits")
+    return _inr_noise(results, "digits.json", "python -m experiments.inr digits --cpu-devices 2")
 
 
 def _inr_noise(results: Results, file: str, command: str) -> Table:
