@@ -1095,7 +1095,11 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "speed": _speed_values(results),
         "recipes": {
             f"{name}_{split}": percent(results.row(RECIPES, label=recipe, epochs=epochs)["curve"][-1][split])
-            for name, recipe, epochs in (("muon", "muon, batches of 32", 16), ("adamw", "baseline", 32))
+            for name, recipe, epochs in (
+                ("muon", "muon, batches of 32", 16),
+                ("adamw", "baseline", 32),
+                ("moved", "muon, moved images", 16),
+            )
             for split in ("train", "selection")
         },
         "fuzzing": {
