@@ -903,7 +903,7 @@ def speed_recipes(results: Results) -> Table:
     return Table(
         "The autoencoder of digits by several recipes, one seed: passes over the networks, CPU seconds of gradients "
         "and updates on one thread, and the reconstruction error as a share of the variance",
-        "python -m benchmarks.recipes --zoo runs/digits/zoo --epochs 3",
+        "python -m benchmarks.recipes --zoo runs/digits/zoo --epochs PASSES",
         [RECIPES],
         ("recipe", "passes", "CPU seconds", "selection networks", "scoring networks"),
         rows,

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -12,7 +13,18 @@ from jax.experimental import multihost_utils
 
 from jax_scalegmn import distributed
 
-console = rich.console.Console()
+WIDTH = 120  # characters of a line in a file or a pipe, where the widest table needs 110 and rich would take 80
+
+
+def make_console() -> rich.console.Console:
+    """A console as wide as the terminal, or as the variable COLUMNS says, or `WIDTH` where there is neither."""
+    made = rich.console.Console()
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = WIDTH
+    return made
+
+
+console = make_console()
 
 
 @contextlib.contextmanager

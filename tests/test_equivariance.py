@@ -570,9 +570,7 @@ def test_networks_without_biases_have_their_group(activation):
     params = support.random_params(arch)
     model = Encoder(ScaleGMN(arch, 8, num_layers=3, bidirectional=True), 3, Readout.FULL_GRAPH)
     variables = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            1.5 * leaf if "kernel" in jax.tree_util.keystr(path) else leaf
-        ),  # or little would be seen of u
+        lambda path, leaf: leaf * (1.5 if "kernel" in jax.tree_util.keystr(path) else 1),  # or u would hardly show
         support.random_variables(model, params),
     )
     elements = support.random_elements(arch, 4)

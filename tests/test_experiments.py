@@ -303,6 +303,13 @@ def test_a_folder_that_was_moved_is_resumed_and_an_option_that_is_gone_is_named(
         runs.claim(here)
 
 
+def test_tables_are_wide_where_there_is_no_terminal_unless_columns_says_otherwise(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert progress.make_console().width == 120
+    monkeypatch.setenv("COLUMNS", "90")
+    assert progress.make_console().width == 90
+
+
 def test_resuming_where_there_is_no_run_is_refused(tmp_path):
     with pytest.raises(SystemExit, match="absent holds no run to resume"):
         inr.main(dataclasses.replace(TINY, out=tmp_path / "absent", resume=True))
