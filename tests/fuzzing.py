@@ -38,12 +38,19 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 import mutations  # noqa: E402 (after the path)
 from fuzzed_readers import Reader, cases_by_reader  # noqa: E402
 
-SECONDS = 5  # of CPU time, for one case
-WALL_SECONDS = 20  # after which the worker is killed in a case
-START_SECONDS = 300  # and before its first one, or between readers
-MEMORY = 2 * 2**30  # bytes above those at the start
+START_SECONDS = 300  # after which a worker is killed before its first case, or between readers
 LONGEST = 2000  # letters of a message, without the name of the folder
 
+
+class Limits(NamedTuple):
+    """What one case may take: seconds of CPU time, seconds after which the worker is killed, bytes above the start."""
+
+    cpu: float = 5
+    wall: float = 20
+    memory: int = 2 * 2**30
+
+
+LIMITS = Limits()
 
 # --- one case -----------------------------------------------------------------------------------------------------
 
@@ -123,7 +130,9 @@ def _absolute(path: str | bytes | os.PathLike[str], folder: int) -> str:
     return os.path.join(start, os.fsdecode(path))
 
 
-def _run_case(watch: _Watch, reader: Reader, name: str, seed: int, case: int, root: Path) -> dict[str, Any]:
+def _run_case(
+    watch: _Watch, reader: Reader, name: str, seed: int, case: int, root: Path, limits: Limits
+) -> dict[str, Any]:
     """Reads one mutated sample, and says what came of it; the folder stays if the case failed."""
     rng = Random(f"{seed} {name} {case}")
     sample, folder = rng.choice(sorted((root / "samples" / name).iterdir())), root / "work" / "case"
@@ -133,7 +142,7 @@ def _run_case(watch: _Watch, reader: Reader, name: str, seed: int, case: int, ro
         Path("/proc/self/clear_refs").write_text("5")  # the highest memory counts from here
     watch.allowed = ("/dev/null", str(root / "cache"), *((str(folder),) if reader.rewrites else ()))
     watch.seen, error = [], None
-    signal.setitimer(signal.ITIMER_PROF, SECONDS, 1)
+    signal.setitimer(signal.ITIMER_PROF, limits.cpu, 1)
     try:
         reader.read(folder)
     except (_TooLongError, SystemExit, KeyboardInterrupt, Exception) as caught:
@@ -143,7 +152,7 @@ def _run_case(watch: _Watch, reader: Reader, name: str, seed: int, case: int, ro
     seen, watch.seen = watch.seen, None
     seconds, memory = time.process_time() - begin, _memory("VmHWM") - start
     verdict, detail = _verdict(error, reader, folder)
-    if memory > MEMORY:
+    if memory > limits.memory:
         verdict, detail = "memory", f"{memory} bytes; {detail}"
     if mutations.marks or seen or (folder / mutations.MARKER).exists() or Path(mutations.MARKER).exists():
         verdict, detail = "code or files", f"{mutations.marks} {seen[:3]}"
@@ -168,7 +177,7 @@ def _verdict(error: BaseException | None, reader: Reader, folder: Path) -> tuple
     message = str(error).replace(str(folder), ".")
     detail = f"{type(error).__name__}: {message.splitlines()[0] if message else ''}"[:300]
     if isinstance(error, _TooLongError):
-        return "time", f"more than {SECONDS} s"
+        return "time", "too much CPU time"
     if not isinstance(error, ValueError | OSError):
         return "error", detail
     if any(isinstance(cause, MemoryError) and not _of_a_parser(cause) for cause in _causes(error)):
@@ -197,7 +206,14 @@ def _of_a_parser(error: BaseException) -> bool:
 # --- the worker ---------------------------------------------------------------------------------------------------
 
 
-def _work(root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], out: int, readers: Mapping[str, Reader]) -> None:
+def _work(
+    root: Path,
+    seed: int,
+    jobs: Sequence[tuple[str, int, int]],
+    out: int,
+    readers: Mapping[str, Reader],
+    limits: Limits,
+) -> None:
     """Runs the cases of all jobs, and writes a line before and after each."""
     faulthandler.enable()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the program that started it
@@ -218,10 +234,10 @@ def _work(root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], out: int,
     os.chdir(root / "work")
     for name, first, last in jobs:
         reader = readers[name]
-        _prepare(reader, name, root)
+        _prepare(reader, name, root, limits.memory)
         for case in range(first, last):
             say(begins=case, reader=name)
-            result = _run_case(watch, reader, name, seed, case, root)
+            result = _run_case(watch, reader, name, seed, case, root, limits)
             say(case=case, reader=name, **result)
             if result["verdict"] not in ("returned", "ValueError", "OSError"):
                 (root / "work" / "case").rename(root / "failed" / f"{_file_name(name)}-{seed}-{case}")
@@ -230,7 +246,7 @@ def _work(root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], out: int,
                 os._exit(0)  # what is left of it would count for the next case
 
 
-def _prepare(reader: Reader, name: str, root: Path) -> None:
+def _prepare(reader: Reader, name: str, root: Path, memory: int) -> None:
     """Builds and reads the samples of a reader, and limits the memory."""
     samples = root / "samples" / name
     if not samples.exists():
@@ -245,7 +261,7 @@ def _prepare(reader: Reader, name: str, root: Path) -> None:
         _remove(root / "work" / "case")
     if 2 * len(refused) >= len(list(samples.iterdir())):
         raise refused[0]
-    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + MEMORY + 2**29, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + memory + 2**29, resource.RLIM_INFINITY))
 
 
 def _memory(kind: str) -> int:
@@ -298,7 +314,13 @@ class Report(NamedTuple):
 
 
 def campaign(
-    cases: Mapping[str, tuple[int, int]], seed: int, root: Path, *, readers: str = "fuzzed_readers", log: Any = None
+    cases: Mapping[str, tuple[int, int]],
+    seed: int,
+    root: Path,
+    *,
+    readers: str = "fuzzed_readers",
+    limits: Limits = LIMITS,
+    log: Any = None,
 ) -> dict[str, Report]:
     """Runs cases of several readers in a worker, which is started again after a crash.
 
@@ -307,6 +329,7 @@ def campaign(
       seed: The seed.
       root: A folder for samples, work and the files of cases that failed.
       readers: The module with the table READERS.
+      limits: What one case may take.
       log: Where failures are printed once they happen.
     """
     for name in ("samples", "work", "failed", "cache"):
@@ -314,7 +337,7 @@ def campaign(
     reports = {name: Report({}, 0.0, 0, []) for name in cases}
     jobs = [(name, first, last) for name, (first, last) in cases.items()]
     while jobs:
-        for line in _lines_of_a_worker(root, seed, jobs, readers):
+        for line in _lines_of_a_worker(root, seed, jobs, readers, limits):
             name, case = line["reader"], line["case"]
             while jobs[0][0] != name:
                 jobs.pop(0)
@@ -339,18 +362,19 @@ def _count(reports: dict[str, Report], line: Mapping[str, Any], log: Any) -> Non
 
 
 def _lines_of_a_worker(
-    root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], readers: str
+    root: Path, seed: int, jobs: Sequence[tuple[str, int, int]], readers: str, limits: Limits
 ) -> Iterable[dict[str, Any]]:
     """The results of a worker until it ends; a case in which it died or hung is a result, too."""
     _remove(root / "work")
     (root / "work").mkdir()
     read, write = os.pipe()
-    worker = _start_worker(write, folder=root, seed=seed, jobs=json.dumps(jobs), readers=readers)
+    words = {"jobs": json.dumps(jobs), "limits": json.dumps(limits)}
+    worker = _start_worker(write, folder=root, seed=seed, readers=readers, **words)
     os.close(write)
     begun: dict[str, Any] | None = None
     waits = False
     try:
-        for line in _lines(read):
+        for line in _lines(read, limits.wall):
             if line is None:
                 waits = True
                 worker.send_signal(signal.SIGABRT)  # faulthandler says where
@@ -388,11 +412,11 @@ def _start_worker(out: int, **options: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(words, pass_fds=[out], stdout=errors, stderr=errors, env=environment)
 
 
-def _lines(read: int) -> Iterable[dict[str, Any] | None]:
+def _lines(read: int, seconds: float) -> Iterable[dict[str, Any] | None]:
     """The lines of JSON that come through a pipe; None, and no more, where none comes in time."""
     rest, in_case = b"", False
     while True:
-        if not select.select([read], [], [], WALL_SECONDS if in_case else START_SECONDS)[0]:
+        if not select.select([read], [], [], seconds if in_case else START_SECONDS)[0]:
             yield None
             return
         chunk = os.read(read, 65536)
@@ -442,10 +466,11 @@ def main() -> int:
     parser.add_argument("--readers", default="fuzzed_readers", help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--jobs", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--limits", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
         readers = importlib.import_module(options.readers).READERS
-        _work(options.folder, options.seed, options.jobs, options.worker, readers)
+        _work(options.folder, options.seed, options.jobs, options.worker, readers, Limits(*options.limits))
         return 0
     cases = {name: (0, count) for name, count in cases_by_reader(options.cases).items()}
     if options.reader is not None:

@@ -42,6 +42,7 @@ def test_no_reader_fails_on_mutated_files(tmp_path, total):
 
 # --- what must be found -------------------------------------------------------------------------------------------
 
+SMALL = fuzzing.Limits(cpu=2, wall=10, memory=2**28)  # a machine with little memory kills what takes gigabytes
 SAMPLE = pickle.dumps({"a": [1, 2.5, "text"], "b": (None, True)}, 2)
 
 
@@ -95,7 +96,7 @@ def _run_out_of_memory(folder):
 
 
 def _grow(folder):
-    return b"x" * (fuzzing.MEMORY + 2**26)
+    return b"x" * (SMALL.memory + 2**26)
 
 
 def _compute_for_ever(folder):
@@ -145,7 +146,8 @@ READERS["pickle"] = _planted(_run_the_pickle)
 
 
 def verdicts(folder, cases):
-    reports = fuzzing.campaign(cases, 1, folder, readers="test_fuzz")
+    reports = fuzzing.campaign(cases, 1, folder, readers="test_fuzz", limits=SMALL)
+    print(fuzzing.failures_in_words(reports, 1))
     return {name: {kind for kind in report.counts if kind != "returned"} for name, report in reports.items()}
 
 
