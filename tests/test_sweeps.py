@@ -13,9 +13,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import optuna
 import pytest
 import swept
 
@@ -212,6 +215,33 @@ def test_a_study_that_is_complete_gets_more_trials(place, capsys, sampler):
         assert run("make", write(few.replace("trials = 3", "trials = 5")), "--storage", whole) == 0
         options = [[one.last.params for one in trials(url).values()] for url in (place, whole)]
         assert options[0] == options[1]
+
+
+def test_several_who_make_a_study_at_once_make_it_once_and_add_its_trials_once(place):
+    text = GRID.replace("[space]", "sampler = 'random'\ntrials = 3\n[space]").replace(
+        "[0.01, 0.1, 0.3]", "{low=1, high=2}"
+    )
+    together = threading.Barrier(6)
+
+    def make(study):
+        together.wait()
+        return _trials.make(study, place)
+
+    few, more = (_study.read(Path(write(text.replace("= 3", f"= {count}")))) for count in (3, 5))
+    with ThreadPoolExecutor(6) as pool:
+        made = list(pool.map(make, [few] * 6))
+        assert sorted(one.new for one in made) == [0, 0, 0, 0, 0, 3]
+        made = list(pool.map(make, [more] * 6))
+    assert sorted(one.new for one in made) == [0, 0, 0, 0, 0, 2]
+    assert len(trials(place)) == 5
+
+
+def test_the_lock_of_a_killed_maker_is_taken_over(place, monkeypatch):
+    monkeypatch.setattr(_trials, "_LOCK_SECONDS", 0.5)
+    optuna.create_study(study_name=f"study{_trials._LOCKED}", storage=place)
+    assert run("make", write(GRID), "--storage", place) == 0
+    assert [summary.study_name for summary in optuna.get_all_study_summaries(place)] == ["study"]
+    assert len(trials(place)) == 6
 
 
 def test_the_folder_of_a_new_storage_is_made(place):

@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,10 @@ _NETWORK = re.compile(
     r"nfs|cifs|smb|sshfs|lustre|gpfs|beegfs|ceph|afs|9p|glusterfs|pvfs|orangefs|davfs|s3fs|gcsfuse|panfs|wekafs|"
     r"juicefs|moosefs|rclone|blobfuse|vboxsf"
 )
+
+_BY_ANOTHER = re.compile("already exists|unique constraint|duplicate key", re.IGNORECASE)  # while it makes the tables
+_LOCKED = " (being made)"  # after the name of a study: the name of its lock
+_LOCK_SECONDS = 60.0  # after which its owner is dead; making the largest studies takes seconds
 
 _DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "PyMySQL, and write mysql+pymysql://"}
 
@@ -228,27 +233,9 @@ def make(study: Study, url: str) -> Made:
       ImportError: Without Optuna.
       ValueError: If another study has the name, or the storage may not be used.
     """
-    optuna = _optuna()
     storage = _storage(url, 15, 0, may_exist=False)
-    wanted = json.loads(json.dumps(dataclasses.asdict(study)))
-    names = {summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)}
-    stored = optuna.load_study(study_name=study.name, storage=storage).user_attrs if study.name in names else {}
-    if "study" in stored:
-        found = _study.differences(stored["study"] | {"trials": wanted["trials"]}, wanted)
-        fewer = (wanted["trials"] or 0) < (stored["study"]["trials"] or 0)
-        if found or fewer:
-            found = _study.differences(stored["study"], wanted)
-            advice = "Give the new one another name" if found[1:] or not fewer else "Name as many trials, or more"
-            raise ValueError(f"{url} holds another study {study.name!r}: {'; '.join(found)}. {advice}.")
-        before, new = _add(optuna.load_study(study_name=study.name, storage=storage), study, wanted)
-        return Made(new, before, len(names) - 1)
-    if study.name in names:  # left by one that was killed here
-        optuna.delete_study(study_name=study.name, storage=storage)
-    made = optuna.create_study(study_name=study.name, storage=storage, direction=study.direction)
-    trials = _new_trials(study)
-    made.add_trials(trials)
-    made.set_user_attr("study", wanted)  # at last: workers take a study without it for one that is not made yet
-    return Made(len(trials), 0, len(names - {study.name}))
+    with _lock(storage, study.name):
+        return _make(study, url, storage)
 
 
 def check_place(url: str, mounts: str | None = None) -> None:
@@ -286,6 +273,56 @@ def check_place(url: str, mounts: str | None = None) -> None:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _lock(storage: Any, name: str) -> Iterator[None]:
+    """Held by one process at a time: an empty study, whose name the database takes once.
+
+    One that stays for a minute was left by a process that was killed.
+    """
+    optuna = _optuna()
+    held, since = None, time.monotonic()
+    while True:
+        try:
+            optuna.create_study(study_name=name + _LOCKED, storage=storage)
+            break
+        except optuna.exceptions.DuplicatedStudyError:
+            with contextlib.suppress(KeyError):  # let go in between
+                found = storage.get_study_id_from_name(name + _LOCKED)
+                held, since = (held, since) if found == held else (found, time.monotonic())
+                if time.monotonic() - since > _LOCK_SECONDS:
+                    storage.delete_study(found)
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(KeyError):  # taken over by one who thought this process dead
+            optuna.delete_study(study_name=name + _LOCKED, storage=storage)
+
+
+def _make(study: Study, url: str, storage: Any) -> Made:
+    optuna = _optuna()
+    wanted = json.loads(json.dumps(dataclasses.asdict(study)))
+    summaries = optuna.get_all_study_summaries(storage, include_best_trial=False)
+    names = {summary.study_name for summary in summaries if not summary.study_name.endswith(_LOCKED)}
+    stored = optuna.load_study(study_name=study.name, storage=storage).user_attrs if study.name in names else {}
+    if "study" in stored:
+        found = _study.differences(stored["study"] | {"trials": wanted["trials"]}, wanted)
+        fewer = (wanted["trials"] or 0) < (stored["study"]["trials"] or 0)
+        if found or fewer:
+            found = _study.differences(stored["study"], wanted)
+            advice = "Give the new one another name" if found[1:] or not fewer else "Name as many trials, or more"
+            raise ValueError(f"{url} holds another study {study.name!r}: {'; '.join(found)}. {advice}.")
+        before, new = _add(optuna.load_study(study_name=study.name, storage=storage), study, wanted)
+        return Made(new, before, len(names) - 1)
+    if study.name in names:  # left by one that was killed here
+        optuna.delete_study(study_name=study.name, storage=storage)
+    made = optuna.create_study(study_name=study.name, storage=storage, direction=study.direction)
+    trials = _new_trials(study)
+    made.add_trials(trials)
+    made.set_user_attr("study", wanted)  # at last: workers take a study without it for one that is not made yet
+    return Made(len(trials), 0, len(names - {study.name}))
+
+
 def _unescaped(place: str) -> str:
     """A path of /proc/self/mounts, where blanks are written as \\040."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), place)
@@ -312,18 +349,16 @@ def _storage(url: str, heartbeat: int, retries: int, *, may_exist: bool) -> Any:
     path = Path(url.partition("///")[2].partition("?")[0]) if url.startswith("sqlite") else None
     if path is not None and may_exist and not path.exists():
         raise ValueError(f"There is no {path}; expected a storage with a study. Make it with jax-scalegmn sweep make.")
-    if path is not None and not may_exist and not path.parent.exists():
-        path.parent.mkdir(parents=True)
+    if path is not None and not may_exist:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna calls heartbeats experimental
-            storage = optuna.storages.RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"timeout": 120}} if path is not None else None,
-                heartbeat_interval=heartbeat,
-                grace_period=4 * heartbeat,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=retries),
-            )
+        storage = _open(
+            url,
+            engine_kwargs={"connect_args": {"timeout": 120}} if path is not None else None,
+            heartbeat_interval=heartbeat,
+            grace_period=4 * heartbeat,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=retries),
+        )
     except ImportError as error:
         kind = url.partition(":")[0]
         raise ValueError(
@@ -340,6 +375,21 @@ def _storage(url: str, heartbeat: int, retries: int, *, may_exist: bool) -> Any:
         )
         storage.engine.dispose()
     return storage
+
+
+def _open(url: str, **options: Any) -> Any:
+    """Optuna's storage, whose tables are made if there are none; tried again where another process is making them."""
+    optuna = _optuna()
+    for last in (False,) * 20 + (True,):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Optuna calls heartbeats experimental
+                return optuna.storages.RDBStorage(url, **options)
+        except Exception as error:
+            if last or not _BY_ANOTHER.search(str(error)):
+                raise
+            time.sleep(0.2)
+    return None
 
 
 def _shown(url: str) -> str:
