@@ -24,10 +24,11 @@ import optax.contrib
 import tyro
 
 from experiments import autoencoders, inr, inr_zoo
+from experiments.moves import MoveConfig, move
 from experiments.runs import environment
-from jax_scalegmn import architecture, network
+from jax_scalegmn import network
 from jax_scalegmn.training import losses
-from jax_scalegmn.types import Key, LossFn, Params
+from jax_scalegmn.types import LossFn, Params
 from jax_scalegmn.zoo import Zoo
 
 
@@ -87,6 +88,7 @@ RECIPES = {
     "muon, batches of 32": Recipe("muon", 2e-2, batch_sizes=(32,)),
     "moved images": Recipe(turn=8.0, shift=0.08, stretch=0.08),
     "muon, moved images": Recipe("muon", 2e-2, batch_sizes=(32,), turn=8.0, shift=0.08, stretch=0.08),
+    "muon, images moved less": Recipe("muon", 2e-2, batch_sizes=(32,), turn=4.0, shift=0.04, stretch=0.04),
     "schedule-free": Recipe("schedule_free", 8e-3, decay="none"),
     "fewer networks first": Recipe(first_networks=1400),
     "bfloat16": Recipe(dtype="bfloat16"),
@@ -164,19 +166,6 @@ def measure(config: Config, name: str, recipe: Recipe, zoos: dict[str, Zoo]) -> 
     }
 
 
-def move(recipe: Recipe, params: Params, key: Key) -> Params:
-    """An INR that draws a moved image: its first layer sees turned, stretched and shifted coordinates."""
-    keys = jax.random.split(key, 3)
-    turn = jnp.deg2rad(recipe.turn) * jax.random.normal(keys[0])
-    stretch = jnp.eye(2) + recipe.stretch * jax.random.normal(keys[1], (2, 2))
-    matrix = jnp.array([[jnp.cos(turn), -jnp.sin(turn)], [jnp.sin(turn), jnp.cos(turn)]]) @ stretch
-    shift = recipe.shift * jax.random.normal(keys[2], (2,))
-    flat = architecture.flatten(params)
-    kernel, bias = (("Dense_0", name) for name in ("kernel", "bias"))
-    flat |= {kernel: matrix @ flat[kernel], bias: flat[bias] + shift @ flat[kernel]}
-    return architecture.unflatten(flat)
-
-
 # --- private ------------------------------------------------------------------------------------------------------
 
 
@@ -208,24 +197,24 @@ def _job(recipe: Recipe, zoos: dict[str, Zoo]) -> _Job:
         return {name: float(gaps(variables, stack).mean()) / variance for name, stack in splits.items()}
 
     example = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), zoos["train"].params)
-    return _Job(lambda key: model.init(key, example), _make_gradient(recipe, loss, zoos["train"].params), errors)
+    return _Job(lambda key: model.init(key, example), _make_gradient(recipe, loss, zoos["train"]), errors)
 
 
-def _make_gradient(recipe: Recipe, loss: LossFn, params: Params) -> Callable[..., Any]:
+def _make_gradient(recipe: Recipe, loss: LossFn, networks: Zoo) -> Callable[..., Any]:
     """(variables, rows, number, micro_batch) -> the gradient of the mean loss of these networks at a step."""
-    moved = recipe.turn or recipe.shift or recipe.stretch
+    moves = MoveConfig(recipe.turn, recipe.shift, recipe.stretch)
 
     def mean_loss(variables: Any, rows: Params, key: Any) -> Any:
         each = jax.vmap(loss, (None, 0, 0))(variables, rows, jax.random.split(key, len(jax.tree.leaves(rows)[0])))
         return each[0].mean()
 
-    data = jax.tree.map(jnp.asarray, params)
+    data = jax.tree.map(jnp.asarray, networks.params)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def add(total: Any, variables: Any, rows: Any, share: Any, key: Any) -> Any:
         few = jax.tree.map(lambda leaf: leaf[rows], data)
-        if moved:
-            few = jax.vmap(functools.partial(move, recipe))(few, jax.random.split(key, len(rows)))
+        if moves:
+            few = jax.vmap(functools.partial(move, moves, networks.arch))(few, jax.random.split(key, len(rows)))
         part = jax.grad(mean_loss)(variables, few, jax.random.key(0))
         return jax.tree.map(lambda sum_, leaf: sum_ + share * leaf, total, part)
 

@@ -1099,6 +1099,8 @@ def values(results: Results) -> dict[str, dict[str, str]]:
                 ("muon", "muon, batches of 32", 16),
                 ("adamw", "baseline", 32),
                 ("moved", "muon, moved images", 16),
+                ("short", "muon, images moved less", 14),
+                ("long", "muon, images moved less", 32),
             )
             for split in ("train", "selection")
         },

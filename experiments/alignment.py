@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from experiments import autoencoders, evaluation, inr_zoo, progress, runs
 from experiments.autoencoders import Trained
 from experiments.evaluation import Method
+from experiments.moves import MoveConfig, moved
 from jax_scalegmn import models, symmetry, zoo
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.training import losses
@@ -47,6 +48,7 @@ class AlignmentConfig(autoencoders.TrainConfig):
     """The number of Sinkhorn iterations in training."""
     end_weight: float = 0.1
     """The weight of the end points in the loss, which makes soft elements hard."""
+    moves: MoveConfig = dataclasses.field(default_factory=MoveConfig)
 
 
 KINDS = {"matcher": models.Matcher, "frame": models.Frame}
@@ -147,7 +149,7 @@ def _fit(
         config,
         settings,
         model,
-        {"train": loss(), "selection": loss(train=False)},
+        {"train": moved(settings.moves, networks.arch, loss()), "selection": loss(train=False)},
         rows,
         interruption,
         note=lambda metrics: f"midpoint {metrics['selection_merged']:.4f}",

@@ -42,6 +42,7 @@ from experiments.alignment import AlignmentConfig
 from experiments.autoencoders import Trained
 from experiments.compile_only import Program
 from experiments.evaluation import Member, Method, Paths
+from experiments.moves import MoveConfig, moved
 from jax_scalegmn import models, network
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.io import images
@@ -56,6 +57,7 @@ class TrainConfig(autoencoders.TrainConfig):
 
     orbit_weight: float = 0.3
     """The weight of the orbit-distance term, in units of the training images' variance; 0 as published."""
+    moves: MoveConfig = dataclasses.field(default_factory=MoveConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,15 @@ class Config(inr_zoo.Config):
 
 
 PRESETS = {
-    "digits": ("scikit-learn's digits, 8 x 8; minutes on two cores", Config(Path("runs/digits"))),
+    "digits": (
+        "scikit-learn's digits, 8 x 8; minutes on two cores",
+        Config(
+            Path("runs/digits"),
+            train=TrainConfig(
+                32, 14, 2e-2, warmup_steps=175, optimizer="muon", moves=MoveConfig(turn=4.0, shift=0.04, stretch=0.04)
+            ),
+        ),
+    ),
     "mnist": (
         "the published setting on 28 x 28 images; needs --data or --zoo",
         Config(
@@ -184,12 +194,14 @@ def programs(config: Config, mesh: Mesh) -> Iterator[Program]:
     whole = models.autoencoder(arch, scales=scales if config.model.normalized else None, **config.model.options())
     model = encoders.autoencoder(config.model, whole, config.encoder)
     loss = losses.inr_reconstruction(model, size=size, orbit_weight=config.train.orbit_weight)
+    loss = moved(config.train.moves, arch, loss)
     yield compile_only.training_step(mesh, "training step", model, loss, config.train, row)
     x = jnp.asarray(network.coordinates(*size)).reshape(-1, 2)
     for name in alignment.KINDS if config.alignment.epochs else ():
         model, loss, method = alignment.subject(config.alignment, name, arch, scales, x)
         settings = config.alignment
-        yield compile_only.training_step(mesh, f"{name}'s step", model, loss(), settings, (row, row), method=method)
+        loss = moved(settings.moves, arch, loss())
+        yield compile_only.training_step(mesh, f"{name}'s step", model, loss, settings, (row, row), method=method)
     yield compile_only.fitting_step(mesh, arch, size, config.zoo.chunk)
     yield compile_only.weight_matching(mesh, "matching", arch, config.zoo.chunk)
 
@@ -231,7 +243,8 @@ def population(configs: Sequence[Config | None]) -> Iterator[list[dict[str, Any]
 
         def make_loss(trial: Any, *, train: bool = True) -> Any:
             weight = trial.orbit_weight * variance if weighted else 0.0
-            return losses.inr_reconstruction(model, size=size, orbit_weight=weight, train=train)
+            loss = losses.inr_reconstruction(model, size=size, orbit_weight=weight, train=train)
+            return moved(config.train.moves, model.arch, loss) if train else loss
 
         settings = [None if one is None else one.train for one in configs]
         rows = {split: zoos[split].params for split in ("train", "selection")}
@@ -284,7 +297,7 @@ def fit_autoencoder(
         config,
         settings,
         model,
-        {"train": loss(), "selection": loss(train=False)},
+        {"train": moved(settings.moves, model.arch, loss()), "selection": loss(train=False)},
         {split: zoos[split].params for split in ("train", "selection")},
         interruption,
         note=lambda metrics: f"reconstruction {metrics['selection_reconstruction'] / variance:.1%} of the variance",

@@ -172,6 +172,7 @@ def _population(
         batch_size=first.batch_size,
         num_epochs=first.epochs,
         decay_steps=first.decay_steps(networks),
+        optimizer=first.optimizer,
         micro_batch=first.micro_batch,
         selection=(functools.partial(make_loss, train=False), rows["selection"]),
         selection_batch=first.micro_batch or first.batch_size,

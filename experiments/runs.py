@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,8 @@ class TrainConfig:
     """The largest norm of a gradient; longer ones are scaled down to it."""
     micro_batch: int | None = 16
     """The number of networks differentiated at a time, which bounds the memory; None for the whole batch."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW; or Muon for matrices with AdamW for the rest, of which 2e-2 is a good rate."""
 
     def make_optimizer(self, networks: int) -> optax.GradientTransformation:
         """Makes the optimizer for epochs over this number of networks."""
@@ -70,6 +72,7 @@ class TrainConfig:
             decay_steps=self.decay_steps(networks),
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
+            optimizer=self.optimizer,
         )
 
     def decay_steps(self, networks: int) -> int | None:

@@ -5,12 +5,9 @@ import json
 import os
 import time
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-import jax_scalegmn as sg
 from benchmarks import accelerator, cnn, embed, inr, matching, population, recipes, recovery, scalegmn, search, timing
 from experiments import inr_zoo
 from experiments.inr import PRESETS
@@ -68,20 +65,6 @@ def test_population_measures_one_training_alone_and_several_together(capsys):
         count, median = row["trials"] or 1, row["epoch_seconds"]["median_s"]
         assert row["networks_per_second"] == pytest.approx(4 * count / median)
         assert row["first_epoch_seconds"] > median
-
-
-def test_a_moved_network_draws_the_image_at_moved_points():
-    arch = sg.siren((2, 16, 1))
-    params, x = sg.network.init(arch, jax.random.key(0)), jax.random.uniform(jax.random.key(1), (20, 2))
-    moved = recipes.move(recipes.RECIPES["moved images"], params, jax.random.key(2))
-    points = jnp.column_stack([x, jnp.ones(20)])
-    back = jnp.linalg.pinv(params["Dense_0"]["kernel"])
-    matrix, shift = moved["Dense_0"]["kernel"] @ back, (moved["Dense_0"]["bias"] - params["Dense_0"]["bias"]) @ back
-    assert 0.01 < jnp.abs(matrix - jnp.eye(2)).max() < 0.6
-    assert 0.005 < jnp.abs(shift).max() < 0.4
-    draw = jax.vmap(sg.network.apply, (None, None, 0))
-    expected = draw(arch, params, points @ jnp.concatenate([matrix, shift[None]]))
-    np.testing.assert_allclose(draw(arch, moved, x), expected, atol=1e-4)
 
 
 @pytest.mark.slow

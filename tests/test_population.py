@@ -68,11 +68,11 @@ def train(trials=TRIALS, **options):
     return epochs[-1].state, [epoch._replace(state=None) for epoch in epochs]
 
 
-def alone(trial, num_epochs=3, decay_steps=8):
+def alone(trial, num_epochs=3, decay_steps=8, **options):
     """The last state, and the metrics of every epoch, of `training.fit`."""
     values = {name: value.item() for name, value in trial._asdict().items()}
     orbit_weight, seed = values.pop("orbit_weight"), values.pop("seed")
-    tx = training.make_optimizer(**values, decay_steps=decay_steps)
+    tx = training.make_optimizer(**values, decay_steps=decay_steps, **options)
     init_key, key = jax.random.split(jax.random.key(seed))
     variables = init(init_key)
     state = training.State(variables, tx.init(variables), key, jnp.asarray(0))
@@ -103,6 +103,13 @@ def test_each_of_sixteen_trials_equals_its_own_run_alone(chosen):
     assert len({float(loss) for loss in epochs[-1].metrics["loss"]}) == 16
 
 
+def test_trials_of_muon_equal_their_own_runs_and_not_those_of_adamw():
+    state, _ = train(optimizer="muon")
+    expected, _ = alone(row(TRIALS.rows(), 7), optimizer="muon")
+    assert support.deviation(row(state, 7), expected) < 1e-5
+    assert support.deviation(row(state, 7).variables, alone(row(TRIALS.rows(), 7))[0].variables) > 1e-3
+
+
 def test_a_population_compiles_one_program_for_all_trials_and_epochs():
     population = functools.partial(training.population, init, make_loss, TRIALS, DATA, batch_size=8, num_epochs=5)
     for over in (None, mesh()):
@@ -129,10 +136,10 @@ def test_the_program_over_devices_has_no_collective_and_no_device_holds_more_tha
         init=init,
         make_loss=make_loss,
         make_selection=None,
-        sizes=_population._Sizes(26, 8, None, 64, None),
+        settings=_population._Settings(26, 8, None, 64, None, "adamw"),
     )
     rows = TRIALS.rows()
-    placed = _population._placed(rows, _population._empty(init, rows), (DATA, ()), mesh())
+    placed = _population._placed(rows, _population._empty(init, rows, "adamw"), (DATA, ()), mesh())
     text = _population._program(one, mesh()).lower(np.int32(0), placed[1], placed[0], placed[2]).compile().as_text()
     found = re.findall(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", text)
     assert not found

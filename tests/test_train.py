@@ -127,6 +127,20 @@ def test_optimizer_clips_the_global_norm_and_decays_weights():
     np.testing.assert_allclose(run((0.0, 0.0), weight_decay=0.1), [-0.5 * 0.1 * 2, -0.5 * 0.1 * 3], rtol=1e-5)
 
 
+def test_muon_moves_matrices_by_orthogonal_steps_and_vectors_as_adam_does():
+    tx = training.make_optimizer(learning_rate=0.5, warmup_steps=0, weight_decay=0.1, optimizer="muon")
+    params = {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.ones(4)}
+    grads = {"kernel": jax.random.normal(jax.random.key(0), (4, 4)), "bias": jnp.asarray([1.0, -2.0, 3.0, -4.0])}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    step = np.asarray(-updates["kernel"] / 0.5 - 0.1 * params["kernel"])
+    np.testing.assert_allclose(np.linalg.svd(step)[1], 1.0, atol=0.35)  # as near as five steps of Newton-Schulz come
+    adam = optax.adamw(0.4 * 0.5, weight_decay=0.0, nesterov=True)
+    expected, _ = adam.update(grads, adam.init(params), params)
+    np.testing.assert_allclose(updates["bias"], expected["bias"], rtol=1e-5)
+    with pytest.raises(ValueError, match="optimizer is 'lion'; expected 'adamw' or 'muon'"):
+        training.make_optimizer(optimizer="lion")
+
+
 def test_training_continues_bit_for_bit_from_the_middle():
     """Order, noise and optimizer follow from the state alone."""
     whole, metrics = history()

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
@@ -45,6 +46,8 @@ class State(NamedTuple):
     step: Array
 
 
+_ADAM_RATIO = 0.4  # the learning rate of AdamW in units of that of Muon
+
 # (state, batch) -> (the next state, metrics)
 Step: TypeAlias = Callable[[State, Any], tuple[State, Metrics]]
 
@@ -56,18 +59,27 @@ def make_optimizer(
     decay_steps: int | None = None,
     weight_decay: float = 0.01,
     clip_norm: float = 10.0,
+    optimizer: str = "adamw",
 ) -> optax.GradientTransformation:
     """AdamW after clipping of the global norm, with a linear warm-up (published: 1e-3, 1000 steps, 0.01, 10).
+
+    Muon, whose steps of matrices are orthogonal (Jordan 2024, https://kellerjordan.github.io/posts/muon), trains
+    autoencoders of INRs in about half of AdamW's time (page "Speed").
 
     Args:
       learning_rate: The rate after the warm-up; step t has learning_rate * min(1, (t + 1) / warmup_steps).
       warmup_steps: The number of steps of the warm-up; 0 for no warm-up.
       decay_steps: The step at which a cosine decay to 0 ends; None for a constant rate, as published.
-      weight_decay: Decoupled, on all parameters.
+      weight_decay: Decoupled, on all parameters; with Muon on matrices alone.
       clip_norm: The largest norm of the gradient of all parameters together.
+      optimizer: "adamw"; or "muon" for matrices, with AdamW at 0.4 times the rate for all other parameters. Try a rate
+        of 2e-2.
 
     Returns:
       The optax transformation.
+
+    Raises:
+      ValueError: If the optimizer is another one.
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
@@ -83,7 +95,30 @@ def make_optimizer(
     if warmup_steps > 0:
         rise = optax.linear_schedule(learning_rate / warmup_steps, learning_rate, max(1, warmup_steps - 1))
         schedule = optax.join_schedules([rise, after], [warmup_steps])
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optax.adamw(schedule, weight_decay=weight_decay))
+    return clipped(optimizer, schedule, weight_decay, clip_norm)
+
+
+def clipped(name: str, rate: optax.Schedule, weight_decay: Any, clip_norm: Any) -> optax.GradientTransformation:
+    """The optimizer of a name at a learning rate, after clipping of the global norm; numbers may be traced."""
+    match name:
+        case "adamw":
+            update = optax.adamw(rate, weight_decay=weight_decay)
+        case "muon":
+            update = optax.contrib.muon(
+                rate,
+                weight_decay=weight_decay,
+                adam_learning_rate=lambda step: _ADAM_RATIO * rate(step),
+                muon_weight_dimension_numbers=_as_matrices,
+            )
+        case _:
+            raise ValueError(f"optimizer is {name!r}; expected 'adamw' or 'muon'.")
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update)
+
+
+def _as_matrices(variables: Any) -> Any:
+    """For every array which of its axes make matrices: the last two; None for vectors and numbers."""
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    return jax.tree.map(lambda leaf: matrix if leaf.ndim > 1 else None, variables)
 
 
 def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *, method: str | None = None) -> State:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from jax_scalegmn import distributed
-from jax_scalegmn.training._loop import State, _purpose, make_step
+from jax_scalegmn.training._loop import State, _purpose, clipped, make_step
 from jax_scalegmn.types import Key, LossFn, Metrics
 
 
@@ -100,6 +100,7 @@ def population(
     batch_size: int,
     num_epochs: int,
     decay_steps: int | None = None,
+    optimizer: str = "adamw",
     micro_batch: int | None = None,
     selection: tuple[MakeLoss, Any] | None = None,
     selection_batch: int = 64,
@@ -120,6 +121,7 @@ def population(
       batch_size: The number of networks in a step of every trial.
       num_epochs: The number of epochs.
       decay_steps: The step at which a cosine decay of the learning rates to 0 ends; None for constant rates.
+      optimizer: "adamw" or "muon", as of `make_optimizer`.
       micro_batch: The number of networks of a trial that are differentiated at a time; must divide the batch.
       selection: The loss without randomness, made like that of training, and the data on which it is measured after
         every epoch, inside of the same program; None for no measurement.
@@ -131,7 +133,8 @@ def population(
       A `PopulationEpoch` after every epoch. Its state's buffers are deleted once the next epoch runs.
 
     Raises:
-      ValueError: If the data hold less than a batch, the mesh has no axis "trial", or the trials are no such numbers.
+      ValueError: If the data hold less than a batch, the mesh has no axis "trial", the optimizer is another one, or
+        the trials are no such numbers.
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
@@ -158,10 +161,10 @@ def population(
         init=init,
         make_loss=make_loss,
         make_selection=make_selection,
-        sizes=_Sizes(count, batch_size, micro_batch, selection_batch, decay_steps),
+        settings=_Settings(count, batch_size, micro_batch, selection_batch, decay_steps, optimizer),
     )
     program = _program(one, mesh)
-    carried = _empty(init, rows)
+    carried = _empty(init, rows, optimizer)
     rows, carried, shared = _placed(rows, carried, (data, measured), mesh)
     for index in range(num_epochs):
         carried, key, metrics, selected = program(np.int32(index), carried, rows, shared)
@@ -173,12 +176,15 @@ def population(
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-class _Sizes(NamedTuple):
+class _Settings(NamedTuple):
+    """What all trials share."""
+
     networks: int
     batch_size: int
     micro_batch: int | None
     selection_batch: int
     decay_steps: int | None
+    optimizer: str
 
 
 class _Carried(NamedTuple):
@@ -190,7 +196,7 @@ class _Carried(NamedTuple):
     diverged: Int[Array, "*trials"]
 
 
-def _make_optimizer(trial: Trials, decay_steps: int | None) -> optax.GradientTransformation:
+def _make_optimizer(trial: Trials, name: str, decay_steps: int | None) -> optax.GradientTransformation:
     """`make_optimizer` of numbers that are known inside of a program only."""
 
     def schedule(step: Array) -> Array:
@@ -203,15 +209,14 @@ def _make_optimizer(trial: Trials, decay_steps: int | None) -> optax.GradientTra
             after = rate * 0.5 * (1 + jnp.cos(jnp.pi * done))
         return jnp.where(step < trial.warmup_steps, rising, after)
 
-    adamw = optax.adamw(schedule, weight_decay=trial.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(trial.clip_norm), adamw)
+    return clipped(name, schedule, trial.weight_decay, trial.clip_norm)
 
 
-def _first(init: Callable[[Key], Any], trial: Trials) -> tuple[_Carried, Key]:
+def _first(init: Callable[[Key], Any], trial: Trials, optimizer: str) -> tuple[_Carried, Key]:
     """What `training.init` makes of the trial's seed."""
     init_key, key = jax.random.split(jax.random.key(trial.seed))
     variables = init(init_key)
-    opt_state = _make_optimizer(trial, None).init(variables)
+    opt_state = _make_optimizer(trial, optimizer, None).init(variables)
     return _Carried(variables, opt_state, jnp.int32(0), jnp.int32(-1)), key
 
 
@@ -224,15 +229,19 @@ def _epoch(
     init: Callable[[Key], Any],
     make_loss: MakeLoss,
     make_selection: MakeLoss | None,
-    sizes: _Sizes,
+    settings: _Settings,
 ) -> tuple[_Carried, Key, Metrics, Metrics]:
     """One epoch of one trial; the first one begins with new variables."""
     data, measured = shared
-    carried = jax.lax.cond(index == 0, lambda: _first(init, trial)[0], lambda: carried)
+    carried = jax.lax.cond(index == 0, lambda: _first(init, trial, settings.optimizer)[0], lambda: carried)
     _, key = jax.random.split(jax.random.key(trial.seed))
-    steps = sizes.networks // sizes.batch_size
-    step = make_step(make_loss(trial), _make_optimizer(trial, sizes.decay_steps), micro_batch=sizes.micro_batch)
-    order = jax.random.permutation(jax.random.fold_in(_purpose(key, "order"), index), sizes.networks)
+    steps = settings.networks // settings.batch_size
+    step = make_step(
+        make_loss(trial),
+        _make_optimizer(trial, settings.optimizer, settings.decay_steps),
+        micro_batch=settings.micro_batch,
+    )
+    order = jax.random.permutation(jax.random.fold_in(_purpose(key, "order"), index), settings.networks)
 
     def body(carried: _Carried, rows: Array) -> tuple[_Carried, Metrics]:
         state = State(carried.variables, carried.opt_state, key, carried.step)
@@ -244,17 +253,17 @@ def _epoch(
         before = carried._replace(diverged=diverged)
         return jax.tree.map(functools.partial(jnp.where, diverged < 0), updated, before), metrics
 
-    carried, metrics = jax.lax.scan(body, carried, order[: steps * sizes.batch_size].reshape(steps, -1))
+    carried, metrics = jax.lax.scan(body, carried, order[: steps * settings.batch_size].reshape(steps, -1))
     means = {name: values.mean(0) for name, values in metrics.items()}
-    selected = {} if make_selection is None else _measure(make_selection(trial), carried.variables, measured, sizes)
+    selected = {} if make_selection is None else _measure(make_selection(trial), carried.variables, measured, settings)
     means, selected = jax.tree.map(lambda value: jnp.where(carried.diverged < 0, value, jnp.nan), (means, selected))
     return carried, key, means, selected
 
 
-def _measure(loss_fn: LossFn, variables: Any, data: Any, sizes: _Sizes) -> Metrics:
+def _measure(loss_fn: LossFn, variables: Any, data: Any, settings: _Settings) -> Metrics:
     """What `make_evaluation` computes."""
     losses, metrics = jax.lax.map(
-        lambda row: loss_fn(variables, row, jax.random.key(0)), data, batch_size=sizes.selection_batch
+        lambda row: loss_fn(variables, row, jax.random.key(0)), data, batch_size=settings.selection_batch
     )
     return {name: value.mean() for name, value in metrics.items()} | {"loss": losses.mean()}
 
@@ -275,9 +284,9 @@ def _filled_up(rows: Trials, devices: int) -> Trials:
     return Trials(*(value[chosen] for value in rows))
 
 
-def _empty(init: Callable[[Key], Any], rows: Trials) -> _Carried:
+def _empty(init: Callable[[Key], Any], rows: Trials, optimizer: str) -> _Carried:
     """Zeros in place of the first states: the program makes those itself, so that nothing else is compiled."""
-    shapes = jax.eval_shape(jax.vmap(lambda trial: _first(init, trial)[0]), rows)
+    shapes = jax.eval_shape(jax.vmap(lambda trial: _first(init, trial, optimizer)[0]), rows)
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
