@@ -124,6 +124,8 @@ PRESETS = {
     ),
 }
 
+OBJECTIVE = ("encoders.equivariant.accuracy.mean", "maximize")  # of a sweep that names none
+
 zoo_key, fit_zoo = inr_zoo.zoo_key, inr_zoo.fit_zoo  # of a sweep
 MEASURES = {"accuracy": "accuracy %", "moved_accuracy": "moved %", "agreement": "same %"}
 

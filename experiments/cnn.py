@@ -132,6 +132,8 @@ PRESETS = {
     ),
 }
 
+OBJECTIVE = ("activations.tanh.best.selection_loss", "minimize")  # of a sweep that names none
+
 ACTIVATIONS = "activations"
 zoo_key, program = cnn_zoo.zoo_key, populations.program  # of a sweep
 

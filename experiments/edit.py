@@ -105,6 +105,8 @@ PRESETS = {
     ),
 }
 
+OBJECTIVE = ("editors.1.mse.mean", "minimize")  # of a sweep that names none
+
 zoo_key, fit_zoo = inr_zoo.zoo_key, inr_zoo.fit_zoo  # of a sweep
 
 

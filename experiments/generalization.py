@@ -116,6 +116,8 @@ PRESETS = {
     ),
 }
 
+OBJECTIVE = ("activations.relu.encoders.statistics.tau.mean", "maximize")  # of a sweep that names none
+
 MEASURES = {
     "tau": "τ",
     "moved_tau": "moved τ",

@@ -183,6 +183,8 @@ PRESETS = {
     ),
 }
 
+OBJECTIVE = ("pairs.mlp:64-32-32-10,relu.methods.weights.pairs.0.middle.loss", "minimize")  # of a sweep that names none
+
 
 # The images of training and of test.
 Parts: TypeAlias = tuple[images.Images, images.Images]

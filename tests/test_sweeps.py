@@ -217,6 +217,16 @@ def test_a_study_that_is_complete_gets_more_trials(place, capsys, sampler):
         assert options[0] == options[1]
 
 
+@pytest.mark.parametrize("name", ["classify", "cnn", "edit", "generalization", "merging"])
+def test_a_study_without_an_objective_is_refused_before_anything_runs(place, capsys, name):
+    text = f"experiment = 'experiments.{name}'\npreset = 'tiny'\n[space]\nseed = [0, 1]\n"
+    assert run("make", write(text), "--storage", place) == 2
+    said = capsys.readouterr().err
+    assert f"objective is 'best.selection_loss', which the results of experiments.{name} lack" in said
+    line = re.search(r'objective = ".*?" and direction = "\w+"', said)[0].replace(" and ", "\n")
+    assert run("make", write(f"{line}\n{text}"), "--storage", place) == 0
+
+
 def test_several_who_make_a_study_at_once_make_it_once_and_add_its_trials_once(place):
     text = GRID.replace("[space]", "sampler = 'random'\ntrials = 3\n[space]").replace(
         "[0.01, 0.1, 0.3]", "{low=1, high=2}"
@@ -728,9 +738,11 @@ def test_the_commands_of_the_page_run_as_they_are_written(tmp_path, monkeypatch)
 def test_the_objectives_of_the_page_are_in_the_results_of_their_experiments():
     page = (ROOT / "docs" / "howto" / "sweeps.md").read_text()
     files = {"inr": "digits", "edit": "edit_mnist"}
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (?:min|max)imize \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| ((?:min|max)imize) \|$", page, re.MULTILINE)
     assert len(rows) == 6
-    for experiment, names in rows:
+    for experiment, names, direction in rows:
+        module = importlib.import_module(f"experiments.{experiment}")
+        assert experiment == "inr" or (names.strip("`"), direction) == module.OBJECTIVE
         name = files.get(experiment, f"{experiment}_digits")
         results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
         for objective in re.findall(r"`(.*?)`", names):
@@ -754,7 +766,8 @@ def test_launched_workers_run_a_study_and_their_statuses_are_told(place, monkeyp
     assert run("launch", "--storage", place, "--workers", "2", "--trials-per-program", "4", "--heartbeat", "1") == 0
     assert {one.state for one in trials(place).values()} == {"COMPLETE"}
     assert len(list(Path("runs/study/logs").glob("worker-*.log"))) == 2
-    said = capfd.readouterr().out
+    said, warned = capfd.readouterr()
+    assert "Warning" not in warned
     assert "2 workers: " in said
     assert "  COMPLETE  6\n" in said
     assert run("work", "--storage", place) == 0

@@ -10,6 +10,8 @@ have:
                                  with which main(config) goes on to score.
     zoo_key(config) -> text      configs with one text read the same zoo, which
     fit_zoo(config)              writes to config.out / "zoo"; it is linked into the folders of all other trials.
+    OBJECTIVE                    a number of its results that a study may look for, and "minimize" or "maximize": said
+                                 to those who name none, where the results hold no best.selection_loss.
 """
 
 import dataclasses
@@ -136,6 +138,12 @@ def load(study: Study) -> Experiment:
         raise ValueError(
             f"score is false, but {study.experiment} has no training that can be run alone; expected a module with "
             "population(configs). Leave score out."
+        )
+    if study.score and study.objective == _EMPTY.objective and hasattr(module, "OBJECTIVE"):
+        objective, direction = module.OBJECTIVE
+        raise ValueError(
+            f"objective is {study.objective!r}, which the results of {study.experiment} lack; expected a number of "
+            f'them. Write objective = "{objective}" and direction = "{direction}", or name another one.'
         )
     return experiment
 

@@ -357,7 +357,7 @@ def _storage(url: str, heartbeat: int, retries: int, *, may_exist: bool) -> Any:
             engine_kwargs={"connect_args": {"timeout": 120}} if path is not None else None,
             heartbeat_interval=heartbeat,
             grace_period=4 * heartbeat,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=retries),
+            max_retry=retries,
         )
     except ImportError as error:
         kind = url.partition(":")[0]
@@ -377,14 +377,15 @@ def _storage(url: str, heartbeat: int, retries: int, *, may_exist: bool) -> Any:
     return storage
 
 
-def _open(url: str, **options: Any) -> Any:
+def _open(url: str, *, max_retry: int, **options: Any) -> Any:
     """Optuna's storage, whose tables are made if there are none; tried again where another process is making them."""
     optuna = _optuna()
     for last in (False,) * 20 + (True,):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna calls heartbeats experimental
-                return optuna.storages.RDBStorage(url, **options)
+                retry = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry)
+                return optuna.storages.RDBStorage(url, heartbeat_stale_trial_callback=retry, **options)
         except Exception as error:
             if last or not _BY_ANOTHER.search(str(error)):
                 raise
