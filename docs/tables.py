@@ -128,7 +128,11 @@ def inr_methods_mnist(results: Results) -> Table:
 
 
 MNIST_SMALL = "python -m experiments.inr mnist-small --data mnist.npz --train.epochs 24 --alignment.epochs 0"
-BOTH_ENCODERS = "python -m experiments.inr digits --alignment.epochs 0 --evaluation.noises 0 --encoder "
+BOTH_ENCODERS = (
+    "python -m experiments.inr digits --train.optimizer adamw --train.epochs 32 --train.batch-size 64 "
+    "--train.warmup-steps 200 --train.moves.turn 0 --train.moves.shift 0 --train.moves.stretch 0 --alignment.epochs 0 "
+    "--evaluation.noises 0 --encoder "
+)
 
 
 def inr_methods_mnist_small(results: Results) -> Table:
@@ -324,20 +328,29 @@ def merging_cifar(results: Results) -> Table:
 
 def accurate_cnns(results: Results) -> Table:
     """How well the CNNs classify that are all trained with the same options."""
-    (cnns,) = results["cnn_zoo.json"]["zoos"].values()
-    quantiles = cnns["scoring_accuracy"]
+    files = ["cnn_zoo.json", "cnn_zoo_tanh.json"]
+    rows = []
+    for file in files:
+        ((activation, cnns),) = results[file]["zoos"].items()
+        steps = f"{results[file]['config']['zoo']['steps']:,}"
+        quantiles = (accuracy(cnns["scoring_accuracy"][quantile]) for quantile in ("5", "25", "50", "100"))
+        rows.append((activation, str(cnns["networks"]), steps, *quantiles))
     return Table(
-        "CNNs 1-16-16-16-10 with relu, trained alike: accuracy in % on 5,000 test images",
-        "python -m experiments.cnn_zoo cifar --data cifar10_gray.npz --activations relu",
-        ["cnn_zoo.json"],
-        ("networks", "worst twentieth", "median", "best"),
-        [(str(cnns["networks"]), *(accuracy(quantiles[quantile]) for quantile in ("5", "50", "100")))],
+        "CNNs 1-16-16-16-10, those with one activation trained alike: accuracy in % on 5,000 test images",
+        "python -m experiments.cnn_zoo cifar --data cifar10_gray.npz --activations ACTIVATION --zoo.steps UPDATES",
+        files,
+        ("activation", "networks", "updates", "worst twentieth", "worst quarter", "median", "best"),
+        rows,
     )
 
 
 def merging_cnn_zoo(results: Results) -> Table:
+    return _merged_pairs(results, "relu", "merging_cnn_zoo.json", "runs/cnn-zoo-cifar")
+
+
+def _merged_pairs(results: Results, activation: str, name: str, zoo: str) -> Table:
     """Pairs of a zoo's best: accuracies and losses without and with REPAIR, and the losses with one temperature."""
-    (network,) = results["merging_cnn_zoo.json"]["pairs"].values()
+    (network,) = results[name]["pairs"].values()
     ends = [accuracy(average(network["test_accuracy"])), "", f"{average(network['test_loss']):.3f}", "", ""]
     rows = [("end points", *ends)]
     for method in network["methods"].values():
@@ -347,9 +360,9 @@ def merging_cnn_zoo(results: Results) -> Table:
         )
         rows.append((method["label"], *map(accuracy, merged_accuracy(method["pairs"])), *losses))
     return Table(
-        "CNNs 1-16-16-16-10 with relu of gray CIFAR-10: test accuracy in % and loss in nats at the midpoint",
-        "python -m experiments.merging_zoo cifar --data cifar10_gray.npz --zoo runs/cnn-zoo-cifar --activations relu",
-        ["merging_cnn_zoo.json"],
+        f"CNNs 1-16-16-16-10 with {activation} of gray CIFAR-10: test accuracy in % and loss in nats at the midpoint",
+        f"python -m experiments.merging_zoo cifar --data cifar10_gray.npz --zoo {zoo} --activations {activation}",
+        [name],
         ("method", "accuracy", "with REPAIR", "loss", "with REPAIR", "with one temperature"),
         rows,
     )

@@ -107,7 +107,10 @@ PRESETS = {
         Config(
             Path("runs/digits"),
             train=TrainConfig(
-                32, 14, 2e-2, warmup_steps=175, optimizer="muon", moves=MoveConfig(turn=4.0, shift=0.04, stretch=0.04)
+                32, 14, 8e-3, warmup_steps=175, optimizer="muon", moves=MoveConfig(turn=4.0, shift=0.04, stretch=0.04)
+            ),
+            alignment=AlignmentConfig(
+                epochs=8, learning_rate=7e-3, optimizer="muon", moves=MoveConfig(turn=6.0, shift=0.06, stretch=0.06)
             ),
         ),
     ),

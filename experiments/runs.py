@@ -62,7 +62,7 @@ class TrainConfig:
     micro_batch: int | None = 16
     """The number of networks differentiated at a time, which bounds the memory; None for the whole batch."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW; or Muon for matrices with AdamW for the rest, of which 2e-2 is a good rate."""
+    """AdamW; or Muon for matrices with AdamW for the rest, of which 1e-2 is a good rate."""
 
     def make_optimizer(self, networks: int) -> optax.GradientTransformation:
         """Makes the optimizer for epochs over this number of networks."""
