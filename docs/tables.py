@@ -348,6 +348,10 @@ def merging_cnn_zoo(results: Results) -> Table:
     return _merged_pairs(results, "relu", "merging_cnn_zoo.json", "runs/cnn-zoo-cifar")
 
 
+def merging_cnn_zoo_tanh(results: Results) -> Table:
+    return _merged_pairs(results, "tanh", "merging_cnn_zoo_tanh.json", "runs/cnn-zoo-cifar-tanh --pairs 4")
+
+
 def _merged_pairs(results: Results, activation: str, name: str, zoo: str) -> Table:
     """Pairs of a zoo's best: accuracies and losses without and with REPAIR, and the losses with one temperature."""
     (network,) = results[name]["pairs"].values()
@@ -968,6 +972,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         merging_cifar,
         accurate_cnns,
         merging_cnn_zoo,
+        merging_cnn_zoo_tanh,
         many_digits,
         many_mnist,
         recovery,
@@ -1100,6 +1105,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "merging": _merging_values(results),
         "function": _function_values(results),
         "cnn_zoo": _cnn_zoo_values(results["merging_cnn_zoo.json"]),
+        "cnn_zoo_tanh": _cnn_zoo_values(results["merging_cnn_zoo_tanh.json"]),
         "cnn_digits": _cnn_values(results, "cnn_digits.json"),
         "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
         "accuracy_digits": _generalization_values(results, "generalization_digits.json"),
@@ -1206,6 +1212,7 @@ def _cnn_zoo_values(file: Mapping[str, Any]) -> dict[str, str]:
         "tempered": f"{average(pair['tempered']['loss'] for pair in naive):.2f}",
         "closed_activations": _closed(network, "activations", repaired=True),
         "closed_search": _closed(network, "search", repaired=False),
+        "closed_search_activations": _closed(network, "search_activations", repaired=False),
     }
 
 
