@@ -124,7 +124,7 @@ PRESETS = {
     ),
 }
 
-OBJECTIVE = ("encoders.equivariant.accuracy.mean", "maximize")  # of a sweep that names none
+OBJECTIVE = ("encoders.equivariant.accuracy.mean", "maximize")  # advised to sweeps
 
 zoo_key, fit_zoo = inr_zoo.zoo_key, inr_zoo.fit_zoo  # of a sweep
 MEASURES = {"accuracy": "accuracy %", "moved_accuracy": "moved %", "agreement": "same %"}

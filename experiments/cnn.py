@@ -132,7 +132,7 @@ PRESETS = {
     ),
 }
 
-OBJECTIVE = ("activations.tanh.best.selection_loss", "minimize")  # of a sweep that names none
+OBJECTIVE = ("activations.tanh.best.selection_loss", "minimize")  # advised to sweeps
 
 ACTIVATIONS = "activations"
 zoo_key, program = cnn_zoo.zoo_key, populations.program  # of a sweep

@@ -105,7 +105,7 @@ PRESETS = {
     ),
 }
 
-OBJECTIVE = ("editors.1.mse.mean", "minimize")  # of a sweep that names none
+OBJECTIVE = ("editors.1.mse.mean", "minimize")  # advised to sweeps
 
 zoo_key, fit_zoo = inr_zoo.zoo_key, inr_zoo.fit_zoo  # of a sweep
 

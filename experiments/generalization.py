@@ -116,7 +116,7 @@ PRESETS = {
     ),
 }
 
-OBJECTIVE = ("activations.relu.encoders.statistics.tau.mean", "maximize")  # of a sweep that names none
+OBJECTIVE = ("activations.relu.encoders.statistics.tau.mean", "maximize")  # advised to sweeps
 
 MEASURES = {
     "tau": "τ",

@@ -183,7 +183,10 @@ PRESETS = {
     ),
 }
 
-OBJECTIVE = ("pairs.mlp:64-32-32-10,relu.methods.weights.pairs.0.middle.loss", "minimize")  # of a sweep that names none
+OBJECTIVE = (
+    "pairs.mlp:64-32-32-10,relu.methods.weights.pairs.0.middle.loss",
+    "minimize",
+)  # advised to sweeps
 
 
 # The images of training and of test.

@@ -46,10 +46,10 @@ class State(NamedTuple):
     step: Array
 
 
-_ADAM_RATIO = 0.4  # the learning rate of AdamW in units of that of Muon
-
 # (state, batch) -> (the next state, metrics)
 Step: TypeAlias = Callable[[State, Any], tuple[State, Metrics]]
+
+_ADAM_RATIO = 0.4  # with Muon: the learning rate of AdamW in units of Muon's
 
 
 def make_optimizer(
@@ -64,7 +64,7 @@ def make_optimizer(
     """AdamW after clipping of the global norm, with a linear warm-up (published: 1e-3, 1000 steps, 0.01, 10).
 
     Muon, whose steps of matrices are orthogonal (Jordan 2024, https://kellerjordan.github.io/posts/muon), needs about
-    half of AdamW's passes to train the autoencoder of digits (page "Speed").
+    half of AdamW's passes to train the autoencoder of digits (documentation, "Performance").
 
     Args:
       learning_rate: The rate after the warm-up; step t has learning_rate * min(1, (t + 1) / warmup_steps).
@@ -113,12 +113,6 @@ def clipped(name: str, rate: optax.Schedule, weight_decay: Any, clip_norm: Any) 
         case _:
             raise ValueError(f"optimizer is {name!r}; expected 'adamw' or 'muon'.")
     return optax.chain(optax.clip_by_global_norm(clip_norm), update)
-
-
-def _as_matrices(variables: Any) -> Any:
-    """For every array which of its axes make matrices: the last two; None for vectors and numbers."""
-    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-    return jax.tree.map(lambda leaf: matrix if leaf.ndim > 1 else None, variables)
 
 
 def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *, method: str | None = None) -> State:
@@ -488,6 +482,12 @@ def _sharded_batches(
         order_of_device, mesh=mesh, in_specs=whole, out_specs=PartitionSpec(None, "data"), check_vma=False
     )
     return draw, jax.shard_map(take, mesh=mesh, in_specs=(shared, shared), out_specs=shared, check_vma=False)
+
+
+def _as_matrices(variables: Any) -> Any:
+    """For every array which of its axes make matrices: the last two; None for vectors and numbers."""
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    return jax.tree.map(lambda leaf: matrix if leaf.ndim > 1 else None, variables)
 
 
 def _purpose(key: Key, name: str) -> Key:
