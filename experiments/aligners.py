@@ -57,7 +57,10 @@ class Config(inr_zoo.Config):
 
 
 PRESETS = {
-    "digits": ("scikit-learn's digits, 8 x 8; half an hour on two cores", Config(Path("runs/aligners"))),
+    "digits": (
+        "scikit-learn's digits, 8 x 8; half an hour on two cores",
+        Config(Path("runs/aligners"), alignment=alignment.MUON),
+    ),
     "tiny": (
         "a few digits in seconds, to try the machinery",
         Config(

@@ -109,9 +109,7 @@ PRESETS = {
             train=TrainConfig(
                 32, 14, 8e-3, warmup_steps=175, optimizer="muon", moves=MoveConfig(turn=4.0, shift=0.04, stretch=0.04)
             ),
-            alignment=AlignmentConfig(
-                epochs=8, learning_rate=7e-3, optimizer="muon", moves=MoveConfig(turn=6.0, shift=0.06, stretch=0.06)
-            ),
+            alignment=alignment.MUON,
         ),
     ),
     "mnist": (
@@ -131,7 +129,7 @@ PRESETS = {
             zoo=inr_zoo.SMALL,
             model=autoencoders.ModelConfig(64, 2),
             train=TrainConfig(16, 24, 4e-3, warmup_steps=100, micro_batch=4, orbit_weight=0.0),
-            alignment=AlignmentConfig(epochs=3, micro_batch=8),
+            alignment=dataclasses.replace(alignment.MUON, epochs=8, micro_batch=8),
             evaluation=EvaluationConfig(copies=50, search_sweeps=1, search_pixels=196),
         ),
     ),
