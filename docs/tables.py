@@ -40,7 +40,7 @@ MERGED_CIFAR = {
 
 ACCELERATOR = "accelerator.jsonl"
 ALIGNERS = "aligners.json"
-ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz --no-both-ways"
+ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
 FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
 MANY_BY_FUNCTION = {
     "first": "weights, to the first",
@@ -127,7 +127,7 @@ def inr_methods_mnist(results: Results) -> Table:
     return _inr_methods(results, "mnist_h200.json", MNIST_ON_A_GPU)
 
 
-MNIST_SMALL = "python -m experiments.inr mnist-small --data mnist.npz --train.epochs 24 --alignment.epochs 0"
+MNIST_SMALL = "python -m experiments.inr mnist-small --data mnist.npz"
 BOTH_ENCODERS = (
     "python -m experiments.inr digits --train.optimizer adamw --train.epochs 32 --train.batch-size 64 "
     "--train.warmup-steps 200 --train.moves.turn 0 --train.moves.shift 0 --train.moves.stretch 0 --alignment.epochs 0 "
@@ -1099,7 +1099,9 @@ def values(results: Results) -> dict[str, dict[str, str]]:
     return {
         "inr": _inr_values(results, "digits.json") | _learned_values(results["digits.json"]),
         "inr_mnist": _inr_values(results, "mnist_h200.json"),
-        "inr_mnist_small": _inr_values(results, "mnist_small.json") | _small_values(results["mnist_small.json"]),
+        "inr_mnist_small": _inr_values(results, "mnist_small.json")
+        | _small_values(results["mnist_small.json"])
+        | _learned_values(results["mnist_small.json"]),
         "inr_permutation": _inr_values(results, "digits_permutation.json"),
         "editing": _editing_values(results["edit_mnist.json"]),
         "merging": _merging_values(results),
@@ -1167,7 +1169,6 @@ def _small_values(file: Mapping[str, Any]) -> dict[str, str]:
         "mean_image_share": percent(reconstruction["controls"]["mean_image"]["share_of_variance"]),
         "nearest_share": percent(reconstruction["controls"]["nearest"]["share_of_variance"]),
         "nearest_read": percent(reconstruction["controls"]["nearest"]["recognized"]),
-        "search": f"{file['merging']['independent fits']['search']['midpoint']['mean']:.4f}",
         "search_read": percent(file["merging"]["independent fits"]["search"]["recognized"]),
         "autoencoder_read": percent(file["merging"]["independent fits"]["autoencoder"]["recognized"]),
     }

@@ -92,6 +92,10 @@ PRESETS = {
         "gray CIFAR-10; needs --data",
         Config(Path("runs/generalization-cifar"), zoo=cnn_zoo.CIFAR),
     ),
+    "accurate": (
+        "the CNNs of `experiments.cnn_zoo cifar`, above 50 % of CIFAR-10; needs --data",
+        Config(Path("runs/generalization-accurate"), zoo=cnn_zoo.ACCURATE),
+    ),
     "tiny": (
         "a few digits in a minute, to try the machinery",
         Config(
