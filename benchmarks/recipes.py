@@ -89,6 +89,7 @@ RECIPES = {
     "moved images": Recipe(turn=8.0, shift=0.08, stretch=0.08),
     "muon, moved images": Recipe("muon", 2e-2, batch_sizes=(32,), turn=8.0, shift=0.08, stretch=0.08),
     "muon, images moved less": Recipe("muon", 2e-2, batch_sizes=(32,), turn=4.0, shift=0.04, stretch=0.04),
+    "muon, images moved less, rate 8e-3": Recipe("muon", batch_sizes=(32,), turn=4.0, shift=0.04, stretch=0.04),
     "schedule-free": Recipe("schedule_free", 8e-3, decay="none"),
     "fewer networks first": Recipe(first_networks=1400),
     "bfloat16": Recipe(dtype="bfloat16"),

@@ -42,6 +42,7 @@ ACCELERATOR = "accelerator.jsonl"
 ALIGNERS = "aligners.json"
 ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
 FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
+FUNCTION_IMAGES, FUNCTION_MNIST_2 = "merging_function_images.json", "merging_function_mnist_2.json"
 MANY_BY_FUNCTION = {
     "first": "weights, to the first",
     "mean": "weights, to their mean",
@@ -399,11 +400,15 @@ def recovery(results: Results) -> Table:
 
 
 def function_digits(results: Results) -> Table:
-    return _by_function(results, FUNCTION_DIGITS, MERGED_DIGITS, "Classifiers of scikit-learn's digits")
+    return _by_function(results, [FUNCTION_DIGITS], MERGED_DIGITS, "Perceptrons of scikit-learn's digits")
+
+
+def function_images(results: Results) -> Table:
+    return _by_function(results, [FUNCTION_IMAGES], MERGED_DIGITS, "Convolutional networks of scikit-learn's digits")
 
 
 def function_mnist(results: Results) -> Table:
-    return _by_function(results, FUNCTION_MNIST, MERGED_MNIST, "Perceptrons of MNIST")
+    return _by_function(results, [FUNCTION_MNIST, FUNCTION_MNIST_2], MERGED_MNIST, "Perceptrons of MNIST")
 
 
 def many_function(results: Results) -> Table:
@@ -427,9 +432,10 @@ def many_function(results: Results) -> Table:
     )
 
 
-def _by_function(results: Results, file: str, names: Mapping[str, str], what: str) -> Table:
+def _by_function(results: Results, files: Sequence[str], names: Mapping[str, str], what: str) -> Table:
     """Accuracies with the seconds of CPU time that aligning a pair takes, without compilation."""
-    networks = {name: one for name, one in results[file]["pairs"].items() if name in names}
+    found = {name: one for file in files for name, one in results[file]["pairs"].items()}
+    networks = {name: found[name] for name in names if name in found}
     ends = ["end points", *(accuracy(average(one["test_accuracy"])) for one in networks.values())]
     rows = [ends]
     for method, first in next(iter(networks.values()))["methods"].items():
@@ -443,8 +449,8 @@ def _by_function(results: Results, file: str, names: Mapping[str, str], what: st
         rows.append([first["label"], *cells])
     return Table(
         f"{what}: test accuracy at the midpoint in %, without / with REPAIR (milliseconds of CPU time for a pair)",
-        _command_of(results, file),
-        [file],
+        "` and `".join(_command_of(results, file) for file in files),
+        files,
         ("method", *(names[name] for name in networks)),
         rows,
     )
@@ -499,9 +505,9 @@ def learned_transfer(results: Results) -> Table:
         for one in several.values()
     ]
     return Table(
-        "Models trained on INRs 2-16-16-1 of digits, on 100 pairs of networks that they were not trained for, wider "
-        "ones (2-32-32-1) and INRs of MNIST shrunk to 8 x 8: squared error at t = 1/2, and between the pixels to the "
-        "mean of both networks' outputs",
+        "Models trained on INRs 2-16-16-1 of digits or of MNIST shrunk to 8 x 8 (the other images), tried on each "
+        "other's scoring pairs, and those of digits on 100 pairs of wider networks (2-32-32-1): squared error at t = 1/2, and "
+        "between the pixels to the mean of both networks' outputs",
         ALIGNERS_COMMAND,
         [ALIGNERS],
         ("networks", "method", "midpoint", "between pixels"),
@@ -979,6 +985,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         search_inrs,
         search_classifiers,
         function_digits,
+        function_images,
         function_mnist,
         many_function,
         learned_seeds,
@@ -1252,25 +1259,29 @@ def _merging_values(results: Results) -> dict[str, str]:
 def _function_values(results: Results) -> dict[str, str]:
     digits_file, mnist_file = results[FUNCTION_DIGITS], results[FUNCTION_MNIST]
 
-    def shown(file: Mapping[str, Any], network: str, name: str) -> dict[str, str]:
+    def shown(file: Mapping[str, Any], network: str, name: str, method: str = "search_gradient") -> dict[str, str]:
         one = file["pairs"][network]
         ends = average(one["test_accuracy"])
-        best = merged_accuracy(one["methods"]["search_gradient"]["pairs"])[0]
-        weights = merged_accuracy(one["methods"]["weights"]["pairs"])[0]
+        best = merged_accuracy(one["methods"][method]["pairs"])[0]
+        weights, repaired = merged_accuracy(one["methods"]["weights"]["pairs"])
         return {
             name: accuracy(best),
             f"{name}_ends": accuracy(ends),
             f"{name}_weights": accuracy(weights),
+            f"{name}_repaired": accuracy(repaired),
             f"{name}_gap": f"{100 * (ends - best):.1f}",
         }
 
     eight = digits_file["many"]["by_number"]["8"]
+    names = {label: name for name, label in MERGED_DIGITS.items()}
     return {
         "steps": str(digits_file["config"]["match"]["function_steps"]),
         "eight_ends": accuracy(eight["end_points"]),
         "eight_search": accuracy(eight["search"]["accuracy"]),
         "eight_weights": accuracy(eight["mean"]["accuracy"]),
         **shown(digits_file, "mlp:64-32-32-10,relu", "digits_32"),
+        **shown(results[FUNCTION_IMAGES], names["CNN"], "images_cnn", "search_activations"),
+        **shown(results[FUNCTION_IMAGES], names["ResNet-8"], "images_resnet", "search_activations"),
         **shown(mnist_file, "mlp:784-32-32-10,relu", "mnist_32"),
         **shown(mnist_file, "mlp:784-128-128-10,relu", "mnist_128"),
         **shown(mnist_file, "mlp:784-512-512-10,relu", "mnist_512"),
