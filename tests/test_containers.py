@@ -276,7 +276,7 @@ def every_function_with_every_container():
             yield pytest.param(name, container, marks=() if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("name", "container"), every_function_with_every_container())
+@pytest.mark.parametrize(("name", "container"), list(every_function_with_every_container()))
 def test_numbers_are_those_of_dicts_and_the_type_is_kept(name, container):
     make, apply = CONTAINERS[container]
     a, b, c = (make(network(seed)) for seed in range(3))
