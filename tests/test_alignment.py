@@ -26,7 +26,7 @@ ARCHITECTURES = {
     "permutations": PLAIN,
     "batch normalization": NORMED,
 }
-FAST = ("signs and positive scales", "either")
+FAST = ("signs and positive scales",)
 COUNT = 3
 
 

@@ -37,7 +37,14 @@ def test_the_default_is_on_the_device_for_narrow_layers_alone():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs to choose the cores of a process")
-@pytest.mark.parametrize(("devices", "shape"), [(1, (2048, 2048)), (1, (400, 32, 32)), (2, (400, 32, 32))])
+@pytest.mark.parametrize(
+    ("devices", "shape"),
+    [
+        pytest.param(1, (2048, 2048), marks=pytest.mark.slow),
+        (1, (400, 32, 32)),
+        pytest.param(2, (400, 32, 32), marks=pytest.mark.slow),
+    ],
+)
 def test_large_scores_reach_the_host_where_each_core_has_a_device(devices, shape):
     if len(os.sched_getaffinity(0)) < devices:
         pytest.skip(f"needs {devices} cores")

@@ -48,6 +48,7 @@ def test_scalegmn_measures_both_implementations_and_leaves_out_what_would_take_l
         assert row["share_of_matmul_rate"] > 0
 
 
+@pytest.mark.slow
 def test_embed_measures_every_way(capsys):
     rows = embed.main(embed.Config((3,), (4,), num_layers=1, networks=6, sizes=(2,), repeats=1))
     assert set(rows[0]["networks_per_second"]) == {"embed", "vmap", "micro_batch_2"}

@@ -160,7 +160,7 @@ def delete_arrays(folder):
         (truncate, "variables"),
         pytest.param(delete_arrays, "variables", marks=pytest.mark.slow),
         pytest.param(shutil.rmtree, "variables", marks=pytest.mark.slow),
-        (truncate, "training"),
+        pytest.param(truncate, "training", marks=pytest.mark.slow),
         pytest.param(shutil.rmtree, "training", marks=pytest.mark.slow),
         pytest.param(lambda folder: (folder / "metadata").write_text('{"config": '), "info", marks=pytest.mark.slow),
         pytest.param(lambda folder: (folder / "metadata").unlink(), "info", marks=pytest.mark.slow),
@@ -248,7 +248,11 @@ def test_a_damaged_metrics_file_is_named_and_written_again(run, damage):
     support.assert_identical(again.restore_best(state_of(0)).state, state_of(2))
 
 
-@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"{"], ids=["no text", "deep", "half"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff", pytest.param(b"[" * 100_000, marks=pytest.mark.slow), pytest.param(b"{", marks=pytest.mark.slow)],
+    ids=["no text", "deep", "half"],
+)
 def test_loading_names_the_folder_where_a_metrics_file_is_damaged(run, content):
     (run.directory / "2" / "metrics" / "metrics").write_bytes(content)
     with pytest.raises(ValueError, match=f"{run.directory}: the checkpoints in this folder cannot be read"):

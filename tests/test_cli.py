@@ -78,7 +78,7 @@ FORMATS = ("torch.pt", "slashes.npz", "dots.safetensors", "variables.msgpack", "
     [
         *(("relu mlp", name) for name in FORMATS),
         ("tanh cnn", "torch.pt"),
-        ("small resnet", "variables.msgpack"),
+        pytest.param("small resnet", "variables.msgpack", marks=pytest.mark.slow),
         *(pytest.param("tanh cnn", name, marks=pytest.mark.slow) for name in FORMATS[1:]),
         *(pytest.param("resnet", name, marks=pytest.mark.slow) for name in FORMATS),
     ],
@@ -105,7 +105,9 @@ def test_a_network_merged_with_a_moved_copy_computes_the_same(tmp_path, capsys, 
     assert support.deviation(naive, expected) > 1e-2
 
 
-@pytest.mark.parametrize("method", ["weights", "activations", "sinkhorn", "canonical"])
+@pytest.mark.parametrize(
+    "method", ["weights", "activations", pytest.param("sinkhorn", marks=pytest.mark.slow), "canonical"]
+)
 def test_align_moves_the_first_next_to_the_second(tmp_path, capsys, method):
     (a, b), (_, target) = pair(tmp_path, "torch.pt", MLP)
     data(tmp_path / "x.npz", MLP, 64)

@@ -108,7 +108,7 @@ def by_weights():
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+    "name", [name if name == "siren" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
 )
 def test_sinkhorn_recovers_the_planted_element_in_20_of_20(name):
     """From the identity, which itself is right in none; rescales of exp(2 x normal) come out to 1e-4."""
@@ -243,6 +243,7 @@ def test_straight_through_lowers_the_midpoint_loss_where_weights_do_not_tell():
     assert found.converged.any()
 
 
+@pytest.mark.slow
 def test_straight_through_keeps_planted_elements():
     """8 of 8: weight matching's start is the planted element, whose midpoint no step can beat."""
     params, *_ = regression()

@@ -234,6 +234,7 @@ def test_what_public_functions_compile_for_a_mesh_has_no_collective(mesh, monkey
     assert re.search(COLLECTIVES, over_devices()[-1])
 
 
+@pytest.mark.slow
 def test_classifiers_trained_on_eight_devices_are_those_of_one(mesh):
     """Bit for bit one by one; vmapped, XLA simplifies the quotients of Adam in another order, by a last bit."""
     arch = sg.mlp((3, 8, 2), "tanh")
@@ -367,7 +368,7 @@ def pairs(count):
     return [support.random_params(MIXED, seed, models=(count,)) for seed in (0, 1)]
 
 
-@pytest.mark.parametrize("count", [16, 11])
+@pytest.mark.parametrize("count", [pytest.param(16, marks=pytest.mark.slow), 11])
 def test_pairs_matched_on_eight_devices_are_those_of_one_bit_for_bit(mesh, count):
     params, target = pairs(count)
     expected = jax.vmap(functools.partial(matching.weight_matching, MIXED))(params, target)

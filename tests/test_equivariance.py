@@ -558,7 +558,11 @@ def test_no_parameter_is_idle(case):
         assert not idle_parameters(case)
 
 
-@pytest.mark.parametrize("activation", [jax.nn.relu, jnp.tanh, jnp.abs, jnp.cos], ids=lambda act: act.__name__)
+@pytest.mark.parametrize(
+    "activation",
+    [jax.nn.relu, jnp.tanh, pytest.param(jnp.abs, marks=SLOW), pytest.param(jnp.cos, marks=SLOW)],
+    ids=lambda act: act.__name__,
+)
 def test_networks_without_biases_have_their_group(activation):
     """Their neurons have no vectors; a number in place of them would not follow a scale."""
 

@@ -369,6 +369,7 @@ def test_a_run_stopped_by_sigterm_resumes_to_the_same_numbers(run, tmp_path, mon
         assert _variables(whole / folder) == _variables(out / folder)
 
 
+@pytest.mark.slow
 def test_a_finished_matcher_and_frame_are_not_trained_again(run, tmp_path, monkeypatch):
     out, results = run
     shutil.copytree(out / "alignment", tmp_path / "alignment")

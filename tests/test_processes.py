@@ -164,7 +164,7 @@ def stopped(cache, notice):
     return codes, last, outputs
 
 
-@pytest.mark.parametrize("notice", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("notice", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
 def test_a_notice_to_one_process_stops_both_at_the_same_place(cache, notice):
     codes, last, outputs = stopped(cache, notice)
     assert codes == [progress.AGAIN] * 2, outputs

@@ -166,7 +166,7 @@ def test_every_hidden_channel_has_the_mean_statistics_of_the_end_points(name):
     [
         "relu mlp",
         pytest.param("siren", marks=pytest.mark.slow),
-        "resnet batch",
+        pytest.param("resnet batch", marks=pytest.mark.slow),
         pytest.param("resnet layer", marks=pytest.mark.slow),
     ],
 )

@@ -192,7 +192,7 @@ def test_the_curve_is_python_s_barrier_against_a_true_image(show, siren):
         np.testing.assert_allclose(ask(browser, f"page.losses('{method}')"), losses, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["relu", "abs"])
+@pytest.mark.parametrize("activation", ["relu", pytest.param("abs", marks=pytest.mark.slow)])
 def test_positive_scales_and_colors(show, activation):
     arch = sg.mlp((2, 8, 8, 3), activation)
     params, target, element = planted(arch)

@@ -102,6 +102,7 @@ def test_gradient_steps_before_the_search_reach_lower_and_keep_its_promises():
         check_valid(SIREN, stacks.member(after.element, index))
 
 
+@pytest.mark.slow
 def test_gradient_steps_never_leave_a_better_start():
     arch, params = RELU, speaking(RELU)
     planted = symmetry.random(arch, jax.random.key(5))
@@ -130,7 +131,9 @@ def test_vmapped_equals_one_by_one():
     np.testing.assert_allclose(single.loss, searched.loss[1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("arch", [SIREN, RELU, NONE], ids=["sign", "positive", "permutation"])
+@pytest.mark.parametrize(
+    "arch", [SIREN, pytest.param(RELU, marks=pytest.mark.slow), NONE], ids=["sign", "positive", "permutation"]
+)
 def test_the_change_of_two_neurons_is_what_a_whole_pass_says(arch, monkeypatch):
     """Two routes to one number: all exchanges with a neuron at once, and each as a network of its own."""
     params, target = (stacks.member(networks(arch, 2), index) for index in (0, 1))

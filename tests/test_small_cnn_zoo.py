@@ -236,8 +236,15 @@ def published(index: list[int], part: str, activation: str, networks: int) -> li
     return [data[i] for i in chosen if activations[data[i]] == activation]
 
 
-@pytest.mark.parametrize("networks", [40, 55])
-@pytest.mark.parametrize("header", ["", "row\n"])
+@pytest.mark.parametrize(
+    ("header", "networks"),
+    [
+        ("", 40),
+        ("row\n", 55),
+        pytest.param("", 55, marks=pytest.mark.slow),
+        pytest.param("row\n", 40, marks=pytest.mark.slow),
+    ],
+)
 def test_the_parts_are_the_published_ones(tmp_path, networks, header):
     matrix = write_zoo(tmp_path, networks)
     index = np.random.default_rng(3).permutation(len(matrix)).tolist()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 import swept
 
 import jax_scalegmn as sg
@@ -39,6 +40,18 @@ score = false
 train.learning_rate = [0.01, 0.1, 0.3]
 train.seed = [0, 1]
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk():
+    """SQLite returns before the disk has what it writes: that matters where a machine loses its power, not a kill."""
+
+    def connected(connection, _):
+        connection.execute("PRAGMA synchronous = OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "connect", connected)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.Engine, "connect", connected)
 
 
 @pytest.fixture
@@ -193,7 +206,7 @@ def test_another_study_of_the_same_name_is_refused_by_what_differs(place, capsys
     assert run("status", "--storage", place, "--study", "other") == 0
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", [pytest.param("random", marks=pytest.mark.slow), "tpe"])
 def test_a_study_that_is_complete_gets_more_trials(place, capsys, sampler):
     """Those that a study of this number has from the beginning."""
     few = GRID.replace("[space]", f"sampler = '{sampler}'\ntrials = 3\n[space]").replace(
@@ -359,6 +372,7 @@ def test_status_and_report_tell_what_became_of_every_trial(place, capsys):
     assert "diverged at step 0" in page
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_leaves_the_others_to_go_on(place):
     text = GRID.replace("score = false", "score = true\ncolumns = ['note.a.b.1.c']")
     found = swept_study(text + "error = ['none', 'value', 'exit', 'population']\n", place)
@@ -378,6 +392,7 @@ def test_a_trial_that_fails_leaves_the_others_to_go_on(place):
     }
 
 
+@pytest.mark.slow
 def test_options_that_the_experiment_refuses_together_fail_their_trials_alone(place):
     found = swept_study(GRID + "error = ['none', 'seeds']\n", place)
     for one in found.values():
@@ -394,6 +409,7 @@ def test_an_objective_that_is_not_there_or_no_number_fails_the_trial(place):
     assert "training is [{'selection_loss'" in found[0].reason
 
 
+@pytest.mark.slow
 def test_an_experiment_without_populations_runs_its_trials_one_by_one(place, monkeypatch, capsys):
     text = GRID.replace("score = false\n", "")
     together = swept_study(text, place)
@@ -414,6 +430,7 @@ def test_an_experiment_without_populations_runs_its_trials_one_by_one(place, mon
     assert "--pruner is median, but swept tells nothing before its end" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_random_trials_are_drawn_when_the_study_is_made_and_tpe_draws_while_it_runs(place):
     space = "[space]\ntrain.learning_rate = {low = 1e-3, high = 0.3, log = true}\ntrain.seed = {low = 0, high = 9}\n"
     space += "widths = [[3, 2], [3, 4, 2]]\n"
@@ -430,6 +447,7 @@ def test_random_trials_are_drawn_when_the_study_is_made_and_tpe_draws_while_it_r
     assert all(isinstance(one.last.params["train.seed"], int) for one in found.values())
 
 
+@pytest.mark.slow
 def test_the_median_pruner_ends_trials_that_are_worse_than_those_before(place):
     text = GRID.replace("[0.01, 0.1, 0.3]", "[0.3, 0.2, 0.1, 0.001]").replace("[0, 1]", "[0, 1, 2]")
     found = swept_study(text + "train.epochs = [6]\n", place, "--pruner", "median")
