@@ -506,8 +506,8 @@ def learned_transfer(results: Results) -> Table:
     ]
     return Table(
         "Models trained on INRs 2-16-16-1 of digits or of MNIST shrunk to 8 x 8 (the other images), tried on each "
-        "other's scoring pairs, and those of digits on 100 pairs of wider networks (2-32-32-1): squared error at t = 1/2, and "
-        "between the pixels to the mean of both networks' outputs",
+        "other's scoring pairs, and those of digits on 100 pairs of wider networks (2-32-32-1): squared error at t = "
+        "1/2, and between the pixels to the mean of both networks' outputs",
         ALIGNERS_COMMAND,
         [ALIGNERS],
         ("networks", "method", "midpoint", "between pixels"),

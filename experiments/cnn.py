@@ -113,7 +113,9 @@ PRESETS = {
             Path("runs/cnn-accurate"),
             zoo=cnn_zoo.ACCURATE,
             model=autoencoders.ModelConfig(64, 4),
-            train=TrainConfig(32, 120, distillation_images=5000, images_per_step=16),
+            train=TrainConfig(
+                8, 120, 8e-3, micro_batch=8, optimizer="muon", distillation_images=5000, images_per_step=16
+            ),
             evaluation=EvaluationConfig(pairs=8),
         ),
     ),

@@ -125,6 +125,7 @@ def test_two_processes_share_out_rows_and_tell_each_other_what_differs(cache, tm
         assert "has 2 devices of 4; expected all of them" in output
 
 
+@pytest.mark.slow
 def test_a_process_whose_peers_are_missing_says_so(cache):
     call = f"initialize('localhost:{free_port()}', 2, 0, timeout=3)"
     code = f"from jax_scalegmn import distributed; distributed.{call}"
