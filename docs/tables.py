@@ -38,6 +38,20 @@ MERGED_CIFAR = {
 }
 
 
+ACCURATE = "accurate --data cifar10_gray.npz"
+GENERALIZATION = {
+    "digits": ("digits --zoo-from runs/cnn-digits", "scikit-learn's digits"),
+    "cifar": ("cifar --data cifar10_gray.npz", "gray CIFAR-10"),
+    "accurate_relu": (
+        f"{ACCURATE} --activations relu --zoo-from runs/cnn-zoo-cifar",
+        "gray CIFAR-10, trained longer",
+    ),
+    "accurate_tanh": (
+        f"{ACCURATE} --activations tanh --zoo.steps 8000 --zoo-from runs/cnn-zoo-cifar-tanh",
+        "gray CIFAR-10, trained longer",
+    ),
+}
+
 ACCELERATOR = "accelerator.jsonl"
 ALIGNERS = "aligners.json"
 ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
@@ -672,19 +686,25 @@ def generalization_cifar_tanh(results: Results) -> Table:
     return _generalization(results, "cifar", "tanh")
 
 
-def _generalization(results: Results, data: str, activation: str) -> Table:
-    file = f"generalization_{data}.json"
+def generalization_accurate_relu(results: Results) -> Table:
+    return _generalization(results, "accurate_relu", "relu")
+
+
+def generalization_accurate_tanh(results: Results) -> Table:
+    return _generalization(results, "accurate_tanh", "tanh")
+
+
+def _generalization(results: Results, name: str, activation: str) -> Table:
+    file, (options, data) = f"generalization_{name}.json", GENERALIZATION[name]
     encoders = results[file]["activations"][activation]["encoders"]
     columns = {"tau": 2, "moved_tau": 2, "r2": 2, "moved_r2": 2, "l1": 3, "moved_l1": 3}
     rows = [
         (encoder["label"], f"{encoder['parameters']:,}", *(spread(encoder[name], columns[name]) for name in columns))
         for encoder in encoders.values()
     ]
-    options = {"digits": "digits --zoo-from runs/cnn-digits", "cifar": "cifar --data cifar10_gray.npz"}
-    what = {"digits": "scikit-learn's digits", "cifar": "gray CIFAR-10"}
     return Table(
-        f"Accuracy of CNNs with {activation} of {what[data]}, predicted from their weights",
-        f"python -m experiments.generalization {options[data]}",
+        f"Accuracy of CNNs with {activation} of {data}, predicted from their weights",
+        f"python -m experiments.generalization {options}",
         [file],
         ("encoder", "parameters", "τ", "moved τ", "R²", "moved R²", "L1", "moved L1"),
         rows,
@@ -998,6 +1018,8 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         generalization_digits_tanh,
         generalization_cifar_relu,
         generalization_cifar_tanh,
+        generalization_accurate_relu,
+        generalization_accurate_tanh,
         classify_digits,
         speed_scalegmn,
         speed_embed,
@@ -1119,6 +1141,8 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
         "accuracy_digits": _generalization_values(results, "generalization_digits.json"),
         "accuracy_cifar": _generalization_values(results, "generalization_cifar.json"),
+        "accuracy_accurate_relu": _generalization_values(results, "generalization_accurate_relu.json"),
+        "accuracy_accurate_tanh": _generalization_values(results, "generalization_accurate_tanh.json"),
         "classify": _classify_values(results),
         "speed": _speed_values(results),
         "recipes": {

@@ -228,6 +228,7 @@ def test_searches_look_at_pixels_of_the_image_drawn_at_random():
         inr.main(dataclasses.replace(TINY, evaluation=few))
 
 
+@pytest.mark.slow
 def test_the_baseline_has_the_same_decoder_and_size():
     arch = sg.siren((2, 8, 8, 1))
     networks = zoo.Zoo(arch, _one(sg.network.init(arch, jax.random.key(0))), {}, {})
