@@ -457,9 +457,9 @@ def _by_function(results: Results, files: Sequence[str], names: Mapping[str, str
         for one in networks.values():
             pairs = one["methods"][method]["pairs"]
             plain, repaired = merged_accuracy(pairs)
-            # The first pair's time includes compilation.
-            milliseconds = 1000 * average(pair["cpu_seconds"] for pair in pairs[1:])
-            cells.append(f"{accuracy(plain)} / {accuracy(repaired)} ({_about(milliseconds)})")
+            cells.append(f"{accuracy(plain)} / {accuracy(repaired)}")
+            if len(pairs) > 1:  # the first pair's time includes compilation
+                cells[-1] += f" ({_about(1000 * average(pair['cpu_seconds'] for pair in pairs[1:]))})"
         rows.append([first["label"], *cells])
     return Table(
         f"{what}: test accuracy at the midpoint in %, without / with REPAIR (milliseconds of CPU time for a pair)",

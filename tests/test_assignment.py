@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
-from jax_scalegmn.matching import assignment
+from jax_scalegmn.matching import _large_assignment, assignment
 
 
 def test_both_solvers_find_the_optimal_value():
@@ -34,6 +35,67 @@ def test_the_default_solves_its_width(width):
 def test_the_default_is_on_the_device_for_narrow_layers_alone():
     assert assignment.default(8) is assignment.hungarian
     assert assignment.default(9) is assignment.by_platform
+
+
+def _scores(kind, n=700):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(n, n)).astype(np.float32)
+    features = rng.normal(size=(n, 40)).astype(np.float32)
+    return {
+        "noise": noise,
+        "tiny": 1e-30 * noise,
+        "one sign": noise + 100,
+        "planted": features @ features[rng.permutation(n)].T,
+        "like those of layers": features @ rng.normal(size=(40, n)).astype(np.float32) + noise,
+        "many equal": rng.integers(0, 4, (n, n)).astype(np.float32),
+        "columns of memory": np.asfortranarray(noise),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["noise", "tiny", "one sign", "planted", "like those of layers", "many equal", "columns of memory"]
+)
+def test_few_entries_decide_large_problems_as_all_do(kind):
+    score = _scores(kind)
+    columns, expected = _large_assignment.solve(score), linear_sum_assignment(score, maximize=True)[1]
+    rows = np.arange(len(score))
+    if kind == "many equal":  # several are optimal
+        assert sorted(columns) == rows.tolist()
+        assert score[rows, columns].sum() == score[rows, expected].sum()
+    else:
+        np.testing.assert_array_equal(columns, expected)
+
+
+def test_entries_that_the_first_choice_leaves_out_are_found_by_the_prices(monkeypatch):
+    """With two candidates for each row the first assignment is not the best one; the prices say which are missing."""
+    monkeypatch.setattr(_large_assignment, "_CANDIDATES", 2)
+    monkeypatch.setattr(_large_assignment, "_MOST_UNWANTED", 1.0)
+    score = _scores("noise")
+    expected = linear_sum_assignment(score, maximize=True)[1]
+    np.testing.assert_array_equal(_large_assignment.solve(score), expected)
+    monkeypatch.setattr(_large_assignment, "_better", lambda score, *prices: np.zeros(score.shape, bool))
+    assert (_large_assignment.solve(score) != expected).any()
+
+
+def test_where_all_want_the_same_few_the_dense_solver_is_asked(monkeypatch):
+    rng = np.random.default_rng(0)
+    product = np.outer(rng.normal(size=700), rng.normal(size=700)).astype(np.float32)
+    for score in (product, np.zeros((700, 700), np.float32)):
+        assert _large_assignment.solve(score) is None
+        monkeypatch.setattr(assignment, "_LARGE_FROM", 700)
+        np.testing.assert_array_equal(
+            assignment.scipy(jnp.asarray(score)), linear_sum_assignment(score, maximize=True)[1]
+        )
+
+
+def test_a_layer_is_large_from_some_width_on(monkeypatch):
+    score, asked = jnp.asarray(_scores("noise", 60)), []
+    monkeypatch.setattr(_large_assignment, "solve", lambda score: asked.append(len(score)))
+    expected = assignment.scipy(score)
+    assert asked == []
+    monkeypatch.setattr(assignment, "_LARGE_FROM", 60)
+    np.testing.assert_array_equal(assignment.scipy(score), expected)
+    assert asked == [60]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs to choose the cores of a process")

@@ -109,11 +109,17 @@ def built(arch):
 BUILT, SIREN = built(sg.mlp((3, 5, 2), "tanh")), built(sg.siren((3, 5, 2), w0=1.0))
 DRAWN = jnp.arange(6) % 2  # labels
 ENCODER = sg.Encoder(sg.ScaleGMN(ARCH, features=4, num_layers=1), latent=2)
-VARIABLES = ENCODER.init(KEY, network(0))
+
+
+@functools.cache
+def variables():
+    """Compiled once, and not where tests are collected alone; no tracers, whoever asks first."""
+    with jax.ensure_compile_time_eval():
+        return jax.jit(ENCODER.init)(KEY, network(0))
 
 
 def encoded(params):
-    return ENCODER.apply(VARIABLES, params)
+    return ENCODER.apply(variables(), params)
 
 
 def written(params):
@@ -155,7 +161,7 @@ FUNCTIONS = {
     "merge.task_arithmetic": lambda a, b, stack, f: sg.merge.task_arithmetic(a, stack, 0.5),
     "models.baselines.standardization": lambda a, b, stack, f: sg.models.baselines.standardization(ARCH, stack),
     "models.baselines.statistics": lambda a, b, stack, f: sg.models.baselines.statistics(ARCH, a),
-    "models.embed": lambda a, b, stack, f: sg.models.embed(ENCODER, VARIABLES, stack),
+    "models.embed": lambda a, b, stack, f: sg.models.embed(ENCODER, variables(), stack),
     "models.graph.from_params": lambda a, b, stack, f: sg.models.graph.from_params(ARCH, a)[:2],
     "models.Encoder": lambda a, b, stack, f: encoded(a),
     "network.activations": lambda a, b, stack, f: list(sg.network.activations(ARCH, a, X).values()),

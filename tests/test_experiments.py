@@ -156,6 +156,7 @@ def test_controls_are_scored_as_decoded_networks_are(either_run):
     assert noises[0] < found["nearest"]["mse"] < found["mean_network"]["mse"]
 
 
+@pytest.mark.slow
 def test_every_row_of_weight_matching_is_what_the_library_matches():
     """One program for all rows, no two of which agree on all pairs."""
     arch = sg.siren((2, 8, 8, 1))

@@ -178,9 +178,8 @@ def test_gradients(name):
         assert_trees_close(gradient, expected, 2e-5)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in TRAINED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
 def test_three_optimizer_steps(name):
     expected = golden(f"{name}_train")
     settings = json.loads(str(expected["train/optimization"]))

@@ -115,7 +115,8 @@ def test_restarts_never_end_below_the_first_start_and_leave_local_optima():
     assert (restarted.similarity[lost] > 0.99).all()
 
 
-@pytest.mark.parametrize("name", ["siren", pytest.param("mixed mlp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["siren", "mixed mlp"])
 def test_scales_that_are_chosen_when_the_program_runs_are_those_chosen_before(name):
     """One vmapped program for pairs with and without; the two differ on these pairs."""
     arch = support.ARCHITECTURES[name]
