@@ -1,8 +1,8 @@
 """Large assignment problems on the host: a few entries of every row and column decide most of them.
 
 SciPy's sparse solver (Jonker and Volgenant 1987) assigns among the largest entries. Prices of the columns then say
-whether any other entry of the whole score would do better; those join, and the problem is solved again. What is returned
-is therefore the assignment of the dense problem, on the scores of layers of 4096 neurons in half of its time.
+whether any other entry of the whole score would do better; those join, and the problem is solved again. So what is
+returned is the assignment of the dense problem, on the scores of layers of 4096 neurons in half of its time.
 """
 
 import numpy as np
