@@ -21,6 +21,10 @@ NOISES = ("0", "0.001", "0.002", "0.005")
 DIGITS = "python -m experiments.merging digits"
 MNIST = "python -m experiments.merging mnist --data mnist.npz"
 MANY_MNIST = f"{MNIST} --many-of mlp:784-32-32-10,relu"
+CNN_ACCURATE = (
+    "python -m experiments.cnn accurate --data cifar10_gray.npz --activations relu --zoo runs/cnn-zoo-cifar/zoo "
+    "--train.optimizer adamw --train.batch-size 32 --train.learning-rate 4e-3 --train.micro-batch 16"
+)
 CNN_CIFAR = "python -m experiments.cnn cifar --data cifar10_gray.npz --train.epochs 30 --train.images-per-step 16"
 MANY = {"naive": "unchanged", "canonical": "canonical forms", "first": "all to the first", "mean": "to their mean"}
 MERGED_DIGITS = {
@@ -644,6 +648,11 @@ def cnn_cifar_tanh(results: Results) -> Table:
     return _cnn(results, "cnn_cifar.json", "tanh", CNN_CIFAR, "gray CIFAR-10")
 
 
+def cnn_accurate_relu(results: Results) -> Table:
+    data = "gray CIFAR-10 that were trained longer"
+    return _cnn(results, "cnn_accurate_relu.json", "relu", CNN_ACCURATE, data)
+
+
 def _cnn(results: Results, file: str, activation: str, command: str, data: str) -> Table:
     group = results[file]["activations"][activation]
     rows = [("end points", accuracy(group["end_points"]), "", "", "")]
@@ -1014,6 +1023,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         cnn_digits_tanh,
         cnn_cifar_relu,
         cnn_cifar_tanh,
+        cnn_accurate_relu,
         generalization_digits_relu,
         generalization_digits_tanh,
         generalization_cifar_relu,
@@ -1139,6 +1149,8 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "cnn_zoo_tanh": _cnn_zoo_values(results["merging_cnn_zoo_tanh.json"]),
         "cnn_digits": _cnn_values(results, "cnn_digits.json"),
         "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
+        "cnn_accurate": _cnn_values(results, "cnn_accurate_relu.json")
+        | _accurate_values(results["cnn_accurate_relu.json"]["activations"]["relu"]),
         "accuracy_digits": _generalization_values(results, "generalization_digits.json"),
         "accuracy_cifar": _generalization_values(results, "generalization_cifar.json"),
         "accuracy_accurate_relu": _generalization_values(results, "generalization_accurate_relu.json"),
@@ -1356,6 +1368,16 @@ def _cnn_values(results: Results, file: str) -> dict[str, str]:
             f"{activation}_fixed": f"{100 * merging['fixed_frame']['plain']['accuracy']['mean']:.1f}",
         }
     return shown
+
+
+def _accurate_values(group: Mapping[str, Any]) -> dict[str, str]:
+    ends, naive = group["end_points"], group["merging"]["naive"]["plain"]["accuracy"]["mean"]
+    found = {name: method["plain"]["accuracy"]["mean"] for name, method in group["merging"].items()}
+    return {
+        "search_activations": f"{100 * found['search_activations']:.1f}",
+        "activations_closed": f"{100 * (found['activations'] - naive) / (ends - naive):.0f}",
+        "search_closed": f"{100 * (found['search_activations'] - naive) / (ends - naive):.0f}",
+    }
 
 
 def _generalization_values(results: Results, file: str) -> dict[str, str]:
