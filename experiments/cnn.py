@@ -108,7 +108,7 @@ PRESETS = {
         ),
     ),
     "accurate": (
-        "the CNNs of `experiments.cnn_zoo cifar`, above 50 % of CIFAR-10; needs --data and --zoo, an hour on two cores",
+        "CNNs of `experiments.cnn_zoo cifar`, above 50 % of CIFAR-10, by --zoo; needs --data, an hour on two cores",
         Config(
             Path("runs/cnn-accurate"),
             zoo=cnn_zoo.ACCURATE,

@@ -93,7 +93,7 @@ PRESETS = {
         Config(Path("runs/generalization-cifar"), zoo=cnn_zoo.CIFAR),
     ),
     "accurate": (
-        "the CNNs of `experiments.cnn_zoo cifar`, above 50 % of CIFAR-10; needs --data",
+        "CNNs of `experiments.cnn_zoo cifar`, above 50 % of CIFAR-10, by --zoo-from; needs --data",
         Config(Path("runs/generalization-accurate"), zoo=cnn_zoo.ACCURATE),
     ),
     "tiny": (

@@ -12,8 +12,9 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 __all__ = ["solve"]
 
 _CANDIDATES = 48  # of every row and of every column, about
-_MOST_WANTED = 480  # times that a row or a column may be a candidate, and the share of those that never are:
-_MOST_UNWANTED = 0.1  # beyond, all want the same few, and the sparse solver takes longer than the dense one
+# Beyond these all want the same few, and the sparse solver takes longer than the dense one.
+_MOST_WANTED = 480  # times that one row or column may be a candidate
+_MOST_UNWANTED = 0.1  # the share of rows or columns that never are one
 _SAMPLED = 512  # entries, by which the largest are told apart
 _ROUNDS = 8
 _MOST_VIOLATIONS = 64  # for each row, on average; with more the candidates were no good ones
@@ -40,9 +41,9 @@ def solve(score: np.ndarray) -> np.ndarray | None:
         rows, columns = np.nonzero(chosen)
         values = score[rows, columns].astype(np.float64)
         costs = values.max() - values + (span or 1.0)  # positive: zeros would be no entries
+        assigned, to = min_weight_full_bipartite_matching(csr_matrix((costs, (rows, columns)), (n, n)))
         found = np.empty(n, int)
-        by_row = min_weight_full_bipartite_matching(csr_matrix((costs, (rows, columns)), (n, n)))
-        found[by_row[0]] = by_row[1]
+        found[assigned] = to
         own = score[np.arange(n), found].astype(np.float64)
         prices = _prices(rows, columns, values - own[rows], found, tolerance)
         if prices is None:
