@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import alignment, evaluation, inr, inr_zoo, progress, runs, tables, watch
-from experiments.alignment import AlignmentConfig
+from experiments.alignment import InrAlignmentConfig
 from experiments.autoencoders import Trained
 from experiments.evaluation import Member, Method
 from experiments.inr_zoo import ZooConfig
@@ -49,7 +49,7 @@ class Config(inr_zoo.Config):
     """The number of images of networks that no model is trained on; each is fitted twice."""
     both_ways: bool = True
     """Whether models are trained on the second data set, too. Without it those of the first are tried on it."""
-    alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
+    alignment: InrAlignmentConfig = dataclasses.field(default_factory=InrAlignmentConfig)
     search_sweeps: int = 10
     """The most sweeps of search matching."""
     points: int = 21
@@ -69,7 +69,7 @@ PRESETS = {
             zoo=inr_zoo.TINY,
             seeds=(0, 1),
             wide=(2, 8, 8, 1),
-            alignment=AlignmentConfig(16, epochs=1, warmup_steps=2, features=8, num_layers=1, num_iterations=3),
+            alignment=InrAlignmentConfig(16, epochs=1, warmup_steps=2, features=8, num_layers=1, num_iterations=3),
             search_sweeps=1,
             points=5,
         ),
@@ -89,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
     """Runs the experiment and returns the results, which are also stored in config.out / "results.json"."""
     runs.refuse_topology(config, "experiments.inr", "trains the same models")
     runs.join(config)
-    runs.check_batch(config, config.alignment.batch_size, "alignment.batch_size")
+    alignment.check(config, config.alignment)
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ValueError(f"seeds are {config.seeds}; expected one or more, each once.")
     if config.alignment.epochs < 1:
@@ -144,7 +144,7 @@ def _trained(
     given = runs.load_images(own, own.zoo) if given is None else given
     networks = Networks(inr_zoo.fit_all(own, given, interruption), given)
     x = inr.coordinates(given["train"])
-    return networks, alignment.fit(own, config.alignment, networks.zoos, x, interruption)
+    return networks, alignment.fit_on_inrs(own, config.alignment, networks.zoos, x, interruption)
 
 
 def _scoring(
@@ -207,17 +207,18 @@ def _baselines(config: Config, networks: Networks) -> dict[str, Method]:
     arch, x = networks.zoos["scoring"].arch, inr.coordinates(networks.images["scoring"])
     mesh = runs.device_mesh(config)
     align = evaluation.make_align(arch, mesh=mesh)
+    search = evaluation.make_search(arch, x, mesh, max_sweeps=config.search_sweeps)(align)
     return {
         "naive": Method("naive", lambda a, b: (a.params, b.params), evaluation.itself),
         "weights": evaluation.pairwise("weights", lambda a, b: align(a, b).params),
-        "search": evaluation.pairwise("search", evaluation.make_search(arch, x, config.search_sweeps, mesh)(align)),
+        "search": evaluation.pairwise("search", search),
     }
 
 
 def _learned(config: Config, networks: Networks, trained: Mapping[str, Trained]) -> dict[str, Method]:
     arch, x = networks.zoos["scoring"].arch, inr.coordinates(networks.images["scoring"])
     mesh = runs.device_mesh(config)
-    make_search = evaluation.make_search(arch, x, config.search_sweeps, mesh)
+    make_search = evaluation.make_search(arch, x, mesh, max_sweeps=config.search_sweeps)
     return alignment.make_methods(trained, make_search, mesh=mesh)
 
 

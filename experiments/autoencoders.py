@@ -113,6 +113,7 @@ def fit(
     title: str = "Autoencoder",
     folder: str = "checkpoints",
     method: str | None = None,
+    start: Any = None,
 ) -> Trained:
     """Trains an autoencoder or another model, or continues with it.
 
@@ -127,8 +128,9 @@ def fit(
       title: The name in the progress bar.
       folder: The checkpoints' folder inside of the run's.
       method: The method of the model that reads one network, by which it is initialized; None for `__call__`.
+      start: The variables to start from; None to draw them.
     """
-    state, like = _first_state(config, settings, model, rows["train"], method)
+    state, like = _first_state(config, settings, model, rows["train"], method, start)
     saved = checkpoints(config, settings, model, folder)
     monitor, history = training.Monitor(), []
     if not saved.is_empty:
@@ -191,14 +193,14 @@ def _networks(data: Any) -> int:
 
 
 def _first_state(
-    config: runs.RunConfig, settings: TrainConfig, model: nn.Module, data: Any, method: str | None
+    config: runs.RunConfig, settings: TrainConfig, model: nn.Module, data: Any, method: str | None, start: Any
 ) -> tuple[training.State, Any]:
     """The state before the first step, and its shapes."""
     example = jax.tree.map(lambda leaf: np.asarray(leaf)[0], data)
     params = example[0] if isinstance(example, tuple) else example
     tx = settings.make_optimizer(_networks(data))
     seed = config.seed if settings.seed is None else settings.seed
-    state = training.init(model, tx, params, jax.random.key(seed), method=method)
+    state = training.init(model, tx, params, jax.random.key(seed), method=method, variables=start)
     return state, jax.eval_shape(lambda: state)
 
 

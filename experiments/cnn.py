@@ -6,7 +6,8 @@
     python -m experiments.cnn tiny                               # a few minutes, to try the machinery
 
 For relu (positive scales) and tanh (signs): a zoo of small CNNs over sampled hyperparameters, an autoencoder that
-distills them, and pairs of the best of them merged by every method, each without and with REPAIR (arXiv 2211.08403).
+distills them, a matcher and a frame that learn what merged networks compute, and pairs of the best networks merged by
+every method, each without and with REPAIR (arXiv 2211.08403).
 Images and networks of training, of selection and of scoring are disjoint. The folder `--out` receives everything: the
 zoos, the checkpoints, results.json and report.html. `--resume` continues a run that stopped.
 """
@@ -26,7 +27,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from scipy import stats
 
-from experiments import autoencoders, cnn_report, cnn_zoo, compile_only, evaluation, populations, progress, runs, watch
+from experiments import (
+    alignment,
+    autoencoders,
+    cnn_report,
+    cnn_zoo,
+    compile_only,
+    evaluation,
+    populations,
+    progress,
+    runs,
+    watch,
+)
+from experiments.alignment import CnnAlignmentConfig
+from experiments.autoencoders import Trained
 from experiments.cnn_zoo import Data, ZooConfig
 from experiments.evaluation import Member, Method
 from jax_scalegmn import matching, merge, models, stacks, symmetry
@@ -93,6 +107,7 @@ class Config(cnn_zoo.Config):
     """The step of the networks of `--zoo` that are read, 86 in the published zoo; None for all."""
     model: autoencoders.ModelConfig = dataclasses.field(default_factory=autoencoders.ModelConfig)
     train: TrainConfig = TrainConfig()
+    alignment: CnnAlignmentConfig = dataclasses.field(default_factory=CnnAlignmentConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -137,6 +152,9 @@ PRESETS = {
             ),
             model=autoencoders.ModelConfig(4, 1),
             train=TrainConfig(4, epochs=2, warmup_steps=2, micro_batch=None, images_per_step=8),
+            alignment=CnnAlignmentConfig(
+                4, epochs=1, warmup_steps=2, features=4, num_layers=1, num_iterations=3, pairs=8, images_per_step=8
+            ),
             evaluation=EvaluationConfig(
                 3, 2, 3, 16, 4, 2, search_candidates=2, search_sweeps=1, orbits=2, orbit_size=3
             ),
@@ -189,6 +207,7 @@ def main(config: Config) -> dict[str, Any]:
         return compile_only.run(config.compile_only, functools.partial(programs, config))
     runs.join(config)
     runs.check_batch(config, config.train.batch_size)
+    alignment.check(config, config.alignment)
     data = cnn_zoo.load_data(config)
     zoos = read_zoos(config, data)
     with runs.Run(config) as run:
@@ -216,13 +235,20 @@ def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:
     classes = 1 + int(given.labels.max())
     for activation in config.activations:
         arch = cnn_zoo.architecture_of(config, activation, classes)
-        scales = (1.0,) * len(arch.parameters) if config.model.normalized else None
-        model = models.autoencoder(arch, scales=scales, **config.model.options())
+        scales = (1.0,) * len(arch.parameters)
+        model = models.autoencoder(arch, scales=scales if config.model.normalized else None, **config.model.options())
         loss = losses.distillation(
             model, x, temperature=settings.temperature, images_per_step=min(settings.images_per_step, shown)
         )
-        row = compile_only.params_of(arch), jax.ShapeDtypeStruct((shown, classes), np.float32)
+        params = compile_only.params_of(arch)
+        row = params, jax.ShapeDtypeStruct((shown, classes), np.float32)
         yield compile_only.training_step(mesh, f"{activation}, training step", model, loss, settings, row)
+        for name in alignment.KINDS if config.alignment.epochs else ():
+            learns, pair, method = config.alignment, (params, params), alignment.reads_one(name)
+            aligner = alignment.make_model(learns, name, arch, scales)
+            loss = alignment.cnn_losses(learns, {"train": x, "selection": x}, aligner)["train"]
+            label = f"{activation}, {name}'s step"
+            yield compile_only.training_step(mesh, label, aligner, loss, learns, pair, method=method)
         yield cnn_zoo.training_step(config, mesh, activation, given)
         yield compile_only.weight_matching(mesh, f"{activation}, matching", arch, 32)
 
@@ -261,17 +287,24 @@ def train_and_score(
     parts = cnn_zoo.split(cnns, config.seed)
     trained = fit_autoencoder(config, activation, parts, data, run.interruption)
     train_seconds = time.perf_counter() - begin
-    scores, pictures = score(config, trained.model, trained.variables, parts, data)
+    aligners = fit_aligners(config, activation, parts, data, run.interruption)
+    align_seconds = time.perf_counter() - begin - train_seconds
+    scores, pictures = score(config, trained, aligners, parts, data)
     return {
         "zoo": cnn_zoo.describe(cnns),
         "model": {"parameters": trained.parameters},
         "training": trained.history,
+        "alignment": alignment.results(aligners),
         **scores,
-        "seconds": {"training": train_seconds, "scoring": time.perf_counter() - begin - train_seconds},
+        "seconds": {
+            "training": train_seconds,
+            "alignment": align_seconds,
+            "scoring": time.perf_counter() - begin - train_seconds - align_seconds,
+        },
     }, pictures
 
 
-# --- autoencoder --------------------------------------------------------------------------------------------------
+# --- autoencoder, matcher and frame -------------------------------------------------------------------------------
 
 
 def fit_autoencoder(
@@ -280,7 +313,7 @@ def fit_autoencoder(
     parts: Mapping[str, Zoo],
     data: Mapping[str, Data],
     interruption: progress.Interruption,
-) -> autoencoders.Trained:
+) -> Trained:
     """Trains the autoencoder of one activation, or continues with it."""
     subject = _subject(config, activation, parts, data)
     return autoencoders.fit(
@@ -296,6 +329,26 @@ def fit_autoencoder(
     )
 
 
+def fit_aligners(
+    config: Config,
+    activation: str,
+    parts: Mapping[str, Zoo],
+    data: Mapping[str, Data],
+    interruption: progress.Interruption,
+) -> dict[str, Trained]:
+    """Trains the matcher and the frame of one activation, or continues with them, on what the autoencoder sees."""
+    networks, shown = _seen(config.train, activation, parts, data)
+    return alignment.fit_on_cnns(config, config.alignment, networks, shown, interruption, name=activation)
+
+
+def _seen(
+    settings: TrainConfig, activation: str, parts: Mapping[str, Zoo], data: Mapping[str, Data]
+) -> tuple[dict[str, Zoo], dict[str, Array]]:
+    """The networks and the images of training and of selection."""
+    networks = {"train": usable(settings, activation, parts["train"]), "selection": parts["selection"]}
+    return networks, {"train": data["train"].x[: settings.distillation_images], "selection": data["selection"].x}
+
+
 class Subject(NamedTuple):
     """The autoencoder of one activation: whether it trains -> its loss, and what the losses read."""
 
@@ -306,9 +359,8 @@ class Subject(NamedTuple):
 
 def _subject(config: Config, activation: str, parts: Mapping[str, Zoo], data: Mapping[str, Data]) -> Subject:
     settings = config.train
-    networks = {"train": usable(settings, activation, parts["train"]), "selection": parts["selection"]}
+    networks, shown = _seen(settings, activation, parts, data)
     model = autoencoders.make_model(config.model, networks["train"])
-    shown = {"train": data["train"].x[: settings.distillation_images], "selection": data["selection"].x}
     distillation = functools.partial(losses.distillation, model, temperature=settings.temperature)
 
     def loss(*, train: bool) -> Any:
@@ -343,22 +395,30 @@ class Scored(NamedTuple):
 
 
 def score(
-    config: Config, model: models.Autoencoder, variables: Any, parts: Mapping[str, Zoo], data: Mapping[str, Data]
+    config: Config,
+    trained: Trained,
+    aligners: Mapping[str, Trained],
+    parts: Mapping[str, Zoo],
+    data: Mapping[str, Data],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All numbers of one activation, on networks and images that neither training nor selection has seen."""
-    settings, arch = config.evaluation, model.arch
+    settings, arch = config.evaluation, trained.model.arch
     last = {name: part[part.records["step"] == part.records["step"].max()] for name, part in parts.items()}
     keys = runs.keys(config.seed + 1)
     ranked = np.argsort(-last["scoring"].records["selection_accuracy"], kind="stable")[: settings.best]
     first, second = _pairs(config, last["scoring"], ranked)
     mesh = runs.device_mesh(config)
-    read = evaluation.make_read(model, variables, networks_at_once=min(64, len(last["scoring"])), mesh=mesh)
+    at_once = min(64, len(last["scoring"]))
+    read = evaluation.make_read(trained.model, trained.variables, networks_at_once=at_once, mesh=mesh)
     whole = np.mean([part.records["scoring_accuracy"] for part in (first, second)], 0)
     best_of_training = int(np.argmax(last["train"].records["selection_accuracy"]))
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[best_of_training], last["train"].params)
     examples = data["train"].x[: settings.examples]
-    by = by_function(settings, arch, data["train"].x, mesh)
-    methods = all_methods(arch, model, variables, fixed, examples, by, mesh)
+    further = by_function(settings, arch, data["train"].x, mesh)
+    x = data["train"].x[: settings.function_examples]
+    make_search = evaluation.make_search(arch, x, mesh, **_search_options(settings))
+    further |= alignment.make_methods(aligners, make_search, networks_at_once=len(first), mesh=mesh)
+    methods = all_methods(arch, trained.model, trained.variables, fixed, examples, further, mesh)
     follow = {
         reader: make_follow(arch, reader, data["scoring"], examples, settings.points, mesh)
         for reader in {method.network for method in methods.values()}
@@ -441,7 +501,7 @@ def by_function(
 ) -> dict[str, Method]:
     """The methods that compare what merged networks compute with the networks' own outputs, without labels."""
     x, steps, key = inputs[: settings.function_examples], settings.function_steps, jax.random.key(0)
-    distance, examples = matching.cross_entropy, inputs[: settings.examples]
+    distance, examples, options = matching.cross_entropy, inputs[: settings.examples], _search_options(settings)
 
     def sinkhorn(params: Params, target: Params) -> Matching:
         return matching.sinkhorn_matching(arch, params, target, key, x=x, distance=distance, num_steps=steps)
@@ -452,18 +512,7 @@ def by_function(
         )
 
     def search(params: Params, target: Params, **more: Any) -> Matching:
-        return matching.search_matching(
-            arch,
-            params,
-            target,
-            x,
-            key,
-            distance=distance,
-            times=(0.5,),
-            candidates=settings.search_candidates,
-            max_sweeps=settings.search_sweeps,
-            **more,
-        )
+        return matching.search_matching(arch, params, target, x, key, **options, **more)
 
     def from_activations(params: Params, target: Params) -> Matching:
         return search(params, target, start=matching.activation_matching(arch, params, target, examples))
@@ -476,6 +525,15 @@ def by_function(
         "search_gradient": ("search after gradient steps", functools.partial(search, gradient_steps=steps)),
     }
     return {name: evaluation.pairwise(label, _one_by_one(arch, match, mesh)) for name, (label, match) in every.items()}
+
+
+def _search_options(settings: EvaluationConfig) -> dict[str, Any]:
+    return {
+        "distance": matching.cross_entropy,
+        "times": (0.5,),
+        "candidates": settings.search_candidates,
+        "max_sweeps": settings.search_sweeps,
+    }
 
 
 def _one_by_one(

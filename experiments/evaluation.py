@@ -172,16 +172,16 @@ def pairwise(label: str, align: Callable[[Params, Params], Params]) -> Method:
 
 
 def make_search(
-    arch: Architecture, x: Float[Array, "examples inputs"], max_sweeps: int, mesh: Mesh | None = None
+    arch: Architecture, x: Float[Array, " examples *example"], mesh: Mesh | None = None, **options: Any
 ) -> Callable[[Align], Callable[[Params, Params], Params]]:
     """A start -> (stacked params, stacked targets) -> the params moved by searches on x that begin there.
 
-    One program for all starts.
+    One program for all starts; the options are those of `matching.search_matching`.
     """
 
     def one(row: tuple[Params, Params, symmetry.Element]) -> Params:
         params, target, start = row
-        found = matching.search_matching(arch, params, target, x, jax.random.key(0), start=start, max_sweeps=max_sweeps)
+        found = matching.search_matching(arch, params, target, x, jax.random.key(0), start=start, **options)
         return symmetry.act(arch, found.element, params)
 
     # One pair at a time: searches end after different numbers of sweeps.

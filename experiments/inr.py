@@ -38,7 +38,7 @@ from experiments import (
     runs,
     watch,
 )
-from experiments.alignment import AlignmentConfig
+from experiments.alignment import InrAlignmentConfig
 from experiments.autoencoders import Trained
 from experiments.compile_only import Program
 from experiments.evaluation import Member, Method, Paths
@@ -97,7 +97,7 @@ class Config(inr_zoo.Config):
     baseline does. The latter has the same decoder, and features so that both have as many parameters."""
     model: autoencoders.ModelConfig = dataclasses.field(default_factory=autoencoders.ModelConfig)
     train: TrainConfig = TrainConfig()
-    alignment: AlignmentConfig = dataclasses.field(default_factory=AlignmentConfig)
+    alignment: InrAlignmentConfig = dataclasses.field(default_factory=InrAlignmentConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -109,7 +109,7 @@ PRESETS = {
             train=TrainConfig(
                 32, 14, 8e-3, warmup_steps=175, optimizer="muon", moves=MoveConfig(turn=4.0, shift=0.04, stretch=0.04)
             ),
-            alignment=alignment.MUON,
+            alignment=dataclasses.replace(alignment.MUON, frame_start="matcher", frame_epochs=3),
         ),
     ),
     "mnist": (
@@ -119,7 +119,7 @@ PRESETS = {
             zoo=dataclasses.replace(inr_zoo.PUBLISHED, scoring_images=500),
             model=autoencoders.ModelConfig(128, 4, dropout=0.2),
             train=TrainConfig(128, epochs=150, learning_rate=1e-3, warmup_steps=1000, micro_batch=2),
-            alignment=AlignmentConfig(epochs=0),  # one fit of an image makes no pair
+            alignment=InrAlignmentConfig(epochs=0),  # one fit of an image makes no pair
         ),
     ),
     "mnist-small": (
@@ -141,7 +141,7 @@ PRESETS = {
             zoo=inr_zoo.TINY,
             model=autoencoders.ModelConfig(8, 1),
             train=TrainConfig(16, epochs=3, warmup_steps=2, micro_batch=8),
-            alignment=AlignmentConfig(16, epochs=0, warmup_steps=2, features=8, num_layers=1, num_iterations=3),
+            alignment=InrAlignmentConfig(16, epochs=0, warmup_steps=2, features=8, num_layers=1, num_iterations=3),
             evaluation=EvaluationConfig((0.0, 0.005), points=5, orbits=3, orbit_size=4),
         ),
     ),
@@ -154,8 +154,7 @@ def main(config: Config) -> dict[str, Any]:
         return compile_only.run(config.compile_only, functools.partial(programs, config))
     runs.join(config)
     runs.check_batch(config, config.train.batch_size)
-    if config.alignment.epochs:
-        runs.check_batch(config, config.alignment.batch_size, "alignment.batch_size")
+    alignment.check(config, config.alignment)
     zoos, given = _given(config)
     with runs.Run(config) as run:
         with run.timed("zoo"):
@@ -165,15 +164,13 @@ def main(config: Config) -> dict[str, Any]:
             trained = fit_autoencoder(config, zoos, given["train"], run.interruption)
         with run.timed("alignment"):
             x = coordinates(given["train"])
-            aligners = alignment.fit(config, config.alignment, zoos, x, run.interruption)
+            aligners = alignment.fit_on_inrs(config, config.alignment, zoos, x, run.interruption)
         scores, pictures = score(config, trained, aligners, zoos, given)
         results = {
             "zoo": {split: inr_zoo.describe(part) for split, part in zoos.items()},
             "model": {"parameters": trained.parameters},
             "training": trained.history,
-            "alignment": {
-                name: {"parameters": one.parameters, "training": one.history} for name, one in aligners.items()
-            },
+            "alignment": alignment.results(aligners),
             **scores,
         }
         widths = "-".join(str(layer.width) for layer in zoos["train"].arch.neuron_layers)
@@ -199,10 +196,10 @@ def programs(config: Config, mesh: Mesh) -> Iterator[Program]:
     yield compile_only.training_step(mesh, "training step", model, loss, config.train, row)
     x = jnp.asarray(network.coordinates(*size)).reshape(-1, 2)
     for name in alignment.KINDS if config.alignment.epochs else ():
-        model, loss, method = alignment.subject(config.alignment, name, arch, scales, x)
-        settings = config.alignment
-        loss = moved(settings.moves, arch, loss())
-        yield compile_only.training_step(mesh, f"{name}'s step", model, loss, settings, (row, row), method=method)
+        settings, method = config.alignment, alignment.reads_one(name)
+        aligner = alignment.make_model(settings, name, arch, scales)
+        loss = alignment.inr_losses(settings, x, aligner)["train"]
+        yield compile_only.training_step(mesh, f"{name}'s step", aligner, loss, settings, (row, row), method=method)
     yield compile_only.fitting_step(mesh, arch, size, config.zoo.chunk)
     yield compile_only.weight_matching(mesh, "matching", arch, config.zoo.chunk)
 
@@ -406,7 +403,7 @@ def _instruments(
     x, sweeps = coordinates(given, config.evaluation.search_pixels, config.seed), config.evaluation.search_sweeps
     at_once = min(64, count)
     align = evaluation.make_align(arch, networks_at_once=at_once, mesh=mesh)
-    make_search = evaluation.make_search(arch, x, sweeps, mesh)
+    make_search = evaluation.make_search(arch, x, mesh, max_sweeps=sweeps)
     search = evaluation.pairwise("search on what merged networks compute", make_search(align))
     learned = alignment.make_methods(aligners, make_search, networks_at_once=at_once, mesh=mesh)
     methods = evaluation.methods(arch, model, variables, fixed, {"search": search} | learned, align, mesh)

@@ -98,6 +98,24 @@ def test_a_frame_starts_as_that_of_its_first_network():
     assert_same_elements(TINY, element, symmetry.identity(TINY))
 
 
+@pytest.mark.parametrize("name", ["signs and positive scales", pytest.param("signs", marks=pytest.mark.slow)])
+def test_a_matcher_becomes_the_frame_of_a_network(name):
+    arch, model, variables = made(models.Matcher, name)
+    params, target = support.random_params(arch, 1), support.random_params(arch, 2)
+    frame, learned = model.as_frame(variables, target)
+
+    @jax.jit
+    def both(params, target):
+        matched = symmetry.act(arch, model.apply(variables, params, target).element, params)
+        return symmetry.balanced(arch, matched), symmetry.act(arch, frame.apply(learned, params), params)
+
+    expected, found = both(params, target)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    state = training.init(frame, optax.sgd(0.1), target, jax.random.key(0), variables=learned)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, state.variables, learned))
+
+
 @pytest.mark.parametrize("kind", [models.Matcher, pytest.param(models.Frame, marks=pytest.mark.slow)])
 def test_training_lowers_the_loss(kind):
     arch, x = TINY, jnp.asarray(sg.network.coordinates(3, 3)).reshape(-1, 2)
@@ -117,6 +135,25 @@ def test_training_lowers_the_loss(kind):
     _, metrics = jax.jit(lambda state: jax.lax.scan(again, state, None, 60))(state)
     assert all(bool(jnp.isfinite(values).all()) for values in metrics.values())
     assert metrics["loss"][-1] < 0.8 * metrics["loss"][0]
+
+
+def test_examples_are_drawn_anew_for_every_key_and_all_of_them_in_the_mean():
+    arch, x = TINY, jnp.asarray(sg.network.coordinates(2, 2)).reshape(-1, 2)
+    model = small(models.Matcher, arch, 4, num_iterations=3)
+    row = support.random_params(arch, 1), support.random_params(arch, 2)
+    variables = model.init(jax.random.key(0), *row)
+
+    @jax.jit
+    def ends(keys):
+        """The second term does not depend on t: it is a mean over the examples."""
+        drawn = losses.alignment(model, x, examples_per_step=1)
+        whole = losses.alignment(model, x)(variables, row, keys[0])[1]["ends"]
+        return jax.vmap(lambda key: drawn(variables, row, key)[1]["ends"])(keys), whole
+
+    several, whole = ends(jax.random.split(jax.random.key(3), 400))
+    values = np.unique(np.asarray(several).round(5))
+    assert len(values) == len(x)
+    np.testing.assert_allclose(values.mean(), whole, rtol=1e-3)
 
 
 def test_a_matching_starts_a_search():
@@ -156,6 +193,9 @@ def test_errors_say_what_was_expected():
             losses.alignment(model, x)
     with pytest.raises(ValueError, match="end_weight"):
         losses.alignment(model, jnp.ones((3, 2)), end_weight=-1.0)
+    for number in (0, 4):
+        with pytest.raises(ValueError, match=f"examples_per_step is {number}; expected 1 to 3, the inputs given"):
+            losses.alignment(model, jnp.ones((3, 2)), examples_per_step=number)
 
 
 def test_a_resized_matcher_takes_the_variables_of_other_widths_and_follows_both_networks():

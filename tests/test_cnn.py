@@ -9,7 +9,7 @@ import pytest
 import support
 
 import jax_scalegmn as sg
-from experiments import cnn, cnn_zoo, progress
+from experiments import alignment, cnn, cnn_zoo, progress
 from jax_scalegmn import zoo
 from jax_scalegmn.zoo import small_cnn_zoo
 
@@ -31,8 +31,12 @@ def test_results_are_complete_and_stored_in_the_files(run):
     assert one["zoo"]["networks"] == TINY.zoo.networks
     assert len(one["training"]) == TINY.train.epochs
     by_function = {"sinkhorn_function", "straight_through_function", "search", "search_activations", "search_gradient"}
-    assert by_function <= one["merging"].keys()
-    assert len(one["merging"]) == 10 + len(by_function)
+    learned = {"learned_matching", "learned_frame", "learned_search"}
+    assert by_function | learned <= one["merging"].keys()
+    assert len(one["merging"]) == 10 + len(by_function) + len(learned)
+    for trained in one["alignment"].values():
+        assert len(trained["training"]) == TINY.alignment.epochs
+        assert np.isfinite(trained["training"][0]["selection_merged"])
     for method in one["merging"].values():
         for kind in ("plain", "repaired"):
             numbers = method[kind]
@@ -138,6 +142,38 @@ def test_parts_of_another_zoo_are_refused(run, tmp_path, change):
     config = dataclasses.replace(TINY, zoo=dataclasses.replace(TINY.zoo, **change))
     with progress.Interruption() as interruption, pytest.raises(ValueError, match=r"8 networks .* at steps \[3 6\]"):
         cnn_zoo.fit_zoo(config, "relu", cnn_zoo.load_data(config), tmp_path, interruption)
+
+
+def test_pairs_of_cnns_are_different_networks_at_their_end_and_no_pair_twice():
+    arch = cnn_zoo.architecture_of(TINY, "relu", 10)
+    steps = np.array([3, 6, 3, 6, 3, 6])
+    params = jax.tree.map(
+        lambda leaf: np.stack([np.full(leaf.shape, row, np.float32) for row in range(6)]),
+        sg.architecture.abstract_params(arch),
+    )
+    cnns = zoo.Zoo(arch, params, {"step": steps}, {})
+
+    def drawn(most, seed=0):
+        pairs = alignment.random_pairs(cnns, most, seed)
+        rows = (np.asarray(jax.tree.leaves(side)[0]) for side in pairs)
+        return list(zip(*(leaf.reshape(len(leaf), -1)[:, 0].tolist() for leaf in rows), strict=True))
+
+    assert sorted(drawn(100)) == [(1, 3), (1, 5), (3, 1), (3, 5), (5, 1), (5, 3)]
+    assert len(set(drawn(4))) == 4
+    assert drawn(4) != drawn(4, seed=1)
+    alone = cnns[np.array([1])]
+    assert len(jax.tree.leaves(alignment.random_pairs(alone, 4, 0))[0]) == 0
+
+
+def test_learned_rows_are_left_out_where_there_are_no_pairs(capsys):
+    arch = cnn_zoo.architecture_of(TINY, "relu", 10)
+    params = jax.tree.map(lambda leaf: np.zeros((1, *leaf.shape)), sg.architecture.abstract_params(arch))
+    cnns = dict.fromkeys(("train", "selection"), zoo.Zoo(arch, params, {"step": np.array([6])}, {}))
+    images = dict.fromkeys(cnns, np.zeros((2, 8, 8, 1)))
+    with progress.Interruption() as interruption:
+        assert alignment.fit_on_cnns(TINY, TINY.alignment, cnns, images, interruption, name="relu") == {}
+    assert "0 for train, 0 for selection" in capsys.readouterr().out
+    assert alignment.make_methods({}, None) == {}
 
 
 # --- zoos of others -----------------------------------------------------------------------------------------------

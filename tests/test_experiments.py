@@ -35,12 +35,14 @@ from experiments import (
     xla_flags,
 )
 from experiments.runs import SPLITS
-from jax_scalegmn import models, zoo
+from jax_scalegmn import models, training, zoo
 from jax_scalegmn.training import checkpoint
 
 TINY = inr.PRESETS["tiny"][1]
 WITHOUT_LEARNED = TINY
-TINY = dataclasses.replace(TINY, alignment=dataclasses.replace(TINY.alignment, epochs=2))
+TINY = dataclasses.replace(
+    TINY, alignment=dataclasses.replace(TINY.alignment, epochs=2, frame_start="matcher", frame_epochs=1)
+)
 LEARNED = {"learned_matching", "learned_frame", "learned_search"}
 METHODS = LEARNED | {
     "naive",
@@ -89,8 +91,9 @@ def test_results_are_complete_and_stored_in_the_files(either_run):
             assert numbers["barrier"]["mean"] >= 0
     assert all(numbers["milliseconds"] >= 0 for numbers in stored["merging"]["independent fits"].values())
     assert stored["alignment"].keys() == ({"matcher", "frame"} if methods == METHODS else set())
-    for learned in stored["alignment"].values():
-        assert len(learned["training"]) == TINY.alignment.epochs
+    epochs = {"matcher": TINY.alignment.epochs, "frame": TINY.alignment.frame_epochs}
+    for name, learned in stored["alignment"].items():
+        assert len(learned["training"]) == epochs[name]
         assert all(np.isfinite(list(epoch.values())).all() for epoch in learned["training"])
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == len(methods) * 3 + 3  # the methods' three pairs, and reconstructions
@@ -392,7 +395,7 @@ def test_a_finished_matcher_and_frame_are_not_trained_again(run, tmp_path, monke
     monkeypatch.delattr(checkpoint.Checkpoints, "save")
     config = dataclasses.replace(TINY, out=tmp_path)
     x = jnp.zeros((4, 2))
-    trained = alignment.fit(config, config.alignment, zoos, x, progress.Interruption())
+    trained = alignment.fit_on_inrs(config, config.alignment, zoos, x, progress.Interruption())
     assert {name: one.history for name, one in trained.items()} == {
         name: one["training"] for name, one in results["alignment"].items()
     }
@@ -402,7 +405,38 @@ def test_a_finished_matcher_and_frame_are_not_trained_again(run, tmp_path, monke
         )
     other = dataclasses.replace(config.alignment, features=4)
     with pytest.raises(ValueError, match="another configuration"):
-        alignment.fit(config, other, zoos, x, progress.Interruption())
+        alignment.fit_on_inrs(config, other, zoos, x, progress.Interruption())
+
+
+@pytest.mark.slow
+def test_a_frame_starts_as_the_trained_matcher(run, tmp_path, monkeypatch):
+    """Its first loss is that of the frame of the first network, which random variables do not have."""
+    out, _ = run
+    shutil.copytree(out / "alignment" / "matcher", tmp_path / "alignment" / "matcher")
+    zoos = {split: zoo.concatenate([zoo.load(path) for path in (out / "zoo").glob(f"{split}-*")]) for split in SPLITS}
+    starts, init = [], training.init
+
+    def spied(*args, **more):
+        state = init(*args, **more)
+        starts.append(jax.tree.map(np.asarray, state.variables))  # a copy: the training reuses their memory
+        return state
+
+    monkeypatch.setattr(training, "init", spied)
+    config = dataclasses.replace(TINY, out=tmp_path)
+    x = jnp.asarray(sg.network.coordinates(4, 4)).reshape(-1, 2)
+    with progress.Interruption() as interruption:
+        trained = alignment.fit_on_inrs(config, config.alignment, zoos, x, interruption)
+    matcher, frame = trained["matcher"], trained["frame"]
+    first = jax.tree.map(lambda leaf: np.asarray(leaf)[0], alignment.pairs_of_fits(zoos["train"])[0])
+    expected = matcher.model.as_frame(matcher.variables, first)[1]
+    assert jax.tree.all(jax.tree.map(functools.partial(np.allclose, atol=1e-5), starts[-1], expected))
+    assert not jax.tree.all(jax.tree.map(functools.partial(np.allclose, atol=1e-5), starts[-1], frame.variables))
+
+
+def test_a_frame_is_trained_for_an_epoch_or_more(tmp_path):
+    config = dataclasses.replace(TINY, out=tmp_path, alignment=dataclasses.replace(TINY.alignment, frame_epochs=0))
+    with pytest.raises(ValueError, match=r"alignment.frame_epochs is 0; expected 1 or more"):
+        inr.main(config)
 
 
 def test_pairs_are_all_fits_of_one_image():
@@ -410,14 +444,14 @@ def test_pairs_are_all_fits_of_one_image():
     shapes = sg.architecture.abstract_params(arch)
     params = jax.tree.map(lambda leaf: np.stack([np.full(leaf.shape, row, np.float32) for row in range(6)]), shapes)
     networks = zoo.Zoo(arch, params, {"image_index": np.array([0, 1, 2, 1, 1, 0])}, {})
-    first, second = alignment.pairs(networks)
+    first, second = alignment.pairs_of_fits(networks)
     rows = [side["Dense_0"]["bias"][:, 0].tolist() for side in (first, second)]
     assert set(zip(*rows, strict=True)) == {(0, 5), (1, 3), (1, 4), (3, 4)}
     alone = zoo.Zoo(arch, params, {}, {})
-    assert len(alignment.pairs(alone)[0]["Dense_0"]["bias"]) == 0
+    assert len(alignment.pairs_of_fits(alone)[0]["Dense_0"]["bias"]) == 0
     nothing = {"train": networks, "selection": alone}
     for settings in (dataclasses.replace(TINY.alignment, batch_size=2), dataclasses.replace(TINY.alignment, epochs=0)):
-        assert alignment.fit(TINY, settings, nothing, jnp.zeros((4, 2)), progress.Interruption()) == {}
+        assert alignment.fit_on_inrs(TINY, settings, nothing, jnp.zeros((4, 2)), progress.Interruption()) == {}
 
 
 # --- options ------------------------------------------------------------------------------------------------------

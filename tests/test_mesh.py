@@ -68,7 +68,8 @@ def test_every_method_merges_on_eight_devices_as_on_one(mesh, trained):
     settings = alignment.AlignmentConfig(features=4, num_layers=1, outputs=3, num_iterations=2)
     aligners = {}
     for name in alignment.KINDS:
-        model, _, method = alignment.subject(settings, name, ARCH, (1.0,) * len(ARCH.parameters), x)
+        model = alignment.make_model(settings, name, ARCH, (1.0,) * len(ARCH.parameters))
+        method = alignment.reads_one(name)
         variables = model.init(jax.random.key(0), fixed, **({"method": method} if method else {}))
         aligners[name] = Trained(model, variables, [])
     for at in (None, mesh):
@@ -76,7 +77,7 @@ def test_every_method_merges_on_eight_devices_as_on_one(mesh, trained):
         draw = inr.make_draw(ARCH, (4, 4), networks_at_once=5, mesh=at)
         follow = evaluation.make_follow(draw, evaluation.itself, num_points=3, pairs_at_once=3, mesh=at)
         align = evaluation.make_align(ARCH, networks_at_once=5, mesh=at)
-        make_search = evaluation.make_search(ARCH, x, 1, at)
+        make_search = evaluation.make_search(ARCH, x, at, max_sweeps=1)
         search = {"search": evaluation.pairwise("search", make_search(align))}
         further = search | alignment.make_methods(aligners, make_search, networks_at_once=5, mesh=at)
         methods = evaluation.methods(ARCH, trained.model, trained.variables, fixed, further, align, at)

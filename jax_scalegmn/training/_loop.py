@@ -115,7 +115,15 @@ def clipped(name: str, rate: optax.Schedule, weight_decay: Any, clip_norm: Any) 
     return optax.chain(optax.clip_by_global_norm(clip_norm), update)
 
 
-def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *, method: str | None = None) -> State:
+def init(
+    model: Any,
+    tx: optax.GradientTransformation,
+    example: Any,
+    key: Key,
+    *,
+    method: str | None = None,
+    variables: Any = None,
+) -> State:
     """The state before the first step.
 
     Args:
@@ -124,6 +132,7 @@ def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *
       example: One network or graph that the model reads.
       key: Draws the variables, and later the order and the dropout of every step.
       method: The name of the method that reads the example; None for `__call__`.
+      variables: The variables to start from, of another training for instance; None to draw them.
 
     Returns:
       The state at step 0.
@@ -138,12 +147,12 @@ def init(model: Any, tx: optax.GradientTransformation, example: Any, key: Key, *
     """
 
     @jax.jit  # one program instead of one for every shape of a parameter
-    def start(key: Key, example: Any) -> State:
+    def start(key: Key, example: Any, variables: Any) -> State:
         init_key, key = jax.random.split(key)
-        variables = model.init(init_key, example, method=method)
+        variables = model.init(init_key, example, method=method) if variables is None else variables
         return State(variables, tx.init(variables), key, jnp.asarray(0))
 
-    return start(key, example)
+    return start(key, example, variables)
 
 
 def make_step(

@@ -116,16 +116,14 @@ def distillation(
     >>> sorted(metrics)
     ['agreement', 'distillation']
     """
-    if images_per_step is not None and not 1 <= images_per_step <= len(images):
-        raise ValueError(f"images_per_step is {images_per_step}; expected 1 to {len(images)}, the images given.")
+    _check_drawn("images_per_step", images_per_step, images, "images")
 
     def loss_fn(variables: Any, row: Params | tuple[Params, Array], key: Key) -> tuple[Array, Metrics]:
         params, known = row if isinstance(row, tuple) else (row, None)
         decoded = model.apply(variables, params, train=train, rngs={"dropout": key})
         shown = images
         if images_per_step is not None:
-            image_key = jax.random.fold_in(key, 1)
-            rows = jax.random.randint(image_key, (images_per_step,), 0, len(images))
+            rows = _drawn_rows(key, images_per_step, images)
             shown, known = images[rows], None if known is None else known[rows]
         teacher = _logits(model.arch, params, shown) if known is None else known
         student = _logits(model.arch, decoded, shown)
@@ -171,6 +169,7 @@ def alignment(
     *,
     distance: Callable[[Array, Array], Array] = matching.squared_error,
     end_weight: float = 0.3,
+    examples_per_step: int | None = None,
     train: bool = True,
 ) -> LossFn:
     """What is wrong with the function of the network between two that a learned matcher or frame aligns.
@@ -187,13 +186,15 @@ def alignment(
       x: The inputs on which functions are compared, as `network.apply` takes one.
       distance: (outputs, expected outputs) -> a scalar: `matching.squared_error`, or `matching.cross_entropy`.
       end_weight: The weight of the second term.
+      examples_per_step: The number of inputs on which every pair is compared, drawn anew each time; None for all.
       train: False for validation: hard elements, t = 1/2, and no second term, which is 0 then.
 
     Returns:
       A loss of (variables, (params, target), key) with the metrics merged and, in training, ends.
 
     Raises:
-      ValueError: If x does not fit the model's architecture, or on a negative weight.
+      ValueError: If x does not fit the model's architecture, on a negative weight, or if examples_per_step is not a
+        number from 1 to the number of inputs.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -210,16 +211,18 @@ def alignment(
     network.check_examples(model.arch, x)
     if end_weight < 0:
         raise ValueError(f"end_weight is {end_weight}; expected a number >= 0.")
+    _check_drawn("examples_per_step", examples_per_step, x, "inputs")
 
     def loss_fn(variables: Any, row: tuple[Params, Params], key: Key) -> tuple[Array, Metrics]:
-        last, first = (_logits(model.arch, params, x) for params in row)
+        shown = x if examples_per_step is None else x[_drawn_rows(key, examples_per_step, x)]
+        last, first = (_logits(model.arch, params, shown) for params in row)
         moved, goal = model.apply(variables, *row, method="brought_together", hard=not train)
         t = jax.random.uniform(key, dtype=first.dtype) if train else jnp.asarray(0.5, first.dtype)
-        merged = _logits(model.arch, stacks.lerp(goal, moved, t), x)
+        merged = _logits(model.arch, stacks.lerp(goal, moved, t), shown)
         metrics = {"merged": distance(merged, (1 - t) * first + t * last)}
         if not train:
             return metrics["merged"], metrics
-        ends = [distance(_logits(model.arch, params, x), own) for params, own in ((moved, last), (goal, first))]
+        ends = [distance(_logits(model.arch, params, shown), own) for params, own in ((moved, last), (goal, first))]
         metrics["ends"] = ends[0] + ends[1]
         return metrics["merged"] + end_weight * metrics["ends"], metrics
 
@@ -331,6 +334,16 @@ def regression(model: Any, *, train: bool = True) -> LossFn:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _check_drawn(name: str, number: int | None, given: Array, what: str) -> None:
+    if number is not None and not 1 <= number <= len(given):
+        raise ValueError(f"{name} is {number}; expected 1 to {len(given)}, the {what} given.")
+
+
+def _drawn_rows(key: Key, number: int, given: Array) -> Array:
+    """Random rows of what is given, with replacement, apart from other draws of the same key."""
+    return jax.random.randint(jax.random.fold_in(key, 1), (number,), 0, len(given))
 
 
 def _logits(arch: Architecture, params: Params, images: Array) -> Array:
