@@ -118,29 +118,15 @@ def fit(
       cure: What to change where there are too few pairs.
       name: What tells these networks from others of the run.
     """
-    if settings.epochs == 0:
-        return {}
-    fewest = {"train": settings.batch_size, "selection": 1}
-    short = {split: found for split, pairs in rows.items() if (found := _count(pairs)) < fewest[split]}
-    if short:
-        found = ", ".join(f"{count} for {split}" for split, count in short.items())
-        progress.console.print(
-            f"No matcher and no frame are learned: of pairs of networks there are {found}, fewer than one batch. "
-            f"{cure}, or lower alignment.batch_size.",
-            soft_wrap=True,
-        )
+    if settings.epochs == 0 or _are_few(settings, rows, cure):
         return {}
     trained: dict[str, Trained] = {}
     for kind in KINDS:
-        model, start, own = make_model(settings, kind, networks.arch, zoo.scales(networks)), None, settings
-        if kind == "frame":
-            epochs = settings.epochs if settings.frame_epochs is None else settings.frame_epochs
-            own = dataclasses.replace(settings, epochs=epochs)
-            if settings.frame_start == "matcher":
-                start = _frame_of(trained["matcher"], rows["train"])
+        model = make_model(settings, kind, networks.arch, zoo.scales(networks))
+        from_matcher = kind == "frame" and settings.frame_start == "matcher"
         trained[kind] = autoencoders.fit(
             config,
-            own,
+            _frame_settings(settings) if kind == "frame" else settings,
             model,
             make_losses(model),
             rows,
@@ -149,7 +135,7 @@ def fit(
             title=" ".join(filter(None, ("Learned", kind, name))),
             folder="/".join(filter(None, ("alignment", name, kind))),
             method=reads_one(kind),
-            start=start,
+            start=_frame_of(trained["matcher"], rows["train"]) if from_matcher else None,
         )
     return trained
 
@@ -294,6 +280,25 @@ def random_pairs(networks: Zoo, most: int, seed: int) -> Pairs:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+def _are_few(settings: AlignmentConfig, rows: Mapping[str, Pairs], cure: str) -> bool:
+    """Whether there are too few pairs, which is printed then."""
+    fewest = {"train": settings.batch_size, "selection": 1}
+    short = {split: found for split, pairs in rows.items() if (found := _count(pairs)) < fewest[split]}
+    if short:
+        found = ", ".join(f"{count} for {split}" for split, count in short.items())
+        progress.console.print(
+            f"No matcher and no frame are learned: of pairs of networks there are {found}, fewer than one batch. "
+            f"{cure}, or lower alignment.batch_size.",
+            soft_wrap=True,
+        )
+    return bool(short)
+
+
+def _frame_settings(settings: AlignmentConfig) -> AlignmentConfig:
+    epochs = settings.epochs if settings.frame_epochs is None else settings.frame_epochs
+    return dataclasses.replace(settings, epochs=epochs)
 
 
 def _frame_of(matcher: Trained, pairs: Pairs) -> Any:

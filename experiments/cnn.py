@@ -413,12 +413,8 @@ def score(
     whole = np.mean([part.records["scoring_accuracy"] for part in (first, second)], 0)
     best_of_training = int(np.argmax(last["train"].records["selection_accuracy"]))
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[best_of_training], last["train"].params)
+    methods = _methods(settings, trained, aligners, fixed, data["train"].x, mesh)
     examples = data["train"].x[: settings.examples]
-    further = by_function(settings, arch, data["train"].x, mesh)
-    x = data["train"].x[: settings.function_examples]
-    make_search = evaluation.make_search(arch, x, mesh, **_search_options(settings))
-    further |= alignment.make_methods(aligners, make_search, networks_at_once=len(first), mesh=mesh)
-    methods = all_methods(arch, trained.model, trained.variables, fixed, examples, further, mesh)
     follow = {
         reader: make_follow(arch, reader, data["scoring"], examples, settings.points, mesh)
         for reader in {method.network for method in methods.values()}
@@ -441,6 +437,24 @@ def score(
         "end_points": float(whole.mean()),
         "merging": merging,
     }, {"decoded": decoded, "recorded": recorded}
+
+
+def _methods(
+    settings: EvaluationConfig,
+    trained: Trained,
+    aligners: Mapping[str, Trained],
+    fixed: Params,
+    inputs: Array,
+    mesh: Mesh | None,
+) -> dict[str, Method]:
+    """Those that compare functions and the learned ones among all others."""
+    arch = trained.model.arch
+    x = inputs[: settings.function_examples]
+    make_search = evaluation.make_search(arch, x, mesh, **_search_options(settings))
+    learned = alignment.make_methods(aligners, make_search, networks_at_once=settings.pairs, mesh=mesh)
+    further = by_function(settings, arch, inputs, mesh) | learned
+    examples = inputs[: settings.examples]
+    return all_methods(arch, trained.model, trained.variables, fixed, examples, further, mesh)
 
 
 def _pairs(config: Config, networks: Zoo, ranked: np.ndarray) -> tuple[Zoo, Zoo]:

@@ -153,6 +153,7 @@ def join(config: RunConfig) -> None:
       SystemExit: If they are not all there in a minute, or have other options.
       ValueError: If there are not as many devices as the mesh has, or JAX was used before CPU devices are made.
     """
+    xla_flags.add(xla_flags.PATIENT)
     if config.quick_compilation:
         xla_flags.add(xla_flags.QUICK)
     if config.cpu_devices is not None:

@@ -8,6 +8,12 @@ from pathlib import Path
 
 # Programs compile in half to two thirds of the time, and may run more slowly.
 QUICK = {"xla_cpu_use_fusion_emitters": "false"}
+# CPU devices wait for each other at a collective. XLA warns where one is 20 seconds late, and aborts the process 40
+# seconds after that: too soon for a busy machine, or for a device whose search takes long.
+PATIENT = {
+    "xla_cpu_collective_call_warn_stuck_timeout_seconds": 600,
+    "xla_cpu_collective_call_terminate_timeout_seconds": 7200,
+}
 
 
 def add(flags: Mapping[str, object]) -> None:

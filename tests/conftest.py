@@ -14,7 +14,7 @@ _FLAGS = {
     "xla_cpu_parallel_codegen_split_count": 1,
 }
 os.environ.pop("XLA_FLAGS", None)
-xla_flags.add(_FLAGS)
+xla_flags.add(_FLAGS | xla_flags.PATIENT)
 
 import beartype  # noqa: E402 (after the flags)
 import jax  # noqa: E402

@@ -237,6 +237,7 @@ OTHERS = {
     "io.checksum": "of any pytree's arrays",
     "models.match_size": "takes the shapes of an example for a model",
     "models.reference.encode": "its variables are those of a model",
+    "training.init": "its variables are those of a model",
     "network.merge_variables": "from Flax's variables",
     "network.split_variables": "to Flax's variables",
     "network.render": "as network.apply, at the places of pixels",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import support
 
-from experiments import alignment, classify, cnn, controls, evaluation, generalization, inr, runs
+from experiments import alignment, classify, cnn, controls, evaluation, generalization, inr, runs, xla_flags
 from experiments.autoencoders import Trained
 from jax_scalegmn import distributed, models, zoo
 
@@ -159,3 +160,37 @@ def test_a_run_over_devices_made_of_a_cpu_has_the_numbers_of_one_device(tmp_path
     losses = [[epoch["selection_loss"] for epoch in run["training"]] for run in (found, expected)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert_close(found["reconstruction"], expected["reconstruction"])
+
+
+_LATE = """
+import dataclasses, sys
+import jax, jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from experiments import inr, runs
+
+config = dataclasses.replace(inr.PRESETS["tiny"][1], cpu_devices=2)
+runs.join(config)
+
+def work(x):
+    late = jnp.where(jax.lax.axis_index("data") == 0, jnp.int32(sys.argv[1]), 0)
+    product = jax.lax.fori_loop(0, late, lambda _, a: jnp.sin(a @ a), jnp.ones((200, 200)))
+    return jax.lax.psum(x + 0 * product[0, 0], "data")
+
+spec = PartitionSpec("data")
+over = jax.shard_map(work, mesh=runs.device_mesh(config), in_specs=spec, out_specs=PartitionSpec(), check_vma=False)
+print(jax.jit(over)(jnp.arange(2.0)))
+"""
+
+
+@pytest.mark.slow
+def test_devices_of_a_cpu_wait_for_a_late_one(tmp_path):
+    """XLA aborts the process where one is later than its limit, which a run sets to hours."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    words = [sys.executable, "-c", _LATE, "10000"]
+    patient = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert (patient.returncode, patient.stdout) == (0, "[1.]\n"), patient.stderr
+    seconds = " ".join(f"--{flag}=1" for flag in xla_flags.PATIENT)  # until it warns, and from then on
+    short = subprocess.run(words, env=environment | {"XLA_FLAGS": seconds}, capture_output=True, text=True)
+    assert short.returncode == -signal.SIGABRT
+    assert "Termination timeout" in short.stderr
+    assert sum(xla_flags.PATIENT.values()) >= 3600
