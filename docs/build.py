@@ -18,6 +18,15 @@ from sphinx.cmd.build import main as sphinx_build
 HERE = Path(__file__).resolve().parent
 
 
+def finds_enchant() -> bool:
+    """Whether pyenchant finds the library that it needs."""
+    try:
+        import enchant  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Builds, then checks the spelling of what was read.
 
@@ -28,6 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-notebooks", action="store_true", help="show the notebooks without executing them")
     parser.add_argument("--no-spelling", action="store_true", help="leave out the spelling, which needs enchant")
     options = parser.parse_args(arguments)
+    if not options.no_spelling and not finds_enchant():
+        parser.error(
+            "the spelling needs the library enchant and its English words, Debian's packages libenchant-2-2 and "
+            "hunspell-en-us; got none. Install them, or leave out the spelling by --no-spelling."
+        )
     output = HERE / "_build"
     settings = ["-D", "nb_execution_mode=off"] if options.no_notebooks else []
     builders = ["html"] if options.no_spelling else ["html", "spelling"]

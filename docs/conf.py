@@ -7,6 +7,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "_ext")]
 
+import build  # noqa: E402
 import tables  # noqa: E402
 
 project = "jax_scalegmn"
@@ -21,7 +22,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.bibtex",
-    "sphinxcontrib.spelling",
+    *(["sphinxcontrib.spelling"] if build.finds_enchant() else []),
     "generated_pages",
     "internal_links",
     "mathml",

@@ -61,6 +61,16 @@ ALIGNERS = "aligners.json"
 ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
 FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
 FUNCTION_IMAGES, FUNCTION_MNIST_2 = "merging_function_images.json", "merging_function_mnist_2.json"
+FUNCTION_CIFAR, FUNCTION_CIFAR_FEW = "merging_function_cifar_1000.json", "merging_function_cifar.json"
+FUNCTION_MORE = "merging_function_mnist_more.json"
+# The preset of experiments.merging by the file of images.
+MERGING_PRESETS = {None: "digits", "mnist.npz": "mnist", "cifar10_gray.npz": "cifar"}
+# By the kind of networks, the options of the methods that compare functions, and their defaults.
+FUNCTION_OPTIONS = {
+    "mlp": {"function_examples": 1000, "function_values": 2**17, "function_steps": 100},
+    "cnn": {"image_examples": 256, "function_steps": 100},
+    "resnet": {"image_examples": 256, "function_steps": 100},
+}
 MANY_BY_FUNCTION = {
     "first": "weights, to the first",
     "mean": "weights, to their mean",
@@ -68,6 +78,7 @@ MANY_BY_FUNCTION = {
     "search_gradient": "search after gradient steps",
     "search_last": "and a last round",
 }
+CLASSIFY_MNIST = "classify_mnist.json"
 SEARCH = "search_cpu.jsonl"
 RECIPES = "recipes_cpu.jsonl"
 FUZZING = "fuzzing.jsonl"
@@ -429,6 +440,18 @@ def function_mnist(results: Results) -> Table:
     return _by_function(results, [FUNCTION_MNIST, FUNCTION_MNIST_2], MERGED_MNIST, "Perceptrons of MNIST")
 
 
+def function_mnist_more(results: Results) -> Table:
+    examples = results[FUNCTION_MORE]["config"]["match"]["function_examples"]
+    title = f"Perceptrons of MNIST, compared on {examples:,} images"
+    return _by_function(results, [FUNCTION_MORE], MERGED_MNIST, title)
+
+
+def function_cifar(results: Results) -> Table:
+    examples = results[FUNCTION_CIFAR]["config"]["match"]["image_examples"]
+    title = f"One pair of CNNs of gray CIFAR-10, compared on {examples:,} images"
+    return _by_function(results, [FUNCTION_CIFAR], MERGED_CIFAR, title)
+
+
 def many_function(results: Results) -> Table:
     many = results[FUNCTION_DIGITS]["many"]
     ways = MANY_BY_FUNCTION
@@ -477,12 +500,18 @@ def _by_function(results: Results, files: Sequence[str], names: Mapping[str, str
 def _command_of(results: Results, file: str) -> str:
     """The command of a run of `experiments.merging` on some networks by some methods."""
     config = results[file]["config"]
-    words = ["python -m experiments.merging", "mnist --data mnist.npz" if config["data"] else "digits"]
+    words = ["python -m experiments.merging", MERGING_PRESETS[config["data"]]]
+    words += ["--data", config["data"]] if config["data"] else []
     words += ["--networks", *config["networks"], "--models", str(config["models"]), "--methods", *config["methods"]]
     if config["many"]:
         words += ["--many-of", config["many_of"], "--ways", *config["ways"]]
     else:
         words.append("--many")
+    kinds = {network.partition(":")[0] for network in config["networks"]}
+    options = {name: value for kind in sorted(kinds) for name, value in FUNCTION_OPTIONS[kind].items()}
+    for name, default in options.items():
+        if config["match"][name] != default:
+            words += [f"--match.{name.replace('_', '-')}", str(config["match"][name])]
     return " ".join(words)
 
 
@@ -738,6 +767,41 @@ def classify_digits(results: Results) -> Table:
         ["classify_digits.json"],
         ("encoder", "parameters", "accuracy", "on moved networks", "same prediction", "networks/s in training"),
         rows,
+    )
+
+
+def classify_mnist(results: Results) -> Table:
+    found = results[CLASSIFY_MNIST]
+    whole = {"networks": found["zoo"]["train"]["networks"], "encoders": found["encoders"]}
+    shares = {float(name): one for name, one in found["smaller"].items()} | {1.0: whole}
+    rows = [
+        (
+            encoder["label"],
+            *(
+                f"{percent(share['encoders'][name]['accuracy']['mean'])} ({share['encoders'][name]['learning_rate']:g})"
+                for share in shares.values()
+            ),
+            percent(encoder["moved_accuracy"]["mean"]),
+            percent(encoder["agreement"]["mean"]),
+        )
+        for name, encoder in found["encoders"].items()
+    ]
+    heads = (f"{100 * share:g}%: {one['networks']:,} networks" for share, one in shares.items())
+    return Table(
+        "Which digit of MNIST does an INR draw? Accuracy by the share of the training images (and the learning rate "
+        "that suited best), and after training on all of them on moved networks",
+        _classify_command(found["config"]),
+        [CLASSIFY_MNIST],
+        ("encoder", *heads, "on moved networks", "same prediction"),
+        rows,
+    )
+
+
+def _classify_command(config: Mapping[str, Any]) -> str:
+    fractions, rates = (" ".join(f"{value:g}" for value in config[name]) for name in ("fractions", "learning_rates"))
+    return (
+        f"python -m experiments.classify mnist-small --data {config['data']} --fractions {fractions} "
+        f"--learning-rates {rates} --seeds {config['seeds']}"
     )
 
 
@@ -1016,6 +1080,8 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         function_digits,
         function_images,
         function_mnist,
+        function_mnist_more,
+        function_cifar,
         many_function,
         learned_seeds,
         learned_transfer,
@@ -1031,6 +1097,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         generalization_accurate_relu,
         generalization_accurate_tanh,
         classify_digits,
+        classify_mnist,
         speed_scalegmn,
         speed_embed,
         speed_inr,
@@ -1156,6 +1223,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "accuracy_accurate_relu": _generalization_values(results, "generalization_accurate_relu.json"),
         "accuracy_accurate_tanh": _generalization_values(results, "generalization_accurate_tanh.json"),
         "classify": _classify_values(results),
+        "classify_mnist": _classify_mnist_values(results[CLASSIFY_MNIST]),
         "speed": _speed_values(results),
         "recipes": {
             f"{name}_{split}": percent(results.row(RECIPES, label=recipe, epochs=epochs)["curve"][-1][split])
@@ -1241,6 +1309,7 @@ def _learned_values(file: Mapping[str, Any]) -> dict[str, str]:
         | {
             "learned_minutes": f"{file['seconds']['alignment'] / 60:.0f}",
             "learned_epochs": str(len(file["alignment"]["matcher"]["training"])),
+            "frame_epochs": str(len(file["alignment"]["frame"]["training"])),
             "exact_gap": power_of_ten(max(gaps)),
         }
     )
@@ -1308,7 +1377,8 @@ def _function_values(results: Results) -> dict[str, str]:
             f"{name}_gap": f"{100 * (ends - best):.1f}",
         }
 
-    eight = digits_file["many"]["by_number"]["8"]
+    eight, cifar = digits_file["many"]["by_number"]["8"], next(iter(MERGED_CIFAR))
+    more, few = (results[file]["pairs"][cifar] for file in (FUNCTION_CIFAR, FUNCTION_CIFAR_FEW))
     names = {label: name for name, label in MERGED_DIGITS.items()}
     return {
         "steps": str(digits_file["config"]["match"]["function_steps"]),
@@ -1321,6 +1391,19 @@ def _function_values(results: Results) -> dict[str, str]:
         **shown(mnist_file, "mlp:784-32-32-10,relu", "mnist_32"),
         **shown(mnist_file, "mlp:784-128-128-10,relu", "mnist_128"),
         **shown(mnist_file, "mlp:784-512-512-10,relu", "mnist_512"),
+        **shown(results[FUNCTION_MORE], "mlp:784-32-32-10,relu", "more_32"),
+        **shown(results[FUNCTION_MORE], "mlp:784-128-128-10,relu", "more_128"),
+        **shown(results[FUNCTION_CIFAR], cifar, "cifar"),
+        "mnist_examples": f"{mnist_file['config']['match']['function_examples']:,}",
+        "more_examples": f"{results[FUNCTION_MORE]['config']['match']['function_examples']:,}",
+        "more_steps": str(results[FUNCTION_MORE]["config"]["match"]["function_steps"]),
+        "cifar_examples": f"{results[FUNCTION_CIFAR]['config']['match']['image_examples']:,}",
+        "cifar_few_examples": str(results[FUNCTION_CIFAR_FEW]["config"]["match"]["image_examples"]),
+        "cifar_closed": _closed(more, "search_gradient", repaired=False),
+        "cifar_closed_weights": _closed(more, "search", repaired=False),
+        "cifar_closed_activations": _closed(more, "activations", repaired=False),
+        "cifar_closed_few": _closed(few, "search_activations", repaired=False),
+        "cifar_minutes": f"{more['methods']['search_gradient']['pairs'][0]['cpu_seconds'] / 60:.0f}",
     }
 
 
@@ -1366,6 +1449,11 @@ def _cnn_values(results: Results, file: str) -> dict[str, str]:
             f"{activation}_decoded": f"{100 * merging['autoencoder']['plain']['accuracy']['mean']:.1f}",
             f"{activation}_canonical": f"{100 * merging['canonical_frame']['plain']['accuracy']['mean']:.1f}",
             f"{activation}_fixed": f"{100 * merging['fixed_frame']['plain']['accuracy']['mean']:.1f}",
+        }
+        shown |= {
+            f"{activation}_{method}": f"{100 * merging[method]['plain']['accuracy']['mean']:.1f}"
+            for method in ("activations", "learned_matching", "learned_frame", "learned_search", "search_activations")
+            if method in merging
         }
     return shown
 
@@ -1414,6 +1502,16 @@ def _classify_values(results: Results) -> dict[str, str]:
         "permutation_train": percent(average(last), 0),
         "query_accuracy": percent(encoders["query"]["accuracy"]["mean"]),
         "equivariant_accuracy": percent(encoders["equivariant"]["accuracy"]["mean"]),
+    }
+
+
+def _classify_mnist_values(file: Mapping[str, Any]) -> dict[str, str]:
+    config = file["config"]
+    return {
+        "images": f"{file['zoo']['train']['images']:,}",
+        "rates": {2: "two", 3: "three"}[len(config["learning_rates"])],
+        "updates": str(config["least_updates"]),
+        "epochs": str(config["train"]["epochs"]),
     }
 
 

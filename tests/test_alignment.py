@@ -98,7 +98,8 @@ def test_a_frame_starts_as_that_of_its_first_network():
     assert_same_elements(TINY, element, symmetry.identity(TINY))
 
 
-@pytest.mark.parametrize("name", ["signs and positive scales", pytest.param("signs", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["signs and positive scales", "signs"])
 def test_a_matcher_becomes_the_frame_of_a_network(name):
     arch, model, variables = made(models.Matcher, name)
     params, target = support.random_params(arch, 1), support.random_params(arch, 2)
@@ -116,7 +117,8 @@ def test_a_matcher_becomes_the_frame_of_a_network(name):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, state.variables, learned))
 
 
-@pytest.mark.parametrize("kind", [models.Matcher, pytest.param(models.Frame, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [models.Matcher, models.Frame])
 def test_training_lowers_the_loss(kind):
     arch, x = TINY, jnp.asarray(sg.network.coordinates(3, 3)).reshape(-1, 2)
     model = small(kind, arch, 4, num_iterations=3)
@@ -137,6 +139,7 @@ def test_training_lowers_the_loss(kind):
     assert metrics["loss"][-1] < 0.8 * metrics["loss"][0]
 
 
+@pytest.mark.slow
 def test_examples_are_drawn_anew_for_every_key_and_all_of_them_in_the_mean():
     arch, x = TINY, jnp.asarray(sg.network.coordinates(2, 2)).reshape(-1, 2)
     model = small(models.Matcher, arch, 4, num_iterations=3)

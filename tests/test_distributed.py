@@ -382,6 +382,7 @@ def test_pairs_matched_on_eight_devices_are_those_of_one_bit_for_bit(mesh, count
         assert rows_of_a_device(shared) == 2
 
 
+@pytest.mark.slow
 def test_many_takes_any_matcher_with_options_and_refuses_other_numbers(mesh):
     params, target = pairs(9)
     identity = matching.many(MIXED, params, target, match=matching.unmatched, mesh=mesh)

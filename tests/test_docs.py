@@ -209,3 +209,15 @@ def test_tables_of_an_accelerator_say_so_where_nothing_is_measured(tmp_path, res
     assert "| pass over 7 MiB | 3,210 GB/s |" in (tmp_path / "generated" / "accelerator_rates.md").read_text()
     assert "| 15.0 | 25% | 31 | 1,234 |" in (tmp_path / "generated" / "accelerator_models.md").read_text()
     assert (tmp_path / "generated" / "accelerator_jobs.md").read_text() == tables.NOT_MEASURED
+
+
+def test_without_enchant_pages_are_built_and_the_spelling_is_refused_by_name(monkeypatch, capsys):
+    pytest.importorskip("sphinx", reason="of the extra docs")
+    monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
+    monkeypatch.setitem(sys.modules, "enchant", None)  # as where the C library is missing: ImportError
+    build = load("build")
+    monkeypatch.setitem(sys.modules, "build", build)
+    assert "sphinxcontrib.spelling" not in load("conf").extensions
+    with pytest.raises(SystemExit):
+        build.main(["--no-notebooks"])
+    assert "libenchant-2-2 and hunspell-en-us; got none" in " ".join(capsys.readouterr().err.split())

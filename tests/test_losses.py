@@ -157,6 +157,7 @@ def test_losses_of_models_read_graphs_too_and_drop_out_by_the_key(make, count, t
     assert still(row, jax.random.key(1))[0] == still(row, KEY)[0]
 
 
+@pytest.mark.slow
 def test_an_encoder_is_a_classifier():
     """Of params and of their graph, single and in a batch under jit; its loss has a gradient everywhere."""
     model = models.Encoder(models.ScaleGMN(RELU, 4, num_layers=1), latent=3)

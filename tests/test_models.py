@@ -90,6 +90,7 @@ def test_every_parameter_of_the_autoencoder_learns():
     assert not still
 
 
+@pytest.mark.slow
 def test_gradient_of_the_invariant_loss_is_equivariant():
     """The loss is a function of the orbit, so its gradient in the params moves with the network.
 

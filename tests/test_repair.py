@@ -220,6 +220,7 @@ def test_a_collapsed_merge_varies_again():
     assert 0.6 < output < 1.5
 
 
+@pytest.mark.slow
 def test_repair_lowers_the_loss_between_two_aligned_fits():
     """Two networks fitted to one function from different starts, one moved next to the other and merged."""
     arch = sg.mlp((2, 48, 48, 48, 1), "tanh")

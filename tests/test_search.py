@@ -80,6 +80,7 @@ def test_search_beats_weights_on_independent_fits_and_chance_does_not():
     assert middle_error(drawn) > middle_error(weights.element)
 
 
+@pytest.mark.slow
 def test_gradient_steps_before_the_search_reach_lower_and_keep_its_promises():
     """From the identity, which is far: never above the start, better than the same search alone."""
     target, params = fitted()
