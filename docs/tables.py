@@ -62,7 +62,7 @@ ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
 FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
 FUNCTION_IMAGES, FUNCTION_MNIST_2 = "merging_function_images.json", "merging_function_mnist_2.json"
 FUNCTION_CIFAR, FUNCTION_CIFAR_FEW = "merging_function_cifar_1000.json", "merging_function_cifar.json"
-FUNCTION_MORE = "merging_function_mnist_more.json"
+FUNCTION_MORE, FUNCTION_MORE_512 = "merging_function_mnist_more.json", "merging_function_mnist_512.json"
 # The preset of experiments.merging by the file of images.
 MERGING_PRESETS = {None: "digits", "mnist.npz": "mnist", "cifar10_gray.npz": "cifar"}
 # By the kind of networks, the options of the methods that compare functions, and their defaults.
@@ -441,9 +441,10 @@ def function_mnist(results: Results) -> Table:
 
 
 def function_mnist_more(results: Results) -> Table:
-    examples = results[FUNCTION_MORE]["config"]["match"]["function_examples"]
-    title = f"Perceptrons of MNIST, compared on {examples:,} images"
-    return _by_function(results, [FUNCTION_MORE], MERGED_MNIST, title)
+    match = results[FUNCTION_MORE_512]["config"]["match"]
+    examples, fewer = match["function_examples"], match["function_values"] // 512
+    title = f"Perceptrons of MNIST, compared on {examples:,} images, on {fewer:,} at width 512"
+    return _by_function(results, [FUNCTION_MORE, FUNCTION_MORE_512], MERGED_MNIST, title)
 
 
 def function_cifar(results: Results) -> Table:
@@ -482,6 +483,9 @@ def _by_function(results: Results, files: Sequence[str], names: Mapping[str, str
     for method, first in next(iter(networks.values()))["methods"].items():
         cells = []
         for one in networks.values():
+            if method not in one["methods"]:
+                cells.append("")
+                continue
             pairs = one["methods"][method]["pairs"]
             plain, repaired = merged_accuracy(pairs)
             cells.append(f"{accuracy(plain)} / {accuracy(repaired)}")
@@ -1393,6 +1397,7 @@ def _function_values(results: Results) -> dict[str, str]:
         **shown(mnist_file, "mlp:784-512-512-10,relu", "mnist_512"),
         **shown(results[FUNCTION_MORE], "mlp:784-32-32-10,relu", "more_32"),
         **shown(results[FUNCTION_MORE], "mlp:784-128-128-10,relu", "more_128"),
+        **shown(results[FUNCTION_MORE_512], "mlp:784-512-512-10,relu", "more_512", "search"),
         **shown(results[FUNCTION_CIFAR], cifar, "cifar"),
         "mnist_examples": f"{mnist_file['config']['match']['function_examples']:,}",
         "more_examples": f"{results[FUNCTION_MORE]['config']['match']['function_examples']:,}",
