@@ -23,9 +23,13 @@ MNIST = "python -m experiments.merging mnist --data mnist.npz"
 MANY_MNIST = f"{MNIST} --many-of mlp:784-32-32-10,relu"
 CNN_ACCURATE = (
     "python -m experiments.cnn accurate --data cifar10_gray.npz --activations relu --zoo runs/cnn-zoo-cifar/zoo "
-    "--train.optimizer adamw --train.batch-size 32 --train.learning-rate 4e-3 --train.micro-batch 16"
+    "--train.optimizer adamw --train.batch-size 32 --train.learning-rate 4e-3 --train.micro-batch 16 "
+    "--alignment.epochs 0"
 )
-CNN_CIFAR = "python -m experiments.cnn cifar --data cifar10_gray.npz --train.epochs 30 --train.images-per-step 16"
+CNN_CIFAR = (
+    "python -m experiments.cnn cifar --data cifar10_gray.npz --train.epochs 30 --train.images-per-step 16 "
+    "--alignment.epochs 0"
+)
 MANY = {"naive": "unchanged", "canonical": "canonical forms", "first": "all to the first", "mean": "to their mean"}
 MERGED_DIGITS = {
     "mlp:64-32-32-10,relu": "relu 32",

@@ -62,10 +62,8 @@ def test_networks_learn(name):
     assert support.deviation(support.rows(params, 0), support.rows(params, 1)) > 0.1
 
 
-@pytest.mark.parametrize(
-    ("name", "networks_at_once"),
-    [("mlp", 2), pytest.param("mlp", 1, marks=pytest.mark.slow), pytest.param("batch norm", 1, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "networks_at_once"), [("mlp", 2), ("mlp", 1), ("batch norm", 1)])
 def test_networks_trained_at_once_are_those_trained_one_after_the_other(name, networks_at_once):
     """Three networks in groups of one or two are those trained as one group, and each is the one trained alone."""
     together, losses = six_epochs(name)[0]

@@ -144,6 +144,7 @@ def test_group_elements_change_no_prediction_of_an_encoder_that_follows_the_whol
         assert pair["moved_accuracy"] == pair["accuracy"]
 
 
+@pytest.mark.slow
 def test_encoders_have_as_many_parameters_as_the_scale_equivariant_one():
     matched = classify.matched_encoders(TINY.model, support.ARCHITECTURES["siren"], 10, (1.0,) * 6)
     assert matched.keys() == classify.LABELS.keys()

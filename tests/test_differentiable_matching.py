@@ -124,7 +124,8 @@ def test_sinkhorn_recovers_the_planted_element_in_20_of_20(name):
     assert found.converged.all()
 
 
-@pytest.mark.parametrize("name", [*FAST, pytest.param("tanh cnn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*FAST, "tanh cnn"])
 def test_sinkhorn_never_ends_below_its_start(name):
     """Of unrelated networks, too; its similarity is that of the network it returns, whose function is the given one."""
     arch = NETWORKS[name]

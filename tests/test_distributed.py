@@ -368,7 +368,8 @@ def pairs(count):
     return [support.random_params(MIXED, seed, models=(count,)) for seed in (0, 1)]
 
 
-@pytest.mark.parametrize("count", [pytest.param(16, marks=pytest.mark.slow), 11])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [16, 11])
 def test_pairs_matched_on_eight_devices_are_those_of_one_bit_for_bit(mesh, count):
     params, target = pairs(count)
     expected = jax.vmap(functools.partial(matching.weight_matching, MIXED))(params, target)

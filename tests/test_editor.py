@@ -44,6 +44,7 @@ def test_every_one_of_the_edited_networks_follows_the_group(name):
         assert support.deviation(support.rows(edited, first), support.rows(edited, second)) > 1e-2
 
 
+@pytest.mark.slow
 def test_one_network_in_a_stack_is_the_one_without():
     params = support.random_params(SIREN)
     plain, stacked = editor(SIREN, None), editor(SIREN, 1)

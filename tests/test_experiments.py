@@ -173,6 +173,7 @@ def test_every_row_of_weight_matching_is_what_the_library_matches():
     assert np.count_nonzero(different) == 6
 
 
+@pytest.mark.slow
 def test_controls_draw_what_they_say():
     """Two training networks: one of the wanted two is nearest to each, and means are between them."""
     arch = sg.siren((2, 4, 1))

@@ -62,9 +62,8 @@ def objective(frame):
     return sum(float(np.square(np.asarray(a, float) - np.asarray(m, float)).sum()) for a, m in pairs)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == FAST[0] else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
 def test_copies_of_one_network_become_one_network(name):
     """Two to five members of one orbit: their mean has their function; the mean of the unaligned ones does not."""
     arch, apply = NETWORKS[name]
@@ -134,6 +133,7 @@ def test_aligned_networks_are_balanced_and_keep_their_functions():
     np.testing.assert_allclose(frame.similarity, cosines, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_reference_keeps_its_neurons():
     """Its element is that of the balanced gauge. The central one is the one that all others come closest to."""
     stack = support.random_params(SMALL, 2, models=(4,))

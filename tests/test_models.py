@@ -73,6 +73,7 @@ def degenerate(kind):
     return params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zero weights", "equal neurons", "dead units", "tiny", "huge"])
 def test_degenerate_networks_have_finite_values_and_gradients(kind):
     result = gradients()(jax.tree.map(lambda leaf: leaf[None], degenerate(kind)))

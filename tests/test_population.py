@@ -90,7 +90,8 @@ def row(tree, index):
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-@pytest.mark.parametrize("chosen", [(0, 7, 13), pytest.param(range(16), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [(0, 7, 13), range(16)], ids=str)
 def test_each_of_sixteen_trials_equals_its_own_run_alone(chosen):
     state, epochs = train()
     for index in chosen:
@@ -119,6 +120,7 @@ def test_a_population_compiles_one_program_for_all_trials_and_epochs():
         assert len(COMPILED) == 1
 
 
+@pytest.mark.slow
 def test_eight_devices_train_what_one_does_without_communication():
     expected, epochs = train()
     state, over = train(mesh=mesh())

@@ -114,6 +114,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_out_rows_and_tell_each_other_what_differs(cache, tmp_path):
     path = str(tmp_path / "zoo.safetensors")
     address = f"localhost:{free_port()}"

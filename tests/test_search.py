@@ -174,9 +174,8 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "list of layers")) for name in CONVOLUTIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_what_an_exchange_changes_is_what_a_whole_pass_says(name):
     """Two routes to one number in convolutional networks: what changes, and whole passes."""
     arch = CONVOLUTIONS[name]
