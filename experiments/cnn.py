@@ -153,7 +153,7 @@ PRESETS = {
             model=autoencoders.ModelConfig(4, 1),
             train=TrainConfig(4, epochs=2, warmup_steps=2, micro_batch=None, images_per_step=8),
             alignment=CnnAlignmentConfig(
-                4, epochs=1, warmup_steps=2, features=4, num_layers=1, num_iterations=3, pairs=8, images_per_step=8
+                8, epochs=1, warmup_steps=2, features=4, num_layers=1, num_iterations=3, pairs=8, images_per_step=8
             ),
             evaluation=EvaluationConfig(
                 3, 2, 3, 16, 4, 2, search_candidates=2, search_sweeps=1, orbits=2, orbit_size=3
