@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments import merging
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 COMMANDS = ("python -m experiments.", "python -m benchmarks.", "python tests/fuzzing.py ", "jax-scalegmn sweep make ")
 PLACES = ("middle", "repaired")
@@ -221,3 +223,9 @@ def test_without_enchant_pages_are_built_and_the_spelling_is_refused_by_name(mon
     with pytest.raises(SystemExit):
         build.main(["--no-notebooks"])
     assert "libenchant-2-2 and hunspell-en-us; got none" in " ".join(capsys.readouterr().err.split())
+
+
+def test_commands_leave_out_the_options_that_have_their_defaults():
+    defaults = merging.MatchConfig()
+    for options in tables.FUNCTION_OPTIONS.values():
+        assert options == {name: getattr(defaults, name) for name in options}
