@@ -96,7 +96,8 @@ def test_what_a_training_step_communicates_is_its_gradient(shown):
 @pytest.mark.parametrize("experiment", ["inr", "cnn"])
 def test_training_zoo_and_matching_compile_for_a_tpu(experiment, topology, devices):
     """In a program of its own: libtpu ends one whose XLA_FLAGS it does not know."""
-    options = ["tiny", "--compile-only", topology, "--train.batch-size", str(devices)]
+    options = ["tiny", "--compile-only", topology]
+    options += ["--train.batch-size", str(devices), "--alignment.batch-size", str(devices), "--alignment.epochs", "1"]
     options += ["--activations", "relu"] if experiment == "cnn" else []
     run = subprocess.run(
         [sys.executable, "-m", f"experiments.{experiment}", *options],
@@ -108,7 +109,8 @@ def test_training_zoo_and_matching_compile_for_a_tpu(experiment, topology, devic
     assert run.returncode == 0, run.stderr
     assert f"What one of {devices} devices of {topology} computes" in run.stdout
     rows = [line for line in run.stdout.splitlines() if "none" in line or "all-reduce" in line]
-    assert ["1 all-reduce" in row for row in rows] == [True, False, False]
+    # The steps of the autoencoder, the matcher and the frame; fitting and matching.
+    assert ["1 all-reduce" in row for row in rows] == [True, True, True, False, False]
 
 
 def test_a_table_has_a_row_for_each_program(monkeypatch):
