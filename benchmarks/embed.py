@@ -54,7 +54,7 @@ def _measure(config: Config, width: int, features: int) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(0), config.networks)
     stack = jax.tree.map(np.asarray, jax.vmap(lambda key: network.init(arch, key))(keys))
     encoder = sg.Encoder(sg.ScaleGMN(arch, features, config.num_layers))
-    variables = jax.jit(encoder.init)(jax.random.key(1), jax.tree.map(lambda leaf: leaf[0], stack))
+    variables = models.init(encoder, jax.random.key(1), jax.tree.map(lambda leaf: leaf[0], stack))
     whole = jax.jit(jax.vmap(lambda variables, params: encoder.apply(variables, params), (None, 0)))
     embed = functools.partial(models.embed, encoder, variables, stack)
     calls = {"embed": embed, "vmap": functools.partial(whole, variables, stack)}

@@ -26,7 +26,7 @@ import tyro
 from experiments import autoencoders, inr, inr_zoo
 from experiments.moves import MoveConfig, move
 from experiments.runs import environment
-from jax_scalegmn import network
+from jax_scalegmn import models, network
 from jax_scalegmn.training import losses
 from jax_scalegmn.types import LossFn, Params
 from jax_scalegmn.zoo import Zoo
@@ -198,7 +198,7 @@ def _job(recipe: Recipe, zoos: dict[str, Zoo]) -> _Job:
         return {name: float(gaps(variables, stack).mean()) / variance for name, stack in splits.items()}
 
     example = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), zoos["train"].params)
-    return _Job(lambda key: model.init(key, example), _make_gradient(recipe, loss, zoos["train"]), errors)
+    return _Job(lambda key: models.init(model, key, example), _make_gradient(recipe, loss, zoos["train"]), errors)
 
 
 def _make_gradient(recipe: Recipe, loss: LossFn, networks: Zoo) -> Callable[..., Any]:

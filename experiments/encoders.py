@@ -283,7 +283,7 @@ def _program(config: Config, task: Task, encoder: Encoder, zoos: Mapping[str, Zo
     loss = train_loss(settings, task, model, arch)
     step = training.make_step(loss, tx, micro_batch=settings.micro_batch, mesh=mesh)
     example = jax.tree.map(lambda leaf: leaf[0], zoos["train"].params)
-    init = jax.jit(functools.partial(training.init, model, tx, example))
+    init = functools.partial(training.init, model, tx, example)
     return Program(mesh, init, step, validate, lambda variables, stack, keys: mapped(((stack, keys),), variables))
 
 

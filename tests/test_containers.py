@@ -115,7 +115,7 @@ ENCODER = sg.Encoder(sg.ScaleGMN(ARCH, features=4, num_layers=1), latent=2)
 def variables():
     """Compiled once, and not where tests are collected alone; no tracers, whoever asks first."""
     with jax.ensure_compile_time_eval():
-        return jax.jit(ENCODER.init)(KEY, network(0))
+        return sg.models.init(ENCODER, KEY, network(0))
 
 
 def encoded(params):
@@ -162,6 +162,7 @@ FUNCTIONS = {
     "models.baselines.standardization": lambda a, b, stack, f: sg.models.baselines.standardization(ARCH, stack),
     "models.baselines.statistics": lambda a, b, stack, f: sg.models.baselines.statistics(ARCH, a),
     "models.embed": lambda a, b, stack, f: sg.models.embed(ENCODER, variables(), stack),
+    "models.init": lambda a, b, stack, f: jax.tree.leaves(sg.models.init(ENCODER, KEY, a)),
     "models.graph.from_params": lambda a, b, stack, f: sg.models.graph.from_params(ARCH, a)[:2],
     "models.Encoder": lambda a, b, stack, f: encoded(a),
     "network.activations": lambda a, b, stack, f: list(sg.network.activations(ARCH, a, X).values()),

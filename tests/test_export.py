@@ -171,7 +171,7 @@ NOT_ALONE = {
     "merge": ("reset_batch_norm", "uncorrected"),
     "models": (
         *("abstract_variables", "alignment_encoder", "as_json", "autoencoder", "baselines.standardization"),
-        *("from_json", "graph.to_params", "match_size", "num_parameters", "reference.encode"),
+        *("from_json", "graph.to_params", "init", "match_size", "num_parameters", "reference.encode"),
         *("published.autoencoder", "published.editor", "published.encoder"),
     ),
     "network": (

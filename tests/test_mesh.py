@@ -70,8 +70,7 @@ def test_every_method_merges_on_eight_devices_as_on_one(mesh, trained):
     aligners = {}
     for name in alignment.KINDS:
         model = alignment.make_model(settings, name, ARCH, (1.0,) * len(ARCH.parameters))
-        method = alignment.reads_one(name)
-        variables = model.init(jax.random.key(0), fixed, **({"method": method} if method else {}))
+        variables = models.init(model, jax.random.key(0), fixed, method=alignment.reads_one(name))
         aligners[name] = Trained(model, variables, [])
     for at in (None, mesh):
         read = evaluation.make_read(trained.model, trained.variables, networks_at_once=5, mesh=at)

@@ -5,6 +5,7 @@ from jax_scalegmn.models._alignment import Frame, Matcher, alignment_encoder
 from jax_scalegmn.models._descriptions import abstract_variables, as_json, from_json, match_size, num_parameters
 from jax_scalegmn.models._embedding import embed
 from jax_scalegmn.models._heads import Autoencoder, Decoder, Editor, Encoder, Readout, autoencoder
+from jax_scalegmn.models._initialization import init
 from jax_scalegmn.models._layers import IO, Canonical
 from jax_scalegmn.models._lean import LeanGMN
 from jax_scalegmn.models._scalegmn import Output, ScaleGMN
@@ -30,6 +31,7 @@ __all__ = [
     "embed",
     "from_json",
     "graph",
+    "init",
     "match_size",
     "num_parameters",
     "published",

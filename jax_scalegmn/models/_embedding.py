@@ -55,7 +55,7 @@ def embed(
     >>> arch = sg.siren((2, 4, 1))
     >>> stack = jax.vmap(lambda key: sg.network.init(arch, key))(jax.random.split(jax.random.key(0), 5))
     >>> model = sg.Encoder(sg.ScaleGMN(arch, features=4, num_layers=1), latent=3)
-    >>> variables = jax.jit(model.init)(jax.random.key(1), jax.tree.map(lambda leaf: leaf[0], stack))
+    >>> variables = sg.models.init(model, jax.random.key(1), jax.tree.map(lambda leaf: leaf[0], stack))
     >>> sg.models.embed(model, variables, stack).shape
     (5, 3)
     """

@@ -17,7 +17,7 @@ import optax.contrib
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from jax_scalegmn import distributed
+from jax_scalegmn import distributed, models
 from jax_scalegmn.types import Key, LossFn, Metrics
 
 
@@ -146,13 +146,9 @@ def init(
     (0, (3, 2))
     """
 
-    @jax.jit  # one program instead of one for every shape of a parameter
-    def start(key: Key, example: Any, variables: Any) -> State:
-        init_key, key = jax.random.split(key)
-        variables = model.init(init_key, example, method=method) if variables is None else variables
-        return State(variables, tx.init(variables), key, jnp.asarray(0))
-
-    return start(key, example, variables)
+    init_key, key = jax.random.split(key)
+    variables = models.init(model, init_key, example, method=method) if variables is None else variables
+    return State(variables, jax.jit(tx.init)(variables), key, jnp.asarray(0))
 
 
 def make_step(
