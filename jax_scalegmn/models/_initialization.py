@@ -35,9 +35,10 @@ def init(model: nn.Module, key: Key, example: Any, *, method: str | None = None)
     >>> import jax_scalegmn as sg
     >>> arch = sg.siren((2, 4, 1))
     >>> model = sg.Encoder(sg.ScaleGMN(arch, features=4, num_layers=1), latent=3)
-    >>> variables = sg.models.init(model, jax.random.key(1), sg.network.init(arch, jax.random.key(0)))
-    >>> variables["params"]["readout"]["linear"]["kernel"].shape
-    (8, 3)
+    >>> params = sg.network.init(arch, jax.random.key(0))
+    >>> variables = sg.models.init(model, jax.random.key(1), params)
+    >>> model.apply(variables, params).shape
+    (3,)
     """
     arrays = stacks.to_dict(example)
     closed, shapes = jax.make_jaxpr(
