@@ -244,9 +244,19 @@ CONTROLS = {
 
 
 def inr_encoders(results: Results) -> Table:
-    files = {"the whole group": "digits_equivariant.json", "permutations alone": "digits_permutation.json"}
+    files = ("digits_equivariant.json", "digits_permutation.json")
+    return _inr_encoders(results, files, BOTH_ENCODERS + "permutation", "on digits")
+
+
+def inr_encoders_mnist_small(results: Results) -> Table:
+    files = ("mnist_small.json", "mnist_small_permutation.json")
+    command = f"{MNIST_SMALL} --encoder permutation --alignment.epochs 0"
+    return _inr_encoders(results, files, command, "on MNIST at 28 x 28")
+
+
+def _inr_encoders(results: Results, files: tuple[str, str], command: str, where: str) -> Table:
     rows = []
-    for label, name in files.items():
+    for label, name in zip(("the whole group", "permutations alone"), files, strict=True):
         file = results[name]
         merged = file["merging"]["independent fits"]["autoencoder"]
         rows.append(
@@ -260,10 +270,11 @@ def inr_encoders(results: Results) -> Table:
             )
         )
     return Table(
-        "Autoencoders of one decoder, size and training, whose encoders follow different groups: how far embeddings of "
-        "an orbit spread, over the spread of different networks; reconstruction; and the midpoint of independent fits",
-        BOTH_ENCODERS + "permutation",
-        list(files.values()),
+        f"Autoencoders of one decoder, size and training {where}, whose encoders follow different groups: how far "
+        "embeddings of an orbit spread, over the spread of different networks; reconstruction; and the midpoint of "
+        "independent fits",
+        command,
+        list(files),
         ("encoder follows", "parameters", "permuted", "signs", "both", "reconstruction", "decoded read", "midpoint"),
         rows,
     )
@@ -786,10 +797,11 @@ def classify_mnist(results: Results) -> Table:
         (
             encoder["label"],
             *(
-                f"{percent(share['encoders'][name]['accuracy']['mean'])} ({share['encoders'][name]['learning_rate']:g})"
+                f"{spread(share['encoders'][name]['accuracy'], 1, factor=100, unit='%')} "
+                f"({share['encoders'][name]['learning_rate']:g})"
                 for share in shares.values()
             ),
-            percent(encoder["moved_accuracy"]["mean"]),
+            spread(encoder["moved_accuracy"], 1, factor=100, unit="%"),
             percent(encoder["agreement"]["mean"]),
         )
         for name, encoder in found["encoders"].items()
@@ -1072,6 +1084,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         inr_noise_mnist_small,
         inr_controls,
         inr_encoders,
+        inr_encoders_mnist_small,
         editing,
         inr_orbit_weight,
         merging_digits,
@@ -1521,6 +1534,7 @@ def _classify_mnist_values(file: Mapping[str, Any]) -> dict[str, str]:
         "rates": {2: "two", 3: "three"}[len(config["learning_rates"])],
         "updates": str(config["least_updates"]),
         "epochs": str(config["train"]["epochs"]),
+        "seeds": {1: "one training", 3: "three trainings"}[config["seeds"]],
     }
 
 
@@ -1575,9 +1589,10 @@ def interval(value: Mapping[str, float], decimals: int, *, factor: float = 1) ->
     return f"{mean} [{low}, {high}]"
 
 
-def spread(value: Mapping[str, float], decimals: int, *, factor: float = 1, unit: str = "") -> str:
-    """A mean and a standard deviation, like "88.7% ± 1.9"."""
-    return f"{factor * value['mean']:.{decimals}f}{unit} ± {factor * value['std']:.{decimals}f}"
+def spread(value: Mapping[str, Any], decimals: int, *, factor: float = 1, unit: str = "") -> str:
+    """A mean and a standard deviation, like "88.7% ± 1.9"; of a single value itself."""
+    mean = f"{factor * value['mean']:.{decimals}f}{unit}"
+    return mean if value["std"] is None else f"{mean} ± {factor * value['std']:.{decimals}f}"
 
 
 def percent(share: float, decimals: int = 1) -> str:
