@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import importlib
 import json
 import math
@@ -26,7 +27,7 @@ import swept
 import jax_scalegmn as sg
 from experiments import classify, cnn, generalization, inr, runs
 from jax_scalegmn import training, zoo
-from jax_scalegmn.cli import _study, _sweep, _sweep_options, _trials, _work
+from jax_scalegmn.cli import _interruption, _study, _sweep, _sweep_options, _trials, _work
 from jax_scalegmn.cli._trials import Queue
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -660,6 +661,36 @@ def test_an_interruption_while_trials_are_taken_gives_them_back(place, monkeypat
     with pytest.raises(SystemExit, match="75"):
         run("work", "--storage", place, "--trials-per-program", "4")
     assert {one.state for one in trials(place).values()} == {"WAITING"}
+
+
+class Ends:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def in_a_destructor():
+    Ends()
+
+
+def in_a_callback_of_the_garbage_collector():
+    def once(phase, info):
+        if phase == "start":
+            signal.raise_signal(signal.SIGTERM)
+
+    gc.callbacks.append(once)
+    gc.collect()
+    gc.callbacks.remove(once)
+
+
+@pytest.mark.parametrize("arrive", [in_a_destructor, in_a_callback_of_the_garbage_collector])
+def test_an_interruption_is_not_lost_where_python_drops_what_is_raised(arrive):
+    before, arrived = signal.getsignal(signal.SIGTERM), False
+    with pytest.raises(KeyboardInterrupt), _interruption.raised():  # noqa: PT012
+        arrive()
+        arrived = True
+        time.sleep(10)
+    assert arrived
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # --- the experiments ------------------------------------------------------------------------------------------------

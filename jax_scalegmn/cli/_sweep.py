@@ -5,14 +5,13 @@ import importlib.metadata
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from jax_scalegmn import io
-from jax_scalegmn.cli import _study, _trials
+from jax_scalegmn.cli import _interruption, _study, _trials
 from jax_scalegmn.cli._study import Study
 from jax_scalegmn.cli._sweep_options import Launch, Make, Report, Status, SweepCommand, Work
 from jax_scalegmn.cli._trials import Queue
@@ -174,15 +173,13 @@ def _start(words: list[str], logs: Path, count: int) -> int:
         with path.open("ab") as log:
             workers.append(subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL))
     print(f"{count} workers: {' '.join(str(worker.pid) for worker in workers)}; they write to {logs}")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        statuses = [worker.wait() for worker in workers]
+        with _interruption.raised():
+            statuses = [worker.wait() for worker in workers]
     except KeyboardInterrupt:
         for worker in workers:
             worker.terminate()
         statuses = [worker.wait() for worker in workers]
-    finally:
-        signal.signal(signal.SIGTERM, before)
     for status, path in zip(statuses, paths, strict=True):
         if status:
             print(f"A worker ended with status {status}: see {path}")

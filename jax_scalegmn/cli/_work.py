@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_scalegmn import io
-from jax_scalegmn.cli import _study
+from jax_scalegmn.cli import _interruption, _study
 from jax_scalegmn.cli._study import Experiment
 from jax_scalegmn.cli._sweep_options import Work
 from jax_scalegmn.cli._trials import Claimed, Queue
@@ -46,25 +46,23 @@ def work(options: Work) -> dict[str, int]:
 
         queue.optuna.pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1)
     runner = _Runner(queue, experiment, options)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like an interruption from the keyboard
     try:
-        while not queue.finished():
-            with _held_back() as interruptions:
-                claimed = queue.claim(options.trials_per_program, runner.program)
-            if interruptions:
-                for one in claimed:
-                    queue.give_back(one)
-                raise KeyboardInterrupt
-            if not claimed:
-                time.sleep(min(5.0, options.heartbeat / 2))
-                continue
-            with queue.alive(claimed):
-                runner.run(claimed)
+        with _interruption.raised():
+            while not queue.finished():
+                with _held_back() as interruptions:
+                    claimed = queue.claim(options.trials_per_program, runner.program)
+                if interruptions:
+                    for one in claimed:
+                        queue.give_back(one)
+                    raise KeyboardInterrupt
+                if not claimed:
+                    time.sleep(min(5.0, options.heartbeat / 2))
+                    continue
+                with queue.alive(claimed):
+                    runner.run(claimed)
     except KeyboardInterrupt:
         print("Interrupted. Its trials wait for another worker; the same command goes on with them.", file=sys.stderr)
         raise SystemExit(_RUN_AGAIN) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return runner.ended
 
 
