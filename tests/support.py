@@ -25,7 +25,17 @@ GROUPS = {
 }
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 
+COMPILED: list[str] = []  # the names of the programs that were compiled; tests clear it
+
 act = jax.jit(symmetry.act)
+
+
+def _remember(event, duration, *, fun_name="", **_):
+    if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+        COMPILED.append(fun_name)
+
+
+jax.monitoring.register_event_duration_secs_listener(_remember)
 
 
 def precision(dtype):

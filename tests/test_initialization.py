@@ -12,15 +12,6 @@ from jax_scalegmn import models
 SIREN = support.ARCHITECTURES["siren"]
 PARAMS = support.random_params(SIREN)
 KEY = jax.random.key(3)
-PROGRAMS = []
-
-
-def remember(event, duration, *, fun_name="", **_):
-    if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
-        PROGRAMS.append(fun_name)
-
-
-jax.monitoring.register_event_duration_secs_listener(remember)
 
 
 class Several(nn.Module):
@@ -76,12 +67,12 @@ def test_a_method_may_read_the_example():
 def test_nothing_of_what_the_model_computes_is_compiled():
     x = jnp.ones((5, 7))
     model = nn.Sequential([nn.Dense(11), nn.softplus, nn.Dense(13)])
-    PROGRAMS.clear()
+    support.COMPILED.clear()
     models.init(model, KEY, x)
-    ours = list(PROGRAMS)
-    PROGRAMS.clear()
+    ours = list(support.COMPILED)
+    support.COMPILED.clear()
     model.init(KEY, x)
-    assert any("dot_general" in name for name in PROGRAMS), "the listener hears of programs by name"
+    assert any("dot_general" in name for name in support.COMPILED), "the listener hears of programs by name"
     assert ours
     assert not any("dot_general" in name or "softplus" in name for name in ours)
 

@@ -26,15 +26,6 @@ TRIALS = training.Trials(
     orbit_weight=[0.0] * 8 + [0.5] * 8,
     seed=[*range(8)] * 2,
 )
-COMPILED = []
-
-
-def remember(event, duration, **_):
-    if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
-        COMPILED.append(duration)
-
-
-jax.monitoring.register_event_duration_secs_listener(remember)
 
 
 def init(key):
@@ -114,10 +105,10 @@ def test_trials_of_muon_equal_their_own_runs_and_not_those_of_adamw():
 def test_a_population_compiles_one_program_for_all_trials_and_epochs():
     population = functools.partial(training.population, init, make_loss, TRIALS, DATA, batch_size=8, num_epochs=5)
     for over in (None, mesh()):
-        COMPILED.clear()
+        support.COMPILED.clear()
         for epoch in population(mesh=over):
             jax.block_until_ready(epoch)
-        assert len(COMPILED) == 1
+        assert len(support.COMPILED) == 1
 
 
 @pytest.mark.slow

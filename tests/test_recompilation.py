@@ -10,15 +10,6 @@ from jax_scalegmn import matching, merge
 
 ARCH = sg.mlp((2, 3, 2), "relu")
 X, KEY = jnp.linspace(-1, 1, 12).reshape(6, 2), jax.random.key(0)
-COMPILED = []
-
-
-def remember(event, duration, **_):
-    if event == "/jax/core/compile/jaxpr_to_mlir_module_duration":
-        COMPILED.append(duration)
-
-
-jax.monitoring.register_event_duration_secs_listener(remember)
 
 CALLS = {
     "weight": lambda a, b: matching.weight_matching(ARCH, a, b),
@@ -49,15 +40,15 @@ def square(params):
 )
 def test_the_second_call_compiles_nothing(name):
     CALLS[name](support.random_params(ARCH, 0), support.random_params(ARCH, 1))
-    COMPILED.clear()
+    support.COMPILED.clear()
     CALLS[name](support.random_params(ARCH, 2), support.random_params(ARCH, 3))
-    assert not COMPILED
+    assert not support.COMPILED
 
 
 def test_the_listener_hears_of_every_compilation():
-    COMPILED.clear()
+    support.COMPILED.clear()
     jax.jit(lambda x: x + 1)(jnp.ones(3))
-    assert COMPILED
+    assert support.COMPILED
 
 
 def test_a_loss_of_the_caller_may_change_from_call_to_call():

@@ -47,6 +47,7 @@ def init(model: nn.Module, key: Key, example: Any, *, method: str | None = None)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, True, instantiate=True)
     values = (*closed.consts, key, *jax.tree.leaves(arrays))
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), values, strict=True))
+    # Two parts: what is random and needs no example, and all else, which is given what the first part drew.
     read = _reached(jaxpr.eqns, jaxpr.invars[1:])
     random = _reached(jaxpr.eqns, jaxpr.invars[:1]) - read
     program = functools.partial(_evaluate, jaxpr, known)
