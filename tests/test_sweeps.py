@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -672,25 +673,35 @@ def in_a_destructor():
     Ends()
 
 
+def in_a_callback_of_a_weak_reference():
+    held = threading.Event()
+    reference = weakref.ref(held, lambda _: signal.raise_signal(signal.SIGTERM))
+    del held
+    assert reference() is None
+
+
 def in_a_callback_of_the_garbage_collector():
-    def once(phase, info):
+    def begin(phase, _):
         if phase == "start":
             signal.raise_signal(signal.SIGTERM)
 
-    gc.callbacks.append(once)
+    gc.callbacks.append(begin)
     gc.collect()
-    gc.callbacks.remove(once)
+    gc.callbacks.remove(begin)
 
 
-@pytest.mark.parametrize("arrive", [in_a_destructor, in_a_callback_of_the_garbage_collector])
+ARRIVE = [in_a_destructor, in_a_callback_of_a_weak_reference, in_a_callback_of_the_garbage_collector]
+
+
+@pytest.mark.parametrize("arrive", ARRIVE)
 def test_an_interruption_is_not_lost_where_python_drops_what_is_raised(arrive):
-    before, arrived = signal.getsignal(signal.SIGTERM), False
+    before, arrived = (signal.getsignal(signal.SIGTERM), sys.unraisablehook), False
     with pytest.raises(KeyboardInterrupt), _interruption.raised():  # noqa: PT012
         arrive()
         arrived = True
         time.sleep(10)
     assert arrived
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert (signal.getsignal(signal.SIGTERM), sys.unraisablehook) == before
 
 
 # --- the experiments ------------------------------------------------------------------------------------------------
