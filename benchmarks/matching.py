@@ -56,8 +56,8 @@ class Config:
     """The largest width that is solved on the device, whose solver takes minutes beyond."""
     repeats: int = 5
     """The number of timed repeats of a call."""
-    independent: int = 64
-    """The number of pairs of SIRENs 2-32-32-1, fitted to digits, that are matched next to the published loop, or 0."""
+    independent: tuple[int, ...] = (64, 256, 512)
+    """The numbers of pairs of SIRENs 2-32-32-1, fitted to digits, that are matched next to the published loop."""
     fit_steps: int = 300
     """The number of updates of each of them."""
 
@@ -83,8 +83,8 @@ def _rows(config: Config) -> Iterator[dict[str, Any]]:
         yield matching_row("depth", sg.mlp((128,) * (depth + 1) + (10,)), 1, SOLVERS, config.repeats)
     for batch in config.batches:
         yield matching_row("batch", sg.mlp((16, 32, 32, 10)), batch, SOLVERS, config.repeats)
-    if config.independent:
-        yield _independent_row(config)
+    for count in config.independent:
+        yield _independent_row(count, config.fit_steps, config.repeats)
     for number in config.numbers:
         yield _frame_row(sg.mlp((64, 128, 128, 10)), number, config.repeats)
 
@@ -128,12 +128,12 @@ def matching_row(
     }
 
 
-def _independent_row(config: Config) -> dict[str, Any]:
+def _independent_row(count: int, num_steps: int, repeats: int) -> dict[str, Any]:
     """Pairs of SIRENs that were fitted to different digits: one vmapped call, and the published loop pair by pair."""
-    arch, count = sg.siren((2, 32, 32, 1)), config.independent
+    arch = sg.siren((2, 32, 32, 1))
     images = load_digits().images[: 2 * count].astype(np.float32) / 16
     order = np.arange(2 * count)
-    fitted = zoo.fit_images(arch, images, 0 * order, image_index=order, num_steps=config.fit_steps)
+    fitted = zoo.fit_images(arch, images, 0 * order, image_index=order, num_steps=num_steps)
     params, target = (jax.tree.map(lambda leaf, one=one: leaf[one::2], fitted.params) for one in (0, 1))
     match = timing.compile_once(jax.vmap(functools.partial(matching.weight_matching, arch)), params, target)
     pairs = [
@@ -159,7 +159,7 @@ def _independent_row(config: Config) -> dict[str, Any]:
             "published": float(np.mean([sweeps for _, sweeps in calls["published"]()])),
         },
         "objective": dict(zip(calls, objectives, strict=True)),
-        "seconds": timing.in_turn(calls, repeats=config.repeats),
+        "seconds": timing.in_turn(calls, repeats=repeats),
     }
 
 

@@ -934,6 +934,32 @@ def speed_matching(results: Results) -> Table:
     )
 
 
+def speed_independent(results: Results) -> Table:
+    rows = [
+        (
+            f"{row['batch']:,}",
+            *(f"{1000 * row['seconds'][code]['median_s'] / row['batch']:.2f}" for code in ("ours", "published")),
+            f"{row['seconds']['published']['median_s'] / row['seconds']['ours']['median_s']:.1f}",
+            *(f"{row['objective'][code]:.3f}" for code in ("ours", "published")),
+        )
+        for row in results.rows("matching_cpu.jsonl", job="independent")
+    ]
+    return Table(
+        "Pairs of SIRENs 2-32-32-1 of different images in one call, and the published loop over the same pairs",
+        "python -m benchmarks.matching",
+        ["matching_cpu.jsonl"],
+        (
+            "pairs",
+            "ours, ms a pair",
+            "published, ms a pair",
+            "published / ours",
+            "product with the target, ours",
+            "published",
+        ),
+        rows,
+    )
+
+
 def speed_solvers(results: Results) -> Table:
     rows = [
         (
@@ -1123,6 +1149,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         speed_embed,
         speed_inr,
         speed_matching,
+        speed_independent,
         speed_solvers,
         speed_search,
         speed_frames,

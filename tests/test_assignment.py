@@ -83,9 +83,22 @@ def test_where_all_want_the_same_few_the_dense_solver_is_asked(monkeypatch):
     for score in (product, np.zeros((700, 700), np.float32)):
         assert _large_assignment.solve(score) is None
         monkeypatch.setattr(assignment, "_LARGE_FROM", 700)
-        np.testing.assert_array_equal(
-            assignment.scipy(jnp.asarray(score)), linear_sum_assignment(score, maximize=True)[1]
-        )
+        columns = assignment.scipy(jnp.asarray(score))
+        assert _total(score, columns) == _total(score, linear_sum_assignment(score, maximize=True)[1])
+
+
+@pytest.mark.parametrize("kind", ["noise", "tiny", "one sign", "planted", "like those of layers", "many equal"])
+def test_prices_of_columns_change_no_optimum(kind):
+    scores = np.stack([_scores(kind, 30), _scores(kind, 30) * np.geomspace(1e-3, 1e3, 30, dtype=np.float32)])
+    added = assignment._costs(scores) + scores.astype(np.float64)
+    np.testing.assert_allclose(added, np.tile(added[:, :1], (1, 30, 1)), rtol=1e-12)
+    for score, columns in zip(scores, np.asarray(jax.vmap(assignment.scipy)(jnp.asarray(scores))), strict=True):
+        best = _total(score, linear_sum_assignment(score, maximize=True)[1])
+        np.testing.assert_allclose(_total(score, columns), best, rtol=1e-12)
+
+
+def _total(score, columns):
+    return score.astype(np.float64)[np.arange(len(score)), columns].sum()
 
 
 def test_a_layer_is_large_from_some_width_on(monkeypatch):

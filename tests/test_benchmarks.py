@@ -98,7 +98,7 @@ def test_recipes_train_the_same_networks_and_are_told_apart(tmp_path, monkeypatc
 @pytest.mark.slow
 def test_matching_times_both_solvers_and_leaves_out_what_would_take_long(capsys):
     config = matching.Config(
-        (4, 8), (1,), (1, 3), (2,), (2, 5), (1, 4), 30, device_width=4, repeats=1, independent=3, fit_steps=2
+        (4, 8), (1,), (1, 3), (2,), (2, 5), (1, 4), 30, device_width=4, repeats=1, independent=(3,), fit_steps=2
     )
     rows = matching.main(config)
     jobs = ["solver"] * 3 + ["width"] * 2 + ["depth"] + ["batch"] * 2 + ["independent", "frame"]
