@@ -73,6 +73,8 @@ class MatchConfig:
     """The most exchanges that a step of search matching tries."""
     image_examples: int = 256
     """As `function_examples`, for networks of images."""
+    scale_steps: int = 200
+    """The number of gradient steps of the methods that fit positive scales, for networks that have them."""
 
 
 MethodName: TypeAlias = Literal[
@@ -88,8 +90,13 @@ MethodName: TypeAlias = Literal[
     "search",
     "search_activations",
     "search_gradient",
+    "scales",
+    "scales_activations",
+    "search_scales",
 ]
-WayName: TypeAlias = Literal["naive", "canonical", "first", "mean", "search", "search_gradient", "search_last"]
+WayName: TypeAlias = Literal[
+    "naive", "canonical", "first", "mean", "search", "search_gradient", "search_last", "search_scales"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +185,7 @@ PRESETS = {
                 search_neurons=1,
                 search_candidates=2,
                 image_examples=4,
+                scale_steps=2,
             ),
         ),
     ),
@@ -374,8 +382,9 @@ def methods(config: Config, arch: Architecture, data: Data) -> dict[str, Method]
         "sinkhorn": Method("Sinkhorn", sinkhorn),
         "straight_through": Method("straight-through", straight_through),
         **_by_function(config, arch, data, by_activations),
+        **_by_scales(config, arch, data, by_weights, by_activations),
     }
-    return {name: every[name] for name in config.methods}
+    return {name: every[name] for name in config.methods if name in every}
 
 
 def _by_function(
@@ -406,6 +415,40 @@ def _by_function(
         "search_activations": Method("search from activations", from_activations),
         "search_gradient": Method("search after gradient steps", functools.partial(search, gradient_steps=steps)),
     }
+
+
+def _by_scales(
+    config: Config,
+    arch: Architecture,
+    data: Data,
+    by_weights: Callable[..., Matching],
+    by_activations: Callable[..., Matching],
+) -> dict[str, Method]:
+    """The methods that fit positive scales to what merged networks compute; none where there are no such scales."""
+    if not _has_scales(arch):
+        return {}
+    settings, x = config.match, function_inputs(config.match, arch, data)
+    steps, options = settings.scale_steps, search_options(settings, arch)
+
+    def fit(params: Params, target: Params, key: Key, match: Callable[..., Matching]) -> Matching:
+        start, distance = match(params, target, key), matching.cross_entropy
+        return matching.fit_scales(
+            arch, params, target, x, distance=distance, start=start, times=(0.5,), num_steps=steps
+        )
+
+    def search(params: Params, target: Params, key: Key) -> Matching:
+        more = options | {"gradient_steps": settings.function_steps, "scale_steps": steps}
+        return matching.search_matching(arch, params, target, x, key, times=(0.5,), **more)
+
+    return {
+        "scales": Method("weights, scales fitted", functools.partial(fit, match=by_weights)),
+        "scales_activations": Method("activations, scales fitted", functools.partial(fit, match=by_activations)),
+        "search_scales": Method("search after gradient steps, scales fitted", search),
+    }
+
+
+def _has_scales(arch: Architecture) -> bool:
+    return any(layer.scaling.has_sizes for layer in arch.hidden)
 
 
 def function_inputs(settings: MatchConfig, arch: Architecture, data: Data) -> jax.Array:
@@ -581,7 +624,10 @@ def many_routes(config: Config, arch: Architecture, data: Data) -> dict[str, Cal
         "search_gradient": functools.partial(searched, gradient_steps=steps),
         "search_last": functools.partial(searched, gradient_steps=steps, last_round=True),
     }
-    return {name: routes[name] for name in config.ways}
+    if _has_scales(arch):
+        scale_steps = config.match.scale_steps
+        routes["search_scales"] = functools.partial(searched, gradient_steps=steps, scale_steps=scale_steps)
+    return {name: routes[name] for name in config.ways if name in routes}
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------
@@ -595,6 +641,7 @@ WAYS = {
     "search": "search",
     "search_gradient": "search after gradient steps",
     "search_last": "and a last round",
+    "search_scales": "search after gradient steps, scales fitted",
 }
 
 

@@ -90,6 +90,9 @@ def network(seed):
 
 
 ARCH = sg.infer(apply_dict, network(0), X).arch
+RELU = sg.infer(
+    lambda params, x: jax.nn.relu(x @ params["up"]["kernel"]) @ params["down"]["kernel"], network(0), X
+).arch
 ELEMENT = sg.symmetry.random(ARCH, jax.random.key(5))
 KEY = jax.random.key(3)
 
@@ -210,6 +213,9 @@ FUNCTIONS = {
     ),
     "matching.search_matching": lambda a, b, stack, f: sg.matching.search_matching(
         ARCH, a, b, None, KEY, loss_fn=loss(f), start=ELEMENT, max_sweeps=1
+    ),
+    "matching.fit_scales": lambda a, b, stack, f: sg.matching.fit_scales(
+        RELU, a, b, None, loss_fn=loss(f), num_steps=1
     ),
     "matching.best_of": lambda a, b, stack, f: sg.matching.best_of(
         ARCH, a, b, [functools.partial(sg.matching.unmatched, ARCH)], loss(f)

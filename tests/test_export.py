@@ -147,6 +147,7 @@ ON_INRS = {
     "symmetry.wrap_phase": lambda arch, a, b, x, key: symmetry.wrap_phase(arch, a),
     "training.make_step": lambda arch, a, b, x, key: step(arch, a, x, key),
 }
+RELU = sg.mlp((2, 4, 2), "relu")
 ON_ARRAYS = {
     "landscape.bootstrap": lambda x, key: landscape.bootstrap(x[0], key),
     "landscape.height": lambda x, key: landscape.height(x[0]),
@@ -155,6 +156,9 @@ ON_ARRAYS = {
     "matching.assignment.hungarian": lambda x, key: assignment.hungarian(x),
     "matching.assignment.with_signs": lambda x, key: assignment.with_signs(x, x),
     "matching.cross_entropy": lambda x, key: matching.cross_entropy(x, x),
+    "matching.fit_scales": lambda x, key: matching.fit_scales(
+        RELU, *(network.init(RELU, one) for one in jax.random.split(key)), x[:, :2], num_steps=2
+    ),
     "matching.squared_error": lambda x, key: matching.squared_error(x, x),
     "matching.relaxation.sinkhorn_solver": lambda x, key: relaxation.sinkhorn_solver(3)(x),
     "network.moments.over_examples": lambda x, key: jax.vmap(

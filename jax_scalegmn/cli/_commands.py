@@ -220,9 +220,7 @@ def _match(
         case "search":
             assert data is not None  # _options.check refuses it
             x, key = data.x[:_NUM_COMPARED], jax.random.key(options.seed)
-            distance = _distance(options, arch, data)
-            steps = options.gradient_steps
-            return matching.search_matching(arch, params, target, x, key, distance=distance, gradient_steps=steps)
+            return matching.search_matching(arch, params, target, x, key, **_search_options(options, arch, data))
         case "canonical":
             return matching.canonical_matching(arch, params, target)
         case "none":
@@ -234,8 +232,7 @@ def _searched_together(
 ) -> tuple[Params, list[Matching]]:
     """The first network, and the matchings with which each joins the mean of those before it."""
     x, key = data.x[:_NUM_COMPARED], jax.random.key(options.seed)
-    distance, steps = _distance(options, arch, data), options.gradient_steps
-    many = merge.merge_many(arch, stacks.stack(*originals), x, key, distance=distance, gradient_steps=steps)
+    many = merge.merge_many(arch, stacks.stack(*originals), x, key, **_search_options(options, arch, data))
     results = [matching.unmatched(arch, originals[0], originals[0])]
     for index, params in enumerate(originals[1:], start=1):
         one = stacks.member(many._replace(params={}), index)
@@ -243,6 +240,14 @@ def _searched_together(
         searched = (one.losses, one.start_losses, one.evaluations)
         results.append(Matching(one.elements, similarity, one.sweeps, one.converged, *searched))
     return originals[0], results
+
+
+def _search_options(options: Alignment, arch: Architecture, data: LabeledExamples) -> dict[str, Any]:
+    return {
+        "distance": _distance(options, arch, data),
+        "gradient_steps": options.gradient_steps,
+        "scale_steps": options.scale_steps,
+    }
 
 
 def _distance(options: Alignment, arch: Architecture, data: LabeledExamples) -> Callable[..., jax.Array]:

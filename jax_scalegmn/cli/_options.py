@@ -64,6 +64,9 @@ class Alignment(Common):
     gradient_steps: int = 0
     """The number of gradient steps on relaxed permutations and signs before the exchanges of --method search, like 100.
     They need the extra sinkhorn."""
+    scale_steps: int = 0
+    """The number of gradient steps on positive scales after the exchanges of --method search, like 100; for networks
+    with relu and other activations that have such scales."""
     scale: bool = True
     """Align with signs and positive scales as well as permutations."""
 
@@ -209,8 +212,9 @@ def _check_alignment(options: Alignment) -> None:
         raise ValueError(f"--method {options.method} needs examples: pass --data x.npz.")
     if options.distance != "auto" and options.method != "search":
         raise ValueError(f"--distance goes with --method search, got {options.method}. Leave it out.")
-    if options.gradient_steps and options.method != "search":
-        raise ValueError(f"--gradient-steps goes with --method search, got {options.method}. Leave it out.")
+    for name, steps in (("gradient", options.gradient_steps), ("scale", options.scale_steps)):
+        if steps and options.method != "search":
+            raise ValueError(f"--{name}-steps goes with --method search, got {options.method}. Leave it out.")
     if not options.scale and options.method not in ("weights", "activations"):
         raise ValueError(f"--no-scale goes with --method weights or activations, got {options.method}. Leave it out.")
 

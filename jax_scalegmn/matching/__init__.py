@@ -17,6 +17,7 @@ from jax_scalegmn.matching._frames import (
 )
 from jax_scalegmn.matching._functions import cross_entropy, squared_error
 from jax_scalegmn.matching._many import many
+from jax_scalegmn.matching._scales import fit_scales
 from jax_scalegmn.matching._search import search_matching
 from jax_scalegmn.matching._weights import (
     Matching,
@@ -45,6 +46,7 @@ __all__ = [
     "canonical_matching",
     "cross_entropy",
     "cycle_consistency",
+    "fit_scales",
     "framed",
     "many",
     "orbit_distance",

@@ -44,12 +44,10 @@ def objective(
     apply_fn: Callable[[Any, Array], Array] | None,
 ) -> Objective:
     """The objective on the segment between the goal and the moved source, at the points of it."""
+    ends = _functions.ends(pair, x, loss_fn, apply_fn)
     if loss_fn is not None:
-        of_point = _functions.segment_loss(pair, loss_fn)
-        ends = {"target": of_point(pair.source, jnp.asarray(0.0)), "params": of_point(pair.source, jnp.asarray(1.0))}
-        return Objective(*_one_by_one(pair, points, of_point), ends)
+        return Objective(*_one_by_one(pair, points, _functions.segment_loss(pair, loss_fn)), ends)
     first, last = _functions.end_outputs(pair, x, apply_fn)
-    ends = {"target": jnp.abs(first).max(), "params": jnp.abs(last).max()}
     if apply_fn is None and (layers := _chain(pair.arch)):
         points = points.astype(first.dtype)
         expected = jax.vmap(lambda t: (1 - t) * first + t * last)(points)

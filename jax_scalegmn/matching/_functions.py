@@ -9,10 +9,12 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jax_scalegmn import network, stacks
 from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.matching._weights import Matching
 from jax_scalegmn.symmetry import BalancedPair
 from jax_scalegmn.types import Params
 
@@ -84,6 +86,84 @@ def check_data(
         network.check_examples(arch, jnp.asarray(x))
     elif jnp.ndim(x) < 1 or not jnp.size(x):
         raise ValueError(f"x has shape {jnp.shape(x)}; expected one example or more, [examples, ...].")
+
+
+def check_times(times: Any) -> None:
+    """Checks the points of a segment at which merged networks are judged.
+
+    Args:
+      times: The points.
+
+    Raises:
+      ValueError: If there are none, or (where values are known) if one is not in [0, 1].
+    """
+    values = np.asarray(times) if stacks.is_concrete(times) else np.zeros(np.shape(times))
+    if values.ndim != 1 or not len(values) or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"times are {times}; expected one or more numbers in [0, 1], like (0.25, 0.5, 0.75).")
+
+
+def check_losses(found: Matching, ends: dict[str, Array]) -> None:
+    """Checks, where the values are known, that a search began from finite numbers.
+
+    Args:
+      found: Its result, with the start's loss.
+      ends: By the name of an end point a number that is finite if the network can be searched with.
+
+    Raises:
+      ValueError: If one of them is not finite.
+    """
+    if not stacks.is_concrete((found, ends)):
+        return
+    for name, value in ends.items():
+        if not np.isfinite(value):
+            raise ValueError(
+                f"The loss or an output of {name} is {value}; expected finite numbers at both ends of the segment. "
+                "Check that network on the data."
+            )
+    if found.start_loss is not None and not np.isfinite(found.start_loss):
+        raise ValueError(
+            f"The loss at the start is {found.start_loss}; expected a finite number. Begin at another start."
+        )
+
+
+def ends(
+    pair: BalancedPair,
+    x: ArrayLike | None,
+    loss_fn: Callable[[Any], Array] | None,
+    apply_fn: Callable[[Any, Array], Array] | None,
+) -> dict[str, Float[Array, ""]]:
+    """By the name of an end point a number that is finite if the network can be searched with.
+
+    Args:
+      pair: Both networks in their balanced gauges.
+      x: The inputs, [examples, ...]; None with a loss.
+      loss_fn: Maps params to a scalar; None for the outputs on x.
+      apply_fn: (params, x) -> outputs; None for `network.apply`.
+    """
+    if loss_fn is not None:
+        at = segment_loss(pair, loss_fn)
+        return {"target": at(pair.source, jnp.asarray(0.0)), "params": at(pair.source, jnp.asarray(1.0))}
+    first, last = end_outputs(pair, x, apply_fn)
+    return {"target": jnp.abs(first).max(), "params": jnp.abs(last).max()}
+
+
+def at_point(
+    pair: BalancedPair,
+    x: ArrayLike | None,
+    distance: Distance,
+    loss_fn: Callable[[Any], Array] | None,
+    apply_fn: Callable[[Any, Array], Array] | None,
+) -> AtPoint:
+    """The loss on the segment, or without one the distance to the interpolated outputs.
+
+    Args:
+      pair: Both networks in their balanced gauges.
+      x: The inputs, [examples, ...]; None with a loss.
+      distance: (outputs, expected outputs) -> a scalar.
+      loss_fn: Maps params to a scalar; None for the distance.
+      apply_fn: (params, x) -> outputs; None for `network.apply`.
+    """
+    return segment_distance(pair, x, distance, apply_fn) if loss_fn is None else segment_loss(pair, loss_fn)
 
 
 def segment_loss(pair: BalancedPair, loss_fn: Callable[[Any], Array]) -> AtPoint:

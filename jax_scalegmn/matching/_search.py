@@ -7,7 +7,7 @@ the whole group of permutations and signs, in the norm-balanced gauge, which set
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,22 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jax_scalegmn import network, stacks, symmetry
 from jax_scalegmn.architecture import Architecture, NeuronLayer
-from jax_scalegmn.matching import _activations, _differentiable, _exchanges, _functions, _weights, relaxation
+from jax_scalegmn.matching import (
+    _activations,
+    _differentiable,
+    _exchanges,
+    _functions,
+    _scales,
+    _weights,
+    relaxation,
+)
 from jax_scalegmn.matching._exchanges import Objective
 from jax_scalegmn.matching._functions import Distance, squared_error
 from jax_scalegmn.matching._weights import Matching
 from jax_scalegmn.symmetry import BalancedPair, Element
 from jax_scalegmn.types import Key, Params
+
+_T = TypeVar("_T")
 
 
 @stacks.any_container("params", "target", calls=("loss_fn", "apply_fn"))
@@ -41,6 +51,7 @@ def search_matching(
     max_sweeps: int = 10,
     temperature: float = 0.0,
     gradient_steps: int = 0,
+    scale_steps: int = 0,
 ) -> Matching:
     """Finds an element by local search on what the merged network computes; labels are not needed.
 
@@ -61,8 +72,9 @@ def search_matching(
     points `times`, and begins at the best element that they saw, or at the start if none was better. Far from a good
     element, and in wide layers, where exchanges are many and each gains little, the two reach what neither does alone.
 
-    Positive scales are settled by the norm-balanced gauge, as in `matching.weight_matching`. Neurons that are silent on
-    x cannot be told from each other.
+    Positive scales are settled by the norm-balanced gauge, as in `matching.weight_matching`. With `scale_steps` the
+    search ends with as many gradient steps on them, as `fit_scales` makes them, and begins in the start's own scales
+    where those are better. Neurons that are silent on x cannot be told from each other.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -83,7 +95,8 @@ def search_matching(
       loss_fn: Maps params to a scalar, in place of `distance`: a loss with labels, say.
       apply_fn: (params, x) -> outputs of the whole batch; None for `network.apply`.
       start: The element to begin with, or the matching that holds it: `symmetry.identity`, or the result of another
-        matcher. Its positive scales are replaced by the balanced gauge's. None: `matching.weight_matching`.
+        matcher. Without `scale_steps` its positive scales are replaced by the balanced gauge's. None:
+        `matching.weight_matching`.
       times: The points of the segment between target (0) and the moved network (1). (0.5,) costs a third, but the path
         bulges next to its middle.
       candidates: The most exchanges that a step tries, and has in memory.
@@ -92,15 +105,17 @@ def search_matching(
         temperature, in units of the start's objective, falling linearly to 0 in the last sweep. 0 takes the best.
       gradient_steps: The number of steps on soft elements before the search; 0 for none. They need ott-jax:
         `pip install "jax-scalegmn[sinkhorn]"`.
+      scale_steps: The number of gradient steps on positive scales after the search; 0 for none.
 
     Returns:
       The matching, with its `loss`, the start's `start_loss` and the number of `evaluations` of the objective, of which
-      a gradient step makes two, one of a soft element and one of a hard one.
+      a gradient step makes two, one of a soft element and one of a hard one, and a step on scales one.
 
     Raises:
       ImportError: With gradient steps, if ott-jax is not installed.
-      ValueError: If networks, start or inputs do not fit the architecture, on options out of their range, without x and
-        `loss_fn`, or (where values are known) if an end point or the start has no finite loss.
+      ValueError: If networks, start or inputs do not fit the architecture, on options out of their range, on
+        `scale_steps` for an architecture without positive scales, without x and `loss_fn`, or (where values are known)
+        if an end point or the start has no finite loss.
     """
     _check_options(
         times,
@@ -108,18 +123,21 @@ def search_matching(
         max_sweeps=max_sweeps,
         temperature=temperature,
         gradient_steps=gradient_steps,
+        scale_steps=scale_steps,
     )
+    if scale_steps:
+        _scales.check_sizes(arch, "scale_steps")
     _functions.check_data(arch, x, loss_fn, apply_fn)
     begin = start.element if isinstance(start, Matching) else start
     _differentiable._check_networks(arch, params, target, begin)
-    options = _Options(distance, candidates, max_sweeps, temperature, gradient_steps)
+    options = _Options(distance, candidates, max_sweeps, temperature, gradient_steps, scale_steps)
     given = (arch, params, target, None if x is None else jnp.asarray(x), key, begin, jnp.asarray(times, float))
     if loss_fn is None and apply_fn is None:
         found, ends = _solved(*given, options=options)
     else:  # functions of the caller may close over data, which a program that is kept would keep in memory
         own = functools.partial(_solve, options=options, loss_fn=loss_fn, apply_fn=apply_fn)
         found, ends = jax.jit(own)(*given)
-    _check_losses(found, ends)
+    _functions.check_losses(found, ends)
     return found
 
 
@@ -134,6 +152,7 @@ class _Options(NamedTuple):
     max_sweeps: int
     temperature: float
     gradient_steps: int
+    scale_steps: int
 
 
 def _solve(
@@ -150,31 +169,75 @@ def _solve(
 ) -> tuple[Matching, dict[str, Array]]:
     """The matching, and the losses at both ends."""
     pair, first = _differentiable._begin(arch, params, target, begin)
+    make_at = functools.partial(_functions.at_point, x=x, distance=options.distance, loss_fn=loss_fn, apply_fn=apply_fn)
+    if options.scale_steps and begin is not None:
+        pair = _better_gauge(pair, _scales.with_scales_of(arch, pair, begin), first, points, make_at)
     objective = _exchanges.objective(pair, x, points, options.distance, loss_fn, apply_fn)
     start_loss = objective.loss(first)
     if options.gradient_steps:
-        if loss_fn is None:
-            at_point = _functions.segment_distance(pair, x, options.distance, apply_fn)
-        else:
-            at_point = _functions.segment_loss(pair, loss_fn)
         key, step_key = jax.random.split(key)
-        first = _descended(pair, objective, at_point, points, step_key, first, options.gradient_steps)
+        first = _descended(pair, objective, make_at(pair), points, step_key, first, options.gradient_steps)
     best = _search(pair, objective, x, key, first, start_loss, options)
-    element = pair.between_given(best.best)
+    element, loss = pair.between_given(best.best), best.best_loss
+    if options.scale_steps:
+        element, loss = _scaled(arch, pair, make_at(pair), points, best, options.scale_steps)
     similarity = _weights.similarity(arch, symmetry.act(arch, element, params), target)
     found = Matching(
         element,
         similarity,
         best.sweeps,
         ~best.changed,
-        best.best_loss,
+        loss,
         start_loss,
-        best.evaluations + 2 * options.gradient_steps,
+        best.evaluations + 2 * options.gradient_steps + options.scale_steps,
     )
     return found, objective.ends
 
 
 _solved = jax.jit(_solve, static_argnames="options")
+
+
+def _scaled(
+    arch: Architecture,
+    pair: BalancedPair,
+    at_point: _functions.AtPoint,
+    points: Float[Array, " points"],
+    best: "_State",
+    num_steps: int,
+) -> tuple[Element, Float[Array, ""]]:
+    """What was found, between the networks as given, with positive scales fitted where they are better."""
+    moved = symmetry.act(pair.arch, best.best, pair.source)
+    fitted = _scales.fit(arch, at_point, points, moved, num_steps=num_steps)
+    to_source, from_goal = pair.to_source, pair.from_goal
+    scaled = symmetry.compose(arch, fitted.scales, symmetry.compose(arch, best.best, to_source))
+    # Compared by the objective of the search: another program of the same numbers rounds otherwise.
+    better = fitted.loss < best.best_loss
+    element = _chosen(better, symmetry.compose(arch, from_goal, scaled), pair.between_given(best.best))
+    return element, jnp.minimum(fitted.loss, best.best_loss)
+
+
+def _better_gauge(
+    pair: BalancedPair,
+    other: BalancedPair,
+    element: Element,
+    points: Float[Array, " points"],
+    make_at: Callable[[BalancedPair], _functions.AtPoint],
+) -> BalancedPair:
+    """Of two pairs that differ in their goals' gauges the one in which an element has the lower objective."""
+
+    def loss(pair: BalancedPair) -> Array:
+        moved = symmetry.act(pair.arch, element, pair.source)
+        return jax.vmap(lambda t: make_at(pair)(moved, t))(points).mean()
+
+    better = loss(other) < loss(pair)
+    goal, from_goal = _chosen(better, (other.goal, other.from_goal), (pair.goal, pair.from_goal))
+    return pair._replace(goal=goal, from_goal=from_goal)
+
+
+def _chosen(condition: Array, yes: _T, no: _T) -> _T:
+    """One of two pytrees, when the program runs."""
+    chosen: _T = jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+    return chosen
 
 
 class _State(NamedTuple):
@@ -206,8 +269,7 @@ def _descended(
     options = _differentiable._Sinkhorn(num_steps=num_steps)
     found = _differentiable._descend(pair, begin, at_point, points, draw, options).best
     # Compared by the objective of the search: another program of the same numbers rounds otherwise.
-    better = objective.loss(found) < objective.loss(begin)
-    return jax.tree.map(lambda new, old: jnp.where(better, new, old), found, begin)
+    return _chosen(objective.loss(found) < objective.loss(begin), found, begin)
 
 
 def _search(
@@ -304,7 +366,7 @@ def _sweep_layer(
         taken, best = best >= 0, jnp.maximum(best, 0)
         partner, signs = partners[best // len(layer.signs)], jnp.asarray(layer.signs)[best % len(layer.signs)]
         moved = _exchanges.exchange(state.element, layer.name, i, partner, signs)
-        element = jax.tree.map(lambda old, new: jnp.where(taken, new, old), state.element, moved)
+        element = _chosen(taken, moved, state.element)
         state = state._replace(
             element=element,
             loss=jnp.where(taken, losses[best], state.loss),
@@ -320,8 +382,7 @@ def _with_best(state: _State, heated: bool) -> _State:
     """The best element is the current one, except while a heat takes worse ones too."""
     if not heated:
         return state._replace(best=state.element, best_loss=state.loss)
-    better = state.loss < state.best_loss
-    best = jax.tree.map(lambda old, new: jnp.where(better, new, old), state.best, state.element)
+    best = _chosen(state.loss < state.best_loss, state.element, state.best)
     return state._replace(best=best, best_loss=jnp.minimum(state.loss, state.best_loss))
 
 
@@ -350,35 +411,16 @@ def _most_promising(
 _NOISE = 0.1  # of the gain, in units of a correlation
 
 
-def _check_options(times: Any, *, candidates: int, max_sweeps: int, temperature: float, gradient_steps: int) -> None:
-    if len(np.shape(times)) != 1 or not np.shape(times)[0] or (stacks.is_concrete(times) and not _within(times)):
-        raise ValueError(f"times are {times}; expected one or more numbers in [0, 1], like (0.25, 0.5, 0.75).")
+def _check_options(
+    times: Any, *, candidates: int, max_sweeps: int, temperature: float, gradient_steps: int, scale_steps: int
+) -> None:
+    _functions.check_times(times)
     if candidates < 1 or max_sweeps < 1:
         raise ValueError(f"candidates is {candidates}, max_sweeps {max_sweeps}; expected numbers >= 1.")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}; expected a finite number >= 0; 0 for no annealing.")
-    if gradient_steps < 0:
-        raise ValueError(f"gradient_steps is {gradient_steps}; expected a number >= 0; 0 for none.")
+    for name, steps in (("gradient_steps", gradient_steps), ("scale_steps", scale_steps)):
+        if steps < 0:
+            raise ValueError(f"{name} is {steps}; expected a number >= 0; 0 for none.")
     if gradient_steps:
         relaxation.sinkhorn_solver(1)  # says at once that ott-jax is missing
-
-
-def _within(times: Any) -> bool:
-    values = np.asarray(times)
-    return bool(((values >= 0) & (values <= 1)).all())
-
-
-def _check_losses(found: Matching, ends: dict[str, Array]) -> None:
-    """Checks, where the values are known, that the search began from finite numbers."""
-    if not stacks.is_concrete((found, ends)):
-        return
-    for name, value in ends.items():
-        if not np.isfinite(value):
-            raise ValueError(
-                f"The loss or an output of {name} is {value}; expected finite numbers at both ends of the segment. "
-                "Check that network on the data."
-            )
-    if found.start_loss is not None and not np.isfinite(found.start_loss):
-        raise ValueError(
-            f"The loss at the start is {found.start_loss}; expected a finite number. Begin at another start."
-        )

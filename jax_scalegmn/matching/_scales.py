@@ -1,0 +1,245 @@
+"""Positive scales fitted to what the merged network computes.
+
+Around a ReLU a neuron's inputs can be multiplied by any positive number and its outputs divided by it. The
+norm-balanced gauge settles these scales by the norms of two networks, whatever they compute. Merged networks depend on
+them, as on permutations; and they are continuous, so that gradient steps find better ones.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from jax_scalegmn import architecture, stacks, symmetry
+from jax_scalegmn.architecture import Architecture
+from jax_scalegmn.matching import _differentiable, _functions, _weights
+from jax_scalegmn.matching._functions import AtPoint, Distance, squared_error
+from jax_scalegmn.matching._weights import Matching
+from jax_scalegmn.symmetry import BalancedPair, Element
+from jax_scalegmn.types import Params
+
+LEARNING_RATE = 0.05
+
+
+@stacks.any_container("params", "target", calls=("loss_fn", "apply_fn"))
+def fit_scales(
+    arch: Architecture,
+    params: Params,
+    target: Params,
+    x: ArrayLike | None,
+    *,
+    distance: Distance = squared_error,
+    loss_fn: Callable[[Any], Array] | None = None,
+    apply_fn: Callable[[Any, Array], Array] | None = None,
+    start: Element | Matching | None = None,
+    times: Sequence[float] | Float[Array, " points"] = (0.25, 0.5, 0.75),
+    num_steps: int = 100,
+    learning_rate: float = LEARNING_RATE,
+) -> Matching:
+    """Fits the positive scales of an element by gradient steps on what the merged network computes.
+
+    The objective is that of `search_matching`: the mean over t in `times` of
+    distance(f(lerp(target, moved, t)), (1 - t) f(target) + t f(params)) on the inputs x, without labels, or the mean of
+    loss_fn(lerp(target, moved, t)). Adam moves the logarithms of all positive scales at once, its learning rate falling
+    to 0 along a cosine; permutations and signs stay. Both networks keep their functions exactly, and the result is
+    never worse than the start. It costs a gradient of the merged network in every step, and helps after any matcher:
+    most after those that look at weights alone.
+
+    >>> import jax
+    >>> import jax_scalegmn as sg
+    >>> arch = sg.mlp((2, 8, 1), "relu")
+    >>> params, target = (sg.network.init(arch, key) for key in jax.random.split(jax.random.key(0)))
+    >>> x = jax.random.normal(jax.random.key(1), (32, 2))
+    >>> found = sg.matching.fit_scales(arch, params, target, x)
+    >>> bool(found.loss < found.start_loss)
+    True
+
+    Args:
+      arch: The architecture of both networks, with positive scales, like those of ReLU.
+      params: The network to transform.
+      target: The network to come close to.
+      x: The inputs on which functions are compared, [examples, ...] as `network.apply` takes one; None with `loss_fn`.
+      distance: (outputs, expected outputs) -> a scalar: `squared_error`, or `cross_entropy` for classifiers.
+      loss_fn: Maps params to a scalar, in place of `distance`: a loss with labels, say.
+      apply_fn: (params, x) -> outputs of the whole batch; None for `network.apply`.
+      start: The element whose scales are fitted, or the matching that holds it. None: `matching.weight_matching`.
+      times: The points of the segment between target (0) and the moved network (1).
+      num_steps: The number of Adam's steps.
+      learning_rate: Adam's first learning rate, of the logarithms.
+
+    Returns:
+      The matching, with its `loss`, the start's `start_loss` and the number of `evaluations` of the objective; `sweeps`
+      are the steps, and it is converged if the last tenth of them lowered the loss by less than a thousandth.
+
+    Raises:
+      ValueError: If networks, start or inputs do not fit the architecture, if it has no positive scales, on options out
+        of their range, without x and `loss_fn`, or (where values are known) if an end point or the start has no finite
+        loss.
+    """
+    check_sizes(arch, "fit_scales")
+    _functions.check_times(times)
+    _differentiable._check_counts(num_steps=num_steps)
+    _differentiable._check_positive(learning_rate=learning_rate)
+    _functions.check_data(arch, x, loss_fn, apply_fn)
+    begin = start.element if isinstance(start, Matching) else start
+    _differentiable._check_networks(arch, params, target, begin)
+    options = _Options(distance, num_steps, learning_rate)
+    given = (arch, params, target, None if x is None else jnp.asarray(x), begin, jnp.asarray(times, float))
+    if loss_fn is None and apply_fn is None:
+        found, ends = _solved(*given, options=options)
+    else:  # functions of the caller may close over data, which a program that is kept would keep in memory
+        own = functools.partial(_solve, options=options, loss_fn=loss_fn, apply_fn=apply_fn)
+        found, ends = jax.jit(own)(*given)
+    _functions.check_losses(found, ends)
+    return found
+
+
+class Fitted(NamedTuple):
+    """Scales that were fitted.
+
+    Attributes:
+      scales: The element of positive scales alone.
+      loss: Its objective.
+      start_loss: The objective without it.
+      converged: Whether the last tenth of the steps lowered it by less than a thousandth.
+    """
+
+    scales: Element
+    loss: Float[Array, ""]
+    start_loss: Float[Array, ""]
+    converged: Bool[Array, ""]
+
+
+def fit(
+    arch: Architecture,
+    at: AtPoint,
+    points: Float[Array, " points"],
+    moved: Params,
+    *,
+    num_steps: int,
+    learning_rate: float = LEARNING_RATE,
+) -> Fitted:
+    """The best positive scales of `moved` that gradient steps saw, the first being none.
+
+    Args:
+      arch: The architecture, with its positive scales.
+      at: (moved, t) -> the objective at a point of the segment.
+      points: These points.
+      moved: The network whose neurons are scaled.
+      num_steps: The number of Adam's steps.
+      learning_rate: Adam's first learning rate.
+    """
+    identity = symmetry.identity(arch)
+    tx = optax.apply_if_finite(optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps)), num_steps)
+
+    def scales(logs: dict[str, Array]) -> Element:
+        return Element(identity.permutation, identity.scale | {name: jnp.exp(log) for name, log in logs.items()})
+
+    def loss(logs: dict[str, Array]) -> Array:
+        scaled = symmetry.act(arch, scales(logs), moved)
+        return jax.vmap(lambda t: at(scaled, t))(points).mean()
+
+    def keep(best: tuple[Any, Array], logs: dict[str, Array], value: Array) -> tuple[Any, Array]:
+        better = value < best[1]  # never, where it is not a number
+        return jax.tree.map(lambda new, old: jnp.where(better, new, old), (logs, value), best)
+
+    def step(state: tuple[Any, Any, tuple[Any, Array]], _: None) -> tuple[Any, Array]:
+        logs, opt_state, best = state
+        value, gradient = jax.value_and_grad(loss)(logs)
+        best = keep(best, logs, value)
+        updates, opt_state = tx.update(gradient, opt_state)
+        return (optax.apply_updates(logs, updates), opt_state, best), value
+
+    none = {layer.name: jnp.zeros(layer.width) for layer in arch.hidden if layer.scaling.has_sizes}
+    start_loss = loss(none)
+    (last, _, best), values = jax.lax.scan(step, (none, tx.init(none), (none, start_loss)), None, length=num_steps)
+    logs, lowest = keep(best, last, loss(last))
+    before = jnp.min(values[: max(1, num_steps - num_steps // 10)])
+    return Fitted(scales(logs), lowest, start_loss, before - lowest < 1e-3 * jnp.abs(lowest))
+
+
+def with_scales_of(arch: Architecture, pair: BalancedPair, start: Element) -> BalancedPair:
+    """The pair, its goal not in the balanced gauge but in that which the start's positive scales imply.
+
+    Between `pair.source` and this goal, the start's permutations and signs are the start itself.
+
+    Args:
+      arch: The architecture, with its positive scales.
+      pair: Both networks in their balanced gauges.
+      start: An element between the networks as they were given.
+    """
+    to_goal, from_source = symmetry.inverse(arch, pair.from_goal), symmetry.inverse(arch, pair.to_source)
+    between = symmetry.compose(arch, to_goal, symmetry.compose(arch, start, from_source))
+    positive = Element(symmetry.identity(arch).permutation, jax.tree.map(jnp.abs, between.scale))
+    goal = symmetry.act(arch, symmetry.inverse(arch, positive), pair.goal)
+    return pair._replace(goal=goal, from_goal=symmetry.compose(arch, pair.from_goal, positive))
+
+
+def check_sizes(arch: Architecture, what: str) -> None:
+    """Checks that an architecture has positive scales.
+
+    Args:
+      arch: The architecture.
+      what: What is asked to fit them.
+
+    Raises:
+      ValueError: If it has none.
+    """
+    if not any(layer.scaling.has_sizes for layer in arch.hidden):
+        raise ValueError(
+            f"{what} fits positive scales, and '{arch}' has no hidden layer with them; expected an activation like "
+            "relu. Use search_matching without scale_steps, which finds permutations and signs."
+        )
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+class _Options(NamedTuple):
+    """What a compiled fit depends on, apart from arrays; as in `fit_scales`."""
+
+    distance: Distance
+    num_steps: int
+    learning_rate: float
+
+
+def _solve(
+    arch: Architecture,
+    params: Params,
+    target: Params,
+    x: Array | None,
+    begin: Element | None,
+    points: Array,
+    options: _Options,
+    loss_fn: Callable[[Params], Array] | None = None,
+    apply_fn: Callable[[Params, Any], Any] | None = None,
+) -> tuple[Matching, dict[str, Array]]:
+    """The matching, and the losses at both ends."""
+    if begin is None:
+        begin = _weights.weight_matching(arch, params, target).element
+    source, goal = (
+        architecture.pack(arch, stacks.at_least_float32(architecture.unpack(arch, one))) for one in (params, target)
+    )
+    identity = symmetry.identity(arch)
+    pair = BalancedPair(arch, symmetry.act(arch, begin, source), goal, identity, identity)  # balanced or not
+    at = _functions.at_point(pair, x, options.distance, loss_fn, apply_fn)
+    ends = _functions.ends(pair, x, loss_fn, apply_fn)
+    fitted = fit(arch, at, points, pair.source, num_steps=options.num_steps, learning_rate=options.learning_rate)
+    element = symmetry.compose(arch, fitted.scales, begin)
+    found = Matching(
+        element,
+        _weights.similarity(arch, symmetry.act(arch, element, params), target),
+        jnp.asarray(options.num_steps),
+        fitted.converged,
+        fitted.loss,
+        fitted.start_loss,
+        jnp.asarray(options.num_steps + 2),
+    )
+    return found, ends
+
+
+_solved = jax.jit(_solve, static_argnames="options")

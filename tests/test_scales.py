@@ -1,0 +1,186 @@
+"""Positive scales fitted to functions: never above their start, exact at both ends, planted ones found."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import support
+
+import jax_scalegmn as sg
+from jax_scalegmn import matching, merge, network, stacks, symmetry
+from jax_scalegmn.symmetry import Element
+
+RELU = sg.mlp((3, 6, 5, 2), "relu")
+X = jax.random.normal(jax.random.key(9), (40, 3))
+
+
+def pairs(arch, count=3, dtype="float32"):
+    """Independent random networks: params and targets."""
+    return [support.random_params(arch, seed, dtype, models=(count,)) for seed in (0, 1)]
+
+
+def objective(arch, element, params, target, times, x=X):
+    """The mean squared distance to the interpolated outputs, written anew."""
+    moved = symmetry.act(arch, element, params)
+    first, last = support.outputs(arch, target, x), support.outputs(arch, params, x)
+    gaps = [support.outputs(arch, merge.lerp(target, moved, t), x) - ((1 - t) * first + t * last) for t in times]
+    return np.mean([np.square(gap).mean() for gap in gaps])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_result_is_below_its_start_and_keeps_both_functions(dtype):
+    with support.precision(dtype):
+        params, target = pairs(RELU, dtype=dtype)
+        x = jnp.asarray(X, dtype)
+        start = jax.vmap(functools.partial(matching.weight_matching, RELU))(params, target)
+        fit = jax.jit(
+            jax.vmap(
+                lambda a, b, start: matching.fit_scales(RELU, a, b, x, start=start, times=(0.3, 0.6), num_steps=60)
+            )
+        )
+        found = fit(params, target, start.element)
+        assert (found.loss < 0.9 * found.start_loss).all()
+        assert (found.evaluations == 62).all()
+        tolerance = 1e-5 if dtype == "float32" else 1e-12
+        for row in range(3):
+            a, b, one, begin = (support.rows(stack, row) for stack in (params, target, found, start))
+            moved = symmetry.act(RELU, one.element, a)
+            assert support.deviation(support.outputs(RELU, moved, x), support.outputs(RELU, a, x)) < tolerance
+            for element, loss in ((one.element, one.loss), (begin.element, one.start_loss)):
+                np.testing.assert_allclose(objective(RELU, element, a, b, (0.3, 0.6), x), loss, rtol=1e-4)
+            jax.tree.map(np.testing.assert_array_equal, one.element.permutation, begin.element.permutation)
+            # The gauge does not see positive scales.
+            np.testing.assert_allclose(one.similarity, begin.similarity, rtol=1e-5)
+
+
+def test_planted_scales_are_found():
+    params = support.rows(pairs(RELU, 1)[0], 0)
+    planted = symmetry.random(RELU, jax.random.key(3), permute=False, log_scale_std=1.5)
+    target = symmetry.act(RELU, planted, params)
+    start = symmetry.identity(RELU)
+    found = matching.fit_scales(RELU, params, target, X, start=start, num_steps=600)
+    assert found.loss < 1e-3 * found.start_loss
+    merged = merge.lerp(target, symmetry.act(RELU, found.element, params), 0.5)
+    expected = support.outputs(RELU, params, X)
+    assert support.deviation(support.outputs(RELU, merged, X), expected) < 0.03
+    before = support.outputs(RELU, merge.lerp(target, params, 0.5), X)
+    assert support.deviation(before, expected) > 0.1  # or there was nothing to find
+
+
+def test_own_losses_and_functions_are_those_of_the_architecture():
+    params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
+    fit = functools.partial(matching.fit_scales, RELU, params, target, times=(0.5,), num_steps=20)
+    expected = fit(X)
+    ends = [support.outputs(RELU, one, X) for one in (params, target)]
+
+    def apply(params, x):
+        return jax.vmap(functools.partial(network.apply, RELU, params))(x)
+
+    def loss(params):
+        return jnp.square(apply(params, X) - (ends[0] + ends[1]) / 2).mean()
+
+    for found in (fit(X, apply_fn=apply), fit(None, loss_fn=loss)):
+        np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-3)
+        np.testing.assert_allclose(found.start_loss, expected.start_loss, rtol=1e-4)
+
+
+def test_signs_stay_where_a_group_has_both():
+    arch = sg.mlp((3, 6, 2), "abs")
+    params, target = (support.rows(stack, 0) for stack in pairs(arch, 1))
+    start = matching.weight_matching(arch, params, target)
+    found = matching.fit_scales(arch, params, target, X, start=start, num_steps=30)
+    assert found.loss < found.start_loss
+    signs, before = (np.sign(one.element.scale["hidden_0"]) for one in (found, start))
+    np.testing.assert_array_equal(signs, before)
+    assert (before < 0).any()
+
+
+def test_converged_says_that_steps_no_longer_help():
+    params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
+    fit = functools.partial(matching.fit_scales, RELU, params, target, X)
+    assert not fit(num_steps=10).converged
+    again = fit(start=fit(num_steps=600), num_steps=20, learning_rate=1e-4)
+    assert again.converged
+
+
+def test_a_search_ends_with_scales_and_begins_in_those_of_its_start():
+    params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
+    search = functools.partial(matching.search_matching, RELU, params, target, X, jax.random.key(0), max_sweeps=1)
+    plain, scaled = search(), search(scale_steps=60)
+    jax.tree.map(np.testing.assert_array_equal, scaled.element.permutation, plain.element.permutation)
+    np.testing.assert_allclose(scaled.start_loss, plain.start_loss, rtol=1e-5)
+    assert scaled.loss < 0.95 * plain.loss
+    assert scaled.evaluations == plain.evaluations + 60
+    times = (0.25, 0.5, 0.75)
+    np.testing.assert_allclose(objective(RELU, scaled.element, params, target, times), scaled.loss, rtol=1e-4)
+
+    again = search(start=scaled, scale_steps=1)
+    np.testing.assert_allclose(again.start_loss, scaled.loss, rtol=1e-4)
+    assert again.loss <= again.start_loss
+    assert search(start=scaled).start_loss > 1.01 * scaled.loss  # in the balanced gauge
+    # Scales that are worse than the gauge's are left.
+    far = Element(plain.element.permutation, jax.tree.map(lambda s: 100 * s, plain.element.scale))
+    np.testing.assert_allclose(search(start=far, scale_steps=1).start_loss, search(start=far).start_loss, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_many_networks_merge_with_fitted_scales():
+    stack = support.random_params(RELU, 0, models=(4,))
+    functions = jax.vmap(lambda params: support.outputs(RELU, params, X))(stack)
+
+    def merged(**options):
+        many = merge.merge_many(RELU, stack, X, jax.random.key(0), max_sweeps=1, **options)
+        moved = jax.vmap(functools.partial(symmetry.act, RELU))(many.elements, stack)
+        for row in range(4):
+            own = support.outputs(RELU, stacks.member(moved, row), X)
+            assert support.deviation(own, functions[row]) < 1e-5
+        assert support.deviation(many.params, merge.average(moved)) < 1e-5
+        return many
+
+    plain, scaled, again = merged(), merged(scale_steps=60), merged(scale_steps=60, last_round=True)
+    assert scaled.losses[1] < 0.95 * plain.losses[1]  # of the first two networks
+    # The last round begins in the scales that were found before.
+    assert (again.losses <= again.start_losses).all()
+
+
+@pytest.mark.slow
+def test_scales_of_own_functions_and_of_residual_streams_are_fitted():
+    arch, function = support.residual_mlp("relu")
+    params, target = (support.rows(stack, 0) for stack in pairs(arch, 1))
+    x = support.example(arch, 16)
+    found = matching.fit_scales(arch, params, target, x, apply_fn=function, num_steps=30)
+    assert found.loss < found.start_loss
+    moved = symmetry.act(arch, found.element, params)
+    assert support.deviation(function(moved, x), function(params, x)) < 1e-5
+
+
+def test_bad_input_is_refused():
+    params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
+    fit = functools.partial(matching.fit_scales, RELU, params, target)
+    siren = sg.siren((2, 3, 1))
+    theirs = support.random_params(siren)
+    search = functools.partial(matching.search_matching, RELU, params, target, X, jax.random.key(0))
+    nan = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), target)
+    infinite = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e30), target)
+    for message, call in [
+        ("no hidden layer with them", lambda: matching.fit_scales(siren, theirs, theirs, X[:, :2])),
+        (
+            "scale_steps fits positive scales",
+            lambda: matching.search_matching(siren, theirs, theirs, X[:, :2], jax.random.key(0), scale_steps=1),
+        ),
+        ("scale_steps is -1", lambda: search(scale_steps=-1)),
+        ("num_steps is 0", lambda: fit(X, num_steps=0)),
+        ("learning_rate is -1", lambda: fit(X, learning_rate=-1.0)),
+        ("times are", lambda: fit(X, times=(1.5,))),
+        ("times are", lambda: fit(X, times=())),
+        ("x is None", lambda: fit(None)),
+        ("both loss_fn and apply_fn", lambda: fit(X, loss_fn=lambda p: 0.0, apply_fn=lambda p, x: x)),
+        ("x has", lambda: fit(X[:, :2])),
+        ("NaN", lambda: matching.fit_scales(RELU, params, nan, X)),
+        ("output of target is", lambda: matching.fit_scales(RELU, params, infinite, X)),
+        ("permutation", lambda: fit(X, start=symmetry.identity(siren))),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
