@@ -66,6 +66,8 @@ ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
 FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
 FUNCTION_IMAGES, FUNCTION_MNIST_2 = "merging_function_images.json", "merging_function_mnist_2.json"
 FUNCTION_CIFAR, FUNCTION_CIFAR_FEW = "merging_function_cifar_1000.json", "merging_function_cifar.json"
+SCALES_DIGITS, SCALES_CIFAR = "merging_scales_digits.json", "merging_scales_cifar.json"
+SCALES_MNIST, SCALES_MNIST_512 = "merging_scales_mnist.json", "merging_scales_mnist_512.json"
 FUNCTION_MORE, FUNCTION_MORE_512 = "merging_function_mnist_more.json", "merging_function_mnist_512.json"
 # The preset of experiments.merging by the file of images.
 MERGING_PRESETS = {None: "digits", "mnist.npz": "mnist", "cifar10_gray.npz": "cifar"}
@@ -81,6 +83,7 @@ MANY_BY_FUNCTION = {
     "search": "search",
     "search_gradient": "search after gradient steps",
     "search_last": "and a last round",
+    "search_scales": "search after gradient steps, scales fitted",
 }
 CLASSIFY_MNIST = "classify_mnist.json"
 SEARCH = "search_cpu.jsonl"
@@ -468,9 +471,30 @@ def function_cifar(results: Results) -> Table:
     return _by_function(results, [FUNCTION_CIFAR], MERGED_CIFAR, title)
 
 
+def scales_digits(results: Results) -> Table:
+    return _by_function(results, [SCALES_DIGITS], MERGED_DIGITS, "Networks of scikit-learn's digits, scales fitted")
+
+
+def scales_mnist(results: Results) -> Table:
+    return _by_function(results, [SCALES_MNIST, SCALES_MNIST_512], MERGED_MNIST, "Perceptrons of MNIST, scales fitted")
+
+
+def scales_cifar(results: Results) -> Table:
+    return _by_function(results, [SCALES_CIFAR], MERGED_CIFAR, "One pair of CNNs of gray CIFAR-10, scales fitted")
+
+
 def many_function(results: Results) -> Table:
-    many = results[FUNCTION_DIGITS]["many"]
-    ways = MANY_BY_FUNCTION
+    ways = {name: label for name, label in MANY_BY_FUNCTION.items() if name != "search_scales"}
+    return _many_by_function(results, FUNCTION_DIGITS, ways)
+
+
+def scales_many(results: Results) -> Table:
+    ways = {name: MANY_BY_FUNCTION[name] for name in ("mean", "search_gradient", "search_scales")}
+    return _many_by_function(results, SCALES_DIGITS, ways)
+
+
+def _many_by_function(results: Results, file: str, ways: Mapping[str, str]) -> Table:
+    many = results[file]["many"]
     rows = [
         (
             number,
@@ -482,8 +506,8 @@ def many_function(results: Results) -> Table:
     return Table(
         f"N networks `{many['network']}` merged into one by what they compute: test accuracy in %, without / with "
         "REPAIR",
-        _command_of(results, FUNCTION_DIGITS),
-        [FUNCTION_DIGITS],
+        _command_of(results, file),
+        [file],
         ("N", "end points", *ways.values()),
         rows,
     )
@@ -1052,30 +1076,34 @@ def speed_cnn_autoencoder(results: Results) -> Table:
 
 
 def speed_recipes(results: Results) -> Table:
-    """Recipes of equal length together, the best of them first."""
-    ordered = sorted(results[RECIPES], key=lambda row: (row["epochs"], row["curve"][-1]["selection"]))
+    """Recipes of equal length together, the best of them first; means over seeds."""
+    groups: dict[tuple[float, str], list[Mapping[str, float]]] = {}
+    for row in results[RECIPES]:
+        groups.setdefault((row["epochs"], row["label"]), []).append(row["curve"][-1])
+
+    def mean(points: Sequence[Mapping[str, float]], name: str) -> float:
+        return average(point[name] for point in points)
+
     rows = [
         (
-            row["label"],
-            f"{row['epochs']:g}",
-            *("" if value is None else text(value) for value, text in _last_point(row["curve"][-1])),
+            label,
+            f"{epochs:g}",
+            str(len(points)),
+            f"{mean(points, 'cpu_s'):.0f}",
+            *(percent(mean(points, split)) for split in ("selection", "scoring")),
         )
-        for row in ordered
+        for (epochs, label), points in sorted(
+            groups.items(), key=lambda group: (group[0][0], mean(group[1], "selection"))
+        )
     ]
     return Table(
-        "The autoencoder of digits by several recipes, one seed: passes over the networks, CPU seconds of gradients "
-        "and updates on one thread, and the reconstruction error as a share of the variance",
-        "python -m benchmarks.recipes --zoo runs/digits/zoo --epochs PASSES",
+        "The autoencoder of digits by several recipes: passes over the networks, CPU seconds of gradients and updates "
+        "on one thread, and the reconstruction error as a share of the variance, means over seeds",
+        "python -m benchmarks.recipes --zoo runs/digits/zoo --epochs PASSES --seed SEED",
         [RECIPES],
-        ("recipe", "passes", "CPU seconds", "selection networks", "scoring networks"),
+        ("recipe", "passes", "seeds", "CPU seconds", "selection networks", "scoring networks"),
         rows,
     )
-
-
-def _last_point(point: Mapping[str, Any]) -> list[tuple[float | None, Callable[[float], str]]]:
-    """What a row of recipes tells; None where it was not measured."""
-    shares = [(point[split], percent) for split in ("selection", "scoring")]
-    return [(point["cpu_s"], "{:.0f}".format), *shares]
 
 
 # --- mutated files ------------------------------------------------------------------------------------------------
@@ -1129,6 +1157,10 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         function_mnist,
         function_mnist_more,
         function_cifar,
+        scales_digits,
+        scales_mnist,
+        scales_cifar,
+        scales_many,
         many_function,
         learned_seeds,
         learned_transfer,
@@ -1272,6 +1304,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "accuracy_accurate_tanh": _generalization_values(results, "generalization_accurate_tanh.json"),
         "classify": _classify_values(results),
         "classify_mnist": _classify_mnist_values(results[CLASSIFY_MNIST]),
+        "scales": _scales_values(results),
         "speed": _speed_values(results),
         "recipes": {
             f"{name}_{split}": percent(results.row(RECIPES, label=recipe, epochs=epochs)["curve"][-1][split])
@@ -1281,6 +1314,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
                 ("moved", "muon, moved images", 16),
                 ("short", "muon, images moved less", 14),
                 ("long", "muon, images moved less", 32),
+                ("slow", "muon, images moved less, rate 8e-3", 32),
             )
             for split in ("train", "selection")
         },
@@ -1454,6 +1488,34 @@ def _function_values(results: Results) -> dict[str, str]:
         "cifar_closed_few": _closed(few, "search_activations", repaired=False),
         "cifar_minutes": f"{more['methods']['search_gradient']['pairs'][0]['cpu_seconds'] / 60:.0f}",
     }
+
+
+def _scales_values(results: Results) -> dict[str, str]:
+    """Of networks with a name: what methods reach without REPAIR, and the milliseconds that scales take."""
+    found = {}
+    for name, file, network in (
+        ("digits_32", SCALES_DIGITS, "mlp:64-32-32-10,relu"),
+        ("digits_512", SCALES_DIGITS, "mlp:64-512-512-10,relu"),
+        ("cnn", SCALES_DIGITS, next(name for name, label in MERGED_DIGITS.items() if label == "CNN")),
+        ("mnist_32", SCALES_MNIST, "mlp:784-32-32-10,relu"),
+        ("mnist_128", SCALES_MNIST, "mlp:784-128-128-10,relu"),
+        ("mnist_512", SCALES_MNIST_512, "mlp:784-512-512-10,relu"),
+        ("cifar", SCALES_CIFAR, next(iter(MERGED_CIFAR))),
+    ):
+        one = results[file]["pairs"][network]
+        ends = average(one["test_accuracy"])
+        found[f"{name}_ends"] = accuracy(ends)
+        for method, row in one["methods"].items():
+            reached = merged_accuracy(row["pairs"])[0]
+            found[f"{name}_{method}"] = accuracy(reached)
+            found[f"{name}_{method}_gap"] = f"{100 * (ends - reached):.1f}"
+            if len(row["pairs"]) > 1:
+                seconds = average(pair["cpu_seconds"] for pair in row["pairs"][1:])
+                found[f"{name}_{method}_milliseconds"] = _about(1000 * seconds)
+    cifar = results[SCALES_CIFAR]["pairs"][next(iter(MERGED_CIFAR))]
+    for method in ("search_gradient", "search_scales", "scales_activations", "activations"):
+        found[f"cifar_{method}_closed"] = _closed(cifar, method, repaired=False)
+    return found | {"steps": str(results[SCALES_DIGITS]["config"]["match"]["scale_steps"])}
 
 
 def _closed(network: Mapping[str, Any], method: str, *, repaired: bool) -> str:
