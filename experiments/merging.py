@@ -98,6 +98,9 @@ WayName: TypeAlias = Literal[
     "naive", "canonical", "first", "mean", "search", "search_gradient", "search_last", "search_scales"
 ]
 
+# The methods and ways for networks with positive scales alone.
+FITTING = frozenset({"scales", "scales_activations", "search_scales"})
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(runs.RunConfig):
@@ -721,6 +724,13 @@ def _check(config: Config) -> None:
             raise ValueError(f"{name} are {chosen}; expected one or more, each once.")
     if len(set(config.networks)) != len(config.networks) or not config.networks:
         raise ValueError(f"networks are {config.networks}; expected one architecture or more, each once.")
+    asked: list[tuple[str, tuple[str, ...]]] = [(text, config.methods) for text in config.networks]
+    for text, chosen in [*asked, *([(config.many_of, config.ways)] if config.many else [])]:
+        if FITTING.issuperset(chosen) and not _has_scales(architecture.parse(text)):
+            raise ValueError(
+                f"{', '.join(chosen)} fit positive scales, and '{text}' has none; expected a network with relu, or "
+                "another method too."
+            )
 
 
 def _slug(text: str) -> str:

@@ -128,6 +128,17 @@ def test_images_become_inputs_of_mean_0():
         assert data.test_x.shape[0] == 50
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_scales_are_fitted_where_there_are_some(activation):
+    arch = merging.architecture.parse(f"mlp:64-8-8-10,{activation}")
+    data = merging.as_inputs(arch, merging.load_images(TINY))
+    left = {
+        *(set(TINY.methods) - set(merging.methods(TINY, arch, data))),
+        *(set(TINY.ways) - set(merging.many_routes(TINY, arch, data))),
+    }
+    assert left == (merging.FITTING if activation == "tanh" else set())
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -138,6 +149,8 @@ def test_images_become_inputs_of_mean_0():
         {"networks": ()},
         {"methods": ()},
         {"ways": ("mean", "mean")},
+        {"methods": ("scales", "search_scales"), "networks": ("mlp:64-8-8-10,relu", "mlp:64-8-8-10,tanh")},
+        {"ways": ("search_scales",), "many_of": "mlp:64-8-8-10,tanh"},
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(change, tmp_path):

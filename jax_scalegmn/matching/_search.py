@@ -210,7 +210,6 @@ def _scaled(
     fitted = _scales.fit(arch, at_point, points, moved, num_steps=num_steps)
     to_source, from_goal = pair.to_source, pair.from_goal
     scaled = symmetry.compose(arch, fitted.scales, symmetry.compose(arch, best.best, to_source))
-    # Compared by the objective of the search: another program of the same numbers rounds otherwise.
     better = fitted.loss < best.best_loss
     element = _chosen(better, symmetry.compose(arch, from_goal, scaled), pair.between_given(best.best))
     return element, jnp.minimum(fitted.loss, best.best_loss)
