@@ -29,7 +29,7 @@ def objective(arch, element, params, target, times, x=X):
     return np.mean([np.square(gap).mean() for gap in gaps])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_the_result_is_below_its_start_and_keeps_both_functions(dtype):
     with support.precision(dtype):
         params, target = pairs(RELU, dtype=dtype)
@@ -99,16 +99,24 @@ def test_signs_stay_where_a_group_has_both():
 
 def test_converged_says_that_steps_no_longer_help():
     params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
-    fit = functools.partial(matching.fit_scales, RELU, params, target, X)
-    assert not fit(num_steps=10).converged
-    again = fit(start=fit(num_steps=600), num_steps=20, learning_rate=1e-4)
-    assert again.converged
+    fit = functools.partial(matching.fit_scales, RELU, params, x=X, num_steps=10)
+    assert not fit(target).converged
+    aligned = fit(params)  # there is nothing to find
+    assert aligned.converged
+    assert aligned.loss < 1e-9
 
 
 def test_a_search_ends_with_scales_and_begins_in_those_of_its_start():
     params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
-    search = functools.partial(matching.search_matching, RELU, params, target, X, jax.random.key(0), max_sweeps=1)
-    plain, scaled = search(), search(scale_steps=60)
+    begin = matching.weight_matching(RELU, params, target)
+
+    def search(start, scale_steps):
+        key = jax.random.key(0)
+        return matching.search_matching(
+            RELU, params, target, X, key, start=start, max_sweeps=1, scale_steps=scale_steps
+        )
+
+    plain, scaled = search(begin, 0), search(begin, 60)
     jax.tree.map(np.testing.assert_array_equal, scaled.element.permutation, plain.element.permutation)
     np.testing.assert_allclose(scaled.start_loss, plain.start_loss, rtol=1e-5)
     assert scaled.loss < 0.95 * plain.loss
@@ -116,13 +124,13 @@ def test_a_search_ends_with_scales_and_begins_in_those_of_its_start():
     times = (0.25, 0.5, 0.75)
     np.testing.assert_allclose(objective(RELU, scaled.element, params, target, times), scaled.loss, rtol=1e-4)
 
-    again = search(start=scaled, scale_steps=1)
+    again = search(scaled, 60)
     np.testing.assert_allclose(again.start_loss, scaled.loss, rtol=1e-4)
     assert again.loss <= again.start_loss
-    assert search(start=scaled).start_loss > 1.01 * scaled.loss  # in the balanced gauge
+    assert search(scaled, 0).start_loss > 1.01 * scaled.loss  # in the balanced gauge
     # Scales that are worse than the gauge's are left.
     far = Element(plain.element.permutation, jax.tree.map(lambda s: 100 * s, plain.element.scale))
-    np.testing.assert_allclose(search(start=far, scale_steps=1).start_loss, search(start=far).start_loss, rtol=1e-4)
+    np.testing.assert_allclose(search(far, 60).start_loss, search(far, 0).start_loss, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -73,7 +73,8 @@ def fit_scales(
 
     Returns:
       The matching, with its `loss`, the start's `start_loss` and the number of `evaluations` of the objective; `sweeps`
-      are the steps, and it is converged if the last tenth of them lowered the loss by less than a thousandth.
+      are the steps, and it is converged if the last tenth of them lowered the loss by a thousandth
+      at most.
 
     Raises:
       ValueError: If networks, start or inputs do not fit the architecture, if it has no positive scales, on options out
@@ -105,7 +106,7 @@ class Fitted(NamedTuple):
       scales: The element of positive scales alone.
       loss: Its objective.
       start_loss: The objective without it.
-      converged: Whether the last tenth of the steps lowered it by less than a thousandth.
+      converged: Whether the last tenth of the steps lowered it by a thousandth at most.
     """
 
     scales: Element
@@ -159,7 +160,7 @@ def fit(
     (last, _, best), values = jax.lax.scan(step, (none, tx.init(none), (none, start_loss)), None, length=num_steps)
     logs, lowest = keep(best, last, loss(last))
     before = jnp.min(values[: max(1, num_steps - num_steps // 10)])
-    return Fitted(scales(logs), lowest, start_loss, before - lowest < 1e-3 * jnp.abs(lowest))
+    return Fitted(scales(logs), lowest, start_loss, before - lowest <= 1e-3 * jnp.abs(lowest))
 
 
 def with_scales_of(arch: Architecture, pair: BalancedPair, start: Element) -> BalancedPair:
