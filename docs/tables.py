@@ -66,7 +66,8 @@ ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
 FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
 FUNCTION_IMAGES, FUNCTION_MNIST_2 = "merging_function_images.json", "merging_function_mnist_2.json"
 FUNCTION_CIFAR, FUNCTION_CIFAR_FEW = "merging_function_cifar_1000.json", "merging_function_cifar.json"
-SCALES_DIGITS, SCALES_CIFAR = "merging_scales_digits.json", "merging_scales_cifar.json"
+SCALES_DIGITS, SCALES_RESNET = "merging_scales_digits.json", "merging_scales_resnet.json"
+SCALES_CIFAR = "merging_scales_cifar.json"
 SCALES_MNIST, SCALES_MNIST_512 = "merging_scales_mnist.json", "merging_scales_mnist_512.json"
 FUNCTION_MORE, FUNCTION_MORE_512 = "merging_function_mnist_more.json", "merging_function_mnist_512.json"
 # The preset of experiments.merging by the file of images.
@@ -472,7 +473,8 @@ def function_cifar(results: Results) -> Table:
 
 
 def scales_digits(results: Results) -> Table:
-    return _by_function(results, [SCALES_DIGITS], MERGED_DIGITS, "Networks of scikit-learn's digits, scales fitted")
+    what = "Networks of scikit-learn's digits, scales fitted"
+    return _by_function(results, [SCALES_DIGITS, SCALES_RESNET], MERGED_DIGITS, what)
 
 
 def scales_mnist(results: Results) -> Table:
@@ -1496,7 +1498,12 @@ def _scales_values(results: Results) -> dict[str, str]:
     for name, file, network in (
         ("digits_32", SCALES_DIGITS, "mlp:64-32-32-10,relu"),
         ("digits_512", SCALES_DIGITS, "mlp:64-512-512-10,relu"),
-        ("cnn", SCALES_DIGITS, next(name for name, label in MERGED_DIGITS.items() if label == "CNN")),
+        *(
+            (label.lower().replace("-", "_"), file, name)
+            for name, label in MERGED_DIGITS.items()
+            for file in (SCALES_DIGITS, SCALES_RESNET)
+            if label in ("CNN", "ResNet-8") and name in results[file]["pairs"]
+        ),
         ("mnist_32", SCALES_MNIST, "mlp:784-32-32-10,relu"),
         ("mnist_128", SCALES_MNIST, "mlp:784-128-128-10,relu"),
         ("mnist_512", SCALES_MNIST_512, "mlp:784-512-512-10,relu"),
