@@ -4,6 +4,7 @@ A network is moved along its orbit so that the networks between it and a target 
 says, or, without labels, what lies between the outputs of the two.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -102,28 +103,35 @@ def check_times(times: Any) -> None:
         raise ValueError(f"times are {times}; expected one or more numbers in [0, 1], like (0.25, 0.5, 0.75).")
 
 
-def check_losses(found: Matching, ends: dict[str, Array]) -> None:
-    """Checks, where the values are known, that a search began from finite numbers.
+def solved(
+    solve: Callable[..., tuple[Matching, dict[str, Array]]],
+    kept: Callable[..., tuple[Matching, dict[str, Array]]],
+    *given: Any,
+    options: Any,
+    loss_fn: Callable[[Any], Array] | None,
+    apply_fn: Callable[[Any, Array], Array] | None,
+) -> Matching:
+    """The matching that a search finds, compiled; what it began with is checked where the values are known.
 
     Args:
-      found: Its result, with the start's loss.
-      ends: By the name of an end point a number that is finite if the network can be searched with.
+      solve: (*given, options=, loss_fn=, apply_fn=) -> the matching, and the `ends`.
+      kept: The same without functions of the caller, as a program that is kept.
+      *given: The networks and arrays.
+      options: What the program depends on.
+      loss_fn: The caller's loss.
+      apply_fn: The caller's function.
 
     Raises:
-      ValueError: If one of them is not finite.
+      ValueError: If an end point or the start has no finite loss.
     """
-    if not stacks.is_concrete((found, ends)):
-        return
-    for name, value in ends.items():
-        if not np.isfinite(value):
-            raise ValueError(
-                f"The loss or an output of {name} is {value}; expected finite numbers at both ends of the segment. "
-                "Check that network on the data."
-            )
-    if found.start_loss is not None and not np.isfinite(found.start_loss):
-        raise ValueError(
-            f"The loss at the start is {found.start_loss}; expected a finite number. Begin at another start."
-        )
+    if loss_fn is None and apply_fn is None:
+        found, at_ends = kept(*given, options=options)
+    else:  # functions of the caller may close over data, which a program that is kept would keep in memory
+        own = functools.partial(solve, options=options, loss_fn=loss_fn, apply_fn=apply_fn)
+        found, at_ends = jax.jit(own)(*given)
+    if stacks.is_concrete((found, at_ends)):
+        _check_losses(found, at_ends)
+    return found
 
 
 def ends(
@@ -236,3 +244,19 @@ def outputs(pair: BalancedPair, params: Params, x: Any, apply_fn: Callable[[Any,
         return apply_fn(params, jnp.asarray(x))
     convolve = network.convolve_by_patches
     return jax.vmap(lambda one: network.apply(pair.arch, params, one, convolve=convolve))(jnp.asarray(x))
+
+
+# --- private ------------------------------------------------------------------------------------------------------
+
+
+def _check_losses(found: Matching, at_ends: dict[str, Array]) -> None:
+    for name, value in at_ends.items():
+        if not np.isfinite(value):
+            raise ValueError(
+                f"The loss or an output of {name} is {value}; expected finite numbers at both ends of the segment. "
+                "Check that network on the data."
+            )
+    if found.start_loss is not None and not np.isfinite(found.start_loss):
+        raise ValueError(
+            f"The loss at the start is {found.start_loss}; expected a finite number. Begin at another start."
+        )

@@ -5,7 +5,6 @@ norm-balanced gauge settles these scales by the norms of two networks, whatever 
 them, as on permutations; and they are continuous, so that gradient steps find better ones.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from jax_scalegmn import architecture, stacks, symmetry
+from jax_scalegmn import stacks, symmetry
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.matching import _differentiable, _functions, _weights
 from jax_scalegmn.matching._functions import AtPoint, Distance, squared_error
@@ -73,8 +72,8 @@ def fit_scales(
 
     Returns:
       The matching, with its `loss`, the start's `start_loss` and the number of `evaluations` of the objective; `sweeps`
-      are the steps, and it is converged if the last tenth of them lowered the loss by a thousandth
-      at most.
+      are the steps, and it is converged if the last tenth of them lowered the loss by a thousandth at
+      most.
 
     Raises:
       ValueError: If networks, start or inputs do not fit the architecture, if it has no positive scales, on options out
@@ -90,26 +89,20 @@ def fit_scales(
     _differentiable._check_networks(arch, params, target, begin)
     options = _Options(distance, num_steps, learning_rate)
     given = (arch, params, target, None if x is None else jnp.asarray(x), begin, jnp.asarray(times, float))
-    if loss_fn is None and apply_fn is None:
-        found, ends = _solved(*given, options=options)
-    else:  # functions of the caller may close over data, which a program that is kept would keep in memory
-        own = functools.partial(_solve, options=options, loss_fn=loss_fn, apply_fn=apply_fn)
-        found, ends = jax.jit(own)(*given)
-    _functions.check_losses(found, ends)
-    return found
+    return _functions.solved(_solve, _solved, *given, options=options, loss_fn=loss_fn, apply_fn=apply_fn)
 
 
 class Fitted(NamedTuple):
     """Scales that were fitted.
 
     Attributes:
-      scales: The element of positive scales alone.
+      element: The element with them, between the networks as they were given.
       loss: Its objective.
-      start_loss: The objective without it.
+      start_loss: The objective without them.
       converged: Whether the last tenth of the steps lowered it by a thousandth at most.
     """
 
-    scales: Element
+    element: Element
     loss: Float[Array, ""]
     start_loss: Float[Array, ""]
     converged: Bool[Array, ""]
@@ -117,24 +110,26 @@ class Fitted(NamedTuple):
 
 def fit(
     arch: Architecture,
+    pair: BalancedPair,
     at: AtPoint,
     points: Float[Array, " points"],
-    moved: Params,
+    begin: Element,
     *,
     num_steps: int,
     learning_rate: float = LEARNING_RATE,
 ) -> Fitted:
-    """The best positive scales of `moved` that gradient steps saw, the first being none.
+    """The best positive scales that gradient steps saw, the first being those of the pair's gauge.
 
     Args:
       arch: The architecture, with its positive scales.
+      pair: Both networks.
       at: (moved, t) -> the objective at a point of the segment.
       points: These points.
-      moved: The network whose neurons are scaled.
+      begin: The permutations and signs, from `pair.source` to `pair.goal`.
       num_steps: The number of Adam's steps.
       learning_rate: Adam's first learning rate.
     """
-    identity = symmetry.identity(arch)
+    identity, moved = symmetry.identity(arch), symmetry.act(pair.arch, begin, pair.source)
     tx = optax.apply_if_finite(optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps)), num_steps)
 
     def scales(logs: dict[str, Array]) -> Element:
@@ -160,7 +155,8 @@ def fit(
     (last, _, best), values = jax.lax.scan(step, (none, tx.init(none), (none, start_loss)), None, length=num_steps)
     logs, lowest = keep(best, last, loss(last))
     before = jnp.min(values[: max(1, num_steps - num_steps // 10)])
-    return Fitted(scales(logs), lowest, start_loss, before - lowest <= 1e-3 * jnp.abs(lowest))
+    element = pair.between_given(symmetry.compose(arch, scales(logs), begin))
+    return Fitted(element, lowest, start_loss, before - lowest <= 1e-3 * jnp.abs(lowest))
 
 
 def with_scales_of(arch: Architecture, pair: BalancedPair, start: Element) -> BalancedPair:
@@ -193,7 +189,7 @@ def check_sizes(arch: Architecture, what: str) -> None:
     if not any(layer.scaling.has_sizes for layer in arch.hidden):
         raise ValueError(
             f"{what} fits positive scales, and '{arch}' has no hidden layer with them; expected an activation like "
-            "relu. Use search_matching without scale_steps, which finds permutations and signs."
+            "relu. Without scales, search_matching finds permutations and signs."
         )
 
 
@@ -220,27 +216,21 @@ def _solve(
     apply_fn: Callable[[Params, Any], Any] | None = None,
 ) -> tuple[Matching, dict[str, Array]]:
     """The matching, and the losses at both ends."""
-    if begin is None:
-        begin = _weights.weight_matching(arch, params, target).element
-    source, goal = (
-        architecture.pack(arch, stacks.at_least_float32(architecture.unpack(arch, one))) for one in (params, target)
-    )
-    identity = symmetry.identity(arch)
-    pair = BalancedPair(arch, symmetry.act(arch, begin, source), goal, identity, identity)  # balanced or not
+    pair, first = _differentiable._begin(arch, params, target, begin)
+    if begin is not None:
+        pair = with_scales_of(arch, pair, begin)
     at = _functions.at_point(pair, x, options.distance, loss_fn, apply_fn)
-    ends = _functions.ends(pair, x, loss_fn, apply_fn)
-    fitted = fit(arch, at, points, pair.source, num_steps=options.num_steps, learning_rate=options.learning_rate)
-    element = symmetry.compose(arch, fitted.scales, begin)
+    fitted = fit(arch, pair, at, points, first, num_steps=options.num_steps, learning_rate=options.learning_rate)
     found = Matching(
-        element,
-        _weights.similarity(arch, symmetry.act(arch, element, params), target),
+        fitted.element,
+        _weights.similarity(arch, symmetry.act(arch, fitted.element, params), target),
         jnp.asarray(options.num_steps),
         fitted.converged,
         fitted.loss,
         fitted.start_loss,
         jnp.asarray(options.num_steps + 2),
     )
-    return found, ends
+    return found, _functions.ends(pair, x, loss_fn, apply_fn)
 
 
 _solved = jax.jit(_solve, static_argnames="options")

@@ -132,13 +132,7 @@ def search_matching(
     _differentiable._check_networks(arch, params, target, begin)
     options = _Options(distance, candidates, max_sweeps, temperature, gradient_steps, scale_steps)
     given = (arch, params, target, None if x is None else jnp.asarray(x), key, begin, jnp.asarray(times, float))
-    if loss_fn is None and apply_fn is None:
-        found, ends = _solved(*given, options=options)
-    else:  # functions of the caller may close over data, which a program that is kept would keep in memory
-        own = functools.partial(_solve, options=options, loss_fn=loss_fn, apply_fn=apply_fn)
-        found, ends = jax.jit(own)(*given)
-    _functions.check_losses(found, ends)
-    return found
+    return _functions.solved(_solve, _solved, *given, options=options, loss_fn=loss_fn, apply_fn=apply_fn)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -206,13 +200,12 @@ def _scaled(
     num_steps: int,
 ) -> tuple[Element, Float[Array, ""]]:
     """What was found, between the networks as given, with positive scales fitted where they are better."""
-    moved = symmetry.act(pair.arch, best.best, pair.source)
-    fitted = _scales.fit(arch, at_point, points, moved, num_steps=num_steps)
-    to_source, from_goal = pair.to_source, pair.from_goal
-    scaled = symmetry.compose(arch, fitted.scales, symmetry.compose(arch, best.best, to_source))
+    fitted = _scales.fit(arch, pair, at_point, points, best.best, num_steps=num_steps)
     better = fitted.loss < best.best_loss
-    element = _chosen(better, symmetry.compose(arch, from_goal, scaled), pair.between_given(best.best))
-    return element, jnp.minimum(fitted.loss, best.best_loss)
+    return (
+        _chosen(better, fitted.element, pair.between_given(best.best)),
+        jnp.minimum(fitted.loss, best.best_loss),
+    )
 
 
 def _better_gauge(
