@@ -22,7 +22,7 @@ NETWORKS = support.ARCHITECTURES | {
     "resnet without norms": sg.resnet(4, widths=(5,), outputs=2, input_channels=1, norm=None),
 }
 MODELS, EXAMPLES = 20, 48
-FAST = ("mixed mlp", "relu cnn")  # of the others each compiles for some seconds
+FAST = ("mixed mlp",)  # of the others each compiles for some seconds
 TANH, RELU = NETWORKS["tanh mlp"], NETWORKS["relu mlp"]
 act = jax.jit(jax.vmap(support.act, (None, 0, 0)))
 

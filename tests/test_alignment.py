@@ -201,6 +201,7 @@ def test_errors_say_what_was_expected():
             losses.alignment(model, jnp.ones((3, 2)), examples_per_step=number)
 
 
+@pytest.mark.slow
 def test_a_resized_matcher_takes_the_variables_of_other_widths_and_follows_both_networks():
     arch, model, variables = made(models.Matcher, "signs")
     wide = sg.siren((2, 7, 6, 1))

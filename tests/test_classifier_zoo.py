@@ -113,6 +113,7 @@ def test_a_network_does_not_depend_on_those_trained_with_it(cnns):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_rises_and_falls_as_it_is_asked_to():
     """One update of Adam moves a weight by about the rate, whatever its gradient."""
     x, base = jax.random.normal(jax.random.key(0), (20, 2)), support.rows(hyperparameters(), np.array([0]))
@@ -188,6 +189,7 @@ def _gradient(arch, params, x, y):
     return jax.grad(lambda p: classifiers.cross_entropy(arch, p, x, y))(params)
 
 
+@pytest.mark.slow
 def test_mirrored_training_learns_images_and_their_mirror_images_alike():
     """Bright columns at the left are class 0 and at the right class 1: mirrored, nothing can be learned."""
     y = jnp.arange(40) % 2

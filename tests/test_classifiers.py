@@ -74,6 +74,7 @@ def test_networks_trained_at_once_are_those_trained_one_after_the_other(name, ne
     assert support.deviation(support.rows(alone, 0), support.rows(together, 2)) < 2e-3
 
 
+@pytest.mark.slow
 def test_weight_decay_does_not_touch_statistics():
     """With a learning rate of 0 the weights stay; the statistics move to those of the data, decay or not."""
     arch = ARCHITECTURES["batch norm"]

@@ -560,7 +560,7 @@ def test_no_parameter_is_idle(case):
 
 @pytest.mark.parametrize(
     "activation",
-    [jax.nn.relu, jnp.tanh, pytest.param(jnp.abs, marks=SLOW), pytest.param(jnp.cos, marks=SLOW)],
+    [jax.nn.relu, *(pytest.param(act, marks=SLOW) for act in (jnp.tanh, jnp.abs, jnp.cos))],
     ids=lambda act: act.__name__,
 )
 def test_networks_without_biases_have_their_group(activation):

@@ -131,7 +131,7 @@ def test_a_network_that_does_not_fit_is_refused():
     "dtypes",
     [
         ("float32",),
-        ("bfloat16", "float64"),
+        pytest.param(("bfloat16", "float64"), marks=pytest.mark.slow),
         pytest.param(("bfloat16",), marks=pytest.mark.slow),
         pytest.param(("float32", "float64"), marks=pytest.mark.slow),
     ],

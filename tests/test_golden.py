@@ -104,7 +104,7 @@ def test_all_published_cases_are_here():
 
 
 # One case of each kind runs in both precisions, and without -m slow in the one that shows more.
-FAST = {"case1_inr_sign_forward", "case3_inr_permutation_forward", "case4_inr_sign_equivariant_forward"}
+FAST = {"case1_inr_sign_forward", "case3_inr_permutation_forward"}
 FAST |= {"case5_inr_sign_autoencoder", "case6_cnn_scale_forward"}
 
 

@@ -50,6 +50,7 @@ def test_variables_that_depend_on_the_example_are_those_of_flax_to_rounding():
     assert float(abs(other["params"]["shift"] - ours["params"]["shift"] - 1).max()) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_slots_of_a_frame_are_the_embedding_of_the_example():
     model = models.Frame(SIREN, models.LeanGMN(SIREN, 4, num_layers=1))
     ours, flax = assert_like_flax(model, PARAMS)

@@ -26,7 +26,7 @@ PLANTED = {
     "resnet without norms": sg.resnet(8, widths=(8, 8, 16), input_channels=1, norm=None),
     "tanh resnet": sg.resnet(8, widths=(8, 8, 16), input_channels=1, norm="layer", activation="tanh"),
 }
-FAST = ("mixed mlp", "small resnet")  # of the others some compile for 10 s and more
+FAST = ("mixed mlp",)  # of the others some compile for 10 s and more
 act = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
 
 
@@ -376,12 +376,12 @@ def test_a_matching_under_vmap_has_no_gradient_but_of_its_similarity():
         return jax.vmap(lambda one: matching.weight_matching(arch, one, target).similarity)(params).sum()
 
     stack = jax.tree.map(lambda leaf: leaf[None], params)
-    gradient = jax.grad(loss)(stack)
+    gradient = jax.jit(jax.grad(loss))(stack)
 
     def fixed(params):
         element = matching.weight_matching(arch, sg.stacks.member(stack, 0), target).element
         return matching.similarity(arch, symmetry.act(arch, element, sg.stacks.member(params, 0)), target)
 
-    expected = jax.grad(fixed)(stack)
+    expected = jax.jit(jax.grad(fixed))(stack)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, expected)
     assert any(jnp.abs(leaf).max() > 0.01 for leaf in jax.tree.leaves(gradient))

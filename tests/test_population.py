@@ -95,6 +95,7 @@ def test_each_of_sixteen_trials_equals_its_own_run_alone(chosen):
     assert len({float(loss) for loss in epochs[-1].metrics["loss"]}) == 16
 
 
+@pytest.mark.slow
 def test_trials_of_muon_equal_their_own_runs_and_not_those_of_adamw():
     state, _ = train(optimizer="muon")
     expected, _ = alone(row(TRIALS.rows(), 7), optimizer="muon")

@@ -175,6 +175,7 @@ def test_a_notice_to_one_process_stops_both_at_the_same_place(cache, notice):
     assert f"{notice}: stopping after the current piece of work" in outputs[1]
 
 
+@pytest.mark.slow
 def test_a_notice_that_only_jax_has_stops_both_at_the_same_place(cache):
     codes, last, outputs = stopped(cache, "before")
     assert codes == [progress.AGAIN] * 2, outputs

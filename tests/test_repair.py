@@ -40,7 +40,7 @@ NORMS = {
     "group": lambda: nn.GroupNorm(2),
 }
 VECTORS = ("scale", "bias", "mean", "var")
-FAST = ("relu mlp", "siren", "deep", "resnet batch")  # of the others each compiles for some seconds
+FAST = ("relu mlp", "siren", "deep")  # of the others each compiles for some seconds
 WEIGHTS = jnp.array([0.2, 0.5, 0.3])
 
 

@@ -69,6 +69,7 @@ def test_planted_scales_are_found():
     assert support.deviation(before, expected) > 0.1  # or there was nothing to find
 
 
+@pytest.mark.slow
 def test_own_losses_and_functions_are_those_of_the_architecture():
     params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
     fit = functools.partial(matching.fit_scales, RELU, params, target, times=(0.5,), num_steps=20)
@@ -106,6 +107,7 @@ def test_converged_says_that_steps_no_longer_help():
     assert aligned.loss < 1e-9
 
 
+@pytest.mark.slow
 def test_a_search_ends_with_scales_and_begins_in_those_of_its_start():
     params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
     begin = matching.weight_matching(RELU, params, target)

@@ -260,7 +260,7 @@ def test_every_operation_on_two_changed_neurons_is_that_on_the_whole(name, place
     assert (value.change is None or isinstance(value.change, _thin.Thin)) is stays_thin
 
 
-@pytest.mark.parametrize("arch", [RELU, NONE], ids=["positive", "permutation"])
+@pytest.mark.parametrize("arch", [pytest.param(RELU, marks=pytest.mark.slow), NONE], ids=["positive", "permutation"])
 def test_a_planted_element_is_kept_at_loss_0_in_any_gauge(arch):
     """Where no neuron is silent: silent ones cannot be told apart by what they compute."""
     params = speaking(arch)

@@ -242,6 +242,7 @@ def test_a_study_without_an_objective_is_refused_before_anything_runs(place, cap
     assert run("make", write(f"{line}\n{text}"), "--storage", place) == 0
 
 
+@pytest.mark.slow
 def test_several_who_make_a_study_at_once_make_it_once_and_add_its_trials_once(place):
     text = GRID.replace("[space]", "sampler = 'random'\ntrials = 3\n[space]").replace(
         "[0.01, 0.1, 0.3]", "{low=1, high=2}"
