@@ -75,6 +75,9 @@ class MatchConfig:
     """As `function_examples`, for networks of images."""
     scale_steps: int = 200
     """The number of gradient steps of the methods that fit positive scales, for networks that have them."""
+    scale_batch: int | None = None
+    """The number of training images that each of these steps draws from all; None: every step takes those on which
+    functions are compared. Of N networks merged into one, scales are always fitted to the latter."""
 
 
 MethodName: TypeAlias = Literal[
@@ -230,6 +233,7 @@ def main(config: Config) -> dict[str, Any]:
     archs = {text: architecture.parse(text) for text in config.networks}
     many = architecture.parse(config.many_of)
     images = load_images(config)
+    _check_batch(config, len(images[0].images))
     with runs.Run(config) as run:
         pairs = {}
         for index, (text, arch) in enumerate(archs.items()):
@@ -430,23 +434,31 @@ def _by_scales(
     """The methods that fit positive scales to what merged networks compute; none where there are no such scales."""
     if not _has_scales(arch):
         return {}
-    settings, x = config.match, function_inputs(config.match, arch, data)
-    steps, options = settings.scale_steps, search_options(settings, arch)
+    settings, compared = config.match, function_inputs(config.match, arch, data)
+    x = compared if settings.scale_batch is None else data.x
+    options = search_options(settings, arch) | {"gradient_steps": settings.function_steps}
 
     def fit(params: Params, target: Params, key: Key, match: Callable[..., Matching]) -> Matching:
-        start, distance = match(params, target, key), matching.cross_entropy
+        drawn = {} if settings.scale_batch is None else {"examples_per_step": settings.scale_batch, "key": key}
         return matching.fit_scales(
-            arch, params, target, x, distance=distance, start=start, times=(0.5,), num_steps=steps
+            arch,
+            params,
+            target,
+            x,
+            distance=matching.cross_entropy,
+            start=match(params, target, key),
+            times=(0.5,),
+            num_steps=settings.scale_steps,
+            **drawn,
         )
 
     def search(params: Params, target: Params, key: Key) -> Matching:
-        more = options | {"gradient_steps": settings.function_steps, "scale_steps": steps}
-        return matching.search_matching(arch, params, target, x, key, times=(0.5,), **more)
+        return matching.search_matching(arch, params, target, compared, key, times=(0.5,), **options)
 
     return {
         "scales": Method("weights, scales fitted", functools.partial(fit, match=by_weights)),
         "scales_activations": Method("activations, scales fitted", functools.partial(fit, match=by_activations)),
-        "search_scales": Method("search after gradient steps, scales fitted", search),
+        "search_scales": Method("search after gradient steps, scales fitted", functools.partial(fit, match=search)),
     }
 
 
@@ -731,6 +743,15 @@ def _check(config: Config) -> None:
                 f"{', '.join(chosen)} fit positive scales, and '{text}' has none; expected a network with relu, or "
                 "another method too."
             )
+
+
+def _check_batch(config: Config, images: int) -> None:
+    batch = config.match.scale_batch
+    if batch is not None and not 1 <= batch <= images:
+        raise ValueError(
+            f"match.scale_batch is {batch}; expected 1 to {images}, the training images, or None: then every step "
+            "takes the images on which functions are compared."
+        )
 
 
 def _slug(text: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 import support
 
 from experiments import merging, runs
-from jax_scalegmn import zoo
+from jax_scalegmn import matching, network, zoo
 
 TINY = merging.PRESETS["tiny"][1]
 
@@ -139,6 +139,24 @@ def test_scales_are_fitted_where_there_are_some(activation):
     assert left == (merging.FITTING if activation == "tanh" else set())
 
 
+def test_scales_see_all_training_images_where_they_are_drawn():
+    arch = merging.architecture.parse("mlp:64-8-8-10,relu")
+    data = merging.as_inputs(arch, merging.load_images(TINY))
+    params, target = (network.init(arch, jax.random.key(seed)) for seed in (0, 1))
+    found = {}
+    for batch in (None, 200):
+        match = dataclasses.replace(TINY.match, scale_batch=batch)
+        fit = merging.methods(dataclasses.replace(TINY, match=match), arch, data)["scales"].match
+        found[batch] = fit(params, target, jax.random.key(2))
+    start = matching.weight_matching(arch, params, target).element
+    for batch, images in ((None, TINY.match.function_examples), (200, 200)):
+        x = data.x[:images]
+        expected = matching.fit_scales(
+            arch, params, target, x, distance=matching.cross_entropy, start=start, times=(0.5,), num_steps=1
+        )
+        np.testing.assert_allclose(found[batch].start_loss, expected.start_loss, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -151,6 +169,8 @@ def test_scales_are_fitted_where_there_are_some(activation):
         {"ways": ("mean", "mean")},
         {"methods": ("scales", "search_scales"), "networks": ("mlp:64-8-8-10,relu", "mlp:64-8-8-10,tanh")},
         {"ways": ("search_scales",), "many_of": "mlp:64-8-8-10,tanh"},
+        {"match": dataclasses.replace(TINY.match, scale_batch=201)},
+        {"match": dataclasses.replace(TINY.match, scale_batch=0)},
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(change, tmp_path):

@@ -87,6 +87,36 @@ def test_own_losses_and_functions_are_those_of_the_architecture():
         np.testing.assert_allclose(found.start_loss, expected.start_loss, rtol=1e-4)
 
 
+def test_inputs_that_every_step_draws_do_what_all_of_them_do():
+    params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
+    x = jax.random.normal(jax.random.key(4), (1003, 3))
+    fit = functools.partial(matching.fit_scales, RELU, params, target, x, num_steps=200)
+    whole, drawn = fit(), fit(examples_per_step=20, key=jax.random.key(5))
+    # Batches of 20 cover the first 1000.
+    times = (0.25, 0.5, 0.75)
+    for element, loss in (
+        (drawn.element, drawn.loss),
+        (matching.weight_matching(RELU, params, target).element, drawn.start_loss),
+    ):
+        np.testing.assert_allclose(objective(RELU, element, params, target, times, x[:1000]), loss, rtol=1e-4)
+    np.testing.assert_allclose(drawn.start_loss, whole.start_loss, rtol=0.05)
+    won, most = (found.start_loss - found.loss for found in (drawn, whole))
+    assert won > 0.9 * most
+    few = matching.fit_scales(RELU, params, target, x[:20], num_steps=200)
+    assert objective(RELU, few.element, params, target, times, x) > 1.01 * drawn.loss  # which fits those 20 alone
+    again = fit(examples_per_step=20, key=jax.random.key(5))
+    jax.tree.map(np.testing.assert_array_equal, again.element, drawn.element)
+
+
+def test_what_draws_lead_to_is_never_above_the_start():
+    params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
+    best = matching.fit_scales(RELU, params, target, X, num_steps=600)
+    fit = functools.partial(matching.fit_scales, RELU, params, target, X, start=best, examples_per_step=1)
+    astray = fit(num_steps=3, learning_rate=3.0, key=jax.random.key(0))
+    assert astray.loss == astray.start_loss
+    assert support.deviation(astray.element.scale, best.element.scale) < 1e-5
+
+
 def test_signs_stay_where_a_group_has_both():
     arch = sg.mlp((3, 6, 2), "abs")
     params, target = (support.rows(stack, 0) for stack in pairs(arch, 1))
@@ -191,6 +221,14 @@ def test_bad_input_is_refused():
         ("NaN", lambda: matching.fit_scales(RELU, params, nan, X)),
         ("output of target is", lambda: matching.fit_scales(RELU, params, infinite, X)),
         ("permutation", lambda: fit(X, start=symmetry.identity(siren))),
+        ("expected 1 to 40, the inputs given", lambda: fit(X, examples_per_step=41, key=jax.random.key(0))),
+        ("expected 1 to 40, the inputs given", lambda: fit(X, examples_per_step=0, key=jax.random.key(0))),
+        ("key is None", lambda: fit(X, examples_per_step=4)),
+        ("key without examples_per_step", lambda: fit(X, key=jax.random.key(0))),
+        (
+            "both loss_fn and examples_per_step",
+            lambda: fit(None, loss_fn=lambda p: 0.0, examples_per_step=4, key=jax.random.key(0)),
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

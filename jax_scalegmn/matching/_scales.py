@@ -19,7 +19,7 @@ from jax_scalegmn.matching import _differentiable, _functions, _weights
 from jax_scalegmn.matching._functions import AtPoint, Distance, squared_error
 from jax_scalegmn.matching._weights import Matching
 from jax_scalegmn.symmetry import BalancedPair, Element
-from jax_scalegmn.types import Params
+from jax_scalegmn.types import Key, Params
 
 LEARNING_RATE = 0.05
 
@@ -38,6 +38,8 @@ def fit_scales(
     times: Sequence[float] | Float[Array, " points"] = (0.25, 0.5, 0.75),
     num_steps: int = 100,
     learning_rate: float = LEARNING_RATE,
+    examples_per_step: int | None = None,
+    key: Key | None = None,
 ) -> Matching:
     """Fits the positive scales of an element by gradient steps on what the merged network computes.
 
@@ -46,7 +48,10 @@ def fit_scales(
     loss_fn(lerp(target, moved, t)). Adam moves the logarithms of all positive scales at once, its learning rate falling
     to 0 along a cosine; permutations and signs stay. Both networks keep their functions exactly, and the result is
     never worse than the start on x. It costs a gradient of the merged network in every step, and helps after any
-    matcher: most after those that look at weights alone. Give it many inputs; on a few hundred it fits these alone.
+    matcher: most after those that look at weights alone.
+
+    Give it many inputs: on a few hundred it fits these alone. With `examples_per_step` every step draws as many of them
+    anew, so that thousands cost no more than a few hundred, and thousands of steps do not fit any of them.
 
     >>> import jax
     >>> import jax_scalegmn as sg
@@ -69,26 +74,30 @@ def fit_scales(
       times: The points of the segment between target (0) and the moved network (1).
       num_steps: The number of Adam's steps.
       learning_rate: Adam's first learning rate, of the logarithms.
+      examples_per_step: The number of inputs that every step draws from x; None for all of them. Then `loss` and
+        `start_loss` are means over batches of this size that cover x, but for a rest that fills none.
+      key: The key by which inputs are drawn.
 
     Returns:
       The matching, with its `loss`, the start's `start_loss` and the number of `evaluations` of the objective; `sweeps`
       are the steps, and it is converged if the last tenth of them lowered the loss by a thousandth at
-      most.
+      most (where inputs are drawn, the mean loss of the last tenth against that of the tenth before).
 
     Raises:
       ValueError: If networks, start or inputs do not fit the architecture, if it has no positive scales, on options out
-        of their range, without x and `loss_fn`, or (where values are known) if an end point or the start has no finite
-        loss.
+        of their range, without x and `loss_fn`, if inputs are to be drawn without a key or for a `loss_fn`, or (where
+        values are known) if an end point or the start has no finite loss.
     """
     check_sizes(arch, "fit_scales")
     _functions.check_times(times)
     _differentiable._check_counts(num_steps=num_steps)
     _differentiable._check_positive(learning_rate=learning_rate)
     _functions.check_data(arch, x, loss_fn, apply_fn)
+    _check_drawn(x, loss_fn, examples_per_step, key)
     begin = start.element if isinstance(start, Matching) else start
     _differentiable._check_networks(arch, params, target, begin)
-    options = _Options(distance, num_steps, learning_rate)
-    given = (arch, params, target, None if x is None else jnp.asarray(x), begin, jnp.asarray(times, float))
+    options = _Options(distance, num_steps, learning_rate, examples_per_step)
+    given = (arch, params, target, None if x is None else jnp.asarray(x), key, begin, jnp.asarray(times, float))
     return _functions.solved(_solve, _solved, *given, options=options, loss_fn=loss_fn, apply_fn=apply_fn)
 
 
@@ -108,55 +117,84 @@ class Fitted(NamedTuple):
     converged: Bool[Array, ""]
 
 
+class Objective(NamedTuple):
+    """What scales are fitted to.
+
+    Attributes:
+      whole: Maps a moved network to the objective on all inputs.
+      drawn: Maps a moved network and a key to the objective on inputs drawn by the key; None: every step takes all.
+    """
+
+    whole: Callable[[Params], Array]
+    drawn: Callable[[Params, Key], Array] | None = None
+
+
 def fit(
     arch: Architecture,
     pair: BalancedPair,
-    at: AtPoint,
-    points: Float[Array, " points"],
+    objective: Objective,
     begin: Element,
     *,
     num_steps: int,
     learning_rate: float = LEARNING_RATE,
+    key: Key | None = None,
 ) -> Fitted:
-    """The best positive scales that gradient steps saw, the first being those of the pair's gauge.
+    """Positive scales after gradient steps, the first being those of the pair's gauge: never worse than these.
+
+    Where every step sees the whole objective, they are the best that a step saw.
 
     Args:
       arch: The architecture, with its positive scales.
       pair: Both networks.
-      at: (moved, t) -> the objective at a point of the segment.
-      points: These points.
+      objective: What they are fitted to.
       begin: The permutations and signs, from `pair.source` to `pair.goal`.
       num_steps: The number of Adam's steps.
       learning_rate: Adam's first learning rate.
+      key: The key by which inputs are drawn; None where none are.
     """
     identity, moved = symmetry.identity(arch), symmetry.act(pair.arch, begin, pair.source)
     tx = optax.apply_if_finite(optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps)), num_steps)
+    drawn = objective.drawn
 
     def scales(logs: dict[str, Array]) -> Element:
         return Element(identity.permutation, identity.scale | {name: jnp.exp(log) for name, log in logs.items()})
 
-    def loss(logs: dict[str, Array]) -> Array:
+    def loss(logs: dict[str, Array], key: Key | None = None) -> Array:
         scaled = symmetry.act(arch, scales(logs), moved)
-        return jax.vmap(lambda t: at(scaled, t))(points).mean()
+        return objective.whole(scaled) if key is None or drawn is None else drawn(scaled, key)
 
     def keep(best: tuple[Any, Array], logs: dict[str, Array], value: Array) -> tuple[Any, Array]:
         better = value < best[1]  # never, where it is not a number
         return jax.tree.map(lambda new, old: jnp.where(better, new, old), (logs, value), best)
 
-    def step(state: tuple[Any, Any, tuple[Any, Array]], _: None) -> tuple[Any, Array]:
+    def step(state: tuple[Any, Any, tuple[Any, Array]], key: Key | None) -> tuple[Any, Array]:
         logs, opt_state, best = state
-        value, gradient = jax.value_and_grad(loss)(logs)
-        best = keep(best, logs, value)
+        value, gradient = jax.value_and_grad(loss)(logs, key)
+        best = best if drawn else keep(best, logs, value)
         updates, opt_state = tx.update(gradient, opt_state)
         return (optax.apply_updates(logs, updates), opt_state, best), value
 
     none = {layer.name: jnp.zeros(layer.width) for layer in arch.hidden if layer.scaling.has_sizes}
     start_loss = loss(none)
-    (last, _, best), values = jax.lax.scan(step, (none, tx.init(none), (none, start_loss)), None, length=num_steps)
+    keys = None if key is None else jax.random.split(key, num_steps)
+    (last, _, best), values = jax.lax.scan(step, (none, tx.init(none), (none, start_loss)), keys, length=num_steps)
     logs, lowest = keep(best, last, loss(last))
-    before = jnp.min(values[: max(1, num_steps - num_steps // 10)])
+    tenth = num_steps // 10
+    before, after = jnp.min(values[: max(1, num_steps - tenth)]), lowest
+    if drawn:  # from step to step they tell more about the inputs
+        before, after = values[-2 * tenth : -tenth].mean(), values[-tenth:].mean()
     element = pair.between_given(symmetry.compose(arch, scales(logs), begin))
-    return Fitted(element, lowest, start_loss, before - lowest <= 1e-3 * jnp.abs(lowest))
+    return Fitted(element, lowest, start_loss, before - after <= 1e-3 * jnp.abs(after))
+
+
+def over(at: AtPoint, points: Float[Array, " points"]) -> Callable[[Params], Array]:
+    """The mean of an objective over points of the segment, as a function of the moved network.
+
+    Args:
+      at: (moved, t) -> the objective at a point.
+      points: The points.
+    """
+    return lambda moved: jax.vmap(lambda t: at(moved, t))(points).mean()
 
 
 def with_scales_of(arch: Architecture, pair: BalancedPair, start: Element) -> BalancedPair:
@@ -202,6 +240,25 @@ class _Options(NamedTuple):
     distance: Distance
     num_steps: int
     learning_rate: float
+    examples_per_step: int | None
+
+
+def _check_drawn(
+    x: ArrayLike | None, loss_fn: Callable[..., Any] | None, examples_per_step: int | None, key: Key | None
+) -> None:
+    if examples_per_step is None:
+        if key is not None:
+            raise ValueError("Got a key without examples_per_step; expected both, to draw inputs of x, or neither.")
+        return
+    if loss_fn is not None:
+        raise ValueError("Got both loss_fn and examples_per_step; expected one: a loss of params has its own inputs.")
+    if not 1 <= examples_per_step <= len(jnp.asarray(x)):
+        raise ValueError(
+            f"examples_per_step is {examples_per_step}; expected 1 to {len(jnp.asarray(x))}, the inputs given, or None "
+            "for all of them."
+        )
+    if key is None:
+        raise ValueError("key is None; expected a jax.random.key by which examples_per_step inputs are drawn.")
 
 
 def _solve(
@@ -209,6 +266,7 @@ def _solve(
     params: Params,
     target: Params,
     x: Array | None,
+    key: Key | None,
     begin: Element | None,
     points: Array,
     options: _Options,
@@ -219,8 +277,15 @@ def _solve(
     pair, first = _differentiable._begin(arch, params, target, begin)
     if begin is not None:
         pair = with_scales_of(arch, pair, begin)
-    at = _functions.at_point(pair, x, options.distance, loss_fn, apply_fn)
-    fitted = fit(arch, pair, at, points, first, num_steps=options.num_steps, learning_rate=options.learning_rate)
+
+    def on(x: Array | None) -> Callable[[Params], Array]:
+        return over(_functions.at_point(pair, x, options.distance, loss_fn, apply_fn), points)
+
+    number = options.examples_per_step
+    objective = Objective(on(x)) if x is None or number is None else _drawing(on, x, number)
+    fitted = fit(
+        arch, pair, objective, first, num_steps=options.num_steps, learning_rate=options.learning_rate, key=key
+    )
     found = Matching(
         fitted.element,
         _weights.similarity(arch, symmetry.act(arch, fitted.element, params), target),
@@ -234,3 +299,12 @@ def _solve(
 
 
 _solved = jax.jit(_solve, static_argnames="options")
+
+
+def _drawing(on: Callable[[Array], Callable[[Params], Array]], x: Array, number: int) -> Objective:
+    """The objective of which every step sees some inputs, and which is computed in batches of as many on the whole."""
+    batches = x[: len(x) // number * number].reshape(-1, number, *x.shape[1:])
+    return Objective(
+        lambda moved: jax.lax.map(lambda batch: on(batch)(moved), batches).mean(),
+        lambda moved, key: on(x[jax.random.randint(key, (number,), 0, len(x))])(moved),
+    )

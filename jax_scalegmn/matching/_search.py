@@ -200,7 +200,8 @@ def _scaled(
     num_steps: int,
 ) -> tuple[Element, Float[Array, ""]]:
     """What was found, between the networks as given, with positive scales fitted where they are better."""
-    fitted = _scales.fit(arch, pair, at_point, points, best.best, num_steps=num_steps)
+    objective = _scales.Objective(_scales.over(at_point, points))
+    fitted = _scales.fit(arch, pair, objective, best.best, num_steps=num_steps)
     better = fitted.loss < best.best_loss
     return (
         _chosen(better, fitted.element, pair.between_given(best.best)),
