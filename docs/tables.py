@@ -21,11 +21,8 @@ NOISES = ("0", "0.001", "0.002", "0.005")
 DIGITS = "python -m experiments.merging digits"
 MNIST = "python -m experiments.merging mnist --data mnist.npz"
 MANY_MNIST = f"{MNIST} --many-of mlp:784-32-32-10,relu"
-CNN_ACCURATE = (
-    "python -m experiments.cnn accurate --data cifar10_gray.npz --activations relu --zoo runs/cnn-zoo-cifar/zoo "
-    "--train.optimizer adamw --train.batch-size 32 --train.learning-rate 4e-3 --train.micro-batch 16 "
-    "--alignment.epochs 0"
-)
+CNN_ACCURATE = "python -m experiments.cnn accurate --data cifar10_gray.npz"
+CNN_ACCURATE_ZOOS = {"relu": "runs/cnn-zoo-cifar/zoo", "tanh": "runs/cnn-zoo-cifar-tanh/zoo"}
 CNN_CIFAR = (
     "python -m experiments.cnn cifar --data cifar10_gray.npz --train.epochs 30 --train.images-per-step 16 "
     "--alignment.epochs 0"
@@ -69,6 +66,8 @@ FUNCTION_CIFAR, FUNCTION_CIFAR_FEW = "merging_function_cifar_1000.json", "mergin
 SCALES_DIGITS, SCALES_RESNET = "merging_scales_digits.json", "merging_scales_resnet.json"
 SCALES_CIFAR = "merging_scales_cifar.json"
 SCALES_MNIST, SCALES_MNIST_512 = "merging_scales_mnist.json", "merging_scales_mnist_512.json"
+DRAWN_MNIST, DRAWN_MNIST_512 = "merging_drawn_mnist.json", "merging_drawn_mnist_512.json"
+DRAWN_RESNET = "merging_drawn_resnet.json"
 FUNCTION_MORE, FUNCTION_MORE_512 = "merging_function_mnist_more.json", "merging_function_mnist_512.json"
 # The preset of experiments.merging by the file of images.
 MERGING_PRESETS = {None: "digits", "mnist.npz": "mnist", "cifar10_gray.npz": "cifar"}
@@ -78,6 +77,7 @@ FUNCTION_OPTIONS = {
     "cnn": {"image_examples": 256, "function_steps": 100},
     "resnet": {"image_examples": 256, "function_steps": 100},
 }
+SCALE_OPTIONS = {"scale_steps": 200, "scale_batch": None}
 MANY_BY_FUNCTION = {
     "first": "weights, to the first",
     "mean": "weights, to their mean",
@@ -485,6 +485,16 @@ def scales_cifar(results: Results) -> Table:
     return _by_function(results, [SCALES_CIFAR], MERGED_CIFAR, "One pair of CNNs of gray CIFAR-10, scales fitted")
 
 
+def drawn_mnist(results: Results) -> Table:
+    what = "Perceptrons of MNIST, scales fitted to all training images"
+    return _by_function(results, [DRAWN_MNIST, DRAWN_MNIST_512], MERGED_MNIST, what)
+
+
+def drawn_digits(results: Results) -> Table:
+    what = "Networks of scikit-learn's digits, scales fitted to all training images"
+    return _by_function(results, [DRAWN_RESNET], MERGED_DIGITS, what)
+
+
 def many_function(results: Results) -> Table:
     ways = {name: label for name, label in MANY_BY_FUNCTION.items() if name != "search_scales"}
     return _many_by_function(results, FUNCTION_DIGITS, ways)
@@ -554,9 +564,9 @@ def _command_of(results: Results, file: str) -> str:
         words.append("--many")
     kinds = {network.partition(":")[0] for network in config["networks"]}
     options = {name: value for kind in sorted(kinds) for name, value in FUNCTION_OPTIONS[kind].items()}
-    for name, default in options.items():
-        if config["match"][name] != default:
-            words += [f"--match.{name.replace('_', '-')}", str(config["match"][name])]
+    for name, default in (options | SCALE_OPTIONS).items():
+        if (value := config["match"].get(name, default)) != default:
+            words += [f"--match.{name.replace('_', '-')}", str(value)]
     return " ".join(words)
 
 
@@ -723,8 +733,17 @@ def cnn_cifar_tanh(results: Results) -> Table:
 
 
 def cnn_accurate_relu(results: Results) -> Table:
+    return _cnn_accurate(results, "relu")
+
+
+def cnn_accurate_tanh(results: Results) -> Table:
+    return _cnn_accurate(results, "tanh")
+
+
+def _cnn_accurate(results: Results, activation: str) -> Table:
+    command = f"{CNN_ACCURATE} --activations {activation} --zoo {CNN_ACCURATE_ZOOS[activation]}"
     data = "gray CIFAR-10 that were trained longer"
-    return _cnn(results, "cnn_accurate_relu.json", "relu", CNN_ACCURATE, data)
+    return _cnn(results, f"cnn_accurate_{activation}.json", activation, command, data)
 
 
 def _cnn(results: Results, file: str, activation: str, command: str, data: str) -> Table:
@@ -1163,6 +1182,8 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         scales_mnist,
         scales_cifar,
         scales_many,
+        drawn_mnist,
+        drawn_digits,
         many_function,
         learned_seeds,
         learned_transfer,
@@ -1171,6 +1192,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         cnn_cifar_relu,
         cnn_cifar_tanh,
         cnn_accurate_relu,
+        cnn_accurate_tanh,
         generalization_digits_relu,
         generalization_digits_tanh,
         generalization_cifar_relu,
@@ -1298,8 +1320,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "cnn_zoo_tanh": _cnn_zoo_values(results["merging_cnn_zoo_tanh.json"]),
         "cnn_digits": _cnn_values(results, "cnn_digits.json"),
         "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
-        "cnn_accurate": _cnn_values(results, "cnn_accurate_relu.json")
-        | _accurate_values(results["cnn_accurate_relu.json"]["activations"]["relu"]),
+        "cnn_accurate": _accurate_values(results, "tanh") | _accurate_values(results, "relu"),
         "accuracy_digits": _generalization_values(results, "generalization_digits.json"),
         "accuracy_cifar": _generalization_values(results, "generalization_cifar.json"),
         "accuracy_accurate_relu": _generalization_values(results, "generalization_accurate_relu.json"),
@@ -1307,6 +1328,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "classify": _classify_values(results),
         "classify_mnist": _classify_mnist_values(results[CLASSIFY_MNIST]),
         "scales": _scales_values(results),
+        "drawn": _drawn_values(results),
         "speed": _speed_values(results),
         "recipes": {
             f"{name}_{split}": percent(results.row(RECIPES, label=recipe, epochs=epochs)["curve"][-1][split])
@@ -1493,9 +1515,8 @@ def _function_values(results: Results) -> dict[str, str]:
 
 
 def _scales_values(results: Results) -> dict[str, str]:
-    """Of networks with a name: what methods reach without REPAIR, and the milliseconds that scales take."""
-    found = {}
-    for name, file, network in (
+    """What is said of scales that were fitted to some images."""
+    cases = [
         ("digits_32", SCALES_DIGITS, "mlp:64-32-32-10,relu"),
         ("digits_512", SCALES_DIGITS, "mlp:64-512-512-10,relu"),
         *(
@@ -1508,7 +1529,30 @@ def _scales_values(results: Results) -> dict[str, str]:
         ("mnist_128", SCALES_MNIST, "mlp:784-128-128-10,relu"),
         ("mnist_512", SCALES_MNIST_512, "mlp:784-512-512-10,relu"),
         ("cifar", SCALES_CIFAR, next(iter(MERGED_CIFAR))),
-    ):
+    ]
+    return _merged_values(results, cases) | _steps_of(results, SCALES_DIGITS)
+
+
+def _drawn_values(results: Results) -> dict[str, str]:
+    """What is said of scales that were fitted to all images, some in every step."""
+    cases = [
+        ("mnist_32", DRAWN_MNIST, "mlp:784-32-32-10,relu"),
+        ("mnist_128", DRAWN_MNIST, "mlp:784-128-128-10,relu"),
+        ("mnist_512", DRAWN_MNIST_512, "mlp:784-512-512-10,relu"),
+        ("resnet", DRAWN_RESNET, next(iter(results[DRAWN_RESNET]["pairs"]))),
+    ]
+    return _merged_values(results, cases) | _steps_of(results, DRAWN_MNIST)
+
+
+def _steps_of(results: Results, file: str) -> dict[str, str]:
+    settings = results[file]["config"]["match"]
+    return {"steps": f"{settings['scale_steps']:,}", "batch": str(settings.get("scale_batch"))}
+
+
+def _merged_values(results: Results, cases: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """By name, file and network: what methods reach without REPAIR, what that closes, and milliseconds of CPU time."""
+    found = {}
+    for name, file, network in cases:
         one = results[file]["pairs"][network]
         ends = average(one["test_accuracy"])
         found[f"{name}_ends"] = accuracy(ends)
@@ -1516,13 +1560,11 @@ def _scales_values(results: Results) -> dict[str, str]:
             reached = merged_accuracy(row["pairs"])[0]
             found[f"{name}_{method}"] = accuracy(reached)
             found[f"{name}_{method}_gap"] = f"{100 * (ends - reached):.1f}"
-            if len(row["pairs"]) > 1:
+            found[f"{name}_{method}_closed"] = _closed(one, method, repaired=False)
+            if len(row["pairs"]) > 1:  # the first pair's time includes compilation
                 seconds = average(pair["cpu_seconds"] for pair in row["pairs"][1:])
                 found[f"{name}_{method}_milliseconds"] = _about(1000 * seconds)
-    cifar = results[SCALES_CIFAR]["pairs"][next(iter(MERGED_CIFAR))]
-    for method in ("search_gradient", "search_scales", "scales_activations", "activations"):
-        found[f"cifar_{method}_closed"] = _closed(cifar, method, repaired=False)
-    return found | {"steps": str(results[SCALES_DIGITS]["config"]["match"]["scale_steps"])}
+    return found
 
 
 def _closed(network: Mapping[str, Any], method: str, *, repaired: bool) -> str:
@@ -1558,7 +1600,7 @@ def _cnn_values(results: Results, file: str) -> dict[str, str]:
         shown |= {
             f"{activation}_parameters": f"{group['model']['parameters'] / 1e6:.2f}",
             f"{activation}_agreement": f"{100 * best['selection_agreement']:.0f}",
-            f"{activation}_tau": f"{group['distillation']['kendall_tau']:.2f}",
+            f"{activation}_tau": _or_undefined(group["distillation"]["kendall_tau"]),
             f"{activation}_orbit_ratio": power_of_ten(group["orbit"]["ratio"]),
             f"{activation}_closed": f"{100 * (repaired - naive) / (ends - naive):.0f}",
             f"{activation}_permutations": f"{100 * merging['matching_p_forward']['plain']['accuracy']['mean']:.1f}",
@@ -1576,13 +1618,21 @@ def _cnn_values(results: Results, file: str) -> dict[str, str]:
     return shown
 
 
-def _accurate_values(group: Mapping[str, Any]) -> dict[str, str]:
-    ends, naive = group["end_points"], group["merging"]["naive"]["plain"]["accuracy"]["mean"]
+def _or_undefined(tau: float | None) -> str:
+    """A rank correlation, which is none where all accuracies are one."""
+    return "undefined" if tau is None else f"{tau:.2f}"
+
+
+def _accurate_values(results: Results, activation: str) -> dict[str, str]:
+    """What is said of CNNs that were trained longer: with the share of the gap that methods close without REPAIR."""
+    file = f"cnn_accurate_{activation}.json"
+    group = results[file]["activations"][activation]
     found = {name: method["plain"]["accuracy"]["mean"] for name, method in group["merging"].items()}
-    return {
-        "search_activations": f"{100 * found['search_activations']:.1f}",
-        "activations_closed": f"{100 * (found['activations'] - naive) / (ends - naive):.0f}",
-        "search_closed": f"{100 * (found['search_activations'] - naive) / (ends - naive):.0f}",
+    ends, naive = group["end_points"], found["naive"]
+    closed = {name: f"{100 * (value - naive) / (ends - naive):.0f}" for name, value in found.items()}
+    return _cnn_values(results, file) | {
+        f"{activation}_activations_closed": closed["activations"],
+        f"{activation}_search_closed": closed["search_activations"],
     }
 
 

@@ -131,6 +131,7 @@ PRESETS = {
             train=TrainConfig(
                 8, 120, 8e-3, micro_batch=8, optimizer="muon", distillation_images=5000, images_per_step=16
             ),
+            alignment=CnnAlignmentConfig(epochs=0),  # it has too few networks to learn from
             evaluation=EvaluationConfig(pairs=8),
         ),
     ),
