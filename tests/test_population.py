@@ -109,7 +109,8 @@ def test_a_population_compiles_one_program_for_all_trials_and_epochs():
         support.COMPILED.clear()
         for epoch in population(mesh=over):
             jax.block_until_ready(epoch)
-        assert len(support.COMPILED) == 1
+        # jit(stage) is JAX's own copy of an array, one program for each shape.
+        assert [name for name in support.COMPILED if name != "jit(stage)"] == ["jit(_epoch)"]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ norm-balanced gauge settles these scales by the norms of two networks, whatever 
 them, as on permutations; and they are continuous, so that gradient steps find better ones.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -179,9 +180,9 @@ def fit(
     keys = None if key is None else jax.random.split(key, num_steps)
     (last, _, best), values = jax.lax.scan(step, (none, tx.init(none), (none, start_loss)), keys, length=num_steps)
     logs, lowest = keep(best, last, loss(last))
-    tenth = num_steps // 10
-    before, after = jnp.min(values[: max(1, num_steps - tenth)]), lowest
-    if drawn:  # from step to step they tell more about the inputs
+    before, after = jnp.min(values[: max(1, num_steps - num_steps // 10)]), lowest
+    if drawn:  # the value of one step says more about its inputs
+        tenth = max(1, num_steps // 10)
         before, after = values[-2 * tenth : -tenth].mean(), values[-tenth:].mean()
     element = pair.between_given(symmetry.compose(arch, scales(logs), begin))
     return Fitted(element, lowest, start_loss, before - after <= 1e-3 * jnp.abs(after))
@@ -281,8 +282,17 @@ def _solve(
     def on(x: Array | None) -> Callable[[Params], Array]:
         return over(_functions.at_point(pair, x, options.distance, loss_fn, apply_fn), points)
 
-    number = options.examples_per_step
-    objective = Objective(on(x)) if x is None or number is None else _drawing(on, x, number)
+    ends = functools.partial(_functions.ends, pair, loss_fn=loss_fn, apply_fn=apply_fn)
+    if x is None or options.examples_per_step is None:
+        objective, at_ends = Objective(on(x)), ends(x)
+    else:
+        number = options.examples_per_step
+        batches = _in_batches(x, number)  # all at once may not fit the memory
+        at_ends = jax.tree.map(jnp.max, jax.lax.map(ends, batches))
+        objective = Objective(
+            lambda moved: jax.lax.map(lambda batch: on(batch)(moved), batches).mean(),
+            lambda moved, key: on(x[jax.random.randint(key, (number,), 0, len(x))])(moved),
+        )
     fitted = fit(
         arch, pair, objective, first, num_steps=options.num_steps, learning_rate=options.learning_rate, key=key
     )
@@ -295,16 +305,12 @@ def _solve(
         fitted.start_loss,
         jnp.asarray(options.num_steps + 2),
     )
-    return found, _functions.ends(pair, x, loss_fn, apply_fn)
+    return found, at_ends
 
 
 _solved = jax.jit(_solve, static_argnames="options")
 
 
-def _drawing(on: Callable[[Array], Callable[[Params], Array]], x: Array, number: int) -> Objective:
-    """The objective of which every step sees some inputs, and which is computed in batches of as many on the whole."""
-    batches = x[: len(x) // number * number].reshape(-1, number, *x.shape[1:])
-    return Objective(
-        lambda moved: jax.lax.map(lambda batch: on(batch)(moved), batches).mean(),
-        lambda moved, key: on(x[jax.random.randint(key, (number,), 0, len(x))])(moved),
-    )
+def _in_batches(x: Array, size: int) -> Array:
+    """[batches, size, ...], without the rest that fills no batch."""
+    return x[: len(x) // size * size].reshape(-1, size, *x.shape[1:])
