@@ -90,7 +90,7 @@ def test_own_losses_and_functions_are_those_of_the_architecture():
 def test_inputs_that_every_step_draws_do_what_all_of_them_do():
     params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
     x = jax.random.normal(jax.random.key(4), (1003, 3))
-    fit = functools.partial(matching.fit_scales, RELU, params, target, x=x, num_steps=200)
+    fit = functools.partial(matching.fit_scales, RELU, params, target=target, x=x, num_steps=200)
     whole, drawn = fit(), fit(examples_per_step=20, key=jax.random.key(5))
     # Batches of 20 cover the first 1000.
     times = (0.25, 0.5, 0.75)
@@ -106,8 +106,9 @@ def test_inputs_that_every_step_draws_do_what_all_of_them_do():
     assert objective(RELU, few.element, params, target, times, x) > 1.01 * drawn.loss  # which fits those 20 alone
     again = fit(examples_per_step=20, key=jax.random.key(5))
     jax.tree.map(np.testing.assert_array_equal, again.element, drawn.element)
+    large = jax.tree.map(lambda leaf: 1e3 * leaf, target)
     with pytest.raises(ValueError, match="output of target is"):  # on one of all inputs
-        fit(x=x.at[700].set(3e38), examples_per_step=20, key=jax.random.key(5))
+        fit(target=large, x=x.at[700].set(3e38), examples_per_step=20, key=jax.random.key(5))
 
 
 def test_what_draws_lead_to_is_never_above_the_start():
