@@ -82,9 +82,10 @@ def _one_by_one(
 ) -> tuple[Callable[[Element], Array], Exchanged]:
     """Each element by itself, by whole forward passes: the mean over the points of the segment."""
 
+    mean = _functions.over(at, points)
+
     def loss(element: Element) -> Array:
-        moved = symmetry.act(pair.arch, element, pair.source)
-        return _or_infinity(jax.vmap(lambda t: at(moved, t))(points).mean())
+        return _or_infinity(mean(symmetry.act(pair.arch, element, pair.source)))
 
     def exchanged(element: Element, name: str, i: Array, partners: Array, signs: Any) -> Array:
         def of(j: Array, both: Array) -> Array:

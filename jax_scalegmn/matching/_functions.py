@@ -174,6 +174,16 @@ def at_point(
     return segment_distance(pair, x, distance, apply_fn) if loss_fn is None else segment_loss(pair, loss_fn)
 
 
+def over(at: AtPoint, points: Float[Array, " points"]) -> Callable[[Params], Array]:
+    """The mean of an objective over points of the segment, as a function of the moved network.
+
+    Args:
+      at: (moved, t) -> the objective at a point.
+      points: The points.
+    """
+    return lambda moved: jax.vmap(lambda t: at(moved, t))(points).mean()
+
+
 def segment_loss(pair: BalancedPair, loss_fn: Callable[[Any], Array]) -> AtPoint:
     """The loss between goal and moved, in the gauge of the target as it was given.
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from jax_scalegmn import stacks, symmetry
 from jax_scalegmn.architecture import Architecture
 from jax_scalegmn.matching import _differentiable, _functions, _weights
-from jax_scalegmn.matching._functions import AtPoint, Distance, squared_error
+from jax_scalegmn.matching._functions import Distance, squared_error
 from jax_scalegmn.matching._weights import Matching
 from jax_scalegmn.symmetry import BalancedPair, Element
 from jax_scalegmn.types import Key, Params
@@ -188,16 +188,6 @@ def fit(
     return Fitted(element, lowest, start_loss, before - after <= 1e-3 * jnp.abs(after))
 
 
-def over(at: AtPoint, points: Float[Array, " points"]) -> Callable[[Params], Array]:
-    """The mean of an objective over points of the segment, as a function of the moved network.
-
-    Args:
-      at: (moved, t) -> the objective at a point.
-      points: The points.
-    """
-    return lambda moved: jax.vmap(lambda t: at(moved, t))(points).mean()
-
-
 def with_scales_of(arch: Architecture, pair: BalancedPair, start: Element) -> BalancedPair:
     """The pair, its goal not in the balanced gauge but in that which the start's positive scales imply.
 
@@ -280,7 +270,7 @@ def _solve(
         pair = with_scales_of(arch, pair, begin)
 
     def on(x: Array | None) -> Callable[[Params], Array]:
-        return over(_functions.at_point(pair, x, options.distance, loss_fn, apply_fn), points)
+        return _functions.over(_functions.at_point(pair, x, options.distance, loss_fn, apply_fn), points)
 
     ends = functools.partial(_functions.ends, pair, loss_fn=loss_fn, apply_fn=apply_fn)
     if x is None or options.examples_per_step is None:

@@ -200,13 +200,11 @@ def _scaled(
     num_steps: int,
 ) -> tuple[Element, Float[Array, ""]]:
     """What was found, between the networks as given, with positive scales fitted where they are better."""
-    objective = _scales.Objective(_scales.over(at_point, points))
+    objective = _scales.Objective(_functions.over(at_point, points))
     fitted = _scales.fit(arch, pair, objective, best.best, num_steps=num_steps)
     better = fitted.loss < best.best_loss
-    return (
-        _chosen(better, fitted.element, pair.between_given(best.best)),
-        jnp.minimum(fitted.loss, best.best_loss),
-    )
+    element = _chosen(better, fitted.element, pair.between_given(best.best))
+    return element, jnp.minimum(fitted.loss, best.best_loss)
 
 
 def _better_gauge(
@@ -220,7 +218,7 @@ def _better_gauge(
 
     def loss(pair: BalancedPair) -> Array:
         moved = symmetry.act(pair.arch, element, pair.source)
-        return jax.vmap(lambda t: make_at(pair)(moved, t))(points).mean()
+        return _functions.over(make_at(pair), points)(moved)
 
     better = loss(other) < loss(pair)
     goal, from_goal = _chosen(better, (other.goal, other.from_goal), (pair.goal, pair.from_goal))
