@@ -375,20 +375,39 @@ def merging_cifar(results: Results) -> Table:
     return _merged(results, "merging_cifar.json", MERGED_CIFAR, command, "Classifiers of gray CIFAR-10")
 
 
+ACCURATE_CNNS = ["cnn_zoo.json", "cnn_zoo_tanh.json", "cnn_zoo_tanh_more.json"]
+
+
+def _above_half(cnns: dict[str, Any]) -> int:
+    """How many of the networks classify more than half of the test images rightly."""
+    return sum(value > 0.5 for value in cnns["scoring_accuracies"])
+
+
 def accurate_cnns(results: Results) -> Table:
     """How well the CNNs classify that are all trained with the same options."""
-    files = ["cnn_zoo.json", "cnn_zoo_tanh.json"]
     rows = []
-    for file in files:
+    for file in ACCURATE_CNNS:
+        config = results[file]["config"]
         ((activation, cnns),) = results[file]["zoos"].items()
-        steps = f"{results[file]['config']['zoo']['steps']:,}"
         quantiles = (accuracy(cnns["scoring_accuracy"][quantile]) for quantile in ("5", "25", "50", "100"))
-        rows.append((activation, str(cnns["networks"]), steps, *quantiles))
+        counts = (str(config["seed"]), str(cnns["networks"]), f"{config['zoo']['steps']:,}")
+        rows.append((activation, *counts, *quantiles, str(_above_half(cnns))))
     return Table(
         "CNNs 1-16-16-16-10, those with one activation trained alike: accuracy in % on 5,000 test images",
-        "python -m experiments.cnn_zoo cifar --data cifar10_gray.npz --activations ACTIVATION --zoo.steps UPDATES",
-        files,
-        ("activation", "networks", "updates", "worst twentieth", "worst quarter", "median", "best"),
+        "python -m experiments.cnn_zoo cifar --data cifar10_gray.npz --activations ACTIVATION --seed SEED "
+        "--zoo.networks NETWORKS --zoo.steps UPDATES",
+        ACCURATE_CNNS,
+        (
+            "activation",
+            "seed",
+            "networks",
+            "updates",
+            "worst twentieth",
+            "worst quarter",
+            "median",
+            "best",
+            "above 50%",
+        ),
         rows,
     )
 
@@ -1318,6 +1337,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "function": _function_values(results),
         "cnn_zoo": _cnn_zoo_values(results["merging_cnn_zoo.json"]),
         "cnn_zoo_tanh": _cnn_zoo_values(results["merging_cnn_zoo_tanh.json"]),
+        "accurate_cnns": _accurate_cnns_values(results),
         "cnn_digits": _cnn_values(results, "cnn_digits.json"),
         "cnn_cifar": _cnn_values(results, "cnn_cifar.json"),
         "cnn_accurate": _accurate_values(results, "tanh") | _accurate_values(results, "relu"),
@@ -1419,6 +1439,15 @@ def _learned_values(file: Mapping[str, Any]) -> dict[str, str]:
             "exact_gap": power_of_ten(max(gaps)),
         }
     )
+
+
+def _accurate_cnns_values(results: Results) -> dict[str, str]:
+    """The tanh networks of all seeds."""
+    cnns = [results[file]["zoos"]["tanh"] for file in ACCURATE_CNNS if "tanh" in results[file]["zoos"]]
+    return {
+        "tanh_above": str(sum(map(_above_half, cnns))),
+        "tanh_networks": str(sum(one["networks"] for one in cnns)),
+    }
 
 
 def _cnn_zoo_values(file: Mapping[str, Any]) -> dict[str, str]:

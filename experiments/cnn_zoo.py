@@ -393,6 +393,7 @@ def describe(cnns: Zoo) -> dict[str, Any]:
         "networks": len(np.unique(cnns.records["model"])),
         "checkpoints": len(cnns),
         "scoring_accuracy": {str(q): float(np.percentile(accuracy, q)) for q in (5, 25, 50, 75, 95, 100)},
+        "scoring_accuracies": accuracy.tolist(),
     } | cnns.settings
 
 
