@@ -138,6 +138,7 @@ def scores(arch, params, target, x, signed):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scale"),
     [

@@ -80,8 +80,9 @@ def embedded_members(dtype):
     return read(stack_of([padded(MIXED, member, dtype=dtype) for member in MIXED.members]))
 
 
+@pytest.mark.slow
 @MEMBERS
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_each_member_has_its_own_symmetry_in_one_program(arch, dtype):
     """Embeddings are invariant under the member's group, whatever the others have; nothing is compiled anew."""
     with support.precision(dtype):

@@ -73,6 +73,7 @@ def test_without_orbax_an_error_names_the_extra(use, tmp_path, monkeypatch):
         use(tmp_path)
 
 
+@pytest.mark.slow
 def test_models_and_training_are_imported_without_orbax():
     code = "import sys, jax_scalegmn.training, jax_scalegmn.models; assert 'orbax' not in sys.modules, 'imported'"
     subprocess.run([sys.executable, "-c", code], check=True)

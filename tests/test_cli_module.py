@@ -246,6 +246,7 @@ def write_tied(path, seed, moved=None):
     return weight, hidden
 
 
+@pytest.mark.slow
 def test_tensors_that_are_one_stay_one_under_the_users_function(folder, capsys):
     (folder / "own_model.py").write_text(TIED)
     np.savez("data.npz", x=np.random.default_rng(1).normal(size=(50, 4)).astype("f"))

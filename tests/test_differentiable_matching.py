@@ -106,6 +106,7 @@ def by_weights():
 # --- Sinkhorn ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name == "siren" else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
 )
@@ -184,6 +185,7 @@ def test_sinkhorn_lowers_the_loss_along_the_segment_where_weights_do_not_tell():
     assert after.mean() < 0.9 * before.mean()
 
 
+@pytest.mark.slow
 def test_a_loss_at_the_midpoint_falls_and_layers_that_it_does_not_touch_keep_the_start():
     """A loss of the first kernel alone: it moves the first layer's element, and no other's."""
     arch = NETWORKS["siren"]

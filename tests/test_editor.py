@@ -54,6 +54,7 @@ def test_one_network_in_a_stack_is_the_one_without():
     assert support.deviation(support.rows(got, 0), expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_average_of_what_edited_networks_draw_is_invariant_and_what_the_loss_compares():
     model, params = editor(SIREN, 3), support.random_params(SIREN)
     variables, size = support.random_variables(model, params), (4, 5)

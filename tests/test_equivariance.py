@@ -558,9 +558,10 @@ def test_no_parameter_is_idle(case):
         assert not idle_parameters(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "activation",
-    [jax.nn.relu, *(pytest.param(act, marks=SLOW) for act in (jnp.tanh, jnp.abs, jnp.cos))],
+    [jax.nn.relu, jnp.tanh, jnp.abs, jnp.cos],
     ids=lambda act: act.__name__,
 )
 def test_networks_without_biases_have_their_group(activation):

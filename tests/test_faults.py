@@ -775,6 +775,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", HEADS, ids=lambda fn: fn.__name__)
 def test_maps_that_are_flattened_with_channels_slowest(fn):
     params, x = channels_first(HEADS[fn]), normal(3, 2, 14, 14)

@@ -20,7 +20,6 @@ NETWORKS = {name: (arch, functools.partial(support.outputs, arch)) for name, arc
 NETWORKS |= {name: (arch, jax.vmap(apply, (None, 0))) for name, (arch, apply) in support.HAND_WRITTEN.items()}
 SMALL = sg.mlp((3, 5, 2), "relu")
 COUNTS = {"mixed mlp": 5, "relu cnn": 2, "residual relu": 3}
-FAST = ("mixed mlp",)  # of the others each compiles for 10 s and more
 TANH, RELU = support.ARCHITECTURES["tanh mlp"], support.ARCHITECTURES["relu mlp"]
 act = jax.jit(jax.vmap(symmetry.act, (None, 0, 0)))
 
@@ -83,9 +82,8 @@ def test_copies_of_one_network_become_one_network(name):
     assert cycles.log_ratio < 1e-5
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in COUNTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COUNTS)
 def test_the_elements_that_were_planted_are_found(name):
     """Of noisy copies: what moves i next to j is planted_j planted_i^-1, in permutations and signs."""
     arch, _ = NETWORKS[name]
@@ -102,6 +100,7 @@ def test_the_elements_that_were_planted_are_found(name):
     assert 0 < objective(frame) < 0.1
 
 
+@pytest.mark.slow
 def test_the_distance_to_the_mean_never_goes_up():
     """Of five different networks, round by round, until a round moves none."""
     run = jax.jit(lambda stack, rounds: matching.align_all(MIXED, stack, max_rounds=rounds, assign=assignment.scipy))

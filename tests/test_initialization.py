@@ -34,6 +34,7 @@ def assert_like_flax(model, example, key=KEY, method=None):
     return ours, flax
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [KEY, jax.random.PRNGKey(3)], ids=["typed key", "raw key"])
 def test_drawn_variables_are_those_of_flax_bit_for_bit(seed):
     model = models.autoencoder(SIREN, 4, num_layers=1)

@@ -186,6 +186,7 @@ def noisy():
     return params, target, unmatched, ascended, match(SIREN, params, target)
 
 
+@pytest.mark.slow
 def test_matching_never_lowers_the_similarity():
     """Sweep by sweep; from the forward start it ends above the unmatched pair, too."""
     params, target, unmatched, ascended, forward = noisy()

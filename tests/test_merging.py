@@ -139,6 +139,7 @@ def test_scales_are_fitted_where_there_are_some(activation):
     assert left == (merging.FITTING if activation == "tanh" else set())
 
 
+@pytest.mark.slow
 def test_scales_see_all_training_images_where_they_are_drawn():
     arch = merging.architecture.parse("mlp:64-8-8-10,relu")
     data = merging.as_inputs(arch, merging.load_images(TINY))

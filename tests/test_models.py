@@ -80,6 +80,7 @@ def test_degenerate_networks_have_finite_values_and_gradients(kind):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
 
 
+@pytest.mark.slow
 def test_every_parameter_of_the_autoencoder_learns():
     """Each entry of each array has a gradient."""
     _, (grad, _) = gradients()(support.random_params(SIREN, models=(1,)))

@@ -111,6 +111,7 @@ def test_inputs_that_every_step_draws_do_what_all_of_them_do():
         fit(target=large, x=x.at[700].set(3e38), examples_per_step=20, key=jax.random.key(5))
 
 
+@pytest.mark.slow
 def test_what_draws_lead_to_is_never_above_the_start():
     params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
     best = matching.fit_scales(RELU, params, target, X, num_steps=600)

@@ -239,6 +239,7 @@ def pooled(x, window):
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, (1, 1, 1), "VALID")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [(1, 3), (2, 2)], ids=str)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_on_two_changed_neurons_is_that_on_the_whole(name, places):
@@ -382,6 +383,7 @@ def test_best_of_keeps_the_lowest_loss_on_data():
         matching.best_of(NONE, params, target, methods[:1], lambda p: jnp.nan * run(p).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last_round", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_many_networks_become_their_mean(last_round):
     stack = networks(NONE, 3)

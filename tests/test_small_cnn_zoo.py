@@ -236,6 +236,7 @@ def published(index: list[int], part: str, activation: str, networks: int) -> li
     return [data[i] for i in chosen if activations[data[i]] == activation]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("header", "networks"),
     [

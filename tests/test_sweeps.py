@@ -459,6 +459,7 @@ def test_the_median_pruner_ends_trials_that_are_worse_than_those_before(place):
     assert all(one.state == "PRUNED" for one in found.values() if one.last.params["train.learning_rate"] == 0.001)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_interrupted_gives_its_trials_back(place, monkeypatch, capsys):
     text = GRID.replace("score = false\n", "")
     assert run("make", write(text), "--storage", place) == 0
@@ -601,6 +602,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_the_trials_of_a_killed_worker_are_run_by_another(place):
     expected = swept_study(GRID, "sqlite:///whole.db")
     assert run("make", "study.toml", "--storage", place) == 0
