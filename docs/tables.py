@@ -60,6 +60,11 @@ GENERALIZATION = {
 ACCELERATOR = "accelerator.jsonl"
 ALIGNERS = "aligners.json"
 ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
+ALIGNERS_MORE = "aligners_more.json"
+ALIGNERS_MORE_COMMAND = (
+    "python -m experiments.aligners digits --seeds 0 --no-both-ways --zoo.train-fits 8 --alignment.epochs 12 "
+    "--alignment.frame-start matcher --alignment.frame-epochs 12"
+)
 FUNCTION_DIGITS, FUNCTION_MNIST = "merging_function_digits.json", "merging_function_mnist.json"
 FUNCTION_IMAGES, FUNCTION_MNIST_2 = "merging_function_images.json", "merging_function_mnist_2.json"
 FUNCTION_CIFAR, FUNCTION_CIFAR_FEW = "merging_function_cifar_1000.json", "merging_function_cifar.json"
@@ -615,6 +620,22 @@ def learned_seeds(results: Results) -> Table:
         ALIGNERS_COMMAND,
         [ALIGNERS],
         ("method", "midpoint", "between pixels", *(f"seed {seed}" for seed in seeds)),
+        rows,
+    )
+
+
+def learned_more(results: Results) -> Table:
+    rows, names = [], ("learned_matching", "learned_frame", "learned_search")
+    for file in (ALIGNERS, ALIGNERS_MORE):
+        config, methods = results[file]["config"], results[file]["seeds"]["0"]["methods"]
+        passes = config["alignment"]["epochs"]
+        middles = (interval(methods[name]["midpoint"], 4) for name in names)
+        rows.append((str(config["zoo"]["train_fits"]), str(passes), *middles))
+    return Table(
+        "Seed 0, trained on more pairs of networks and for longer: squared error at t = 1/2",
+        ALIGNERS_MORE_COMMAND,
+        [ALIGNERS, ALIGNERS_MORE],
+        ("fits of an image", "passes", "learned matching", "learned frame", "search from the learned matching"),
         rows,
     )
 
@@ -1205,6 +1226,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         drawn_digits,
         many_function,
         learned_seeds,
+        learned_more,
         learned_transfer,
         cnn_digits_relu,
         cnn_digits_tanh,
