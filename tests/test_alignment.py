@@ -91,6 +91,7 @@ def test_a_frame_maps_an_orbit_to_one_network_and_keeps_functions(name):
         matching.framed(arch, params, frame.elements)
 
 
+@pytest.mark.slow
 def test_a_frame_starts_as_that_of_its_first_network():
     model = small(models.Frame, TINY, 4)
     params = support.random_params(TINY, 1)
@@ -159,6 +160,7 @@ def test_examples_are_drawn_anew_for_every_key_and_all_of_them_in_the_mean():
     np.testing.assert_allclose(values.mean(), whole, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_matching_starts_a_search():
     arch, model, variables = made(models.Matcher, "signs")
     params, target = (support.random_params(arch, seed) for seed in (1, 2))

@@ -246,6 +246,7 @@ def test_match_size_finds_what_a_search_through_all_widths_finds(target):
     assert models.match_size(make, shapes, target) == min(range(1, 5000), key=gap)
 
 
+@pytest.mark.slow
 def test_match_size_brings_a_graph_network_to_the_size_of_another():
     shapes = jax.eval_shape(lambda: network.init(SIREN, jax.random.key(0)))
     plain = restrict(SIREN, Scaling.PERMUTATION)

@@ -134,6 +134,7 @@ def test_the_learning_rate_rises_and_falls_as_it_is_asked_to():
     assert moves()[0] == pytest.approx(1e-2, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_sgd_with_momentum_makes_the_steps_that_its_equations_name():
     """Full batches: v <- m v + g, w <- w - rate (g + m v) with the decay in the gradient, by hand."""
     x, y = jax.random.normal(jax.random.key(0), (20, 2)), jnp.arange(20) % 2

@@ -714,10 +714,8 @@ MATCHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "weights" else pytest.param(name, marks=pytest.mark.slow) for name in MATCHERS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MATCHERS)
 def test_the_planted_element_of_a_network_with_abs_is_found_by_every_matcher(name):
     arch = sg.mlp((5, 12, 10, 3), "abs")
     params, x = support.random_params(arch), jnp.asarray(normal(200, 5))

@@ -206,6 +206,7 @@ def test_targets_in_one_frame_bring_noisy_copies_into_it():
     assert consistency(RELU, relative(RELU, frame.elements)).fraction == 1
 
 
+@pytest.mark.slow
 def test_pairs_are_matched_like_each_pair_alone():
     pairs = pairwise(MIXED)(FIVE)
     match = jax.jit(functools.partial(matching.weight_matching, MIXED, assign=assignment.scipy))

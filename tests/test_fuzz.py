@@ -30,14 +30,14 @@ SEED = int(os.environ.get("JAX_SCALEGMN_SEED", "1"))
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limits are those of Linux")
 
 
-@pytest.mark.parametrize("total", [15, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_no_reader_fails_on_mutated_files(tmp_path, total):
-    cases = {name: (0, count) for name, count in fuzzed_readers.cases_by_reader(total).items()}
+@pytest.mark.slow
+def test_no_reader_fails_on_mutated_files(tmp_path):
+    cases = {name: (0, count) for name, count in fuzzed_readers.cases_by_reader(10_000).items()}
     reports = fuzzing.campaign(cases, SEED, tmp_path)
     assert fuzzing.failures_in_words(reports, SEED) == ""
     for (name, report), (_, count) in zip(reports.items(), cases.values(), strict=True):
         assert sum(report.counts.values()) == count, name
-        assert total < 1000 or report.counts.keys() & {"ValueError", "OSError"}, f"{name} refused nothing"
+        assert report.counts.keys() & {"ValueError", "OSError"}, f"{name} refused nothing"
 
 
 # --- what must be found -------------------------------------------------------------------------------------------

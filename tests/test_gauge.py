@@ -127,15 +127,8 @@ def test_a_network_that_does_not_fit_is_refused():
         symmetry.balance(ARCHITECTURES["relu mlp"], support.random_params(support.ARCHITECTURES["siren"]))
 
 
-@pytest.mark.parametrize(
-    "dtypes",
-    [
-        ("float32",),
-        pytest.param(("bfloat16", "float64"), marks=pytest.mark.slow),
-        pytest.param(("bfloat16",), marks=pytest.mark.slow),
-        pytest.param(("float32", "float64"), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtypes", [("float32",), ("bfloat16", "float64"), ("bfloat16",), ("float32", "float64")])
 def test_any_precision_is_balanced_with_float64_switched_on(dtypes):
     """Half precision in float32, mixed arrays in their widest; weight matching goes on from any element there."""
     arch = ARCHITECTURES["relu mlp"]

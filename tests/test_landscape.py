@@ -48,6 +48,7 @@ def test_a_path_has_two_ends():
         landscape.barrier(lambda p: p["x"].sum(), A, B, num_points=1)
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
     """An 80 % interval covers the true mean in about 80 % of 300 normal samples; its width is 2 * 1.28 / sqrt(40)."""
     sample_keys, keys = jax.random.split(jax.random.key(0), (2, 300))
@@ -138,6 +139,7 @@ def bumps(key, examples):
     return (2 + ts)[:, None] + (4 * ts * (1 - ts))[:, None] * (1 + 0.5 * jax.random.normal(key, (examples,)))
 
 
+@pytest.mark.slow
 def test_intervals_of_a_barrier_cover_it_as_often_as_they_say():
     """An 80 % interval covers the true height 1 in about 80 % of 200 data sets, and shrinks like 1 / sqrt(examples)."""
     keys = jax.random.split(jax.random.key(1), (200, 2))

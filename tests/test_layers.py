@@ -129,6 +129,7 @@ def test_a_wrong_field_of_json_is_named(change, words):
         layers.from_json(layers.as_json([Dense(2)], (2,)) | change)
 
 
+@pytest.mark.slow
 def test_the_last_map_may_be_flattened_in_both_orders():
     arches = {order: sg.sequential([Conv(3, 1), "relu", Flatten(order), Dense(2)], (2, 2, 2)) for order in ORDERS}
     params = random_params(arches["channels_first"])

@@ -314,6 +314,7 @@ def test_the_network_that_does_not_fit_is_named():
         matching.weight_matching(SIREN, params, support.random_params(support.ARCHITECTURES["relu mlp"]))
 
 
+@pytest.mark.slow
 def test_under_vmap_the_host_solves_unfinished_pairs_alone(monkeypatch):
     """Pairs that take different numbers of sweeps: as many assignments as one pair after the other, the same result."""
     arch = sg.siren((2, 9, 10, 1))

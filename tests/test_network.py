@@ -443,6 +443,7 @@ def own_convolutions(params, x):
     return x.reshape(len(x), -1) @ params["out"]
 
 
+@pytest.mark.slow
 def test_a_function_of_ones_own_by_patches_is_the_function():
     shapes = {"first": (4, 2, 3, 2), "second": (4, 2, 3, 3), "third": (2, 3, 4, 3), "line": (2, 3, 5), "out": (15, 3)}
     rng = np.random.default_rng(0)

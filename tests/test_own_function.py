@@ -105,6 +105,7 @@ def test_a_planted_element_is_found_from_activations():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), back, target)
 
 
+@pytest.mark.slow
 def test_without_biases_repair_restores_second_moments():
     ends = sg.stacks.stack(weights(KEYS[1]), weights(KEYS[3]))
     merged = merge.average(ends)

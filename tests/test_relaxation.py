@@ -111,6 +111,7 @@ def test_zeros_harden_to_an_element_that_loses_no_neuron():
     np.testing.assert_allclose(soften(MIXED, zeros).permutation["hidden_0"], 0.25, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     """In float64, through five iterations, and finite at logits of 0, where signs are undecided."""
     with jax.enable_x64(True):

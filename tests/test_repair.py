@@ -254,6 +254,7 @@ def test_repair_lowers_the_loss_between_two_aligned_fits():
     assert losses[:, 3].mean() < 0.85 * losses[:, 2].mean()
 
 
+@pytest.mark.slow
 def test_channels_that_do_not_vary_keep_their_size():
     """No entry is NaN or infinite; where a constant can be shifted, it is."""
     stack, x = stack_of(RELU), data(RELU)

@@ -234,6 +234,7 @@ def test_a_convolution_s_weights_move_as_in_python(show):
     assert "no loss was given" in text
 
 
+@pytest.mark.slow
 def test_a_loss_of_the_user_s_is_drawn_for_networks_without_an_image(show):
     arch = sg.mlp((3, 6, 4), "gelu")
     params, target, element = planted(arch)

@@ -132,9 +132,8 @@ def test_vmapped_equals_one_by_one():
     np.testing.assert_allclose(single.loss, searched.loss[1], rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "arch", [SIREN, pytest.param(RELU, marks=pytest.mark.slow), NONE], ids=["sign", "positive", "permutation"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [SIREN, RELU, NONE], ids=["sign", "positive", "permutation"])
 def test_the_change_of_two_neurons_is_what_a_whole_pass_says(arch, monkeypatch):
     """Two routes to one number: all exchanges with a neuron at once, and each as a network of its own."""
     params, target = (stacks.member(networks(arch, 2), index) for index in (0, 1))

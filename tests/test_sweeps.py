@@ -208,7 +208,8 @@ def test_another_study_of_the_same_name_is_refused_by_what_differs(place, capsys
     assert run("status", "--storage", place, "--study", "other") == 0
 
 
-@pytest.mark.parametrize("sampler", [pytest.param("random", marks=pytest.mark.slow), "tpe"])
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_a_study_that_is_complete_gets_more_trials(place, capsys, sampler):
     """Those that a study of this number has from the beginning."""
     few = GRID.replace("[space]", f"sampler = '{sampler}'\ntrials = 3\n[space]").replace(

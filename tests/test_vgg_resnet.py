@@ -353,13 +353,8 @@ def test_a_parameter_of_no_layer_has_no_start(key):
         network.init(arch, key)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "resnet, batch, tanh",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet, layer, gelu", "resnet, 2 groups, relu")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet, batch, tanh", "resnet, layer, gelu", "resnet, 2 groups, relu"])
 def test_matching_recovers_permutations_and_signs(name):
     arch = NETWORKS[name]
     params = generic_params(arch)

@@ -240,6 +240,7 @@ def test_damaged_and_foreign_files_are_refused_with_their_path(fitted, tmp_path,
     assert len(str(caught.value)) < 2000
 
 
+@pytest.mark.slow
 def test_zoos_are_used_without_flax():
     program = (
         "import sys, jax_scalegmn.zoo\nprint([name for name in ('flax', 'orbax', 'jraph') if name in sys.modules])"
