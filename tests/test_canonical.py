@@ -207,6 +207,7 @@ def test_wrapping_twice_is_wrapping_once(arch, dtype):
                 support.assert_identical(wrap(arch, once), once)
 
 
+@pytest.mark.slow
 @dtypes
 def test_wrapping_is_the_same_compiled_or_not(dtype):
     """To the bit."""

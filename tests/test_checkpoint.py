@@ -270,6 +270,7 @@ def test_what_a_killed_program_was_saving_is_removed(run):
     assert not half.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_program_that_is_killed_while_it_removes_a_checkpoint_leaves_no_part_of_it(
     written, tmp_path, monkeypatch, asynchronous

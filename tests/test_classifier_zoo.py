@@ -68,6 +68,7 @@ def params(cnns, name, step=CHECKPOINTS[-1]):
     return support.rows(cnns.params, row(cnns, name, step))
 
 
+@pytest.mark.slow
 def test_the_table_names_every_network_and_leaves_out_what_diverged(cnns):
     assert len(cnns) == 8 * 3
     assert cnns.settings["left_out"] == 1

@@ -86,6 +86,7 @@ def run(capsys, *argv):
 GIVEN = ("--module", "own_model:apply", "--data", "data.npz")
 
 
+@pytest.mark.slow
 def test_two_files_and_a_function_are_one_merged_network(folder, capsys):
     command = ("merge", "a.pt", "b.pt", *GIVEN, "--out", "c.pt", "--repair", "--json", "s.json")
     status, out, err = run(capsys, *command, "--method", "activations")
