@@ -72,7 +72,7 @@ SCALES_DIGITS, SCALES_RESNET = "merging_scales_digits.json", "merging_scales_res
 SCALES_CIFAR = "merging_scales_cifar.json"
 SCALES_MNIST, SCALES_MNIST_512 = "merging_scales_mnist.json", "merging_scales_mnist_512.json"
 DRAWN_MNIST, DRAWN_MNIST_512 = "merging_drawn_mnist.json", "merging_drawn_mnist_512.json"
-DRAWN_RESNET = "merging_drawn_resnet.json"
+DRAWN_MNIST_MORE, DRAWN_RESNET = "merging_drawn_mnist_more.json", "merging_drawn_resnet.json"
 FUNCTION_MORE, FUNCTION_MORE_512 = "merging_function_mnist_more.json", "merging_function_mnist_512.json"
 # The preset of experiments.merging by the file of images.
 MERGING_PRESETS = {None: "digits", "mnist.npz": "mnist", "cifar10_gray.npz": "cifar"}
@@ -512,6 +512,10 @@ def scales_cifar(results: Results) -> Table:
 def drawn_mnist(results: Results) -> Table:
     what = "Perceptrons of MNIST, scales fitted to all training images"
     return _by_function(results, [DRAWN_MNIST, DRAWN_MNIST_512], MERGED_MNIST, what)
+
+
+def drawn_mnist_more(results: Results) -> Table:
+    return _by_function(results, [DRAWN_MNIST_MORE], MERGED_MNIST, "The same, with more images of searches and steps")
 
 
 def drawn_digits(results: Results) -> Table:
@@ -1223,6 +1227,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         scales_cifar,
         scales_many,
         drawn_mnist,
+        drawn_mnist_more,
         drawn_digits,
         many_function,
         learned_seeds,
@@ -1590,9 +1595,20 @@ def _drawn_values(results: Results) -> dict[str, str]:
         ("mnist_32", DRAWN_MNIST, "mlp:784-32-32-10,relu"),
         ("mnist_128", DRAWN_MNIST, "mlp:784-128-128-10,relu"),
         ("mnist_512", DRAWN_MNIST_512, "mlp:784-512-512-10,relu"),
+        ("mnist_32_more", DRAWN_MNIST_MORE, "mlp:784-32-32-10,relu"),
+        ("mnist_128_more", DRAWN_MNIST_MORE, "mlp:784-128-128-10,relu"),
         ("resnet", DRAWN_RESNET, next(iter(results[DRAWN_RESNET]["pairs"]))),
     ]
-    return _merged_values(results, cases) | _steps_of(results, DRAWN_MNIST)
+    values = _merged_values(results, cases) | _steps_of(results, DRAWN_MNIST)
+    return values | {
+        "images": _searched_images(results, DRAWN_MNIST),
+        "more_images": _searched_images(results, DRAWN_MNIST_MORE),
+        "more_batch": _steps_of(results, DRAWN_MNIST_MORE)["batch"],
+    }
+
+
+def _searched_images(results: Results, file: str) -> str:
+    return f"{results[file]['config']['match']['function_examples']:,}"
 
 
 def _steps_of(results: Results, file: str) -> dict[str, str]:
