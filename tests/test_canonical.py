@@ -217,6 +217,7 @@ def test_wrapping_is_the_same_compiled_or_not(dtype):
             support.assert_identical(symmetry.wrap_phase(SIREN, params), wrap(SIREN, params))
 
 
+@pytest.mark.slow
 @dtypes
 def test_every_border_is_stable(dtype):
     """The numbers next to a quarter turn, for 20 frequencies: one wrap brings them in range, the next changes none."""

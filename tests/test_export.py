@@ -241,7 +241,7 @@ def cases(functions, architectures, quick):
             ("matching.activation_matching", "network.apply"),
         ),
         *cases({name: ON_FUNCTIONS[name] for name in ON_FUNCTIONS if name not in BUILT_ALONE}, OWN, ()),
-        *cases(ON_INRS, {"siren": ARCHITECTURES["siren"]}, ("network.render", "training.make_step")),
+        *cases(ON_INRS, {"siren": ARCHITECTURES["siren"]}, ("network.render",)),
     ],
 )
 def test_functions_of_networks_export(arch, fn):

@@ -182,6 +182,7 @@ def test_networks_without_differences_come_to_rest(value):
     np.testing.assert_allclose(frame.similarity, value, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_networks_come_next_to_targets_of_their_own():
     """Planted: every network next to another copy of itself; the function stays."""
     stack = support.random_params(RELU, 3, models=(4,))
@@ -196,6 +197,7 @@ def test_networks_come_next_to_targets_of_their_own():
     assert support.deviation(support.rows(frame.aligned, 2), one) < 1e-6
 
 
+@pytest.mark.slow
 def test_targets_in_one_frame_bring_noisy_copies_into_it():
     """The canonical route: N copies, each with the clean network as its decoded one, merge to it."""
     params = support.random_params(RELU, 7)

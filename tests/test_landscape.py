@@ -194,6 +194,7 @@ def test_a_plane_by_hand():
     np.testing.assert_allclose(plane.losses, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_plane_passes_through_its_three_networks(seed):
     """Distances between corners are those of the networks, and at the corners the grid has the networks' losses."""

@@ -73,6 +73,7 @@ def test_each_part_of_the_group_is_recovered_alone(group, assign):
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.slow
 def test_rescaled_relu_networks_are_lost_unbalanced_and_found_in_the_balanced_gauge():
     """The control of the default: without scales hardly any of 100 pairs is matched as planted.
 
@@ -276,6 +277,7 @@ def test_align_preserves_the_function(name):
     assert support.deviation(aligned, params) > 0.1
 
 
+@pytest.mark.slow
 def test_orbit_distance_is_0_for_members_alone_and_pulls_on_the_target_alone():
     """Its gradient is 2 (target - nearest) / |params|^2, and 0 in the params; networks of zeros give no NaN."""
     params, other = support.random_params(SIREN), support.random_params(SIREN, 1)
@@ -370,6 +372,7 @@ def test_more_pairs_than_are_searched_at_once_end_as_in_small_groups():
         assert len({*together.sweeps.tolist()}) > 2
 
 
+@pytest.mark.slow
 def test_a_matching_under_vmap_has_no_gradient_but_of_its_similarity():
     arch = sg.mlp((2, 3, 1), "tanh")
     params, target = (support.random_params(arch, seed) for seed in (0, 1))

@@ -87,6 +87,7 @@ def test_own_losses_and_functions_are_those_of_the_architecture():
         np.testing.assert_allclose(found.start_loss, expected.start_loss, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_inputs_that_every_step_draws_do_what_all_of_them_do():
     params, target = (support.rows(stack, 0) for stack in pairs(RELU, 1))
     x = jax.random.normal(jax.random.key(4), (1003, 3))

@@ -116,6 +116,7 @@ def test_the_function_is_preserved_and_the_group_is_the_largest(name):
     assert_group_is_the_largest(NETWORKS[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet, batch, relu", "vgg max, none, tanh"])
 def test_the_function_is_preserved_in_double_precision(name):
     assert_function_preserved(NETWORKS[name], "float64")
@@ -371,10 +372,11 @@ def test_matching_recovers_permutations_and_rescales_of_positive_layers():
         assert support.deviation(matching.align(arch, params, target), target) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arch",
     [
-        pytest.param(sg.resnet(8, widths=(2, 3, 4), outputs=2, input_channels=1), marks=pytest.mark.slow),
+        sg.resnet(8, widths=(2, 3, 4), outputs=2, input_channels=1),
         sg.vgg(((2,), (3,)), 2, input_channels=1, norm="batch"),
     ],
     ids=str,
