@@ -57,6 +57,7 @@ GENERALIZATION = {
     ),
 }
 
+ACCURATE_CNNS = ["cnn_zoo.json", "cnn_zoo_tanh.json", "cnn_zoo_tanh_more.json"]
 ACCELERATOR = "accelerator.jsonl"
 ALIGNERS = "aligners.json"
 ALIGNERS_COMMAND = "python -m experiments.aligners digits --data mnist.npz"
@@ -380,14 +381,6 @@ def merging_cifar(results: Results) -> Table:
     return _merged(results, "merging_cifar.json", MERGED_CIFAR, command, "Classifiers of gray CIFAR-10")
 
 
-ACCURATE_CNNS = ["cnn_zoo.json", "cnn_zoo_tanh.json", "cnn_zoo_tanh_more.json"]
-
-
-def _above_half(cnns: dict[str, Any]) -> int:
-    """How many of the networks classify more than half of the test images rightly."""
-    return sum(value > 0.5 for value in cnns["scoring_accuracies"])
-
-
 def accurate_cnns(results: Results) -> Table:
     """How well the CNNs classify that are all trained with the same options."""
     rows = []
@@ -515,7 +508,10 @@ def drawn_mnist(results: Results) -> Table:
 
 
 def drawn_mnist_more(results: Results) -> Table:
-    return _by_function(results, [DRAWN_MNIST_MORE], MERGED_MNIST, "The same, with more images of searches and steps")
+    what = (
+        f"Perceptrons of MNIST, searched on {_searched_images(results, DRAWN_MNIST_MORE)} images, scales fitted to all"
+    )
+    return _by_function(results, [DRAWN_MNIST_MORE], MERGED_MNIST, what)
 
 
 def drawn_digits(results: Results) -> Table:
@@ -636,7 +632,7 @@ def learned_more(results: Results) -> Table:
         middles = (interval(methods[name]["midpoint"], 4) for name in names)
         rows.append((str(config["zoo"]["train_fits"]), str(passes), *middles))
     return Table(
-        "Seed 0, trained on more pairs of networks and for longer: squared error at t = 1/2",
+        "Matcher and frame of seed 0, trained on more pairs of networks and for longer: squared error at t = 1/2",
         ALIGNERS_MORE_COMMAND,
         [ALIGNERS, ALIGNERS_MORE],
         ("fits of an image", "passes", "learned matching", "learned frame", "search from the learned matching"),
@@ -1466,6 +1462,11 @@ def _learned_values(file: Mapping[str, Any]) -> dict[str, str]:
             "exact_gap": power_of_ten(max(gaps)),
         }
     )
+
+
+def _above_half(cnns: Mapping[str, Any]) -> int:
+    """How many networks of a zoo classify more than half of the test images rightly."""
+    return sum(value > 0.5 for value in cnns["scoring_accuracies"])
 
 
 def _accurate_cnns_values(results: Results) -> dict[str, str]:
