@@ -96,10 +96,18 @@ def _inr_rows(config: Config) -> Iterator[dict[str, Any]]:
     yield {"job": "inr", "method": "naive", **_scores(measure(a, b, b, images))}
     weights = _timed(lambda p, t, key: matching.weight_matching(arch, p, t), b, a, keys)
     yield _inr_row("weights", arch, measure, a, b, images, *weights)
-    for name, options in {"search, one sweep": {"max_sweeps": 1}, "search": {}}.items():
+    for name, options in _SEARCHES.items():
         search = functools.partial(matching.search_matching, arch, **options)
         found = _timed(lambda p, t, key, e, s=search: s(p, t, x, key, start=e), b, a, keys, weights[0].element)
         yield _inr_row(name, arch, measure, a, b, images, *found)
+
+
+_SEARCHES: dict[str, dict[str, Any]] = {
+    "search, one sweep": {"max_sweeps": 1},
+    "search": {},
+    **{f"search, {number} kicks": {"kicks": number} for number in (4, 16, 64)},
+    "search, annealed": {"temperature": 0.01, "max_sweeps": 60},
+}
 
 
 def _timed(match: Callable[..., Matching], *stacked: Any) -> tuple[Matching, float, float]:

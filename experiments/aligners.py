@@ -14,7 +14,7 @@ stopped.
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,8 @@ class Config(inr_zoo.Config):
     alignment: InrAlignmentConfig = dataclasses.field(default_factory=InrAlignmentConfig)
     search_sweeps: int = 10
     """The most sweeps of search matching."""
+    search_kicks: int = 0
+    """The number of times that search matching goes on from its result with some neurons moved at random."""
     points: int = 21
     """The number of points of every path."""
 
@@ -204,10 +206,9 @@ def _methods(config: Config, networks: Networks, trained: Mapping[str, Trained])
 
 
 def _baselines(config: Config, networks: Networks) -> dict[str, Method]:
-    arch, x = networks.zoos["scoring"].arch, inr.coordinates(networks.images["scoring"])
-    mesh = runs.device_mesh(config)
+    arch, mesh = networks.zoos["scoring"].arch, runs.device_mesh(config)
     align = evaluation.make_align(arch, mesh=mesh)
-    search = evaluation.make_search(arch, x, mesh, max_sweeps=config.search_sweeps)(align)
+    search = _make_search(config, networks)(align)
     return {
         "naive": Method("naive", lambda a, b: (a.params, b.params), evaluation.itself),
         "weights": evaluation.pairwise("weights", lambda a, b: align(a, b).params),
@@ -216,10 +217,16 @@ def _baselines(config: Config, networks: Networks) -> dict[str, Method]:
 
 
 def _learned(config: Config, networks: Networks, trained: Mapping[str, Trained]) -> dict[str, Method]:
+    return alignment.make_methods(trained, _make_search(config, networks), mesh=runs.device_mesh(config))
+
+
+def _make_search(
+    config: Config, networks: Networks
+) -> Callable[[evaluation.Align], Callable[[Params, Params], Params]]:
+    """As `evaluation.make_search`, on the pixels of the scoring images."""
     arch, x = networks.zoos["scoring"].arch, inr.coordinates(networks.images["scoring"])
-    mesh = runs.device_mesh(config)
-    make_search = evaluation.make_search(arch, x, mesh, max_sweeps=config.search_sweeps)
-    return alignment.make_methods(trained, make_search, mesh=mesh)
+    options = {"max_sweeps": config.search_sweeps, "kicks": config.search_kicks}
+    return evaluation.make_search(arch, x, runs.device_mesh(config), **options)
 
 
 def _scored(config: Config, name: str, networks: Networks, methods: Mapping[str, Method]) -> dict[str, Any]:

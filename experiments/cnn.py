@@ -89,6 +89,8 @@ class EvaluationConfig:
     """The most exchanges that a step of search matching tries."""
     search_sweeps: int = 2
     """The most sweeps over all neurons of search matching."""
+    search_kicks: int = 0
+    """The number of times that search matching goes on from its result with some neurons moved at random."""
     orbits: int = 8
     """The number of networks whose orbits are embedded."""
     orbit_size: int = 16
@@ -548,6 +550,7 @@ def _search_options(settings: EvaluationConfig) -> dict[str, Any]:
         "times": (0.5,),
         "candidates": settings.search_candidates,
         "max_sweeps": settings.search_sweeps,
+        "kicks": settings.search_kicks,
     }
 
 

@@ -73,6 +73,8 @@ class EvaluationConfig:
     always merged with all of them."""
     search_sweeps: int = 10
     """The most sweeps over all neurons of search matching, which ends when one changes nothing."""
+    search_kicks: int = 0
+    """The number of times that search matching goes on from its result with some neurons moved at random."""
     search_pixels: int | None = None
     """The number of pixels, drawn at random, at which search matching computes; None for all. Its time grows with them.
     On a regular grid of few pixels a search ends at networks that agree there and nowhere else."""
@@ -400,14 +402,15 @@ def _instruments(
 ) -> Instruments:
     model, variables, arch, mesh = trained.model, trained.variables, train.arch, runs.device_mesh(config)
     fixed = jax.tree.map(lambda leaf: np.asarray(leaf)[0], train.params)
-    x, sweeps = coordinates(given, config.evaluation.search_pixels, config.seed), config.evaluation.search_sweeps
+    scoring = config.evaluation
+    x = coordinates(given, scoring.search_pixels, config.seed)
     at_once = min(64, count)
     align = evaluation.make_align(arch, networks_at_once=at_once, mesh=mesh)
-    make_search = evaluation.make_search(arch, x, mesh, max_sweeps=sweeps)
+    make_search = evaluation.make_search(arch, x, mesh, max_sweeps=scoring.search_sweeps, kicks=scoring.search_kicks)
     search = evaluation.pairwise("search on what merged networks compute", make_search(align))
     learned = alignment.make_methods(aligners, make_search, networks_at_once=at_once, mesh=mesh)
     methods = evaluation.methods(arch, model, variables, fixed, {"search": search} | learned, align, mesh)
-    points = config.evaluation.points
+    points = scoring.points
     draw = make_draw(arch, given.images.shape[1:3], networks_at_once=min(512, count * points), mesh=mesh)
     follow = {
         reader: evaluation.make_follow(draw, reader, num_points=points, pairs_at_once=min(32, count), mesh=mesh)

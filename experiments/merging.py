@@ -71,6 +71,8 @@ class MatchConfig:
     """The most neurons that search matching takes in all of its sweeps; it makes one sweep or more, and ten at most."""
     search_candidates: int = 32
     """The most exchanges that a step of search matching tries."""
+    search_kicks: int = 0
+    """The number of times that search matching goes on from its result with some neurons moved at random."""
     image_examples: int = 256
     """As `function_examples`, for networks of images."""
     scale_steps: int = 200
@@ -482,6 +484,7 @@ def search_options(settings: MatchConfig, arch: Architecture) -> dict[str, Any]:
         "distance": matching.cross_entropy,
         "candidates": settings.search_candidates,
         "max_sweeps": sweeps,
+        "kicks": settings.search_kicks,
     }
 
 

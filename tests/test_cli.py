@@ -227,7 +227,7 @@ def test_search_merges_networks_by_what_they_compute(tmp_path, capsys):
         (labels, (), "cross-entropy"),  # the data of a classifier
         (labels, ("--distance", "squared-error"), "squared-error"),
         (labels, ("--gradient-steps", "3"), "cross-entropy"),
-        (labels, ("--scale-steps", "20"), "cross-entropy"),
+        (labels, ("--scale-steps", "20", "--kicks", "2"), "cross-entropy"),
     ):
         code, out, _ = run(capsys, *command, "--data", file, *option)
         summary = json.loads((tmp_path / "m.json").read_text())
@@ -457,6 +457,7 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
         ("--distance goes with --method search", (*both, *RELU, "--distance", "cross-entropy")),
         ("--gradient-steps goes with --method search", (*both, *RELU, "--gradient-steps", "5")),
         ("--scale-steps goes with --method search", (*both, *RELU, "--scale-steps", "5")),
+        ("--kicks goes with --method search", (*both, *RELU, "--kicks", "5")),
         ("--method search needs examples", (*both, *RELU, "--method", "search")),
         ("expected no --t", (*both, *RELU, "--method", "search", "--t", "0.3", "--data", tmp_path / "nan.npz")),
         ("--no-scale goes with", (*both, *RELU, "--method", "sinkhorn", "--no-scale")),

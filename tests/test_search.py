@@ -295,6 +295,39 @@ def test_a_planted_exchange_is_found():
     assert result.element.permutation["hidden_0"].tolist() == [2, 1, 0, 3]
 
 
+def test_kicks_never_lose_what_was_found_and_find_more():
+    target, params = fitted()
+    weights, plain, _, keys = found()
+    kicked = jax.jit(
+        jax.vmap(lambda p, t, key, start: matching.search_matching(SIREN, p, t, X, key, start=start, kicks=3))
+    )(params, target, keys, weights.element)
+    assert (kicked.loss <= plain.loss * 1.0001).all()
+    assert (kicked.loss < 0.99 * plain.loss).any()
+    assert (kicked.start_loss == plain.start_loss).all()
+    # One for the start and for each kick, then by neuron 4 partners with 4 signs each.
+    assert (kicked.evaluations == 1 + 3 + kicked.sweeps * 12 * 4 * 4).all()
+    assert (kicked.sweeps > plain.sweeps).all()
+    for index in range(3):
+        check_valid(SIREN, stacks.member(kicked.element, index))
+        middle = functools.partial(symmetry.act, SIREN, stacks.member(kicked.element, index))
+        moved, own = middle(stacks.member(params, index)), stacks.member(params, index)
+        np.testing.assert_allclose(outputs(SIREN, moved, X), outputs(SIREN, own, X), atol=1e-5)
+
+
+def test_a_kick_moves_some_neurons_of_one_layer():
+    layers = [_search._layer(neurons, 64) for neurons in sg.mlp((2, 4, 9, 1), "relu").hidden]
+    start = symmetry.random(sg.mlp((2, 4, 9, 1), "relu"), jax.random.key(0))
+    kicked = jax.jit(jax.vmap(lambda key: _search._kicked(start, layers, key)))(jax.random.split(jax.random.key(1), 64))
+    moved = {name: np.asarray(order != start.permutation[name]).sum(1) for name, order in kicked.permutation.items()}
+    assert ((moved["hidden_0"] == 0) != (moved["hidden_1"] == 0)).all()
+    assert set(moved["hidden_0"]) == {0, 3, 4}
+    assert set(moved["hidden_1"]) == {0, 3, 4, 5, 6}
+    for name, order in kicked.permutation.items():
+        place = np.asarray(order)[:, :, None] == np.asarray(start.permutation[name])
+        assert (place.sum((1, 2)) == order.shape[1]).all()  # a permutation
+        np.testing.assert_array_equal(np.asarray(start.scale[name])[place.argmax(2)], kicked.scale[name])  # goes along
+
+
 @pytest.mark.slow
 def test_own_losses_functions_annealing_and_wide_layers():
     params, target = (stacks.member(networks(NONE, 2), index) for index in (0, 1))
@@ -354,6 +387,8 @@ def test_bad_input_is_named():
         search(DATA, key, candidates=0)
     with pytest.raises(ValueError, match=r"temperature is -1"):
         search(DATA, key, temperature=-1.0)
+    with pytest.raises(ValueError, match=r"kicks is -1"):
+        search(DATA, key, kicks=-1)
     with pytest.raises(ValueError, match=r"element.permutation has layers"):
         search(DATA, key, start=symmetry.identity(RELU))
     broken = jax.tree.map(lambda leaf: leaf * 1e30, params)

@@ -246,6 +246,7 @@ def _search_options(options: Alignment, arch: Architecture, data: LabeledExample
     return {
         "distance": _distance(options, arch, data),
         "gradient_steps": options.gradient_steps,
+        "kicks": options.kicks,
         "scale_steps": options.scale_steps,
     }
 

@@ -64,6 +64,9 @@ class Alignment(Common):
     gradient_steps: int = 0
     """The number of gradient steps on relaxed permutations and signs before the exchanges of --method search, like 100.
     They need the extra sinkhorn."""
+    kicks: int = 0
+    """The number of times that --method search goes on from its result with some neurons moved at random, like 16: each
+    costs about as much as the search, and helps narrow layers."""
     scale_steps: int = 0
     """The number of gradient steps on positive scales after the exchanges of --method search, like 100; for networks
     with relu and other activations that have such scales."""
@@ -212,9 +215,14 @@ def _check_alignment(options: Alignment) -> None:
         raise ValueError(f"--method {options.method} needs examples: pass --data x.npz.")
     if options.distance != "auto" and options.method != "search":
         raise ValueError(f"--distance goes with --method search, got {options.method}. Leave it out.")
-    for name, steps in (("gradient", options.gradient_steps), ("scale", options.scale_steps)):
-        if steps and options.method != "search":
-            raise ValueError(f"--{name}-steps goes with --method search, got {options.method}. Leave it out.")
+    searches = {
+        "--gradient-steps": options.gradient_steps,
+        "--kicks": options.kicks,
+        "--scale-steps": options.scale_steps,
+    }
+    for name, number in searches.items():
+        if number and options.method != "search":
+            raise ValueError(f"{name} goes with --method search, got {options.method}. Leave it out.")
     if not options.scale and options.method not in ("weights", "activations"):
         raise ValueError(f"--no-scale goes with --method weights or activations, got {options.method}. Leave it out.")
 

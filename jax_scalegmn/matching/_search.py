@@ -50,6 +50,7 @@ def search_matching(
     candidates: int = 64,
     max_sweeps: int = 10,
     temperature: float = 0.0,
+    kicks: int = 0,
     gradient_steps: int = 0,
     scale_steps: int = 0,
 ) -> Matching:
@@ -71,6 +72,10 @@ def search_matching(
     With `gradient_steps` the search is preceded by as many steps of `sinkhorn_matching` on its own objective, at the
     points `times`, and begins at the best element that they saw, or at the start if none was better. Far from a good
     element, and in wide layers, where exchanges are many and each gains little, the two reach what neither does alone.
+
+    With `kicks` the search goes on from where it ended: as many times three to six neurons of one layer change places
+    at random, the search runs from there, and what it finds is kept if it is better (iterated local search, Lourenço
+    et al. 2003). A kick costs about as much as a search, and most find nothing better; they help narrow layers.
 
     Positive scales are settled by the norm-balanced gauge, as in `matching.weight_matching`. With `scale_steps` the
     search ends with as many gradient steps on them, as `fit_scales` makes them, and begins in the start's own scales
@@ -103,6 +108,7 @@ def search_matching(
       max_sweeps: The most sweeps; the search ends when a sweep changes nothing.
       temperature: Simulated annealing: every step draws an exchange from the Boltzmann distribution of this
         temperature, in units of the start's objective, falling linearly to 0 in the last sweep. 0 takes the best.
+      kicks: The number of times that the search goes on from its result with some neurons moved; 0 for none.
       gradient_steps: The number of steps on soft elements before the search; 0 for none. They need ott-jax:
         `pip install "jax-scalegmn[sinkhorn]"`.
       scale_steps: The number of gradient steps on positive scales after the search; 0 for none.
@@ -122,6 +128,7 @@ def search_matching(
         candidates=candidates,
         max_sweeps=max_sweeps,
         temperature=temperature,
+        kicks=kicks,
         gradient_steps=gradient_steps,
         scale_steps=scale_steps,
     )
@@ -130,7 +137,7 @@ def search_matching(
     _functions.check_data(arch, x, loss_fn, apply_fn)
     begin = start.element if isinstance(start, Matching) else start
     _differentiable._check_networks(arch, params, target, begin)
-    options = _Options(distance, candidates, max_sweeps, temperature, gradient_steps, scale_steps)
+    options = _Options(distance, candidates, max_sweeps, temperature, kicks, gradient_steps, scale_steps)
     given = (arch, params, target, None if x is None else jnp.asarray(x), key, begin, jnp.asarray(times, float))
     return _functions.solved(_solve, _solved, *given, options=options, loss_fn=loss_fn, apply_fn=apply_fn)
 
@@ -145,6 +152,7 @@ class _Options(NamedTuple):
     candidates: int
     max_sweeps: int
     temperature: float
+    kicks: int
     gradient_steps: int
     scale_steps: int
 
@@ -272,10 +280,61 @@ def _search(
     start_loss: Float[Array, ""],
     options: _Options,
 ) -> _State:
-    """Sweeps until one changes nothing: the last state; the start's loss is the unit of the temperature."""
-    candidates, max_sweeps, temperature = options.candidates, options.max_sweeps, options.temperature
-    layers = [_layer(neurons, candidates) for neurons in pair.arch.hidden]
+    """The search, and after it those that begin at kicks: the best state; the start's loss is the unit of heat."""
+    layers = [_layer(neurons, options.candidates) for neurons in pair.arch.hidden]
     promise = _promise(pair, x) if any(layer.chosen for layer in layers) else {}
+    settle = functools.partial(_settle, objective, layers, promise, options, start_loss)
+    first_loss = objective.loss(begin) if options.gradient_steps else start_loss
+    first = _begun(begin, first_loss, jnp.asarray(1))
+    kicked = [layer for layer in layers if layer.width > 2]  # others have no neighbors but those that a search tries
+    if not (options.kicks and kicked):
+        return settle(first, key)
+
+    def go_on(number: Array, kept: _State) -> _State:
+        own, kick_key = jax.random.split(jax.random.fold_in(key, number))
+        element = _chosen(number > 0, _kicked(kept.best, kicked, kick_key), kept.best)
+        loss = jnp.where(number > 0, objective.loss(element), kept.best_loss)
+        begun = _begun(element, loss, kept.evaluations + (number > 0))
+        found = settle(begun, jnp.where(number > 0, own, key))  # the first search is the one without kicks
+        state = _chosen((number == 0) | (found.best_loss < kept.best_loss), found, kept)
+        return state._replace(evaluations=found.evaluations, sweeps=kept.sweeps + found.sweeps)
+
+    return jax.lax.fori_loop(0, options.kicks + 1, go_on, first)
+
+
+def _begun(element: Element, loss: Float[Array, ""], evaluations: Int[Array, ""]) -> _State:
+    return _State(element, loss, element, loss, evaluations, jnp.asarray(0), jnp.asarray(True))
+
+
+def _kicked(element: Element, layers: Sequence["_Layer"], key: Key) -> Element:
+    """The element with some neurons of one of these layers moved, each to the place of the next."""
+    layer_key, count_key, key = jax.random.split(key, 3)
+    chosen = jax.random.randint(layer_key, (), 0, len(layers))
+    count = jax.random.randint(count_key, (), _KICK[0], _KICK[1] + 1)
+    permutation, scale = dict(element.permutation), dict(element.scale)
+    for index, layer in enumerate(layers):
+        order, rank = jax.random.permutation(jax.random.fold_in(key, index), layer.width), jnp.arange(layer.width)
+        size = jnp.where(chosen == index, jnp.minimum(count, layer.width), 1)
+        source = rank.at[order].set(jnp.where(rank < size, order[(rank + 1) % size], order))
+        permutation[layer.name] = permutation[layer.name][source]
+        scale[layer.name] = scale[layer.name][source]
+    return Element(permutation, scale)
+
+
+_KICK = (3, 6)  # the fewest and the most neurons that a kick moves; a search tries all exchanges of two
+
+
+def _settle(
+    objective: Objective,
+    layers: Sequence["_Layer"],
+    promise: dict[str, Float[Array, "n n"]],
+    options: _Options,
+    start_loss: Float[Array, ""],
+    begun: _State,
+    key: Key,
+) -> _State:
+    """Sweeps until one changes nothing: the last state."""
+    max_sweeps, temperature = options.max_sweeps, options.temperature
 
     # In what order neurons are taken; drawn at once, since a random generator takes long to compile.
     draws = jax.random.uniform(key, (max_sweeps, sum(layer.width for layer in layers)))
@@ -295,9 +354,7 @@ def _search(
     def unfinished(state: _State) -> Array:
         return (state.sweeps < max_sweeps) & (state.changed | (temperature > 0))
 
-    first_loss = objective.loss(begin) if options.gradient_steps else start_loss
-    state = _State(begin, first_loss, begin, first_loss, jnp.asarray(1), jnp.asarray(0), jnp.asarray(True))
-    return jax.lax.while_loop(unfinished, sweep, state)
+    return jax.lax.while_loop(unfinished, sweep, begun)
 
 
 class _Layer(NamedTuple):
@@ -403,15 +460,22 @@ _NOISE = 0.1  # of the gain, in units of a correlation
 
 
 def _check_options(
-    times: Any, *, candidates: int, max_sweeps: int, temperature: float, gradient_steps: int, scale_steps: int
+    times: Any,
+    *,
+    candidates: int,
+    max_sweeps: int,
+    temperature: float,
+    kicks: int,
+    gradient_steps: int,
+    scale_steps: int,
 ) -> None:
     _functions.check_times(times)
     if candidates < 1 or max_sweeps < 1:
         raise ValueError(f"candidates is {candidates}, max_sweeps {max_sweeps}; expected numbers >= 1.")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}; expected a finite number >= 0; 0 for no annealing.")
-    for name, steps in (("gradient_steps", gradient_steps), ("scale_steps", scale_steps)):
-        if steps < 0:
-            raise ValueError(f"{name} is {steps}; expected a number >= 0; 0 for none.")
+    for name, number in (("kicks", kicks), ("gradient_steps", gradient_steps), ("scale_steps", scale_steps)):
+        if number < 0:
+            raise ValueError(f"{name} is {number}; expected a number >= 0; 0 for none.")
     if gradient_steps:
         relaxation.sinkhorn_solver(1)  # says at once that ott-jax is missing
