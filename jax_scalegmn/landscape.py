@@ -182,7 +182,8 @@ def height(losses: Float[Array, " points"]) -> Float[Array, ""]:
       The height, 0 or more. Under `jax.vmap` it is NaN for losses with a NaN, and those of others are as without it.
 
     Raises:
-      ValueError: If losses are not a vector of 2 or more, or (where values are known) one is NaN.
+      ValueError: If losses are not a vector of 2 or more, or (where values are known) one is NaN or one of an end is
+        infinite.
 
     >>> import jax.numpy as jnp
     >>> import jax_scalegmn as sg
@@ -197,6 +198,11 @@ def height(losses: Float[Array, " points"]) -> Float[Array, ""]:
         raise ValueError(
             f"The loss is NaN at {at.size} of {ts.size} points, the first at t = {float(at[0]):.4g}; expected numbers. "
             "A network diverged, or the data are damaged: check both ends."
+        )
+    if stacks.is_concrete(losses) and not bool(jnp.isfinite(losses[jnp.asarray([0, -1])]).all()):
+        raise ValueError(
+            f"The losses of the ends are {losses[0]} and {losses[-1]}; expected finite numbers. A network diverged, or "
+            "the data are damaged: check both."
         )
     return (losses - ((1 - ts) * losses[0] + ts * losses[-1])).max()
 
@@ -220,8 +226,8 @@ def interval(
       The height of the mean loss, and the interval.
 
     Raises:
-      ValueError: On fewer than 2 points or no examples, if the level is not inside (0, 1), or (where values are known)
-        if a loss is NaN.
+      ValueError: On fewer than 2 points or no examples, on a level or `resamples` out of range, or (where values are
+        known) if a loss is NaN.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -232,7 +238,7 @@ def interval(
     >>> bool(result.low < result.height < result.high)
     True
     """
-    _check_level(level)
+    _check_draws(level, resamples)
     if losses.ndim != 2 or losses.shape[0] < 2 or not losses.shape[1]:
         raise ValueError(
             f"losses have shape {losses.shape}; expected [points, examples] with 2 points and one example at least."
@@ -333,7 +339,8 @@ def bootstrap(
       The lower and the upper end.
 
     Raises:
-      ValueError: If there are no values, the level is not inside (0, 1), or (where they are known) a value is NaN.
+      ValueError: If there are no values, on a level or `resamples` out of range, or (where values are known) if one is
+        NaN.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -342,7 +349,7 @@ def bootstrap(
     >>> bool(low < 24.5 < high), bool(high - low < 10)
     (True, True)
     """
-    _check_level(level)
+    _check_draws(level, resamples)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"values have shape {values.shape}; expected [samples] with at least one.")
     if stacks.is_concrete(values) and bool(jnp.isnan(values).any()):
@@ -358,9 +365,11 @@ def bootstrap(
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _check_level(level: float) -> None:
+def _check_draws(level: float, resamples: int) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; expected a number inside (0, 1), like 0.95.")
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; expected 1 or more, like 2000.")
 
 
 def _ends(draws: Float[Array, " resamples"], level: float) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ __all__ = [
     "check_alike",
     "check_finite",
     "check_floating",
+    "check_weights",
     "combine",
     "count",
     "is_concrete",
@@ -48,7 +50,8 @@ def to_dict(tree: Any) -> Any:
       The nested dicts.
 
     Raises:
-      ValueError: If two arrays have one name, as 1 and "1" in a dict.
+      ValueError: If two arrays have one name, as 1 and "1" in a dict, or if an `nnx.Module` holds one variable twice,
+        since JAX would make two of it.
 
     >>> import collections
     >>> from jax_scalegmn import stacks
@@ -58,6 +61,7 @@ def to_dict(tree: Any) -> Any:
     """
     if _is_plain(tree):
         return tree
+    _check_shared(tree)
     nested: dict[str, Any] = {}
     for path, leaf in _arrays(tree):
         *before, last = path
@@ -196,11 +200,15 @@ def member(stack: Any, index: int | Array | np.ndarray) -> Any:
     Returns:
       The pytree of `array[index]`.
 
+    Raises:
+      ValueError: If (where places are known) the stack has no such place; JAX would take the nearest one.
+
     >>> import numpy as np
     >>> from jax_scalegmn import stacks
     >>> stacks.member({"bias": np.array([[1, 2], [3, 4]])}, 1)["bias"].tolist()
     [3, 4]
     """
+    _check_places(stack, index)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], stack)
 
 
@@ -428,13 +436,7 @@ def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any
     """
     number = count(stack)
     weights = jnp.ones(number) if weights is None else jnp.asarray(weights)
-    if weights.shape != (number,):
-        raise ValueError(f"weights have shape {weights.shape}; expected ({number},), one for each network.")
-    if is_concrete(weights):
-        total = float(np.asarray(weights, np.float64).sum())
-        # Relative: 0.1 + 0.2 - 0.3 is a rounding error.
-        if not np.isfinite(total) or abs(total) <= 1e-6 * float(jnp.abs(weights).sum()):
-            raise ValueError(f"weights are {weights} with sum {total}; expected finite ones whose sum is not 0.")
+    check_weights(weights, number)
     weights = weights / weights.sum()
 
     def mean(leaf: Array) -> Array:
@@ -446,6 +448,32 @@ def average(stack: Any, weights: Float[Array, " networks"] | None = None) -> Any
         return total.astype(leaf.dtype)
 
     return jax.tree.map(lambda leaf: mean(jnp.asarray(leaf)), stack)
+
+
+def check_weights(weights: Float[ArrayLike, " networks"], number: int) -> None:
+    """Checks the weights of a mean.
+
+    Args:
+      weights: One weight for each network.
+      number: The number of networks.
+
+    Raises:
+      ValueError: If there is not one weight for each network, or (where their values are known) if weights are not
+        finite or their sum is 0.
+
+    >>> from jax_scalegmn import stacks
+    >>> stacks.check_weights([1.0, -1.0], 2)
+    Traceback (most recent call last):
+    ...
+    ValueError: weights are [ 1. -1.] with sum 0.0; expected finite ones whose sum is not 0.
+    """
+    if jnp.shape(weights) != (number,):
+        raise ValueError(f"weights have shape {jnp.shape(weights)}; expected ({number},), one for each network.")
+    if is_concrete(weights):
+        values = np.asarray(weights, np.float64)
+        # Relative: 0.1 + 0.2 - 0.3 is a rounding error.
+        if not np.isfinite(values.sum()) or abs(values.sum()) <= 1e-6 * np.abs(values).sum():
+            raise ValueError(f"weights are {values} with sum {values.sum()}; expected finite ones whose sum is not 0.")
 
 
 @any_container("a", "b", returns=True)
@@ -481,12 +509,40 @@ def combine(a: Any, b: Any, left: ArrayLike, right: ArrayLike) -> Any:
 # --- private ------------------------------------------------------------------------------------------------------
 
 
+def _check_places(stack: Any, index: Any) -> None:
+    """Checks places in a stack, where they are known; slices and masks have none."""
+    leaves = jax.tree.leaves(stack)
+    if not leaves or isinstance(index, slice) or not is_concrete(index):
+        return
+    places, number = np.asarray(index), np.shape(leaves[0])[0]
+    if places.dtype.kind in "iu" and places.size and not -number <= places.min() <= places.max() < number:
+        raise ValueError(f"The place is {index}; expected places of a stack of {number}, 0 to {number - 1}.")
+
+
 def _is_plain(tree: Any) -> bool:
     """Whether a tree needs no conversion: an array, nested dicts of arrays, or a tuple, like an `Element`."""
     if isinstance(tree, dict):
         names = all(isinstance(name, str) for name in tree)
         return type(tree) is dict and names and all(map(_is_plain, tree.values()))
     return tree is None or isinstance(tree, tuple) or jax.tree_util.all_leaves([tree])
+
+
+def _check_shared(tree: Any) -> None:
+    """Checks that no NNX variable is at two places of a module, which JAX's pytrees do not keep."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not isinstance(tree, nnx.Module):
+        return
+    places: dict[int, str] = {}
+    for path, node in jax.tree.leaves_with_path(tree, is_leaf=lambda node: isinstance(node, nnx.Variable)):
+        if isinstance(node, nnx.Variable):
+            place = ".".join(map(_text, path))
+            if id(node) in places:
+                raise ValueError(
+                    f"The module holds one variable as {places[id(node)]} and {place}; expected each once, since JAX "
+                    "would make two of it. Pass graphdef, state = nnx.split(module): the state, and a function of it "
+                    "that calls nnx.merge(graphdef, state)."
+                )
+            places[id(node)] = place
 
 
 def _arrays(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -347,6 +347,37 @@ def test_containers_of_two_types_meet_by_their_names():
     assert support.deviation(stacks.to_dict(sg.merge.lerp(a, b, 0.5)), sg.merge.lerp(network(0), b, 0.5)) == 0
 
 
+class Tied(nnx.Module):
+    """One layer at two places."""
+
+    def __init__(self, seed):
+        self.first = nnx.Linear(3, 3, rngs=nnx.Rngs(seed))
+        self.second = self.first
+
+    def __call__(self, x):
+        return self.second(jnp.tanh(self.first(x)))
+
+
+def test_a_layer_that_a_module_shares_is_not_made_two():
+    a, b = Tied(0), Tied(1)
+    with pytest.raises(ValueError, match=r"one variable as first.bias and second.bias; .* nnx.split\(module\)"):
+        sg.infer(lambda module, x: module(x), a, X)
+    (graphdef, first), (_, second) = nnx.split(a), nnx.split(b)  # the cure that the message names
+    arch = sg.infer(lambda state, x: nnx.merge(graphdef, state)(x), first, X).arch
+    aligned = nnx.merge(graphdef, sg.matching.align(arch, second, first))
+    assert aligned.first is aligned.second
+    np.testing.assert_allclose(aligned(X), b(X), atol=1e-5)
+
+
+def test_a_place_that_a_stack_does_not_have_is_refused():
+    stack = {"w": jnp.arange(3.0)}
+    assert stacks.member(stack, -1)["w"] == 2
+    np.testing.assert_array_equal(stacks.member(stack, np.array([2, 0]))["w"], [2, 0])
+    for place in (3, -4, np.array([0, 3]), jnp.asarray(7)):
+        with pytest.raises(ValueError, match="expected places of a stack of 3, 0 to 2"):
+            stacks.member(stack, place)
+
+
 def test_networks_of_two_kinds_are_refused():
     with pytest.raises(ValueError, match=r"Equinox has no array up.scale; expected the names down.bias, .* one kind"):
         stacks.like(Equinox(**{k: Layer(**v) for k, v in network(0).items()}), {"up": {"scale": 1.0}})

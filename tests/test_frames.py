@@ -1,6 +1,7 @@
 """Copies of one network become one network again; different ones come closer, round by round, and agree in cycles."""
 
 import functools
+import inspect
 import itertools
 
 import jax
@@ -280,6 +281,11 @@ FLAT = Architecture(
 def test_a_frame_needs_networks_of_one_kind(arch, stack, options, message):
     with pytest.raises(ValueError, match=message):
         matching.align_all(arch, stack, **options)
+
+
+def test_a_name_is_no_reference():
+    with pytest.raises(ValueError, match=r"frame is 'central'; expected Reference.FIRST or Reference.CENTRAL"):
+        inspect.unwrap(matching.align_all)(TANH, STACK, frame="central")  # without the tests' checks of types
 
 
 def test_pairs_and_targets_are_checked_too():

@@ -87,6 +87,23 @@ def test_the_function_is_preserved(arch):
     assert support.deviation(after, params) > 0.1
 
 
+def test_pruned_networks_of_one_orbit_are_recognized():
+    """Neurons that lost all weights of one side have a scale of their own, too."""
+    arch = sg.mlp((3, 6, 5, 2), "relu")
+    params = support.random_params(arch)
+    params["Dense_1"]["kernel"] = params["Dense_1"]["kernel"].at[2].set(0)  # nothing reads it
+    params["Dense_2"]["kernel"] = params["Dense_2"]["kernel"].at[jnp.array([0, 3])].set(0)
+    params["Dense_0"]["kernel"] = params["Dense_0"]["kernel"].at[:, 4].set(0)  # it reads nothing
+    params["Dense_0"]["bias"] = params["Dense_0"]["bias"].at[4].set(0)
+    for seed in range(3):
+        element = symmetry.random(arch, jax.random.key(seed), log_scale_std=2.0)
+        moved = support.act(arch, element, params)
+        forms = [symmetry.canonical.form(arch, one) for one in (params, moved)]
+        assert support.deviation(*forms) < 1e-5
+        assert sg.matching.canonical_matching(arch, moved, params).similarity > 0.99999
+        assert sg.matching.weight_matching(arch, moved, params).similarity > 0.99999
+
+
 def test_one_layer_is_the_closed_form():
     """s^4 = outgoing^2 / incoming^2."""
     arch = sg.mlp((3, 4, 2))
@@ -96,7 +113,7 @@ def test_one_layer_is_the_closed_form():
 
 
 @pytest.mark.parametrize("side", ["incoming", "outgoing", "both"])
-def test_neurons_that_no_scale_balances_keep_theirs(side):
+def test_neurons_with_weights_on_one_side_get_norm_1_and_those_without_any_keep_scale_1(side):
     arch = ARCHITECTURES["relu mlp"]
     params = support.random_params(arch)
     if side != "outgoing":
@@ -104,9 +121,12 @@ def test_neurons_that_no_scale_balances_keep_theirs(side):
     if side != "incoming":
         params["Dense_1"]["kernel"] = params["Dense_1"]["kernel"].at[1].set(0)
     scale = balance(arch, params).scale["hidden_0"]
-    assert scale[1] == 1
+    incoming, outgoing = (one[1] for one in norms(arch, balanced(arch, params), arch.hidden[0]))
+    expected = {"incoming": (0, 1), "outgoing": (1, 0), "both": (0, 0)}[side]
+    np.testing.assert_allclose((incoming, outgoing), expected, rtol=1e-5)
+    assert (scale[1] == 1) == (side == "both")
     assert np.isfinite(scale).all()
-    assert (scale != 1).sum() == 4
+    assert (scale != 1).sum() >= 4
     zeros = jax.tree.map(jnp.zeros_like, params)
     support.assert_identical(balanced(arch, zeros), zeros)
 

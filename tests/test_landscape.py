@@ -64,16 +64,17 @@ def test_bootstrap_of_one_value_is_that_value(key):
 
 
 @pytest.mark.parametrize(
-    ("values", "level", "message"),
+    ("values", "options", "message"),
     [
-        (jnp.ones(3), 1.0, "level is 1.0; expected a number inside"),
-        (jnp.ones(3), 0.0, "level is 0.0"),
-        (jnp.ones(0), 0.9, r"values have shape \(0,\); expected \[samples\] with at least one"),
+        (jnp.ones(3), {"level": 1.0}, "level is 1.0; expected a number inside"),
+        (jnp.ones(3), {"level": 0.0}, "level is 0.0"),
+        (jnp.ones(3), {"resamples": 0}, "resamples is 0; expected 1 or more"),
+        (jnp.ones(0), {}, r"values have shape \(0,\); expected \[samples\] with at least one"),
     ],
 )
-def test_bootstrap_refuses_what_has_no_interval(values, level, message, key):
+def test_bootstrap_refuses_what_has_no_interval(values, options, message, key):
     with pytest.raises(ValueError, match=message):
-        landscape.bootstrap(values, key, level=level)
+        landscape.bootstrap(values, key, **options)
 
 
 def metrics(params):
@@ -131,6 +132,9 @@ def test_a_barrier_is_differentiable():
 def test_a_height_has_two_ends():
     with pytest.raises(ValueError, match=r"losses have shape \(1,\); expected \[points\]"):
         landscape.height(jnp.ones(1))
+    with pytest.raises(ValueError, match=r"losses of the ends are inf and 1.0; expected finite numbers"):
+        landscape.height(jnp.array([jnp.inf, 1.0, 1.0]))
+    assert landscape.height(jnp.array([1.0, jnp.inf, 1.0])) == jnp.inf
 
 
 def bumps(key, examples):

@@ -1,6 +1,7 @@
 """Weight matching finds what was planted, never makes it worse, and says how it went."""
 
 import functools
+import inspect
 import itertools
 
 import jax
@@ -147,6 +148,10 @@ def test_an_element_as_start_is_improved():
     begun = matching.weight_matching(arch, params, target, start=other, max_sweeps=0)
     np.testing.assert_array_equal(begun.element.permutation["hidden_0"], other.permutation["hidden_0"])
     assert begun.similarity < 0.5
+    support.assert_identical(matching.weight_matching(arch, params, target, start=begun, max_sweeps=0), begun)
+    for none in ("forward", 3.7):
+        with pytest.raises(ValueError, match=f"start is {none!r}; expected Start.FORWARD, .* or a matching"):
+            inspect.unwrap(matching.weight_matching)(arch, params, target, start=none)  # types are not checked
     with pytest.raises(ValueError, match=r"element\.permutation has layers .* expects"):
         matching.weight_matching(arch, params, target, start=support.random_elements(arch, 2))
 

@@ -444,6 +444,8 @@ def test_what_does_not_fit_is_refused():
         (lambda: merge.repair(RELU, one, one, x), "leading sizes"),
         (lambda: merge.repair(RELU, one, lone, x), "leading sizes"),
         (lambda: merge.repair(RELU, one, stack, x, weights=jnp.ones(2)), r"weights have shape \(2,\)"),
+        (lambda: merge.repair(RELU, one, stack, x, weights=jnp.array([1.0, -1, 0])), "with sum 0.0; expected finite"),
+        (lambda: merge.repair(RELU, one, stack, x, weights=jnp.array([np.nan, 1, 1])), "with sum nan; expected finite"),
         (lambda: merge.repair(RELU, one, stack, x, batch_size=0), "batch_size is 0; expected a number >= 1"),
         (lambda: merge.repair(own, theirs, theirs, x), "does not say how to compute its function"),
         (lambda: merge.reset_batch_norm(own, theirs, x), "does not say how to compute its function"),

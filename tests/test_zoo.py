@@ -137,6 +137,17 @@ def test_files_are_read_back_bit_for_bit(fitted, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["inrs.safetensors"]  # no temporary file is left
 
 
+def test_records_of_any_byte_order_are_kept_and_names_are_refused(fitted, tmp_path):
+    path, count = tmp_path / "inrs.safetensors", len(fitted)
+    foreign = {kind: np.arange(count).astype(kind) for kind in (">i4", ">f8", "<u2", "?")}
+    zoo.save(zoo.Zoo(fitted.arch, fitted.params, foreign, {}), path)
+    for kind, values in zoo.load(path).records.items():
+        np.testing.assert_array_equal(values, foreign[kind])
+        assert values.dtype == np.dtype(kind).newbyteorder("=")
+    with pytest.raises(ValueError, match=r"zoo.records\['name'\] is <U1; expected numbers or truth values"):
+        zoo.save(zoo.Zoo(fitted.arch, fitted.params, {"name": np.array(["a"] * count)}, {}), tmp_path / "other")
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
 def test_parts_are_the_slices_of_the_zoo(fitted, tmp_path, size):
     zoo.save(fitted, tmp_path / "inrs.safetensors")

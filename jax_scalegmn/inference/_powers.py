@@ -133,7 +133,10 @@ def _of_one(
             continue
         signed = _representable(powers, ends, scaling, turned=around)
         if signed is None:
-            refused.setdefault(scaling, "a kernel that is stored [out, in], or a power other than -1, 0 and 1")
+            stored = all(power in (-1, 0, 1) for power in powers.values())
+            refused.setdefault(
+                scaling, "a kernel that is stored [out, in]" if stored else "a power other than -1, 0 and 1"
+            )
             continue
         generators, movable = _freedom(own, unknowns, system.modulus)
         alone = frozenset(unknown for unknown in movable if not signed[unknown])

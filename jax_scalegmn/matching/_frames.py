@@ -142,6 +142,8 @@ def align_all(
             f"max_rounds is {max_rounds} and the options are {sorted(options)}; expected a number >= 0 and no "
             "'start': the frame begins at `frame`."
         )
+    if not isinstance(frame, Reference):
+        raise ValueError(f"frame is {frame!r}; expected Reference.FIRST or Reference.CENTRAL.")
     if mesh is not None:
         return _align_all_over_devices(arch, stack, frame, int(max_rounds), mesh, options)
     wide = stacks.at_least_float32(stack)

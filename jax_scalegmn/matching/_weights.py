@@ -81,7 +81,7 @@ def weight_matching(
     *,
     permute: bool = True,
     scale: bool | Bool[Array, ""] = True,
-    start: Start | Element = Start.FORWARD,
+    start: "Start | Element | Matching" = Start.FORWARD,
     restarts: int = 0,
     max_sweeps: int = 100,
     assign: Assign | None = None,
@@ -117,7 +117,7 @@ def weight_matching(
       scale: Whether signs and positive scales may be used, where a layer's group has them. Without, networks are
         matched unchanged, by permutations. An array is read when the program runs: one program does both.
       start: Where to begin. FORWARD recovers a planted element exactly; IDENTITY can end in a local optimum; a given
-        element is improved, except for its positive scales, which the gauge settles.
+        element, or that of a matching, is improved, except for its positive scales, which the gauge settles.
       restarts: The number of further starts from random permutations and signs; the most similar network of all starts
         wins.
       max_sweeps: The most sweeps; 0 returns the start itself.
@@ -128,8 +128,8 @@ def weight_matching(
       The matching. Under `jax.vmap` its arrays have a leading axis [networks].
 
     Raises:
-      ValueError: If a network does not fit the architecture or holds NaN or infinite values, or on restarts without a
-        key.
+      ValueError: If a network does not fit the architecture or holds NaN or infinite values, on restarts without a
+        key, or on a start that is none.
     """
     architecture.check_params(arch, params)
     architecture.check_params(arch, target, name="target")
@@ -138,6 +138,10 @@ def weight_matching(
             f"restarts is {restarts}, max_sweeps {max_sweeps} and key {key}; expected numbers >= 0, and a key for "
             "restarts, like jax.random.key(0)."
         )
+    if isinstance(start, Matching):
+        start = start.element
+    if not isinstance(start, Start | Element):
+        raise ValueError(f"start is {start!r}; expected Start.FORWARD, Start.IDENTITY, an element or a matching.")
     begin = start if isinstance(start, Element) else symmetry.identity(arch)
     symmetry.check(arch, begin)
     traced = isinstance(scale, jax.Array)

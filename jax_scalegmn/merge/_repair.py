@@ -91,7 +91,9 @@ def repair(
         function.
     """
     _check(arch, merged, x, name="merged")
-    architecture.check_stack(arch, networks, name="networks")
+    number = architecture.check_stack(arch, networks, name="networks")
+    if weights is not None:
+        stacks.check_weights(weights, number)
     if arch.function is not None:
         return _repaired_traced(arch, merged, networks, x, weights, batch_size)
     return _repaired(arch, merged, networks, x, weights, batch_size=batch_size)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jax_scalegmn import architecture, stacks
 from jax_scalegmn.architecture import Architecture, Axis, Scaling
@@ -27,8 +27,9 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
     It minimizes the network's squared norm over its orbit, sum_p |p|^2 exp(2 sum_axes power log s), which is convex
     in log s and has one minimum (Stock et al. 2019, arXiv 1902.10416, section 3). For one layer the closed form is
     s^4 = |outgoing|^2 / |incoming|^2, where biases count as incoming; sweeps over the layers go on until no log s
-    changes by more than eight machine epsilons. A neuron without incoming or without outgoing weights keeps scale 1: no
-    scale balances it.
+    changes by more than eight machine epsilons. A neuron that has weights on one side alone, as after pruning, gets
+    norm 1 there: the minimum with 2 log s of that neuron subtracted (incoming weights alone) or added (outgoing). One
+    without any weights keeps scale 1.
 
     Args:
       arch: The architecture.
@@ -202,15 +203,21 @@ def _settled(
     layers = [neurons.name for neurons in arch.hidden if neurons.scaling.has_sizes]
     sizes = [(dict(axes), size) for axes, size in zip(powers, squares, strict=True)]
     touching = {name: [(axes, size) for axes, size in sizes if name in axes] for name in layers}
+    dtype = jnp.result_type(*(size for _, size in sizes))
+    zeros = {name: jnp.zeros(arch.neuron_layer(name).width, dtype) for name in layers}
+
+    def sides(name: str, logs: dict[str, Array]) -> tuple[Array, Array]:
+        incoming, outgoing = (_total(touching[name], name, power, logs) for power in (1, -1))
+        return incoming, outgoing
+
+    given = {name: sides(name, zeros) for name in layers}
+    one_sided = {name: (incoming > 0) != (outgoing > 0) for name, (incoming, outgoing) in given.items()}
 
     def sweep(state: tuple[dict[str, Array], Array, Array]) -> tuple[dict[str, Array], Array, Array]:
         logs, _, sweeps = state
         largest = jnp.zeros((), dtype)
         for name in layers:
-            incoming, outgoing = (_total(touching[name], name, power, logs) for power in (1, -1))
-            # While neighboring layers balance each other a sum may overflow or underflow; its logarithm would be NaN.
-            usual = (incoming > 0) & (outgoing > 0) & jnp.isfinite(incoming) & jnp.isfinite(outgoing)
-            step = jnp.where(usual, 0.25 * (_log(outgoing, usual) - _log(incoming, usual)), 0.0)
+            step = _step(*sides(name, logs), one_sided[name])
             logs = logs | {name: logs[name] + step.astype(dtype)}
             largest = jnp.maximum(largest, jnp.abs(step).max().astype(dtype))
         return logs, largest, sweeps + 1
@@ -218,10 +225,17 @@ def _settled(
     def unfinished(state: tuple[dict[str, Array], Array, Array]) -> Array:
         return (state[1] > 8 * jnp.finfo(dtype).eps) & (state[2] < max_sweeps)
 
-    dtype = jnp.result_type(*(size for _, size in sizes))
-    zeros = {name: jnp.zeros(arch.neuron_layer(name).width, dtype) for name in layers}
     logs, *_ = jax.lax.while_loop(unfinished, sweep, (zeros, jnp.asarray(jnp.inf, dtype), jnp.asarray(0)))
     return logs
+
+
+def _step(incoming: Float[Array, " n"], outgoing: Float[Array, " n"], one_sided: Bool[Array, " n"]) -> Array:
+    """What is added to log s, by a layer's squared norms of both sides: equal norms, or norm 1 of the only side."""
+    # While neighboring layers balance each other a sum may overflow or underflow; its logarithm would be NaN.
+    known = [(side > 0) & jnp.isfinite(side) for side in (incoming, outgoing)]
+    below, above = (_log(side, usual) for side, usual in zip((incoming, outgoing), known, strict=True))
+    balancing = jnp.where(known[0] & known[1], 0.25 * (above - below), 0.0)
+    return jnp.where(one_sided, 0.5 * (above - below), balancing)  # the logarithm of the other side is 0
 
 
 def _total(

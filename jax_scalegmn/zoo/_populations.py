@@ -310,7 +310,7 @@ def save(zoo: Zoo, path: str | os.PathLike[str]) -> None:
     if not distributed.is_writer() and any(isinstance(x, jax.Array) and not x.is_fully_addressable for x in leaves):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f"records/{name}": np.ascontiguousarray(values) for name, values in zoo.records.items()}
+    arrays = {f"records/{name}": _storable(name, values) for name, values in zoo.records.items()}
     for keys, value in architecture.flatten(params).items():
         arrays["params/" + "/".join(keys)] = np.ascontiguousarray(value)
     header = {"format": _FORMAT, "arch": json.dumps(zoo.arch.as_json()), "settings": json.dumps(zoo.settings)}
@@ -495,6 +495,17 @@ def _contents(path: Path, read: Callable[[Path], dict[str, np.ndarray]]) -> _Con
         arch = architecture.from_json(_bounded.read_json(header["arch"], what="arch"))
         settings = _bounded.read_json(header["settings"], what="settings")
         return _Contents(arch, _params(arch, arrays), _records(arrays), settings)
+
+
+def _storable(name: str, values: np.ndarray) -> np.ndarray:
+    """A record in the byte order of the file, which is that of the machine."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(
+            f"zoo.records[{name!r}] is {values.dtype}; expected numbers or truth values. Store a number for each name, "
+            "and the names in the settings."
+        )
+    return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))
 
 
 @contextlib.contextmanager
