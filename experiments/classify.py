@@ -16,7 +16,7 @@ finished pair of encoder and seed, results.json and report.html. `--resume` cont
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ PRESETS = {
         ),
     ),
     "tiny": (
-        "a few digits in a minute, to try the machinery",
+        "a few digits in a minute or two, to try the machinery",
         Config(
             Path("runs/classify-tiny"),
             zoo=inr_zoo.TINY,
@@ -203,8 +203,8 @@ def at_fraction(
     pairs = {} if config.learning_rates else train(matched, config.train.learning_rate, config.seeds)
     tuned: dict[str, dict[str, Any]] = {name: {} for name in matched}
     for name in matched if config.learning_rates else ():
-        reached = {rate: train([name], rate, 1)[name][0]["selection_accuracy"] for rate in config.learning_rates}
-        best = max(reached, key=reached.__getitem__)
+        reached = {rate: _reached(train, name, rate) for rate in config.learning_rates}
+        best = max(reached, key=lambda rate: -1.0 if reached[rate] is None else reached[rate])
         pairs |= train([name], best, config.seeds)
         tuned[name] = {"learning_rate": best, "tuning": {f"{rate:g}": value for rate, value in reached.items()}}
     summaries = {
@@ -212,6 +212,14 @@ def at_fraction(
         for name, encoder in matched.items()
     }
     return {"networks": len(own["train"]), "epochs": epochs, "encoders": summaries}
+
+
+def _reached(train: Callable[..., Any], name: str, rate: float) -> float | None:
+    """What one training with this learning rate reaches on selection networks; None if it diverges."""
+    try:
+        return float(train([name], rate, 1)[name][0]["selection_accuracy"])
+    except FloatingPointError:
+        return None
 
 
 def programs(config: Config, mesh: Mesh) -> Iterator[compile_only.Program]:

@@ -93,7 +93,7 @@ PRESETS = {
         ),
     ),
     "tiny": (
-        "a few digits in a minute, to try the machinery",
+        "a few digits in a minute or two, to try the machinery",
         Config(
             Path("runs/edit-tiny"),
             zoo=dataclasses.replace(inr_zoo.TINY, train_fits=1),

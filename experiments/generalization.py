@@ -97,7 +97,7 @@ PRESETS = {
         Config(Path("runs/generalization-accurate"), zoo=cnn_zoo.ACCURATE),
     ),
     "tiny": (
-        "a few digits in a minute, to try the machinery",
+        "a few digits in a minute or two, to try the machinery",
         Config(
             Path("runs/generalization-tiny"),
             quick_compilation=True,

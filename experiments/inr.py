@@ -208,8 +208,11 @@ def programs(config: Config, mesh: Mesh) -> Iterator[Program]:
 
 def _given(config: Config) -> tuple[dict[str, Zoo] | None, dict[str, images.Images] | None]:
     """The networks or the images that a config names, which fit its other options."""
-    if config.evaluation.search_pixels is not None and config.evaluation.search_pixels < 1:
-        raise ValueError(f"evaluation.search_pixels is {config.evaluation.search_pixels}; expected a number >= 1.")
+    noises = [f"{noise:g}" for noise in config.evaluation.noises]
+    if not noises or len(set(noises)) < len(noises):
+        raise ValueError(f"evaluation.noises are {config.evaluation.noises}; expected one or more, each once.")
+    if config.zoo.scoring_images < 2:
+        raise ValueError(f"zoo.scoring_images is {config.zoo.scoring_images}; expected 2 or more, to compare orbits.")
     if config.zoo_path is None:
         given = runs.load_images(config, config.zoo)
         inr_zoo.check_fits(config.zoo, given["train"], config.train.batch_size)

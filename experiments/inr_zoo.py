@@ -161,8 +161,18 @@ def fit_split(
                 "INRs",
             )
             parts.append(fit_parts.fit(config, plan, fit_rows, zoo.concatenate, interruption, advance))
+            _check_fitted(parts[-1], plan.path)
             interruption.stop_if_requested(f"{first + len(rows)} of {len(image_index)} INRs for {split}")
     return zoo.concatenate(parts)
+
+
+def _check_fitted(part: Zoo, path: Path) -> None:
+    diverged = int((~np.isfinite(part.records["loss"])).sum())
+    if diverged:
+        raise FloatingPointError(
+            f"{path}: the loss of {diverged} of {len(part)} INRs is infinite or NaN; expected finite ones. Lower "
+            "zoo.learning_rate, and name another folder by --out."
+        )
 
 
 def _fit_rows(

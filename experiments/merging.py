@@ -171,7 +171,7 @@ PRESETS = {
         ),
     ),
     "tiny": (
-        "a few digits in a minute, to try the machinery",
+        "a few digits in minutes, to try the machinery",
         Config(
             Path("runs/merging-tiny"),
             quick_compilation=True,
@@ -693,12 +693,13 @@ def _pairs_table(text: str, result: Mapping[str, Any]) -> tables.Table:
 
 def _many_table(many: Mapping[str, Any]) -> tables.Table:
     """Accuracies of the mean in %, without / with REPAIR."""
-    rows, labels = [], {name: WAYS[name] for name in next(iter(many["by_number"].values())) if name in WAYS}
-    for number, routes in many["by_number"].items():
-        percents = [[100 * routes[name][key] for key in ("accuracy", "repaired_accuracy")] for name in labels]
-        cells = [f"{plain:.1f} / {repaired:.1f}" for plain, repaired in percents]
-        rows.append([number, f"{100 * routes['end_points']:.1f}", *cells])
-    return tables.Table("N networks merged: accuracy %", ("N", "end points", *labels.values()), rows)
+    numbers = many["by_number"]
+    rows = [["end points", *(f"{100 * routes['end_points']:.1f}" for routes in numbers.values())]]
+    for name in next(iter(numbers.values())):
+        if name in WAYS:
+            both = [(routes[name]["accuracy"], routes[name]["repaired_accuracy"]) for routes in numbers.values()]
+            rows.append([WAYS[name], *(f"{100 * plain:.1f} / {100 * repaired:.1f}" for plain, repaired in both)])
+    return tables.Table("N networks merged: accuracy %, without / with REPAIR", ("N", *numbers), rows)
 
 
 def sections(results: Mapping[str, Any]) -> Iterable[str]:

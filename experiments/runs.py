@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import gc
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -22,7 +23,7 @@ import optax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments import ownership, progress, report, tables, watch, xla_flags
+from experiments import options, ownership, progress, report, tables, watch, xla_flags
 from jax_scalegmn import distributed, io, training, zoo
 from jax_scalegmn.io import images
 
@@ -147,12 +148,14 @@ _JAX_DEFAULTS = {
 
 
 def join(config: RunConfig) -> None:
-    """Joins the processes of the run, before JAX is used, and checks that all have the same options.
+    """Checks the numbers of the options, and joins the processes of the run, before JAX is used.
 
     Raises:
       SystemExit: If they are not all there in a minute, or have other options.
-      ValueError: If there are not as many devices as the mesh has, or JAX was used before CPU devices are made.
+      ValueError: If a number is out of its range, there are not as many devices as the mesh has, or JAX was used before
+        CPU devices are made.
     """
+    options.check(config)
     xla_flags.add(xla_flags.PATIENT)
     if config.quick_compilation:
         xla_flags.add(xla_flags.QUICK)
@@ -322,7 +325,7 @@ class Run:
 def claim(config: RunConfig) -> None:
     """Makes the folder of the run, or checks that a run in it may continue."""
     path = config.out / "config.json"
-    mine = {name: value for name, value in plain(config).items() if name not in HOW}
+    mine = {name: value for name, value in plain(config).items() if name not in HOW} | {"contents": _contents(config)}
     if path.exists():
         if not config.resume:
             raise SystemExit(
@@ -332,6 +335,7 @@ def claim(config: RunConfig) -> None:
         if theirs is None:
             write_json(path, mine)
             return
+        _check_contents(config, mine.pop("contents"), theirs.pop("contents", {}))
         names = [name for name in {**mine, **theirs} if name not in HOW]
         differences = [f"{n}: {theirs.get(n)} then, {mine.get(n)} now" for n in names if theirs.get(n) != mine.get(n)]
         if differences:
@@ -341,6 +345,33 @@ def claim(config: RunConfig) -> None:
         return
     check_resumable(config)
     write_json(path, mine)
+
+
+def _contents(config: RunConfig) -> dict[str, str]:
+    """By the name of an option what the files hold that it names: the networks of a run are fitted to them."""
+    found = {}
+    for name in ("data", "zoo_path"):
+        path = getattr(config, name, None)
+        if path is None or not path.exists():  # a folder of networks may be the run's own
+            continue
+        if path.is_file() or name == "data":
+            digest = hashlib.sha256()
+            for file in [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file()):
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "sha256").digest())
+            found[name] = digest.hexdigest()
+    return found
+
+
+def _check_contents(config: RunConfig, now: Mapping[str, str], then: Mapping[str, str]) -> None:
+    """Refuses to continue on other data; runs of older versions do not say what theirs were."""
+    changed = [name for name in now if then.get(name, now[name]) != now[name]]
+    if changed:
+        path = getattr(config, changed[0])
+        raise SystemExit(
+            f"{config.out} holds a run on other data: {path} has changed since. Bring back the file, or name another "
+            "folder by --out."
+        )
 
 
 def check_resumable(config: RunConfig) -> None:

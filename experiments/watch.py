@@ -51,7 +51,7 @@ def told_in_one_line() -> Iterator[None]:
         if not isinstance(error.code, str):
             raise
         _refuse(error, error.code)
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError, FloatingPointError) as error:
         if not (isinstance(error, OSError) or _is_ours(error)):
             raise
         _refuse(error, str(error))

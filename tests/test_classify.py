@@ -78,6 +78,16 @@ def shares(run, tmp_path_factory):
     return config, classify.main(config)
 
 
+def test_a_learning_rate_that_diverges_loses():
+    def train(names, rate, seeds):
+        if rate > 1:
+            raise FloatingPointError("training diverged")
+        return {name: [{"selection_accuracy": rate}] for name in names}
+
+    assert classify._reached(train, "query", 0.5) == 0.5
+    assert classify._reached(train, "query", 1e6) is None
+
+
 @pytest.mark.slow
 def test_shares_of_the_images_are_trained_on_at_the_best_learning_rate(shares):
     config, results = shares

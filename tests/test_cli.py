@@ -439,8 +439,10 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
     np.savez(tmp_path / "y.npz", y=np.ones((4, 3)))
     np.savez(tmp_path / "unlabeled.npz", x=np.ones((4, 3)))
     np.savez(tmp_path / "few.npz", x=np.ones((4, 3)), y=np.zeros(3, int))
+    np.savez(tmp_path / "values.npz", x=np.ones((4, 3)), y=np.zeros(4))
     np.savez(tmp_path / "high.npz", x=np.ones((4, 3)), y=np.full(4, 2))
     np.savez(tmp_path / "nan.npz", x=np.full((4, 3), np.nan))
+    np.savez(tmp_path / "none.npz", x=np.ones((0, 3)))
     (tmp_path / "arch.json").write_text("{}")
     out = ("--out", tmp_path / "m.pt")
     both = ("merge", a, b, *out)
@@ -470,6 +472,11 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
         ("slerp is between two", ("merge", a, b, b, *out, *RELU, "--interpolate", "slerp")),
         ("expected 2 numbers >= 0", (*both, *RELU, "--weights", 1)),
         ("expected 2 numbers >= 0", (*both, *RELU, "--weights", 0, 0)),
+        ("with a finite sum above 0", (*both, *RELU, "--weights", "1e308", "1e308")),
+        ("--seed is -1; expected a whole number from 0 to 4294967295", (*both, *RELU, "--seed", -1)),
+        ("--seed is 99999999999999999999", (*both, *RELU, "--seed", 99999999999999999999)),
+        ("one example or more", (*both, *RELU, "--method", "activations", "--data", tmp_path / "none.npz")),
+        ("one y for each", (*both, *RELU, "--method", "search", "--data", tmp_path / "few.npz")),
         ("expected two or more", ("merge", a, *out, *RELU)),
         ("no network to check", ("check", *RELU)),
         ("expected a name that ends in .pt", ("merge", a, b, "--out", tmp_path / "m.npz", *RELU)),
@@ -479,7 +486,7 @@ def test_options_that_exclude_or_miss_each_other_are_named(tmp_path, capsys):
         ("expected an .npz file with numbers x", (*both, *RELU, "--data", tmp_path / "y.npz")),
         ("NaN", (*both, *RELU, "--data", tmp_path / "nan.npz")),
         ("y (4,); got none", (*both, *RELU, *straight_through, tmp_path / "unlabeled.npz")),
-        ("y (4,); got int64 (3,)", (*both, *RELU, *straight_through, tmp_path / "few.npz")),
+        ("y (4,); got float64 (4,)", (*both, *RELU, *straight_through, tmp_path / "values.npz")),
         ("Labels are from 2 to 2", (*both, *RELU, *straight_through, tmp_path / "high.npz")),
     ]:
         assert_refused(capsys, tmp_path, message, *argv)

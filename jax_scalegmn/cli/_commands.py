@@ -429,6 +429,11 @@ def _arrays(path: Path) -> dict[str, Any]:
     if path.suffix != ".npz" or "x" not in arrays or arrays["x"].dtype.kind not in "fiub" or not arrays["x"].shape:
         dtypes = _bounded.short({name: str(value.dtype) for name, value in arrays.items()})
         raise ValueError(f"{path}: expected an .npz file with numbers x [N, ...]; it holds {dtypes}.")
+    shapes = {name: arrays[name].shape for name in ("x", "y") if name in arrays}
+    if not len(arrays["x"]) or len({shape[:1] for shape in shapes.values()}) > 1:
+        raise ValueError(
+            f"{path}: it holds arrays of shapes {shapes}; expected one example or more, and one y for each."
+        )
     return arrays
 
 

@@ -120,6 +120,8 @@ def check(options: Command) -> None:
     Raises:
       ValueError: On options that exclude each other, or if one is missing that another needs.
     """
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed is {options.seed}; expected a whole number from 0 to {2**32 - 1}.")
     if options.module is not None:
         _check_module(options)
     if isinstance(options, Alignment):
@@ -164,8 +166,10 @@ def merge_weights(options: Merge) -> list[float]:
             )
         return [1 - options.t, options.t]
     weights = options.weights or (1.0,) * count
-    if len(weights) != count or not all(map(math.isfinite, weights)) or min(weights) < 0 or sum(weights) == 0:
-        raise ValueError(f"--weights are {weights}; expected {count} numbers >= 0, one for each network, not all 0.")
+    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf:
+        raise ValueError(
+            f"--weights are {weights}; expected {count} numbers >= 0, one for each network, with a finite sum above 0."
+        )
     return [weight / sum(weights) for weight in weights]
 
 
