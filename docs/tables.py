@@ -74,6 +74,7 @@ SCALES_CIFAR = "merging_scales_cifar.json"
 SCALES_MNIST, SCALES_MNIST_512 = "merging_scales_mnist.json", "merging_scales_mnist_512.json"
 DRAWN_MNIST, DRAWN_MNIST_512 = "merging_drawn_mnist.json", "merging_drawn_mnist_512.json"
 DRAWN_MNIST_MORE, DRAWN_RESNET = "merging_drawn_mnist_more.json", "merging_drawn_resnet.json"
+DRAWN_CIFAR = "merging_drawn_cifar.json"
 FUNCTION_MORE, FUNCTION_MORE_512 = "merging_function_mnist_more.json", "merging_function_mnist_512.json"
 # The preset of experiments.merging by the file of images.
 MERGING_PRESETS = {None: "digits", "mnist.npz": "mnist", "cifar10_gray.npz": "cifar"}
@@ -517,6 +518,11 @@ def drawn_mnist_more(results: Results) -> Table:
 def drawn_digits(results: Results) -> Table:
     what = "Networks of scikit-learn's digits, scales fitted to all training images"
     return _by_function(results, [DRAWN_RESNET], MERGED_DIGITS, what)
+
+
+def drawn_cifar(results: Results) -> Table:
+    what = "One pair of CNNs of gray CIFAR-10, scales fitted to all training images"
+    return _by_function(results, [DRAWN_CIFAR], MERGED_CIFAR, what)
 
 
 def many_function(results: Results) -> Table:
@@ -1225,6 +1231,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         drawn_mnist,
         drawn_mnist_more,
         drawn_digits,
+        drawn_cifar,
         many_function,
         learned_seeds,
         learned_more,
@@ -1599,6 +1606,7 @@ def _drawn_values(results: Results) -> dict[str, str]:
         ("mnist_32_more", DRAWN_MNIST_MORE, "mlp:784-32-32-10,relu"),
         ("mnist_128_more", DRAWN_MNIST_MORE, "mlp:784-128-128-10,relu"),
         ("resnet", DRAWN_RESNET, next(iter(results[DRAWN_RESNET]["pairs"]))),
+        ("cifar", DRAWN_CIFAR, next(iter(MERGED_CIFAR))),
     ]
     values = _merged_values(results, cases) | _steps_of(results, DRAWN_MNIST)
     return values | {
