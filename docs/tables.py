@@ -75,6 +75,7 @@ SCALES_MNIST, SCALES_MNIST_512 = "merging_scales_mnist.json", "merging_scales_mn
 DRAWN_MNIST, DRAWN_MNIST_512 = "merging_drawn_mnist.json", "merging_drawn_mnist_512.json"
 DRAWN_MNIST_MORE, DRAWN_RESNET = "merging_drawn_mnist_more.json", "merging_drawn_resnet.json"
 DRAWN_CIFAR = "merging_drawn_cifar.json"
+KICKS_DIGITS, KICKS_MNIST = "merging_kicks_digits.json", "merging_kicks_mnist.json"
 FUNCTION_MORE, FUNCTION_MORE_512 = "merging_function_mnist_more.json", "merging_function_mnist_512.json"
 # The preset of experiments.merging by the file of images.
 MERGING_PRESETS = {None: "digits", "mnist.npz": "mnist", "cifar10_gray.npz": "cifar"}
@@ -84,7 +85,7 @@ FUNCTION_OPTIONS = {
     "cnn": {"image_examples": 256, "function_steps": 100},
     "resnet": {"image_examples": 256, "function_steps": 100},
 }
-SCALE_OPTIONS = {"scale_steps": 200, "scale_batch": None}
+SEARCH_OPTIONS = {"search_kicks": 0, "scale_steps": 200, "scale_batch": None}
 MANY_BY_FUNCTION = {
     "first": "weights, to the first",
     "mean": "weights, to their mean",
@@ -525,6 +526,20 @@ def drawn_cifar(results: Results) -> Table:
     return _by_function(results, [DRAWN_CIFAR], MERGED_CIFAR, what)
 
 
+def kicks_digits(results: Results) -> Table:
+    what = f"A perceptron of scikit-learn's digits, searched with {_kicks(results, KICKS_DIGITS)} kicks"
+    return _by_function(results, [KICKS_DIGITS], MERGED_DIGITS, what)
+
+
+def kicks_mnist(results: Results) -> Table:
+    what = f"A perceptron of MNIST, searched with {_kicks(results, KICKS_MNIST)} kicks"
+    return _by_function(results, [KICKS_MNIST], MERGED_MNIST, what)
+
+
+def _kicks(results: Results, file: str) -> int:
+    return int(results[file]["config"]["match"]["search_kicks"])
+
+
 def many_function(results: Results) -> Table:
     ways = {name: label for name, label in MANY_BY_FUNCTION.items() if name != "search_scales"}
     return _many_by_function(results, FUNCTION_DIGITS, ways)
@@ -594,7 +609,7 @@ def _command_of(results: Results, file: str) -> str:
         words.append("--many")
     kinds = {network.partition(":")[0] for network in config["networks"]}
     options = {name: value for kind in sorted(kinds) for name, value in FUNCTION_OPTIONS[kind].items()}
-    for name, default in (options | SCALE_OPTIONS).items():
+    for name, default in (options | SEARCH_OPTIONS).items():
         if (value := config["match"].get(name, default)) != default:
             words += [f"--match.{name.replace('_', '-')}", str(value)]
     return " ".join(words)
@@ -1232,6 +1247,8 @@ TABLES: dict[str, Callable[[Results], Table]] = {
         drawn_mnist_more,
         drawn_digits,
         drawn_cifar,
+        kicks_digits,
+        kicks_mnist,
         many_function,
         learned_seeds,
         learned_more,

@@ -66,7 +66,7 @@ class Alignment(Common):
     They need the extra sinkhorn."""
     kicks: int = 0
     """The number of times that --method search goes on from its result with some neurons moved at random, like 16: each
-    costs about as much as the search, and helps narrow layers."""
+    costs about as much as the search."""
     scale_steps: int = 0
     """The number of gradient steps on positive scales after the exchanges of --method search, like 100; for networks
     with relu and other activations that have such scales."""

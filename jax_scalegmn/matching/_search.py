@@ -75,7 +75,7 @@ def search_matching(
 
     With `kicks` the search goes on from where it ended: as many times three to six neurons of one layer change places
     at random, the search runs from there, and what it finds is kept if it is better (iterated local search, Lourenço
-    et al. 2003). A kick costs about as much as a search, and most find nothing better; they help narrow layers.
+    et al. 2003). A kick costs about as much as a search, and most find nothing better.
 
     Positive scales are settled by the norm-balanced gauge, as in `matching.weight_matching`. With `scale_steps` the
     search ends with as many gradient steps on them, as `fit_scales` makes them, and begins in the start's own scales
