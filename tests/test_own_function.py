@@ -1,5 +1,7 @@
 """A network with a function of its own: computed, looked into, matched by activations and repaired like a builder's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +122,89 @@ def test_without_biases_repair_restores_second_moments():
         goal = jnp.square(each[name][0].mean(0)) + jnp.square(each[name][1].mean(0))
         np.testing.assert_allclose(jnp.square(mean) + jnp.square(std), goal, rtol=1e-3)
     assert (repaired["fc3"] == merged["fc3"]).all()
+
+
+def branched(branches, params, x):
+    return branches(dense(params, x), params["slopes"]) @ params["down"]
+
+
+def dense(params, x):
+    return x @ params["up"] + params["shift"]
+
+
+def random(key, **shapes):
+    return {
+        name: jax.random.normal(jax.random.fold_in(key, i), shape) for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def distance_to_goal(params, ends, values):
+    """The largest difference of a mean or standard deviation from the end points' average one."""
+
+    def statistics(params):
+        return jnp.stack([values(params, X).mean(0), values(params, X).std(0)])
+
+    return float(jnp.abs(statistics(params) - jax.vmap(statistics)(ends).mean(0)).max())
+
+
+BRANCHES = {
+    "slopes": lambda h, s: jnp.where(h > 0, h, s * h),
+    "gate": lambda h, s: h * jax.nn.sigmoid(s * h),
+    "no other branch": lambda h, s: jnp.where(h > 0, s * h, 0),
+    "shift of the first": lambda h, s: jnp.tanh(h + s) + jnp.tanh(h),
+    "shift of the second": lambda h, s: jnp.tanh(h) + jnp.tanh(h + s),
+    "both": lambda h, s: jnp.tanh(s * h) + jnp.tanh((s + 1) * h),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("slopes", "both") else pytest.param(name, marks=pytest.mark.slow) for name in BRANCHES]
+)
+def test_a_parameter_of_one_branch_leaves_the_pre_activation_before_it_to_be_repaired(name):
+    shapes = {"up": (4, 6), "shift": (6,), "down": (6, 2), "slopes": (6,)}
+    one, two = (random(key, **shapes) for key in KEYS[4:6])
+    arch = sg.infer(functools.partial(branched, BRANCHES[name]), one, X[:3]).arch
+    assert merge.uncorrected(arch) == {}
+    ends = sg.stacks.stack(one, two)
+    merged = merge.average(ends)
+    repaired = merge.repair(arch, merged, ends, X)
+    assert distance_to_goal(merged, ends, dense) > 0.1
+    assert distance_to_goal(repaired, ends, dense) < 1e-5
+    support.assert_identical(repaired["slopes"], merged["slopes"])
+    (value,) = network.activations(arch, one, X[0])["up"]
+    np.testing.assert_allclose(value, dense(one, X[:1])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("per_channel", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_before_the_slopes_of_a_list_of_layers_the_dense_layer_is_repaired(per_channel):
+    arch = sg.sequential([sg.layers.Dense(6), sg.layers.PReLU(per_channel=per_channel), sg.layers.Dense(2)], (4,))
+    one, two = (random(key, **{path[0]: shape for path, shape in arch.array_shapes.items()}) for key in KEYS[4:6])
+    ends = sg.stacks.stack(one, two)
+    merged = merge.average(ends)
+    repaired = merge.repair(arch, merged, ends, X)
+    assert merge.uncorrected(arch) == {}
+    assert distance_to_goal(repaired, ends, lambda p, x: x @ p["0.weight"].T + p["0.bias"]) < 1e-5
+    support.assert_identical(repaired["1.weight"], merged["1.weight"])
+
+
+def test_a_normalization_beside_a_skip_and_the_layer_before_it_are_both_repaired():
+    """The normalization's scale and bias set its outputs alone, kernel and bias of the layer the skip."""
+
+    def norm(params, h):
+        return (h - h.mean(-1, keepdims=True)) / h.std(-1, keepdims=True) * params["scale"] + params["bias"]
+
+    def skipped(params, x):
+        h = dense(params, x)
+        return (h + jnp.tanh(norm(params, h) @ params["in"] + params["b"]) @ params["out"]) @ params["down"]
+
+    shapes = {"up": (4, 6), "shift": (6,), "scale": (6,), "bias": (6,), "in": (6, 3), "b": (3,), "out": (3, 6)}
+    one, two = (random(key, **shapes, down=(6, 2)) for key in KEYS[4:6])
+    arch = sg.infer(skipped, one, X[:3]).arch
+    ends = sg.stacks.stack(one, two)
+    repaired = merge.repair(arch, merge.average(ends), ends, X)
+    for values in (dense, lambda params, x: norm(params, dense(params, x))):
+        assert distance_to_goal(merge.average(ends), ends, values) > 0.1
+        assert distance_to_goal(repaired, ends, values) < 1e-5
 
 
 def test_repair_of_a_builders_network_is_the_same_by_its_layers_and_by_its_function():

@@ -98,16 +98,12 @@ def assemble(
     )
     cut = {block.leaf.path for block in blocks if any(block.start)}
     parameters = tuple(_parameter(block, names, solutions, cut=block.leaf.path in cut) for block in blocks)
-    places = tuple(_placed(reading, reading.places.values(), blocks, parameters, names, solutions))
-    there = {place.at for place in places}
-    others = [seen for seen in reading.values.values() if seen.at not in there]
-    sums = tuple(_placed(reading, others, blocks, parameters, names, solutions))
-    replaced = {seen.at for number, seen in reading.places.items() if number not in reading.values}
+    placed = _without_branches(reading, _placed(reading, blocks, parameters, names, solutions))
     function = dataclasses.replace(
         function,
-        places=places,
-        sums=sums,
-        replaced=frozenset(replaced),
+        places=tuple(place for number, some in placed.items() if number in reading.places for place in some),
+        sums=tuple(place for number, some in placed.items() if number not in reading.places for place in some),
+        replaced=frozenset(seen.at for number, seen in reading.places.items() if number not in reading.values),
         centered=tuple(_centered(reading, parameters)),
     )
     return Architecture(name, neurons, parameters, function=function), tuple(
@@ -254,20 +250,20 @@ def _names(
 
 def _placed(
     reading: Reading,
-    seen: Iterable[Seen],
     blocks: Sequence[LeafBlock],
     parameters: Sequence[Parameter],
     names: dict[Key, str],
     solutions: dict[Key, Solution],
-) -> Iterator[Place]:
-    """Where the described layers have these pre-activations, with the parameters that multiply each."""
+) -> dict[int, tuple[Place, ...]]:
+    """By number, where the described layers have their pre-activations, with the parameters that multiply each."""
     equations = _by_layer(reading)
     pieces: dict[Key, list[tuple[int, Degree, int]]] = collections.defaultdict(list)
     for index, block in enumerate(blocks):
         for piece in block.pieces:
             if piece.degree is not None:
                 pieces[piece.key].append((index, piece.degree, len(block.neurons)))
-    for value in seen:
+
+    def of_value(value: Seen) -> Iterator[Place]:
         for axis, row in enumerate(value.axes):
             start = 0
             for segment in reading.layers.resolve(row):
@@ -283,6 +279,24 @@ def _placed(
                     alone = all(reading.uses[parameters[index].path] < 2 for index, _ in gains)
                     yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None, alone)
                 start += reading.layers.size(segment)
+
+    return {number: tuple(of_value(value)) for number, value in sorted((reading.values | reading.places).items())}
+
+
+def _without_branches(reading: Reading, placed: dict[int, tuple[Place, ...]]) -> dict[int, tuple[Place, ...]]:
+    """Those that REPAIR may correct one by one, if one of them is computed from another that is read elsewhere, too.
+
+    The later one stays if parameters of its own set its mean and standard deviation, as a normalization's do.
+    """
+    left, taken = {}, dict[int, set[int]]()
+    for number, places in placed.items():
+        earlier = reading.beside.get(number)
+        if earlier is not None:
+            gains = {index for place in placed.get(earlier, ()) for index, _ in place.gains}
+            taken[number] = gains | taken.get(earlier, set())
+        if earlier is None or all(p.shift is not None and not taken[number] & dict(p.gains).keys() for p in places):
+            left[number] = places
+    return left
 
 
 def _centered(reading: Reading, parameters: Sequence[Parameter]) -> Iterator[Place]:

@@ -1,5 +1,10 @@
-"""Where a program's neurons have their pre-activations: right after the last parameter that acts on them."""
+"""Where a program's neurons have their pre-activations: right after the last parameter that acts on them.
 
+A parameter that acts on one of several values made of a pre-activation, as the slopes of a PReLU do, is not the last
+one in that sense: `settle` keeps the earlier pre-activation.
+"""
+
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,26 +19,53 @@ def follow(
     data = [operand for operand in operands if operand.flow.data]
     weights = [operand for operand in operands if operand.depends and not operand.flow.data]
     origins: frozenset[Any] = frozenset().union(*(operand.flow.origins for operand in data or operands))
+    around: frozenset[int] = frozenset().union(*(operand.flow.around for operand in data))
     if not data or len(results) != 1:
         unit = None if data else _unit(name, operands)
         whole = operands[0].flow.whole if name in _MOVES and not data and operands else None
-        return [result._replace(flow=Flow(bool(data), unit, origins=origins, whole=whole)) for result in results]
+        flow = Flow(bool(data), unit, origins=origins, around=around, whole=whole)
+        return [result._replace(flow=flow) for result in results]
     if name == "sub" and operands[0].flow.data and operands[1].flow.whole:
         along = [axis for axis, row in enumerate(operands[1].axes) if _indexed(row)]
         along = along if len(along) == 1 else [axis for axis in along if operands[1].shape[axis] > 1]
         if len(along) == 1:
             reading.centered[at] = operands[1].flow.whole, along[0]
-    flow = _continued(reading, name, data)
+    flow = _continued(reading, name, operands)
     if weights and name in _JOINS:
         reading.uses.update(path for operand in weights for path in operand.flow.origins)
-        flow = _joined(reading, name, at, results[0], flow, operands)
+        flow, earlier = _joined(reading, name, at, results[0], flow, operands)
+        around -= earlier
     elif len(data) == 2 and name in _SUMS and flow.value is None and _is_sum(*data):
         for operand in data:
             if operand.flow.value is not None:
                 reading.values.pop(operand.flow.value, None)
         flow = Flow(True, value=_record(reading, at, results[0], None, place=False))
-    own = origins if flow.value is None else origins | {flow.value}
-    return [results[0]._replace(flow=flow._replace(origins=own))]
+    if flow.value is not None and flow.value not in origins:
+        origins, around = origins | {flow.value}, around | {flow.value}
+    return [results[0]._replace(flow=flow._replace(origins=origins, around=around))]
+
+
+def settle(reading: Reading, outputs: Sequence[Value]) -> None:
+    """Removes the pre-activations that are read through a later one alone.
+
+    Args:
+      reading: The program; what is left beside an earlier pre-activation is added to `reading.beside`.
+      outputs: The program's outputs.
+    """
+    needed: frozenset[Any] = frozenset().union(*(output.flow.origins for output in outputs))
+    later = {number: before for number, before in reading.earlier.items() if number in needed}
+    followers = collections.Counter(before for before, _ in later.values())
+    around = frozenset().union(*(output.flow.around for output in outputs))
+    for number, (before, own) in later.items():
+        if before in around or followers[before] > 1:
+            if own:
+                reading.beside[number] = before
+            continue
+        root = reading.beside.pop(before, None)
+        if root is not None and own:
+            reading.beside[number] = root
+        reading.places.pop(before, None)
+        reading.values.pop(before, None)
 
 
 # --- private ------------------------------------------------------------------------------------------------------
@@ -88,25 +120,29 @@ def _mixes(reading: Reading, operand: Value) -> bool:
     return any(not isinstance(s.layer, Entries) and s.layer not in reading.layers.fixed for row in rows for s in row)
 
 
-def _continued(reading: Reading, name: str, data: Sequence[Value]) -> Flow:
+def _continued(reading: Reading, name: str, operands: Sequence[Value]) -> Flow:
     """What the first operand was is what the result is, where the operation is affine in each of its neurons."""
+    data = [operand for operand in operands if operand.flow.data]
     first = next((operand for operand in data if operand.flow.value is not None), data[0])
     others = [operand for operand in data if operand is not first]
-    if name not in _MOVES | _SUMS | {"mul", "div"} or any(_mixes(reading, other) for other in others):
+    known = name in _MOVES | _SUMS | {"mul", "div"}
+    squared = name == "mul" and len(others) + 1 < len(data)
+    inverse = name == "div" and operands[1] is first
+    if not known or squared or inverse or any(_mixes(reading, other) for other in others):
         return Flow(True)
-    return first.flow._replace(unit=first.flow.unit if name in _MOVES | _SUMS else None)
+    unit = first.flow.unit if name in _MOVES | _SUMS else None
+    return first.flow._replace(unit=unit, own=first.flow.own and not others)
 
 
 def _joined(
     reading: Reading, name: str, at: tuple[int, ...], result: Value, flow: Flow, operands: Sequence[Value]
-) -> Flow:
-    """A pre-activation, instead of the one that was there before the parameter."""
+) -> tuple[Flow, frozenset[int]]:
+    """A pre-activation, and the one that was there before the parameter, if any."""
     unit = flow.unit if name in _SUMS else None
     if name in _SUMS and not (name == "sub" and operands[1].flow.unit):
         unit = next((o.flow.unit for o in operands if not o.flow.data and o.flow.unit), unit)
-    if name not in _PRODUCTS:
-        for known, number in ((reading.places, flow.place), (reading.values, flow.value)):
-            if number is not None:
-                known.pop(number, None)
     number = _record(reading, at, result, unit, place=True)
-    return Flow(True, unit, number, number)
+    if name in _PRODUCTS or flow.value is None:
+        return Flow(True, unit, number), frozenset()
+    reading.earlier[number] = flow.value, flow.own
+    return Flow(True, unit, number), frozenset({flow.value})

@@ -21,17 +21,19 @@ class Flow(NamedTuple):
     Attributes:
       data: Whether it depends on the inputs.
       unit: The vector that it is, moved and repeated at most, or that was added to it.
-      place: The pre-activation that it is, up to what does not mix its neurons, by its number in `Reading.places`.
-      value: The same in `Reading.values`, where sums are pre-activations too.
+      value: The pre-activation that it is, up to what does not mix its neurons, by its number in `Reading.values`.
+      own: Whether nothing else that depends on the inputs went into it since, as in a normalization.
       origins: The numbers of all pre-activations that it depends on; of what no input goes into, the parameters' paths.
+      around: Those of them that it depends on in another way than through one that took their place.
       whole: The parameter that it is, moved and repeated at most.
     """
 
     data: bool = False
     unit: tuple[str, ...] | None = None
-    place: int | None = None
     value: int | None = None
+    own: bool = True
     origins: frozenset[Any] = frozenset()
+    around: frozenset[int] = frozenset()
     whole: tuple[str, ...] | None = None
 
 
@@ -89,6 +91,10 @@ class Reading:
       places: The pre-activations right after their last parameter, by number.
       centered: The operations that subtract a parameter alone, with its path and the axis along which it is.
       values: These, and sums of them with other values.
+      earlier: By the number of a pre-activation that of the one whose place it takes, and whether nothing else that
+        depends on the inputs went in between.
+      beside: By the number of a pre-activation that of an earlier one, of which a parameter made it, that is read in
+        another place as well.
       uses: How often parameters act on values that depend on the inputs, by path.
       num_values: How many there were, those that others replaced included.
     """
@@ -103,6 +109,8 @@ class Reading:
         self.places: dict[int, Seen] = {}
         self.centered: dict[tuple[int, ...], tuple[tuple[str, ...], int]] = {}
         self.values: dict[int, Seen] = {}
+        self.earlier: dict[int, tuple[int, bool]] = {}
+        self.beside: dict[int, int] = {}
         self.uses: collections.Counter[tuple[str, ...]] = collections.Counter()
         self.num_values = 0
         self._num_unknowns = 0

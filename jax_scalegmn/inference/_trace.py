@@ -98,6 +98,7 @@ def infer(apply_fn: Callable[[Any, Any], Any], params: Params, example_input: An
             f"No output of {name} depends on the params {[describe(path) for path in paths]}; expected a function "
             "(params, inputs) -> outputs. It may be closed over its params."
         )
+    _places.settle(reading, outputs)
     for output in outputs:
         for row in output.axes:
             reading.layers.fix_output(row)

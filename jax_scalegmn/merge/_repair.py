@@ -58,8 +58,9 @@ def repair(
     standard deviation alone could enlarge the mean. A residual sum is corrected through its two sides.
 
     Of the user's own function (`infer`) the values right after the last parameter that acts on them are corrected,
-    through the parameters that multiply them and the bias that is added to them, as far as there are any.
-    `uncorrected` says which are left.
+    through the parameters that multiply them and the bias that is added to them, as far as there are any. A parameter
+    that acts on one of several branches, as the slopes of a PReLU do, is left as it is. `uncorrected` says which
+    values are left.
 
     >>> import jax
     >>> import jax_scalegmn as sg
