@@ -187,6 +187,33 @@ def test_before_the_slopes_of_a_list_of_layers_the_dense_layer_is_repaired(per_c
     support.assert_identical(repaired["1.weight"], merged["1.weight"])
 
 
+# The shapes of kernels and biases, and what is computed of the values that they give.
+PACKED = {
+    "gated": ((6, 2), lambda h, down: (jax.nn.silu(h[:, :6]) * h[:, 6:]) @ down),
+    "two layers": ((12, 2), lambda h, down: jnp.tanh(h[:, :5]) @ down[:5] + jnp.sin(h[:, 5:]) @ down[5:]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "turned"),
+    [("gated", False), *(pytest.param(*some, marks=pytest.mark.slow) for some in [("gated", True), ("two layers", 0)])],
+)
+def test_every_part_of_a_packed_bias_restores_the_means_of_its_layer(name, turned):
+    down, rest = PACKED[name]
+
+    def packed(params, x):
+        return x @ (params["up"].T if turned else params["up"]) + params["shift"]
+
+    shapes = {"up": (12, 4) if turned else (4, 12), "shift": (12,), "down": down}
+    one, two = (random(key, **shapes) for key in KEYS[4:6])
+    arch = sg.infer(lambda params, x: rest(packed(params, x), params["down"]), one, X[:3]).arch
+    assert merge.uncorrected(arch) == {}
+    ends = sg.stacks.stack(one, two)
+    repaired = merge.repair(arch, merge.average(ends), ends, X)
+    assert distance_to_goal(merge.average(ends), ends, packed) > 0.1
+    assert distance_to_goal(repaired, ends, packed) < 1e-5
+
+
 def test_a_normalization_beside_a_skip_and_the_layer_before_it_are_both_repaired():
     """The normalization's scale and bias set its outputs alone, kernel and bias of the layer the skip."""
 
@@ -229,6 +256,21 @@ def test_statistics_are_reset_by_the_function_as_by_the_layers(name):
     for batch_size in (None, 4):
         got = merge.reset_batch_norm(own, params, x, batch_size=batch_size)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
+
+
+def test_statistics_of_layers_that_are_joined_before_their_normalization_are_reset():
+    def normed(params, x):
+        h = jnp.concatenate([x @ params["first"], x @ params["second"]], -1)
+        return (h - params["mean"]) / jnp.sqrt(params["var"] + 1e-5)
+
+    shapes = {"first": (4, 3), "second": (4, 5), "mean": (8,), "var": (8,), "down": (8, 2)}
+    params = jax.tree.map(jnp.abs, random(KEYS[6], **shapes))
+    arch = sg.infer(lambda params, x: jnp.tanh(normed(params, x)) @ params["down"], params, X[:3]).arch
+    assert len(arch.parameters) == 8
+    reset = merge.reset_batch_norm(arch, params, X)
+    np.testing.assert_allclose(normed(reset, X).mean(0), np.zeros(8), atol=1e-5)
+    np.testing.assert_allclose(normed(reset, X).std(0), np.ones(8), atol=1e-4)
+    support.assert_identical(reset["down"], params["down"])
 
 
 def test_statistics_that_are_not_subtracted_once_are_named():

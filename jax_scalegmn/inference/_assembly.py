@@ -275,7 +275,7 @@ def _placed(
                     earlier = [some for some, at in equations[key[0][0]].items() if at < value.equations]
                     powers = moving(earlier, segment.degrees[0], degrees)
                     gains = tuple((index, powers[degree]) for index, degree, _ in own if degree in powers)
-                    shifts = [i for i, _ in gains if parameters[i].path == value.unit and not parameters[i].start]
+                    shifts = [i for i, _ in gains if parameters[i].path == value.unit]
                     alone = all(reading.uses[parameters[index].path] < 2 for index, _ in gains)
                     yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None, alone)
                 start += reading.layers.size(segment)
@@ -300,11 +300,15 @@ def _without_branches(reading: Reading, placed: dict[int, tuple[Place, ...]]) ->
 
 
 def _centered(reading: Reading, parameters: Sequence[Parameter]) -> Iterator[Place]:
-    """Where a vector of the params alone is subtracted."""
-    whole = {p.path: index for index, p in enumerate(parameters) if len(p.neuron_axes) == 1 and not p.start}
+    """Where a vector of the params alone is subtracted, by its blocks."""
+    vectors: dict[tuple[str, ...], list[int]] = collections.defaultdict(list)
+    for index, parameter in enumerate(parameters):
+        if len(parameter.neuron_axes) == 1:
+            vectors[parameter.path].append(index)
     for at, (path, axis) in sorted(reading.centered.items()):
-        if path in whole:
-            yield Place(parameters[whole[path]].neuron_axes[0].neurons, at, axis, 0, (), whole[path])
+        for index in vectors[path]:
+            start = sum(parameters[index].offset)  # 0 along all axes but one
+            yield Place(parameters[index].neuron_axes[0].neurons, at, axis, start, (), index)
 
 
 def _solutions(reading: Reading, blocks: Sequence[LeafBlock], keys: Iterable[Key]) -> dict[Key, Solution]:

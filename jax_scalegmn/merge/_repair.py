@@ -398,11 +398,11 @@ def _reset_traced(arch: Architecture, params: Params, x: Array, batch_size: int 
 def _stored_statistics(arch: Architecture) -> dict[int, int]:
     """By the number of the place where a batch normalization subtracts its mean, the index of its variance."""
     assert arch.function is not None
-    index_of = {parameter.path: index for index, parameter in enumerate(arch.parameters)}
+    index_of = {(parameter.path, parameter.start): index for index, parameter in enumerate(arch.parameters)}
     var_of = {}
-    for path, index in index_of.items():
+    for (path, start), index in index_of.items():
         module, dot, name = path[-1].rpartition(".")
-        variance = (*path[:-1], f"{module}{dot}{_VARIANCE_OF.get(name, '')}")
+        variance = (*path[:-1], f"{module}{dot}{_VARIANCE_OF.get(name, '')}"), start
         if name in _VARIANCE_OF and variance in index_of:
             var_of[index] = index_of[variance]
     stored = {

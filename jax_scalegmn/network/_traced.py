@@ -1,5 +1,6 @@
 """Evaluates the user's own function, with a look at the values inside of its program."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -129,8 +130,9 @@ def at_means(arch: Architecture, params: Params, x: Float[Array, "..."]) -> Mapp
     """
     places = _function(arch).centered
     alone, seen = _seen(arch, params, x, {place.at for place in places})
-    values = [jnp.moveaxis(seen[place.at], place.axis, -1) for place in places]
-    return {number: value[0] if alone else value for number, value in enumerate(values)}
+    sizes = [math.prod(arch.shape(arch.parameters[place.shift])) for place in places if place.shift is not None]
+    each = enumerate(zip(places, sizes, strict=True))
+    return {number: _neurons(seen[place.at], place, size, alone) for number, (place, size) in each}
 
 
 # --- private ------------------------------------------------------------------------------------------------------
