@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import support
+from flax import linen as nn
 
 import jax_scalegmn as sg
 from jax_scalegmn import landscape, merge, network, symmetry
@@ -212,6 +213,64 @@ def test_every_part_of_a_packed_bias_restores_the_means_of_its_layer(name, turne
     repaired = merge.repair(arch, merge.average(ends), ends, X)
     assert distance_to_goal(merge.average(ends), ends, packed) > 0.1
     assert distance_to_goal(repaired, ends, packed) < 1e-5
+
+
+SEQUENCES = jax.random.normal(KEYS[8], (40, 5, 4)) + 0.5
+SHIFTS = {
+    "positions": lambda p, h: h + p["places"],
+    "positions of a batch": lambda p, h: h + p["places"][None],
+    "a difference": lambda p, h: p["places"] - h,
+    "a difference from a bias": lambda p, h: p["places"] - (h + p["shift"]),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*list(SHIFTS)[:1], *(pytest.param(name, marks=pytest.mark.slow) for name in list(SHIFTS)[1:])],
+)
+def test_shifts_of_positions_move_the_means_over_all_of_them(name):
+    def values(params, x):
+        return SHIFTS[name](params, x @ params["up"])
+
+    shapes = {"up": (4, 6), "places": (5, 6), "shift": (6,), "down": (6, 2)}
+    one, two = (random(key, **shapes) for key in KEYS[4:6])
+    arch = sg.infer(lambda p, x: jnp.tanh(values(p, x)).mean(1) @ p["down"], one, SEQUENCES[:3]).arch
+    assert merge.uncorrected(arch) == {}
+    ends = sg.stacks.stack(one, two)
+    merged = merge.average(ends)
+    repaired = merge.repair(arch, merged, ends, SEQUENCES)
+
+    def flat(params, x):
+        return values(params, SEQUENCES).reshape(-1, 6)
+
+    assert distance_to_goal(merged, ends, flat) > 0.1
+    assert distance_to_goal(repaired, ends, flat) < 1e-5
+    moved = repaired["places"] - merged["places"] * (repaired["up"] / merged["up"])[0]
+    np.testing.assert_allclose(moved, jnp.broadcast_to(moved[0], moved.shape), atol=1e-5)
+
+
+def test_attention_is_repaired_over_its_heads_and_these_are_named():
+    """One kernel sets the sizes of heads and of what is along them: the wider layer's."""
+    module = nn.MultiHeadDotProductAttention(num_heads=2)
+    x = jax.random.normal(KEYS[8], (4, 5, 6))
+    shapes = jax.eval_shape(module.init, KEYS[0], x)["params"]
+    one, two = (
+        {name: random(key, **{k: v.shape for k, v in own.items()}) for name, own in shapes.items()} for key in KEYS[4:6]
+    )
+    arch = sg.infer(lambda params, x: module.apply({"params": params}, x), one, x).arch
+    assert merge.uncorrected(arch) == {
+        "query": "its mean and standard deviation: its parameters act in other places, too"
+    }
+    ends = sg.stacks.stack(one, two)
+    merged = merge.average(ends)
+    repaired = merge.repair(arch, merged, ends, x)
+    for name in ("query", "key", "value"):
+
+        def flat(params, _, name=name):
+            return (jnp.einsum("nti,ihd->nthd", x, params[name]["kernel"]) + params[name]["bias"]).reshape(-1, 3)
+
+        assert distance_to_goal(merged, ends, flat) > 0.1
+        assert distance_to_goal(repaired, ends, flat) < 1e-5
 
 
 def test_a_normalization_beside_a_skip_and_the_layer_before_it_are_both_repaired():

@@ -263,10 +263,11 @@ def _placed(
             if piece.degree is not None:
                 pieces[piece.key].append((index, piece.degree, len(block.neurons)))
 
-    def of_value(value: Seen) -> Iterator[Place]:
+    def of_value(value: Seen) -> Iterator[tuple[int, Place]]:
         for axis, row in enumerate(value.axes):
             start = 0
             for segment in reading.layers.resolve(row):
+                size = reading.layers.size(segment)
                 key: Key = ((segment.layer, 1),)  # type: ignore[assignment]  # entries of no layer are no key
                 if key in solutions and segment.repeat == segment.inner == 1 and segment.degrees[0]:
                     own = pieces[key]
@@ -277,10 +278,22 @@ def _placed(
                     gains = tuple((index, powers[degree]) for index, degree, _ in own if degree in powers)
                     shifts = [i for i, _ in gains if parameters[i].path == value.unit]
                     alone = all(reading.uses[parameters[index].path] < 2 for index, _ in gains)
-                    yield Place(names[key], value.at, axis, start, gains, shifts[0] if shifts else None, alone)
-                start += reading.layers.size(segment)
+                    shift = shifts[0] if shifts else None
+                    yield size, Place(names[key], value.at, axis, start, gains, shift, alone)
+                start += size
 
-    return {number: tuple(of_value(value)) for number, value in sorted((reading.values | reading.places).items())}
+    return {number: _apart(of_value(value)) for number, value in sorted((reading.values | reading.places).items())}
+
+
+def _apart(sized: Iterable[tuple[int, Place]]) -> tuple[Place, ...]:
+    """The places of one value, with their widths: the same parameters set one layer's sizes, the widest one's."""
+    places = list(sized)
+
+    def is_left(width: int, place: Place) -> bool:
+        wider = (other for size, other in places if (size, other.axis) > (width, place.axis))
+        return any(other.axis != place.axis and dict(other.gains).keys() & dict(place.gains) for other in wider)
+
+    return tuple(place._replace(alone=place.alone and not is_left(width, place)) for width, place in places)
 
 
 def _without_branches(reading: Reading, placed: dict[int, tuple[Place, ...]]) -> dict[int, tuple[Place, ...]]:

@@ -130,7 +130,9 @@ def _continued(reading: Reading, name: str, operands: Sequence[Value]) -> Flow:
     inverse = name == "div" and operands[1] is first
     if not known or squared or inverse or any(_mixes(reading, other) for other in others):
         return Flow(True)
-    unit = first.flow.unit if name in _MOVES | _SUMS else None
+    # What is subtracted from something else turns a shift round; what else goes in may be computed from it.
+    added = name in _MOVES | _SUMS and not others and not (name == "sub" and operands[1] is first)
+    unit = first.flow.unit if added else None
     return first.flow._replace(unit=unit, own=first.flow.own and not others)
 
 
@@ -139,8 +141,9 @@ def _joined(
 ) -> tuple[Flow, frozenset[int]]:
     """A pre-activation, and the one that was there before the parameter, if any."""
     unit = flow.unit if name in _SUMS else None
-    if name in _SUMS and not (name == "sub" and operands[1].flow.unit):
-        unit = next((o.flow.unit for o in operands if not o.flow.data and o.flow.unit), unit)
+    if name in _SUMS:
+        added = operands[:1] if name == "sub" else operands
+        unit = next((o.flow.unit for o in added if not o.flow.data and o.flow.unit), unit)
     number = _record(reading, at, result, unit, place=True)
     if name in _PRODUCTS or flow.value is None:
         return Flow(True, unit, number), frozenset()

@@ -427,16 +427,21 @@ def _corrected_place(
     corrected: dict[int, Array] = {}
     for index, power in place.gains:
         value = values[index]
-        for position, axis in enumerate(arch.parameters[index].axes):
-            if isinstance(axis, Axis) and axis.neurons == place.neurons:
-                factor = jnp.tile(gain**power, axis.repeat)
-                value = value * jnp.expand_dims(factor, [i for i in range(value.ndim) if i != position])
+        for factor in _spread(arch, index, place.neurons, gain**power):
+            value = value * factor
         corrected[index] = value.astype(values[index].dtype)
     if place.shift is not None:
-        old = values[place.shift]
-        shift = (goal.mean - gain * measured.mean).reshape(old.shape)
-        corrected[place.shift] = (corrected[place.shift] + shift).astype(old.dtype)
+        (shift,) = _spread(arch, place.shift, place.neurons, goal.mean - gain * measured.mean)
+        corrected[place.shift] = (corrected[place.shift] + shift).astype(values[place.shift].dtype)
     return corrected
+
+
+def _spread(arch: Architecture, index: int, neurons: str, numbers: Array) -> Iterator[Array]:
+    """A number for each neuron, for every axis of a parameter that indexes the layer, of the parameter's rank."""
+    axes = arch.parameters[index].axes
+    for position, axis in enumerate(axes):
+        if isinstance(axis, Axis) and axis.neurons == neurons:
+            yield jnp.expand_dims(jnp.tile(numbers, axis.repeat), [i for i in range(len(axes)) if i != position])
 
 
 def _units(layers: tuple[Layer, ...], at: Path = ()) -> Iterator[tuple[Path, Unit]]:
