@@ -273,6 +273,48 @@ def test_attention_is_repaired_over_its_heads_and_these_are_named():
         assert distance_to_goal(repaired, ends, flat) < 1e-5
 
 
+def rows(params, ids):
+    return params["table"][ids.astype(int)].mean(1) + params["shift"]
+
+
+# Some array acts in a second place.
+TIED = {
+    "embedding": lambda p, x: jnp.tanh(rows(p, x)) @ p["table"].T,
+    "larger": lambda p, x: jnp.maximum(dense(p, x), p["shift"]) @ p["down"],
+    "selected": lambda p, x: jnp.where(x[:, :1] > 0, dense(p, x), p["shift"]) @ p["down"],
+    "joined": lambda p, x: (
+        jnp.tanh(jnp.stack([h := dense(p, x), jnp.broadcast_to(p["shift"], h.shape)], 1)) @ p["down"]
+    ),
+    "returned": lambda p, x: (jnp.tanh(dense(p, x)) @ p["down"], jnp.abs(p["shift"]).sum()[None]),
+}
+IDS = jax.random.randint(KEYS[8], (40, 5), 0, 11).astype(float)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("embedding", "larger") else pytest.param(name, marks=pytest.mark.slow) for name in TIED]
+)
+def test_arrays_that_act_in_another_place_are_left_and_named(name):
+    one, two = (random(key, table=(11, 6), up=(4, 6), shift=(6,), down=(6, 2)) for key in KEYS[4:6])
+    x = IDS if name == "embedding" else X
+    arch = sg.infer(TIED[name], one, x[:3]).arch
+    (hidden,) = arch.hidden
+    left = "its mean and standard deviation: its parameters act in other places, too"
+    assert merge.uncorrected(arch) == {hidden.name: left}
+    ends = sg.stacks.stack(one, two)
+    merged = merge.average(ends)
+    support.assert_identical(merge.repair(arch, merged, ends, x), merged)
+
+
+def test_a_table_that_is_read_once_is_repaired():
+    one, two = (random(key, table=(11, 6), shift=(6,), down=(6, 2)) for key in KEYS[4:6])
+    arch = sg.infer(lambda params, ids: jnp.tanh(rows(params, ids)) @ params["down"], one, IDS[:3]).arch
+    ends = sg.stacks.stack(one, two)
+    repaired = merge.repair(arch, merge.average(ends), ends, IDS)
+    assert merge.uncorrected(arch) == {}
+    assert distance_to_goal(merge.average(ends), ends, lambda params, _: rows(params, IDS)) > 0.1
+    assert distance_to_goal(repaired, ends, lambda params, _: rows(params, IDS)) < 1e-5
+
+
 def test_a_normalization_beside_a_skip_and_the_layer_before_it_are_both_repaired():
     """The normalization's scale and bias set its outputs alone, kernel and bias of the layer the skip."""
 

@@ -20,6 +20,8 @@ def follow(
     weights = [operand for operand in operands if operand.depends and not operand.flow.data]
     origins: frozenset[Any] = frozenset().union(*(operand.flow.origins for operand in data or operands))
     around: frozenset[int] = frozenset().union(*(operand.flow.around for operand in data))
+    if data:
+        _use(reading, weights)
     if not data or len(results) != 1:
         unit = None if data else _unit(name, operands)
         whole = operands[0].flow.whole if name in _MOVES and not data and operands else None
@@ -32,7 +34,6 @@ def follow(
             reading.centered[at] = operands[1].flow.whole, along[0]
     flow = _continued(reading, name, operands)
     if weights and name in _JOINS:
-        reading.uses.update(path for operand in weights for path in operand.flow.origins)
         flow, earlier = _joined(reading, name, at, results[0], flow, operands)
         around -= earlier
     elif len(data) == 2 and name in _SUMS and flow.value is None and _is_sum(*data):
@@ -46,12 +47,13 @@ def follow(
 
 
 def settle(reading: Reading, outputs: Sequence[Value]) -> None:
-    """Removes the pre-activations that are read through a later one alone.
+    """Removes the pre-activations that are read through a later one alone, and counts outputs of the params alone.
 
     Args:
       reading: The program; what is left beside an earlier pre-activation is added to `reading.beside`.
       outputs: The program's outputs.
     """
+    _use(reading, [output for output in outputs if not output.flow.data])
     needed: frozenset[Any] = frozenset().union(*(output.flow.origins for output in outputs))
     later = {number: before for number, before in reading.earlier.items() if number in needed}
     followers = collections.Counter(before for before, _ in later.values())
@@ -80,6 +82,11 @@ _MOVES = frozenset(
         *("transpose", "sharding_constraint", "optimization_barrier", "expand_dims"),
     }
 )
+
+
+def _use(reading: Reading, weights: Sequence[Value]) -> None:
+    """Counts one use of the parameters that each of these is computed from."""
+    reading.uses.update(path for weight in weights for path in weight.flow.origins)
 
 
 def _indexed(row: Row) -> bool:

@@ -95,7 +95,7 @@ class Reading:
         depends on the inputs went in between.
       beside: By the number of a pre-activation that of an earlier one, of which a parameter made it, that is read in
         another place as well.
-      uses: How often parameters act on values that depend on the inputs, by path.
+      uses: How often parameters meet values that depend on the inputs, in whatever operation, or are returned, by path.
       num_values: How many there were, those that others replaced included.
     """
 
