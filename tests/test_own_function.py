@@ -11,7 +11,7 @@ from flax import linen as nn
 
 import jax_scalegmn as sg
 from jax_scalegmn import landscape, merge, network, symmetry
-from jax_scalegmn.matching import activation_matching, straight_through_matching
+from jax_scalegmn.matching import _functions, activation_matching, straight_through_matching
 
 KEYS = jax.random.split(jax.random.key(0), 12)
 
@@ -40,6 +40,22 @@ def test_the_function_is_computed_on_batches_and_on_single_examples():
         network.apply(OWN, params, X[None, None])
     with pytest.raises(ValueError, match=r"x has shape \(40, 3\).* fails on one example"):
         network.check_examples(OWN, X[:, :3])
+
+
+def test_several_inputs_are_no_examples():
+    several, alone = (X[:, :3], X[:, 3:]), sg.mlp((4, 3, 1))
+    arch = sg.infer(lambda p, xs: without_biases(p, jnp.hstack(xs)), weights(KEYS[1]), several).arch
+    for own, message in (
+        (arch, r"x is a tuple; .* was traced with inputs \[\(40, 3\), \(40, 1\)\]; expected one array"),
+        (OWN, r"x is a tuple; .* was traced with inputs \[\(3, 4\)\]; expected one array"),
+        (alone, r"x is a tuple that is no array.* expects one array, \[examples, inputs\] with 4 in the last axis"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            network.check_examples(own, several)
+        with pytest.raises(ValueError, match=message):
+            _functions.check_data(own, several, None)
+    with pytest.raises(ValueError, match=r"x is a tuple that is no array.* expected one array"):
+        _functions.check_data(alone, several, None, lambda params, x: x)
 
 
 def test_pre_activations_are_found_and_follow_the_group():

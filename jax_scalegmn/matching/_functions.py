@@ -62,7 +62,7 @@ def cross_entropy(
 
 def check_data(
     arch: Architecture,
-    x: ArrayLike | None,
+    x: Any,
     loss_fn: Callable[..., Any] | None,
     apply_fn: Callable[..., Any] | None = None,
 ) -> None:
@@ -83,8 +83,16 @@ def check_data(
         return
     if x is None:
         raise ValueError("x is None and there is no loss_fn; expected inputs [examples, ...] or a loss of params.")
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        if apply_fn is None:
+            network.check_examples(arch, x)  # it says what the architecture expects
+        raise ValueError(
+            f"x is a {type(x).__name__} that is no array: {error}; expected one array, [examples, ...]."
+        ) from error
     if apply_fn is None:
-        network.check_examples(arch, jnp.asarray(x))
+        network.check_examples(arch, x)
     elif jnp.ndim(x) < 1 or not jnp.size(x):
         raise ValueError(f"x has shape {jnp.shape(x)}; expected one example or more, [examples, ...].")
 

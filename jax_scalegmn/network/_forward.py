@@ -225,7 +225,7 @@ def train_apply(
     return outputs, _variables.replace(params, moved)
 
 
-def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str = "x") -> None:
+def check_examples(arch: Architecture, x: Any, *, name: str = "x") -> None:
     """Checks a batch of inputs: its shape always, its values wherever they are known, outside jit and vmap.
 
     Args:
@@ -258,8 +258,15 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str = "x
 # --- private ------------------------------------------------------------------------------------------------------
 
 
-def _check_shape(arch: Architecture, x: Float[Array, "..."], name: str) -> None:
+def _check_shape(arch: Architecture, x: Any, name: str) -> None:
     rank, width = arch.input_rank, arch.neuron_layers[0].width
+    try:
+        np.shape(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is a {type(x).__name__} that is no array: {error}; {arch.name!r} expects one array, [examples, "
+            f"{_INPUTS[rank][1:]} with {width} in the last axis."
+        ) from error
     if jnp.ndim(x) != rank + 1 or jnp.shape(x)[-1] != width or 0 in jnp.shape(x):
         cure = "Pass x[None] for one example."
         if rank == 1 and jnp.ndim(x) > 2 and math.prod(jnp.shape(x)[1:]) == width:

@@ -53,13 +53,13 @@ def activations(arch: Architecture, params: Params, x: Float[Array, "..."]) -> d
     return found
 
 
-def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str) -> None:
+def check_examples(arch: Architecture, x: Any, *, name: str) -> None:
     """Checks the shape of a batch of inputs."""
     function = _function(arch)
     shapes = [shape for shape, _ in function.inputs]
-    example = jnp.shape(x)[1:]
-    fits = len(shapes) == 1 and jnp.ndim(x) and len(x) and len(example) in (len(shapes[0]), len(shapes[0]) - 1)
-    if fits:
+    one = len(shapes) == 1 and hasattr(x, "shape")
+    if one and jnp.ndim(x) and len(x) and jnp.ndim(x) - 1 in (len(shapes[0]), len(shapes[0]) - 1):
+        example = jnp.shape(x)[1:]
         kind = jnp.dtype(function.inputs[0][1])
         params = architecture.abstract_params(arch, kind if jnp.issubdtype(kind, jnp.floating) else jnp.dtype(float))
         try:
@@ -70,8 +70,9 @@ def check_examples(arch: Architecture, x: Float[Array, "..."], *, name: str) -> 
                 f"{example} with {error!r}. Pass [examples, ...]."
             ) from error
         return
+    what = f"has shape {jnp.shape(x)}" if hasattr(x, "shape") else f"is a {type(x).__name__}"
     raise ValueError(
-        f"{name} has shape {jnp.shape(x)}; {arch.name!r} was traced with inputs {shapes}; expected one array of one "
+        f"{name} {what}; {arch.name!r} was traced with inputs {shapes}; expected one array of one "
         "example or more, [examples, ...]. Let the function take one array, and pass x[None] for one example."
     )
 
