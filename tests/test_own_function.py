@@ -231,6 +231,29 @@ def test_every_part_of_a_packed_bias_restores_the_means_of_its_layer(name, turne
     assert distance_to_goal(repaired, ends, packed) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["LayerNorm", pytest.param("RMSNorm", marks=pytest.mark.slow)])
+def test_what_flax_normalizes_is_repaired_after_its_scale_and_nowhere_else(kind):
+    """Flax multiplies the scale by the inverse size first: that product is no pre-activation."""
+    module = getattr(nn, kind)()
+
+    def normed(params, x):
+        return module.apply({"params": {k: params[k] for k in ("scale", "bias") if k in params}}, dense(params, x))
+
+    vectors = {"scale": (6,), "bias": (6,)} if kind == "LayerNorm" else {"scale": (6,)}
+    one, two = (random(key, up=(4, 6), shift=(6,), down=(6, 2), **vectors) for key in KEYS[4:6])
+    arch = sg.infer(lambda params, x: jnp.tanh(normed(params, x)) @ params["down"], one, X[:3]).arch
+    (place,) = arch.function.places
+    assert {arch.parameters[index].path[0] for index, _ in place.gains} == set(vectors)
+    (values,) = jax.vmap(lambda x: network.at_places(arch, one, x))(X).values()
+    np.testing.assert_allclose(values, normed(one, X), rtol=1e-4, atol=1e-5)
+    ends = sg.stacks.stack(one, two)
+    repaired = merge.repair(arch, merge.average(ends), ends, X)
+    support.assert_identical(repaired["up"], merge.average(ends)["up"])
+    if kind == "LayerNorm":
+        assert merge.uncorrected(arch) == {}
+        assert distance_to_goal(repaired, ends, normed) < 1e-5
+
+
 SEQUENCES = jax.random.normal(KEYS[8], (40, 5, 4)) + 0.5
 SHIFTS = {
     "positions": lambda p, h: h + p["places"],

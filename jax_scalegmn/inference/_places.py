@@ -33,7 +33,10 @@ def follow(
         if len(along) == 1:
             reading.centered[at] = operands[1].flow.whole, along[0]
     flow = _continued(reading, name, operands)
-    if weights and name in _JOINS:
+    factors = [operand for operand in data if operand.flow.factor]
+    if weights and origins and name in ("mul", "div") and not any(_mixes(reading, operand) for operand in data):
+        flow = Flow(True, factor=True)
+    elif name in _JOINS and (weights or (name == "mul" and len(factors) == 1 < len(data))):
         flow, earlier = _joined(reading, name, at, results[0], flow, operands)
         around -= earlier
     elif len(data) == 2 and name in _SUMS and flow.value is None and _is_sum(*data):
@@ -130,17 +133,18 @@ def _mixes(reading: Reading, operand: Value) -> bool:
 def _continued(reading: Reading, name: str, operands: Sequence[Value]) -> Flow:
     """What the first operand was is what the result is, where the operation is affine in each of its neurons."""
     data = [operand for operand in operands if operand.flow.data]
-    first = next((operand for operand in data if operand.flow.value is not None), data[0])
+    first = min(data, key=lambda operand: (operand.flow.value is None, operand.flow.factor))
     others = [operand for operand in data if operand is not first]
     known = name in _MOVES | _SUMS | {"mul", "div"}
     squared = name == "mul" and len(others) + 1 < len(data)
     inverse = name == "div" and operands[1] is first
-    if not known or squared or inverse or any(_mixes(reading, other) for other in others):
+    if not known or squared or inverse or any(_mixes(reading, o) for o in others if not o.flow.factor):
         return Flow(True)
     # What is subtracted from something else turns a shift round; what else goes in may be computed from it.
     added = name in _MOVES | _SUMS and not others and not (name == "sub" and operands[1] is first)
     unit = first.flow.unit if added else None
-    return first.flow._replace(unit=unit, own=first.flow.own and not others)
+    factor = first.flow.factor and name in _MOVES
+    return first.flow._replace(unit=unit, own=first.flow.own and not others, factor=factor)
 
 
 def _joined(

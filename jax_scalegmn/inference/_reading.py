@@ -23,6 +23,8 @@ class Flow(NamedTuple):
       unit: The vector that it is, moved and repeated at most, or that was added to it.
       value: The pre-activation that it is, up to what does not mix its neurons, by its number in `Reading.values`.
       own: Whether nothing else that depends on the inputs went into it since, as in a normalization.
+      factor: Whether it is a parameter times numbers without neurons, as a normalization's scale over its size: what it
+        multiplies is a pre-activation, not itself.
       origins: The numbers of all pre-activations that it depends on; of what no input goes into, the parameters' paths.
       around: Those of them that it depends on in another way than through one that took their place.
       whole: The parameter that it is, moved and repeated at most.
@@ -32,6 +34,7 @@ class Flow(NamedTuple):
     unit: tuple[str, ...] | None = None
     value: int | None = None
     own: bool = True
+    factor: bool = False
     origins: frozenset[Any] = frozenset()
     around: frozenset[int] = frozenset()
     whole: tuple[str, ...] | None = None
