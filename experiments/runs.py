@@ -352,9 +352,7 @@ def _contents(config: RunConfig) -> dict[str, str]:
     found = {}
     for name in ("data", "zoo_path"):
         path = getattr(config, name, None)
-        if path is None or not path.exists():  # a folder of networks may be the run's own
-            continue
-        if path.is_file() or name == "data":
+        if path is not None and path.exists() and (path.is_file() or name == "data"):  # folders of networks are large
             digest = hashlib.sha256()
             for file in [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file()):
                 with file.open("rb") as opened:

@@ -234,8 +234,8 @@ def _step(incoming: Float[Array, " n"], outgoing: Float[Array, " n"], one_sided:
     # While neighboring layers balance each other a sum may overflow or underflow; its logarithm would be NaN.
     known = [(side > 0) & jnp.isfinite(side) for side in (incoming, outgoing)]
     below, above = (_log(side, usual) for side, usual in zip((incoming, outgoing), known, strict=True))
-    balancing = jnp.where(known[0] & known[1], 0.25 * (above - below), 0.0)
-    return jnp.where(one_sided, 0.5 * (above - below), balancing)  # the logarithm of the other side is 0
+    to_norm_1 = jnp.where(one_sided, 0.5 * (above - below), 0.0)  # the logarithm of the other side is 0
+    return jnp.where(known[0] & known[1], 0.25 * (above - below), to_norm_1)
 
 
 def _total(
