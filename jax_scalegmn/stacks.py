@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 __all__ = [
+    "abstract",
     "any_container",
     "at_least_float32",
     "average",
@@ -284,6 +285,28 @@ def is_concrete(tree: Any) -> bool:
     False
     """
     return not any(isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def abstract(tree: Any) -> Any:
+    """The shapes and dtypes of arrays, to trace a program with: the same one for arrays of weak and of strong types.
+
+    Args:
+      tree: A pytree of arrays.
+
+    Returns:
+      The pytree of `jax.ShapeDtypeStruct`; what is no array stays.
+
+    >>> import jax.numpy as jnp
+    >>> from jax_scalegmn import stacks
+    >>> jnp.full(3, 2.0).weak_type, stacks.abstract(jnp.full(3, 2.0)).weak_type
+    (True, False)
+    """
+
+    def of_leaf(leaf: Any) -> Any:
+        known = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if known else leaf
+
+    return jax.tree.map(of_leaf, tree)
 
 
 def check_finite(tree: Any, *, name: str = "params") -> None:

@@ -249,6 +249,7 @@ OTHERS = {
     "network.split_variables": "to Flax's variables",
     "network.render": "as network.apply, at the places of pixels",
     "report.widget": "as report.same_function, in a notebook",
+    "stacks.abstract": "of any pytree",
     "stacks.is_concrete": "of any pytree",
     "stacks.like": "tested below",
     "stacks.reader": "tested below",

@@ -413,6 +413,28 @@ def test_statistics_of_layers_that_are_joined_before_their_normalization_are_res
     support.assert_identical(reset["down"], params["down"])
 
 
+def test_arrays_of_weak_types_are_those_of_strong_ones():
+    """JAX makes `jnp.full(8, 2.0)` weakly typed, and traces other operations for it."""
+
+    def apply(params, x):
+        h = (x @ params["up"] - params["mean"]) * jax.lax.rsqrt(params["var"] + 1e-5) + params["bias"]
+        return jnp.tanh(h) @ params["down"]
+
+    def network(var):
+        leaves = {"up": (3, 5), "mean": 5, "bias": 5, "down": (5, 2)}
+        return {name: jnp.ones(shape) for name, shape in leaves.items()} | {"var": var}
+
+    x = jax.random.normal(jax.random.key(0), (8, 3))
+    weak, strong = network(jnp.full(5, 2.0)), network(jnp.full(5, 2.0, jnp.float32))
+    assert weak["var"].weak_type
+    for first, second in ((weak, strong), (strong, weak)):
+        arch = sg.infer(apply, first, x).arch
+        reset = sg.merge.reset_batch_norm(arch, second, x)
+        np.testing.assert_allclose(reset["mean"], (x @ second["up"]).mean(0), rtol=1e-5)
+    doubles = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), strong)
+    assert sg.infer(apply, doubles, np.asarray(x, np.float64)).arch.hidden == arch.hidden
+
+
 def test_statistics_that_are_not_subtracted_once_are_named():
     shapes = {"bn.running_mean": (4,), "bn.running_var": (4,), "in": (3, 4), "out": (4, 2)}
     params, x = {name: jnp.ones(shape) for name, shape in shapes.items()}, jax.random.normal(KEYS[0], (6, 3))

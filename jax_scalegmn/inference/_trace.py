@@ -114,7 +114,7 @@ def infer(apply_fn: Callable[[Any, Any], Any], params: Params, example_input: An
 def _traced(name: str, apply_fn: Callable[[Any, Any], Any], params: Params, example_input: Any) -> Any:
     """The function's jaxpr."""
     try:
-        return jax.make_jaxpr(apply_fn)(params, example_input)
+        return jax.make_jaxpr(apply_fn)(*stacks.abstract((params, example_input)))
     except Exception as error:
         shapes = {describe(path): np.shape(leaf) for path, leaf in _paths(params).items()}
         raise ValueError(

@@ -147,12 +147,12 @@ def _seen(
     function = _function(arch)
     shape = function.inputs[0][0] if len(function.inputs) == 1 else None
     alone = _is_example(arch, function, x)
-    program = jax.make_jaxpr(function.call)(params, x[None] if alone else x)
+    program = jax.make_jaxpr(function.call)(*stacks.abstract((params, x[None] if alone else x)))
     repeats = 1
     if tuple(architecture.operations(program)) != function.operations and alone and shape is not None:
         # A batch of one may be computed by other operations than the batch that was traced.
         repeats = shape[0]
-        program = jax.make_jaxpr(function.call)(params, jnp.broadcast_to(x, (repeats, *x.shape)))
+        program = jax.make_jaxpr(function.call)(*stacks.abstract((params, jnp.broadcast_to(x, (repeats, *x.shape)))))
     if tuple(architecture.operations(program)) != function.operations:
         raise ValueError(
             f"{arch.name!r} computes other operations on x of shape {jnp.shape(x)} than on the inputs that it was "
