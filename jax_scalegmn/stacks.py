@@ -484,8 +484,9 @@ def check_weights(weights: Float[ArrayLike, " networks"], number: int) -> None:
       ValueError: If there is not one weight for each network, or (where their values are known) if weights are not
         finite or their sum is 0.
 
+    >>> import numpy as np
     >>> from jax_scalegmn import stacks
-    >>> stacks.check_weights([1.0, -1.0], 2)
+    >>> stacks.check_weights(np.array([1.0, -1.0]), 2)
     Traceback (most recent call last):
     ...
     ValueError: weights are [ 1. -1.] with sum 0.0; expected finite ones whose sum is not 0.

@@ -173,7 +173,8 @@ def test_data_and_labels_that_do_not_fit_are_named(folder, capsys):
     for arrays, message in (
         ({"x": x[:, :, :9]}, "failed on x (2, 1, 9, 14)"),
         ({"z": x}, "expected an .npz file with numbers x"),
-        ({"x": x, "y": np.zeros(7, int)}, "expected y as whole-number labels (40,) of two classes or more"),
+        ({"x": x, "y": np.zeros(7, int)}, "expected one example or more, and one y for each"),
+        ({"x": x, "y": np.zeros(40)}, "expected y as whole-number labels (40,) of two classes or more"),
         ({"x": x, "y": np.zeros((40, 5), int)}, "got int64 (40, 5)"),
         ({"x": x, "y": np.full(40, 5)}, "expected labels from 0 to 4"),
         ({"x": x * np.nan}, "or outputs that are not finite; expected a function in evaluation mode"),

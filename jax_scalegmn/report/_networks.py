@@ -198,8 +198,8 @@ def _curve(
 ) -> dict[str, Any]:
     label = getattr(loss, "__name__", type(loss).__name__)
     # One point at a time: all at once would be num_points times the memory of the loss.
-    paths = [landscape.barrier(loss, start, target, num_points=num_points, batch_size=1) for start in (params, aligned)]
-    naive, matched = (np.asarray(path.losses, np.float64) for path in paths)
+    paths = [landscape.path(loss, start, target, num_points=num_points, batch_size=1) for start in (params, aligned)]
+    naive, matched = (np.asarray(path.metrics, np.float64) for path in paths)
     if not (np.isfinite(naive).all() and np.isfinite(matched).all()):
         raise ValueError(
             f"loss ({label}) is NaN or infinite on the path between params and target; expected finite numbers. Bound "
