@@ -77,15 +77,10 @@ def check(config: runs.OnDevices, settings: AlignmentConfig) -> None:
     """Checks, before a zoo is fitted, the options of a training.
 
     Raises:
-      ValueError: If the devices do not divide a batch, or the frame is to be trained for no epoch.
+      ValueError: If the devices do not divide a batch.
     """
     if settings.epochs:
         runs.check_batch(config, settings.batch_size, "alignment.batch_size")
-    if settings.frame_epochs is not None and settings.frame_epochs < 1:
-        raise ValueError(
-            f"alignment.frame_epochs is {settings.frame_epochs}; expected 1 or more. Leave it out for as many as "
-            "alignment.epochs; 0 there trains no matcher and no frame."
-        )
 
 
 def reads_one(name: str) -> str | None:

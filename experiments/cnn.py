@@ -624,15 +624,11 @@ def summary(paths: Scored, original: np.ndarray, key: Key) -> dict[str, Any]:
 
 def _check(config: Config) -> None:
     settings = config.evaluation
-    if settings.points % 2 == 0 or settings.points < 3 or settings.pairs < 1 or settings.best < 2:
+    if settings.points % 2 == 0 or settings.points < 3 or settings.best < 2:
         raise ValueError(
-            f"evaluation.points is {settings.points}, pairs {settings.pairs}, best {settings.best}; expected an odd "
-            "number of points >= 3, so that one of them is t = 1/2, a pair or more, and two networks or more."
+            f"evaluation.points is {settings.points}, best {settings.best}; expected an odd number of points >= 3, so "
+            "that one of them is t = 1/2, and two networks or more."
         )
-    names = ("pairs", "selection_pairs", "images_per_step", "selection_images")
-    numbers = {f"alignment.{name}": getattr(config.alignment, name) for name in names}
-    if min(numbers.values()) < 1:
-        raise ValueError(f"Got {numbers}; expected numbers >= 1. To learn no alignment, set alignment.epochs to 0.")
     if not set(config.activations) <= {"relu", "tanh"} or not config.activations:
         raise ValueError(f"activations are {config.activations}; expected 'relu', 'tanh' or both.")
 

@@ -95,17 +95,16 @@ class Task(NamedTuple):
 
 
 def check(config: Config, known: Iterable[str]) -> None:
-    """Checks the numbers of a run, and the encoders that it names.
+    """Checks the number of seeds, and the encoders that a run names.
 
     Raises:
-      ValueError: If a number is below 1, or the encoders are none, unknown or named twice.
+      ValueError: If there are no seeds, or the encoders are none, unknown or named twice.
     """
     names = config.encoders
     if not names or len(set(names)) < len(names) or not set(names) <= set(known):
         raise ValueError(f"encoders are {names}; expected one or more of {tuple(known)}, none of them twice.")
-    numbers = {"seeds": config.seeds, "copies": config.copies, "train.epochs": config.train.epochs}
-    if min(numbers.values()) < 1:
-        raise ValueError(f"Got {numbers}; expected numbers >= 1.")
+    if config.seeds < 1:
+        raise ValueError(f"seeds is {config.seeds}; expected a number >= 1.")
 
 
 # --- size ---------------------------------------------------------------------------------------------------------

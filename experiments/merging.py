@@ -730,11 +730,6 @@ def _paths(result: Mapping[str, Any]) -> str:
 
 
 def _check(config: Config) -> None:
-    if config.models < 2 or config.pairs < 1 or config.points < 2 or min(config.many, default=2) < 2:
-        raise ValueError(
-            f"models is {config.models}, pairs {config.pairs}, points {config.points}, many {config.many}; expected "
-            "two networks or more, a pair or more, and two points or more."
-        )
     for name, chosen in {"methods": config.methods, "ways": config.ways}.items():
         if not chosen or len(set(chosen)) != len(chosen):
             raise ValueError(f"{name} are {chosen}; expected one or more, each once.")

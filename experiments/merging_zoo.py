@@ -103,11 +103,8 @@ def best_networks(config: Config, activation: str) -> Zoo:
 
 
 def _check(config: Config) -> None:
-    if config.pairs < 1 or config.points < 2 or config.best < 2 * config.pairs:
-        raise ValueError(
-            f"best is {config.best}, pairs {config.pairs}, points {config.points}; expected one pair or more, two "
-            "networks or more for each, and two points or more."
-        )
+    if config.best < 2 * config.pairs:
+        raise ValueError(f"best is {config.best}, pairs {config.pairs}; expected two networks or more for each pair.")
     if not set(config.activations) <= {"relu", "tanh"} or not config.activations:
         raise ValueError(f"activations are {config.activations}; expected 'relu', 'tanh' or both.")
 

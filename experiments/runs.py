@@ -172,8 +172,6 @@ def join(config: RunConfig) -> None:
 
 
 def _make_cpu_devices(number: int) -> None:
-    if number < 1:
-        raise ValueError(f"cpu_devices is {number}; expected a number >= 1.")
     if number >= (os.cpu_count() or 1):  # each has a core to itself
         xla_flags.add({"xla_cpu_multi_thread_eigen": "false"})
     try:

@@ -240,7 +240,7 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path):
     out = tmp_path / "run"
     with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
         classify.main(dataclasses.replace(TINY, out=out, data=tmp_path / "absent.npz"))
-    with pytest.raises(ValueError, match="'seeds': 0"):
+    with pytest.raises(ValueError, match="seeds is 0; expected a number >= 1"):
         classify.main(dataclasses.replace(TINY, out=out, seeds=0))
     assert not out.exists()
 

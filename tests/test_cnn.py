@@ -110,8 +110,8 @@ def test_a_part_of_a_zoo_is_trained_as_it_would_be_with_the_others(run, tmp_path
         ({"activations": ("gelu",)}, r"activations are \('gelu',\)"),
         ({"evaluation": dataclasses.replace(TINY.evaluation, points=4)}, "points is 4"),
         ({"zoo": dataclasses.replace(TINY.zoo, train_images=100_000)}, "zoo.train_images is 100000"),
-        ({"alignment": dataclasses.replace(TINY.alignment, images_per_step=0)}, "alignment.images_per_step': 0"),
-        ({"alignment": dataclasses.replace(TINY.alignment, pairs=-1)}, "alignment.pairs': -1.*expected numbers >= 1"),
+        ({"alignment": dataclasses.replace(TINY.alignment, images_per_step=0)}, "alignment.images_per_step is 0"),
+        ({"alignment": dataclasses.replace(TINY.alignment, pairs=-1)}, "alignment.pairs is -1; expected a number >= 1"),
         ({"alignment": dataclasses.replace(TINY.alignment, frame_epochs=0)}, "alignment.frame_epochs is 0"),
     ],
 )

@@ -436,7 +436,7 @@ def test_a_frame_starts_as_the_trained_matcher(run, tmp_path, monkeypatch):
 
 def test_a_frame_is_trained_for_an_epoch_or_more(tmp_path):
     config = dataclasses.replace(TINY, out=tmp_path, alignment=dataclasses.replace(TINY.alignment, frame_epochs=0))
-    with pytest.raises(ValueError, match=r"alignment.frame_epochs is 0; expected 1 or more"):
+    with pytest.raises(ValueError, match=r"alignment.frame_epochs is 0; expected a number >= 1"):
         inr.main(config)
 
 

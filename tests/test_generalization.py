@@ -120,7 +120,7 @@ def test_the_zoo_of_another_run_is_refused_at_the_door_where_it_does_not_fit(run
 
 def test_bad_input_is_refused_before_a_folder_is_made(tmp_path):
     out = tmp_path / "run"
-    with pytest.raises(ValueError, match="'copies': 0"):
+    with pytest.raises(ValueError, match="copies is 0"):
         generalization.main(dataclasses.replace(TINY, out=out, copies=0))
     with pytest.raises(ValueError, match="absent"):
         generalization.main(dataclasses.replace(TINY, out=out, activations=("absent",)))

@@ -105,7 +105,7 @@ def test_bad_input_is_refused_before_anything_is_written(trained, tmp_path):
             merging_zoo.main(config)
         assert not config.out.exists()
 
-    refused("pairs 3, points 3; expected one pair or more, two networks or more for each", pairs=3)
+    refused("pairs 3; expected two networks or more for each pair", pairs=3)
     refused("has 8 relu CNNs; expected 10 or more for 5 pairs", pairs=5, best=10)
     refused("with tanh CNNs", activations=("tanh",))
     with pytest.raises(ValueError, match=r"config.json: there is no such file; expected one in the folder of a run"):

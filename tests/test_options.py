@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import inr, options, runs
+from experiments import inr, merging, options, runs
 
 EXPERIMENTS = ("aligners", "classify", "cnn", "cnn_zoo", "edit", "generalization", "inr", "merging", "merging_zoo")
 
@@ -44,6 +44,7 @@ def replaced(config, path, value):
         ("evaluation.copies", -3, "a number >= 1"),
         ("evaluation.noises", (0.0, -1.0), "numbers >= 0"),
         ("mesh", -2, "a number >= -1"),
+        ("alignment.frame_epochs", 0, "a number >= 1"),
     ],
 )
 def test_numbers_out_of_their_range_are_named(path, value, expected):
@@ -57,6 +58,16 @@ def test_none_stays_none_and_what_is_free_stays_free():
     config = inr.PRESETS["tiny"][1]
     for path, value in (("train.micro_batch", None), ("zoo.offset", -0.5), ("mesh", -1), ("alignment.epochs", 0)):
         options.check(replaced(config, path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [("models", 1, "a number >= 2"), ("pairs", 0, "a number >= 1"), ("many", (2, 1), "numbers >= 2")],
+)
+def test_numbers_of_merged_networks_are_named(path, value, expected):
+    config = replaced(merging.PRESETS["tiny"][1], path, value)
+    with pytest.raises(ValueError, match=re.escape(f"{path} is {value}; expected {expected}.")):
+        merging.main(config)
 
 
 @pytest.mark.parametrize("noises", [(), (0.1, 0.1), (0.001, 0.0010000001)])
