@@ -73,9 +73,9 @@ def search_matching(
     points `times`, and begins at the best element that they saw, or at the start if none was better. Far from a good
     element, and in wide layers, where exchanges are many and each gains little, the two reach what neither does alone.
 
-    With `kicks` the search goes on from where it ended: as many times three to six neurons of one layer change places
-    at random, the search runs from there, and what it finds is kept if it is better (iterated local search, Lourenço
-    et al. 2003). A kick costs about as much as a search, and most find nothing better.
+    With `kicks=n` the search goes on n times from the best element so far: three to six neurons of one layer change
+    places at random, the search runs from there, and what it finds is kept if it is better (iterated local search,
+    Lourenço et al. 2003). A kick costs about as much as a search, and most find nothing better.
 
     Positive scales are settled by the norm-balanced gauge, as in `matching.weight_matching`. With `scale_steps` the
     search ends with as many gradient steps on them, as `fit_scales` makes them, and begins in the start's own scales

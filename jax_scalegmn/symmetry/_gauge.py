@@ -28,8 +28,8 @@ def balance(arch: Architecture, params: Params, *, max_sweeps: int = 1000) -> El
     in log s and has one minimum (Stock et al. 2019, arXiv 1902.10416, section 3). For one layer the closed form is
     s^4 = |outgoing|^2 / |incoming|^2, where biases count as incoming; sweeps over the layers go on until no log s
     changes by more than eight machine epsilons. A neuron that has weights on one side alone, as after pruning, gets
-    norm 1 there: the minimum with 2 log s of that neuron subtracted (incoming weights alone) or added (outgoing). One
-    without any weights keeps scale 1.
+    norm 1 there. That is the minimum of the squared norm with 2 log s of this neuron subtracted (incoming weights
+    alone) or added (outgoing weights alone). A neuron without any weights keeps scale 1.
 
     Args:
       arch: The architecture.
