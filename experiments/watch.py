@@ -6,6 +6,7 @@ nor choose their exit status. So the command goes on in a child, and its parent 
 
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import os
 import signal
@@ -24,6 +25,7 @@ _LOST = b"JAX distributed service detected fatal errors"
 _PR_SET_PDEATHSIG = 1  # of Linux
 _BAD_INPUT = 2  # the exit status, that of an unknown option
 _OURS = ("jax_scalegmn", "experiments", "__main__")
+_COLLECTED_AFTER = 100_000  # new objects; at Python's 700, looking for garbage is a tenth of a short run
 
 
 def command(main: Callable[[Any], Any], presets: Mapping[str, tuple[str, Any]]) -> None:
@@ -32,7 +34,7 @@ def command(main: Callable[[Any], Any], presets: Mapping[str, tuple[str, Any]]) 
     if config.compile_only is None and may_have_peers(config.coordinator):
         who = "This process" if config.process is None else f"Process {config.process} of {config.processes}"
         go_on_in_child(who)
-    with told_in_one_line():
+    with told_in_one_line(), _rare_collections():
         main(config)
 
 
@@ -112,6 +114,22 @@ def go_on_in_child(who: str) -> None:
 
 
 # --- private ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Looks for cyclic garbage less often, and never in what was imported or is left when the program ends.
+
+    Tracing makes hundreds of thousands of objects, nearly all of which stay.
+    """
+    usual = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(max(usual[0], _COLLECTED_AFTER))
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+        gc.freeze()
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """What a user gets wrong on the command line of an experiment ends in one line that says what to do, and status 2."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -190,3 +191,14 @@ def test_a_process_whose_peers_are_missing_for_a_minute_says_so_and_nothing_else
         f"localhost:{port}: after 60 seconds not all 2 processes are there, seen from process 0; start every one of "
         "them with the same coordinator, and its own number."
     ]
+
+
+def test_garbage_is_collected_rarely_in_an_experiment_and_as_before_after_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiment", "tiny"])
+    usual, seen = gc.get_threshold(), []
+    gc.set_threshold(700)
+    try:
+        watch.command(lambda config: seen.append(gc.get_threshold()[0]), inr.PRESETS)
+        assert (*seen, gc.get_threshold()[0]) == (100_000, 700)
+    finally:
+        gc.set_threshold(*usual)

@@ -24,7 +24,7 @@ Assign: TypeAlias = Callable[[Float[Array, "n n"]], Int[Array, " n"]]
 
 _HUNGARIAN_UP_TO = 8  # neurons
 _LARGE_FROM = 2048  # neurons
-_ENTRIES_AT_ONCE = 2**18  # of the costs that one thread has prepared
+_ENTRIES_AT_ONCE = 2**16  # of the costs that one thread has prepared
 _NEURONS_PER_THREAD = 256  # of all problems together: fewer take less time than the threads' own
 
 
@@ -217,10 +217,14 @@ def _costs(scores: np.ndarray) -> np.ndarray:
     """Costs [problems, n, n] with the same assignments as the scores, which the solver finds along shorter paths.
 
     What is added to a whole column changes no assignment. The solver begins as if every column were as much in demand
-    as any other; prices between the mean and the maximum of their scores save it 10 to 45 % of its time.
+    as any other; prices between the mean and the maximum of its scores, those of each row less their mean, save it 20
+    to 60 % of its time.
     """
-    mean, most = scores.mean(1, dtype=np.float64, keepdims=True), scores.max(1, keepdims=True)
-    costs: np.ndarray = 0.7 * mean + 0.3 * most - scores
+    scores = scores.astype(np.promote_types(scores.dtype, np.float32), copy=False)
+    mean = np.full((scores.shape[-1], 1), 0.5 / scores.shape[-1], scores.dtype)
+    above = 0.5 * scores - scores @ mean  # halved, since a difference of the largest numbers is none
+    prices = 1.2 * above.mean(1, dtype=np.float64, keepdims=True) + 0.8 * above.max(1, keepdims=True)
+    costs: np.ndarray = prices - scores
     return costs
 
 
