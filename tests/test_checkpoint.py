@@ -1,8 +1,10 @@
 """What is restored is what was saved, or an error says why not."""
 
+import contextlib
 import itertools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -61,6 +63,34 @@ def test_a_step_is_saved_once(run):
     with pytest.raises(ValueError, match=r"run/4: the folder has a checkpoint of step 4; expected a new step"):
         run.save(state_of(4), loss=0.0)
     assert run.restore_last(state_of(0)).history == [{"loss": 2.5}]
+
+
+@contextlib.contextmanager
+def little_room(bytes_of_a_file):
+    """No file of this process grows further, as on a full disk or beyond a quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_checkpoint_that_cannot_be_written_is_told_by_its_folder_and_the_others_are_whole(run, asynchronous):
+    run = checkpoint.Checkpoints(run.directory, CONFIG, asynchronous=asynchronous)
+    told = r"run: a checkpoint cannot be written \(File too large\). Those before it are whole"
+
+    def save():
+        run.save(state_of(5), loss=0.5)
+        run.wait()
+
+    with little_room(64), pytest.raises(OSError, match=told):
+        save()
+    again = checkpoint.Checkpoints(run.directory, CONFIG)
+    support.assert_identical(again.restore_last(state_of(0)).state, state_of(4))
+    again.save(state_of(5), loss=0.5)
+    support.assert_identical(again.restore_best(state_of(0)).state, state_of(5))
 
 
 @pytest.mark.parametrize("use", [lambda folder: checkpoint.Checkpoints(folder, CONFIG), checkpoint.load])

@@ -6,6 +6,7 @@ Orbax is an extra, `pip install "jax-scalegmn[checkpoint]"`, and imported when c
 """
 
 import contextlib
+import errno
 import gc
 import inspect
 import json
@@ -30,6 +31,7 @@ from jax_scalegmn.training._loop import Monitor, State
 __all__ = ["Checkpoints", "Restored", "load"]
 
 _T = TypeVar("_T")
+_NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 _REMOVED = "removed.orbax-checkpoint-tmp"  # folder of the checkpoints that are no longer wanted
 
 
@@ -126,6 +128,7 @@ class Checkpoints:
           history: The metrics so far, to be restored with the state.
 
         Raises:
+          OSError: If it cannot be written, as on a full disk; of an asynchronous save this tells the next call.
           ValueError: If the folder has a checkpoint of that step: continue from it, or use another folder.
         """
         step = int(state.step)
@@ -158,16 +161,22 @@ class Checkpoints:
         )
         with contextlib.ExitStack() as stack:
             stack.enter_context(io.in_use(self.directory))
-            self._manager.save(step, metrics={"loss": loss}, args=items)
+            with self._written():
+                self._manager.save(step, metrics={"loss": loss}, args=items)
             if self._asynchronous:
                 self._writing = stack.pop_all()
             else:
                 self._remove_old()
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk; raises the error of a save that failed."""
+        """Returns when all that was saved is on disk.
+
+        Raises:
+          OSError: If a save failed, as on a full disk.
+        """
         with self._writing:
-            self._manager.wait_until_finished()
+            with self._written():
+                self._manager.wait_until_finished()
             self._remove_old()
 
     def restore_last(self, like: State) -> Restored:
@@ -200,6 +209,19 @@ class Checkpoints:
         """Ends orbax's threads; the checkpoints are on disk."""
         self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Names the folder where a checkpoint cannot be written: orbax and tensorstore raise many types."""
+        try:
+            with _quiet():
+                yield
+        except Exception as error:
+            known = (reason for number in _NO_ROOM if (reason := os.strerror(number)) in str(error))
+            raise OSError(
+                f"{self.directory}: a checkpoint cannot be written ({next(known, _bounded.one_line(error))}). Those "
+                "before it are whole: make room, and continue from them."
+            ) from error
 
     def _restore(self, like: State, steps: Sequence[int]) -> Restored:
         if not steps:
@@ -383,7 +405,7 @@ def _read(manager: Any, directory: Path, step: int, **items: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leaves out what Python shows of orbax's tasks that a failed restore leaves: the error itself is raised."""
+    """Leaves out what Python shows of the tasks that orbax leaves where it fails: the error itself is raised."""
     hook, print_error = sys.unraisablehook, sys.excepthook
 
     def without_orbax(unraisable: Any) -> None:
