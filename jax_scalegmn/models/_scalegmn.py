@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import jraph
 from flax import linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jax_scalegmn.models import graph
 from jax_scalegmn.models._layers import IO, PUBLISHED_NORM_EPSILON, Canonical, Edges, Factored, Groups, cast, value
@@ -158,13 +158,21 @@ class ScaleGMN(nn.Module):
         self, context: Context, features: GraphFeatures, output: Output, networks: int, *, train: bool
     ) -> GraphFeatures:
         """Layer after layer; dropout after each, except where the last one writes parameters."""
-        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        kept = self._kept(context.topology) if train and self.dropout else None
         for index in range(self.num_layers):
             last = index + 1 == self.num_layers
             features = self._layer(context.topology, index, output, networks)(context, features)
-            if not (last and output is Output.PARAMETERS):
-                features = features._replace(nodes={name: dropout(h) for name, h in features.nodes.items()})
+            if kept is not None and not (last and output is Output.PARAMETERS):
+                factors = {name: kept[index, where] for name, where in context.topology.nodes.items()}
+                nodes = {name: h * cast(factors[name], self.dtype) for name, h in features.nodes.items()}
+                features = features._replace(nodes=nodes)
         return features
+
+    def _kept(self, topo: Topology) -> Float[Array, "layers nodes features"]:
+        """What dropout multiplies node features by. One draw for all layers, since each takes long to compile."""
+        ones = jnp.ones((self.num_layers, topo.num_nodes, self.features))
+        factors: Array = nn.Dropout(self.dropout, deterministic=False)(ones)
+        return factors
 
     def _decode(
         self, context: Context, features: GraphFeatures, output: Output, networks: int, graph_in: jraph.GraphsTuple
