@@ -1396,6 +1396,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "classify_mnist": _classify_mnist_values(results[CLASSIFY_MNIST]),
         "scales": _scales_values(results),
         "drawn": _drawn_values(results),
+        "frames": _frame_values(results),
         "speed": _speed_values(results),
         "recipes": {
             f"{name}_{split}": percent(results.row(RECIPES, label=recipe, epochs=epochs)["curve"][-1][split])
@@ -1612,6 +1613,13 @@ def _scales_values(results: Results) -> dict[str, str]:
         ("cifar", SCALES_CIFAR, next(iter(MERGED_CIFAR))),
     ]
     return _merged_values(results, cases) | _steps_of(results, SCALES_DIGITS)
+
+
+def _frame_values(results: Results) -> dict[str, str]:
+    """What was tried to make a learned frame better; of each idea the midpoints of selection and of scoring pairs."""
+    kinds = ("selection", "selection_soft", "scoring")
+    rows = results["frame_ideas.jsonl"]
+    return {f"{row['name']}_{kind}": f"{row[kind]:.4f}" for row in rows for kind in kinds if row[kind] is not None}
 
 
 def _drawn_values(results: Results) -> dict[str, str]:

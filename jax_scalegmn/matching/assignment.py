@@ -217,8 +217,8 @@ def _costs(scores: np.ndarray) -> np.ndarray:
     """Costs [problems, n, n] with the same assignments as the scores, which the solver finds along shorter paths.
 
     What is added to a whole column changes no assignment. The solver begins as if every column were as much in demand
-    as any other; prices between the mean and the maximum of its scores, those of each row less their mean, save it 20
-    to 60 % of its time.
+    as any other; prices between the mean and the maximum of its scores, each less the mean of its row, save up to half
+    of the time.
     """
     scores = scores.astype(np.promote_types(scores.dtype, np.float32), copy=False)
     mean = np.full((scores.shape[-1], 1), 0.5 / scores.shape[-1], scores.dtype)
