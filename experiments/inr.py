@@ -142,7 +142,7 @@ PRESETS = {
             quick_compilation=True,
             zoo=inr_zoo.TINY,
             model=autoencoders.ModelConfig(8, 1),
-            train=TrainConfig(16, epochs=3, warmup_steps=2, micro_batch=8),
+            train=TrainConfig(16, epochs=3, warmup_steps=2, micro_batch=8, orbit_weight=0.0),
             alignment=InrAlignmentConfig(16, epochs=0, warmup_steps=2, features=8, num_layers=1, num_iterations=3),
             evaluation=EvaluationConfig((0.0, 0.005), points=5, orbits=3, orbit_size=4),
         ),

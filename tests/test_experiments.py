@@ -41,7 +41,9 @@ from jax_scalegmn.training import checkpoint
 TINY = inr.PRESETS["tiny"][1]
 WITHOUT_LEARNED = TINY
 TINY = dataclasses.replace(
-    TINY, alignment=dataclasses.replace(TINY.alignment, epochs=2, frame_start="matcher", frame_epochs=1)
+    TINY,
+    train=dataclasses.replace(TINY.train, orbit_weight=0.3),
+    alignment=dataclasses.replace(TINY.alignment, epochs=2, frame_start="matcher", frame_epochs=1),
 )
 LEARNED = {"learned_matching", "learned_frame", "learned_search"}
 METHODS = LEARNED | {
