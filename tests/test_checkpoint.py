@@ -65,6 +65,21 @@ def test_a_step_is_saved_once(run):
     assert run.restore_last(state_of(0)).history == [{"loss": 2.5}]
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_history_that_grows_while_it_is_written_is_saved_as_it_was(tmp_path, asynchronous, monkeypatch):
+    run, history = checkpoint.Checkpoints(tmp_path / "run", CONFIG, asynchronous=asynchronous), [{"loss": 1.0}]
+    save = run._manager.save
+
+    def save_and_grow(*args, **options):
+        history[0]["loss"] = 3.0
+        history.append({"loss": 2.0})  # before orbax's thread comes to write it
+        return save(*args, **options)
+
+    monkeypatch.setattr(run._manager, "save", save_and_grow)
+    run.save(state_of(1), loss=1.0, history=history)
+    assert run.restore_last(state_of(0)).history == [{"loss": 1.0}]
+
+
 @contextlib.contextmanager
 def little_room(bytes_of_a_file):
     """No file of this process grows further, as on a full disk or beyond a quota."""
@@ -76,6 +91,7 @@ def little_room(bytes_of_a_file):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax's threads, which go on
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_checkpoint_that_cannot_be_written_is_told_by_its_folder_and_the_others_are_whole(run, asynchronous):
     run = checkpoint.Checkpoints(run.directory, CONFIG, asynchronous=asynchronous)

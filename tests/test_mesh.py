@@ -185,7 +185,7 @@ print(jax.jit(over)(jnp.arange(2.0)))
 def test_devices_of_a_cpu_wait_for_a_late_one(tmp_path):
     """XLA aborts the process where one is later than its limit, which a run sets to hours."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    words = [sys.executable, "-c", _LATE, "10000"]
+    words = [sys.executable, "-c", _LATE, "50000"]  # several seconds, on fast cores too
     patient = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert (patient.returncode, patient.stdout) == (0, "[1.]\n"), patient.stderr
     seconds = " ".join(f"--{flag}=1" for flag in xla_flags.PATIENT)  # until it warns, and from then on

@@ -199,7 +199,8 @@ def _solve_all(problems: np.ndarray) -> np.ndarray:
 
     def solve(rows: np.ndarray) -> None:
         rows = np.array([row for row in rows if not decided(row)], int)
-        for block in np.array_split(rows, max(1, len(rows) * width**2 // _ENTRIES_AT_ONCE)):
+        blocks = min(len(rows), len(rows) * width**2 // _ENTRIES_AT_ONCE)
+        for block in np.array_split(rows, max(1, blocks)):
             for row, costs in zip(block, _costs(problems[block]), strict=True):
                 columns[row] = linear_sum_assignment(costs)[1]
 

@@ -145,15 +145,14 @@ class Checkpoints:
             variables, training = distributed.gather((variables, training))
         if self._asynchronous:  # copied, since the next step takes the buffers
             variables, training = jax.tree.map(np.array, (variables, training))
-        info = _signed(
-            {
-                "config": self.config,
-                "monitor": (monitor or Monitor())._asdict(),
-                "history": history or [],
-                "loss": loss,
-                "checksums": {"variables": io.checksum(variables), "training": io.checksum(training)},
-            }
-        )
+        info = {
+            "config": self.config,
+            "monitor": (monitor or Monitor())._asdict(),
+            "history": history or [],
+            "loss": loss,
+            "checksums": {"variables": io.checksum(variables), "training": io.checksum(training)},
+        }
+        info = _signed(json.loads(json.dumps(info)))  # a copy, since the caller's history goes on
         items = ocp.args.Composite(
             variables=ocp.args.StandardSave(variables),
             training=ocp.args.StandardSave(training),
