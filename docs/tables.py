@@ -1397,6 +1397,7 @@ def values(results: Results) -> dict[str, dict[str, str]]:
         "scales": _scales_values(results),
         "drawn": _drawn_values(results),
         "frames": _frame_values(results),
+        "narrow": _narrow_values(results),
         "speed": _speed_values(results),
         "recipes": {
             f"{name}_{split}": percent(results.row(RECIPES, label=recipe, epochs=epochs)["curve"][-1][split])
@@ -1620,6 +1621,13 @@ def _frame_values(results: Results) -> dict[str, str]:
     kinds = ("selection", "selection_soft", "scoring")
     rows = results["frame_ideas.jsonl"]
     return {f"{row['name']}_{kind}": f"{row[kind]:.4f}" for row in rows for kind in kinds if row[kind] is not None}
+
+
+def _narrow_values(results: Results) -> dict[str, str]:
+    """How far narrow perceptrons of MNIST merge if the test labels may be seen."""
+    rows = results["merging_ideas.jsonl"]
+    found = {row["name"]: f"{100 * row['test_accuracy']:.1f}" for row in rows}
+    return found | {"ends": f"{100 * rows[0]['ends']:.1f}"}
 
 
 def _drawn_values(results: Results) -> dict[str, str]:
