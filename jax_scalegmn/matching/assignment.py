@@ -222,8 +222,8 @@ def _costs(scores: np.ndarray) -> np.ndarray:
     of the time.
     """
     scores = scores.astype(np.promote_types(scores.dtype, np.float32), copy=False)
-    mean = np.full((scores.shape[-1], 1), 0.5 / scores.shape[-1], scores.dtype)
-    above = 0.5 * scores - scores @ mean  # halved, since a difference of the largest numbers is none
+    halves = np.full((scores.shape[-1], 1), 0.5 / scores.shape[-1], scores.dtype)
+    above = 0.5 * scores - scores @ halves  # half of what a score is above its row's mean, which cannot overflow
     prices = 1.2 * above.mean(1, dtype=np.float64, keepdims=True) + 0.8 * above.max(1, keepdims=True)
     costs: np.ndarray = prices - scores
     return costs

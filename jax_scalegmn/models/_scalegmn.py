@@ -163,8 +163,8 @@ class ScaleGMN(nn.Module):
             last = index + 1 == self.num_layers
             features = self._layer(context.topology, index, output, networks)(context, features)
             if kept is not None and not (last and output is Output.PARAMETERS):
-                factors = {name: kept[index, where] for name, where in context.topology.nodes.items()}
-                nodes = {name: h * cast(factors[name], self.dtype) for name, h in features.nodes.items()}
+                where = context.topology.nodes
+                nodes = {name: h * cast(kept[index, where[name]], self.dtype) for name, h in features.nodes.items()}
                 features = features._replace(nodes=nodes)
         return features
 

@@ -128,7 +128,7 @@ class Checkpoints:
           history: The metrics so far, to be restored with the state.
 
         Raises:
-          OSError: If it cannot be written, as on a full disk; of an asynchronous save this tells the next call.
+          OSError: If it cannot be written, as on a full disk. An asynchronous save raises it in the next call.
           ValueError: If the folder has a checkpoint of that step: continue from it, or use another folder.
         """
         step = int(state.step)
