@@ -150,7 +150,7 @@ def _case(config: Config, arch: Architecture, stack: Any, name: str, dtype: str,
         return one._replace(call=functools.partial(one.call, *args))
 
     # The compiler counts the body of a loop once: operations are counted for one network, outside of any loop.
-    key = jax.random.key(0)
+    encoder, key = encoder.clone(gmn=gmn.clone(edges_at_once=graph.topology(arch).num_edges)), jax.random.key(0)
     forward_gflop = timing.compile_once(encode, state.variables, example).gflop
     step_gflop = timing.compile_once(jax.grad(loss_fn, has_aux=True), state.variables, example, key).gflop
     return {

@@ -52,6 +52,8 @@ class ScaleGMNConfig:
     """Whether positive scales are treated as in the published code, which is not quite equivariant."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The dtype of features and products; None for that of the parameters."""
+    edges_at_once: int | None = None
+    """The largest number of edges that are computed at once; None for one that suits the platform."""
 
     def options(self) -> dict[str, Any]:
         """The attributes of a ScaleGMN, by name."""

@@ -17,6 +17,7 @@ _LEAST: dict[str, float] = {
     "cpu_devices": 1,
     "distillation_images": 1,
     "drawn_size": 1,
+    "edges_at_once": 1,
     "enlarge": 1,
     "epochs": 1,
     "examples": 1,

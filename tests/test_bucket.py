@@ -120,6 +120,16 @@ def test_padded_graphs_are_read_as_by_the_plain_form():
         assert support.deviation(read(graphs), plain(graphs)) < 1e-12
 
 
+@pytest.mark.slow
+def test_padded_blocks_are_read_in_parts():
+    with support.precision("float64"):
+        read, variables, _ = mixed_reader("float64")
+        graphs = stack_of([padded(MIXED, member, dtype="float64") for member in MIXED.members])
+        model = encoder_of(MIXED, bidirectional=True, edges_at_once=5)
+        in_parts = jax.jit(jax.vmap(lambda one: model.apply(variables, one, method="read")))
+        assert support.deviation(in_parts(graphs), read(graphs)) < 1e-12
+
+
 def chain(hidden, activation):
     """Two members alike in depth and group, of other widths."""
     return tuple(sg.mlp((3, *widths, 2), activation) for widths in hidden)

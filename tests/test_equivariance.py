@@ -26,7 +26,7 @@ from jax_scalegmn.models import (
     Encoder,
     Readout,
     ScaleGMN,
-    _layers,
+    _features,
     _message_passing,
     graph,
     reference,
@@ -220,8 +220,8 @@ def compiled_reader(case, dtype):
         values = [
             (
                 state.nodes,
-                [_layers.value(e) for e in state.edges],
-                [_layers.value(e) for e in state.backward if case.bidirectional],
+                [_features.value(e) for e in state.edges],
+                [_features.value(e) for e in state.backward if case.bidirectional],
             )
             for state in layers
         ]
@@ -419,6 +419,26 @@ def test_gradients_equal_those_of_the_plain_form(case):
             return jax.jit(jax.grad(lambda v, p: jnp.square(read(v, p)).sum(), argnums=(0, 1)))(variables, params)
 
         assert support.deviation(gradients(case.model.apply), gradients(plain(case))) < 1e-9
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c == CASES[6] else SLOW) for c in EVERY_CASE], ids=str)
+def test_parts_of_blocks_are_the_whole_blocks(case):
+    """Of three edges at a time, so that blocks have several parts, smaller last ones, and parts of one sender."""
+    in_parts = case._replace(options=(*case.options, ("edges_at_once", 3)))
+    method = "delta" if case.head == "editor" else None
+    with support.precision("float64"):
+        _, params, variables = reader(case, "float64")
+
+        def gradient_and_outcome(model):
+            def squares(v, p):
+                outcome = model.apply(v, p, method=method)
+                return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(outcome)), outcome
+
+            return jax.jit(jax.grad(squares, argnums=(0, 1), has_aux=True))(variables, params)
+
+        assert support.deviation(gradient_and_outcome(in_parts.model), gradient_and_outcome(case.model)) < 1e-9
+        drawn = jax.eval_shape(functools.partial(in_parts.model.init, method=method), jax.random.key(0), params)
+        assert jax.tree.structure(drawn) == jax.tree.structure(variables), "every variable keeps its place"
 
 
 # --- rescalings from 1e-6 to 1e6, and zeros -------------------------------------------------------------------------

@@ -300,6 +300,7 @@ GELU = sg.mlp((3, 5, 4, 2), "gelu")
         (Encoder(ScaleGMN(SIREN, 4, num_layers=0)), "are 0, 1 and 1; expected numbers >= 1"),
         (Encoder(ScaleGMN(SIREN, 4, message_layers=0)), "are 4, 0 and 1; expected numbers >= 1"),
         (Encoder(ScaleGMN(SIREN, 4, update_layers=0)), "are 4, 1 and 0; expected numbers >= 1"),
+        (Encoder(ScaleGMN(SIREN, 4, edges_at_once=0)), "edges_at_once is 0; expected a number >= 1, or None"),
         (Encoder(ScaleGMN(SIREN, 4, parity=True)), "parity=True is about positive scales"),
         (Encoder(ScaleGMN(GELU, 4, io=IO.SHARED)), r"permutations only, .*\['io'\] would be ignored"),
         (
@@ -434,8 +435,8 @@ def encoder_products():
     return products(lambda v, p: PUBLISHED.apply(v, p, method="encode"), variables, params)
 
 
-def test_published_size_reads_a_network_in_1_1_gflop_of_matrix_products():
-    assert encoder_products() == pytest.approx(1.077e9, rel=0.01)
+def test_published_size_reads_a_network_in_1_gflop_of_matrix_products():
+    assert encoder_products() == pytest.approx(0.984e9, rel=0.01)
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ class Encoder(nn.Module):
         sizes = gmn.features, gmn.hidden or gmn.features, gmn.features
         epsilon = PUBLISHED_NORM_EPSILON if gmn.parity else 0.0
         invariant = ScaleInvariant(*sizes, gmn.canonical, epsilon, dtype=gmn.dtype, name="invariant")
-        hidden = {name: rule for name, rule in rules(topo, mask).items() if isinstance(rule, Groups)}
+        hidden = {name: rule for name, rule in rules(topo, mask, gmn.io).items() if isinstance(rule, Groups)}
         alike = by_rule(hidden, tuple(hidden))
         inner = jnp.concatenate([invariant(join(nodes, names), hidden[names[0]]) for names in alike])
         present = None

@@ -2,8 +2,7 @@
 
 The published layers (arXiv 2406.10685, section 5) apply every map to every edge. Here the same functions are computed
 with a third of the floating-point operations: products of a node stay on the node until an edge needs them, rho(x)
-and rho(-x) share one product, rho's last kernel is multiplied into phi's first, and an edge feature that still is
-"weight times a vector" is never multiplied edge by edge.
+and rho(-x) share one product, rho's last kernel is multiplied into phi's first, and so on (`_features`).
 """
 
 import enum
@@ -17,6 +16,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from jax_scalegmn.architecture import Scaling
+from jax_scalegmn.models._features import Features, Joined, as_dtype, project, value, width
+from jax_scalegmn.models._products import times
 
 EPSILON = 1e-5  # of every layer normalization, as published
 PUBLISHED_NORM_EPSILON = 1e-10  # added to every norm in the published code, which costs invariance
@@ -57,7 +58,7 @@ class IO(enum.Enum):
 
 
 class FixedLayer(enum.Enum):
-    """Whether a neuron layer on which no group acts is an input or an output of the network."""
+    """A neuron layer on which no group acts: an input with maps of its own, or any other input or output."""
 
     INPUT = "input"
     OUTPUT = "output"
@@ -71,55 +72,6 @@ class Groups(NamedTuple):
 
 
 Rule: TypeAlias = FixedLayer | Groups
-
-
-class Factored(NamedTuple):
-    """Edge features that are linear in the edge's weights: sum over k of weights[..., k] * basis[..., k, :].
-
-    `basis` has size 1 along senders or receivers where it does not depend on them.
-    """
-
-    weights: Float[Array, "senders receivers k"]
-    basis: Float[Array, "#senders #receivers k features"]
-
-    def value(self) -> Float[Array, "senders receivers features"]:
-        """The features as one array."""
-        senders, receivers, k, _ = self.basis.shape
-        if k == 1:
-            return self.weights * self.basis[..., 0, :]
-        if (senders, receivers) == (1, 1):
-            return self.weights @ self.basis[0, 0]
-        if receivers == 1:
-            return jnp.einsum("srk,skd->srd", self.weights, self.basis[:, 0])
-        if senders == 1:
-            return jnp.einsum("srk,rkd->srd", self.weights, self.basis[0])
-        return jnp.einsum("srk,srkd->srd", self.weights, self.basis)
-
-
-Edges: TypeAlias = Factored | Float[Array, "_senders _receivers features"]
-Features: TypeAlias = Factored | Float[Array, "*batch features"]
-
-
-def value(x: Features) -> Float[Array, "*batch features"]:
-    """The features as one array."""
-    return x.value() if isinstance(x, Factored) else x
-
-
-def project(x: Features, kernel: Float[Array, "features out"]) -> Float[Array, "*batch out"]:
-    """x @ kernel, on the basis alone where x is factored."""
-    if isinstance(x, Factored):
-        return Factored(x.weights, x.basis @ kernel).value()
-    return x @ kernel
-
-
-def scale_edges(edges: Edges, kernel: Float[Array, "features out"], nodes: Float[Array, "n out"], axis: int) -> Edges:
-    """(edges @ kernel) * nodes, the nodes along that axis; factored edges stay factored if that is cheaper."""
-    if not isinstance(edges, Factored):
-        return (edges @ kernel) * jnp.expand_dims(nodes, 1 - axis)
-    basis = (edges.basis @ kernel) * jnp.expand_dims(nodes, (1 - axis, 2))
-    scaled = Factored(edges.weights, basis)
-    products, direct = math.prod(basis.shape[:3]), math.prod(edges.weights.shape[:2])
-    return scaled if products < direct else scaled.value()
 
 
 def inverse_norm(x: Float[Array, "*batch features"], epsilon: float = 0.0) -> Float[Array, "*batch 1"]:
@@ -144,11 +96,6 @@ def _norm_silu(centered: Array, scale: Array, bias: Array) -> Array:
     u = centered.astype(jnp.promote_types(centered.dtype, jnp.float32))
     normed = u * jax.lax.rsqrt(jnp.square(u).mean(-1, keepdims=True) + EPSILON)
     return nn.silu(normed * scale + bias).astype(centered.dtype)
-
-
-def value_width(x: Features) -> int:
-    """How many features x has."""
-    return int(x.basis.shape[-1] if isinstance(x, Factored) else x.shape[-1])
 
 
 def cast(x: Array, dtype: str | None) -> Array:
@@ -187,11 +134,11 @@ class MLP(nn.Module):
         self.norm = (norm_scale, norm_bias)
         self.kernel_out, self.bias_out = cast(kernel_out, self.dtype), cast(bias_out, self.dtype)
 
-    def __call__(self, x: Features, extra: Array | None = None) -> Array:
-        """The mlp of x, or of [x, extra]; `extra` broadcasts against x."""
-        u = project(x, self.centered_kernel[: value_width(x)])
+    def __call__(self, x: Features, extra: Joined | Array | None = None) -> Array:
+        """The mlp of x, or of [x, extra]."""
+        u = project(x, self.centered_kernel[: width(x)])
         if extra is not None:
-            u += extra @ self.centered_kernel[value_width(x) :]
+            u += project(extra, self.centered_kernel[width(x) :])
         return self.lower(self.activate(u))
 
     def activate(self, u: Float[Array, "*batch hidden"]) -> Float[Array, "*batch hidden"]:
@@ -203,7 +150,7 @@ class MLP(nn.Module):
         return self.activate(u) + self.activate(-u)
 
     def lower(self, a: Float[Array, "*batch hidden"]) -> Float[Array, "*batch outputs"]:
-        return a @ self.kernel_out + self.bias_out
+        return times(a, self.kernel_out) + self.bias_out
 
 
 class Kernel(nn.Module):
@@ -243,20 +190,19 @@ class CanonicalMap(nn.Module):
         if not (scaling.has_signs or scaling.has_sizes) and self.kind is not Canonical.ABLATED:
             return project(x, kernel)
         wide = jnp.promote_types(kernel.dtype, jnp.float32)
-        x, wide_kernel = jax.tree.map(lambda leaf: leaf.astype(wide), (x, kernel))
-        return self._canonical(scaling, x, wide_kernel).astype(kernel.dtype)
+        return self._canonical(scaling, as_dtype(x, wide), kernel.astype(wide)).astype(kernel.dtype)
 
     def _canonical(self, scaling: Scaling, x: Features, kernel: Array) -> Array:
         if self.kind is Canonical.ABLATED:
             u = self.rho.activate(project(x, self.rho.centered_kernel))
-            return u @ (self.rho.kernel_out @ kernel) + self.rho.bias_out @ kernel
+            return times(u, self.rho.kernel_out @ kernel) + self.rho.bias_out @ kernel
         size = inverse_norm(value(x), self.epsilon) if scaling.has_sizes else 1
         if not scaling.has_signs:
             return project(x, kernel) * size
         if self.kind is Canonical.ABSOLUTE:
-            return jnp.abs(value(x)) @ kernel * size
+            return times(jnp.abs(value(x)), kernel) * size
         even = self.rho.activate_even(project(x, self.rho.centered_kernel) * size)
-        return even @ (self.rho.kernel_out @ kernel) + 2 * self.rho.bias_out @ kernel
+        return times(even, self.rho.kernel_out @ kernel) + 2 * self.rho.bias_out @ kernel
 
 
 class ScaleInvariant(nn.Module):
@@ -275,11 +221,11 @@ class ScaleInvariant(nn.Module):
         self.canonical = CanonicalMap(self.inputs, self.hidden, self.kind, self.epsilon)
         self.phi = MLP(self.inputs + self.extra, self.hidden, self.outputs, self.output_bias, self.dtype)
 
-    def __call__(self, x: Features, groups: Groups, extra: Array | None = None) -> Array:
+    def __call__(self, x: Features, groups: Groups, extra: Joined | Array | None = None) -> Array:
         kernel = self.phi.centered_kernel
         u = self.canonical.project(x, kernel[: self.inputs], groups)
         if extra is not None:
-            u += extra @ kernel[self.inputs :]
+            u += project(extra, kernel[self.inputs :])
         return self.phi.lower(self.phi.activate(u))
 
 
@@ -307,11 +253,10 @@ class ScaleEquivariant(nn.Module):
         self.end_input = free()
         self.end_output = free()
 
-    def __call__(self, x: Features, rule: Rule, extra: Array | None = None) -> Array:
+    def __call__(self, x: Features, rule: Rule, extra: Joined | Array | None = None) -> Array:
         if isinstance(rule, Groups):
             return project(x, self.gamma()) * self.gate(x, rule, extra)
-        separate = self.io is IO.SEPARATE and rule is FixedLayer.INPUT
-        free = (self.end_input if separate else self.end_output)(x, extra)
+        free = (self.end_input if rule is FixedLayer.INPUT else self.end_output)(x, extra)
         return project(x, self.gamma()) * free if self.io is IO.GATE else free
 
 
@@ -320,7 +265,7 @@ class ScaleEquivariantNet(nn.Module):
 
     maps: tuple[ScaleEquivariant, ...]
 
-    def __call__(self, x: Features, rule: Rule, extra: Array | None = None) -> Array:
+    def __call__(self, x: Features, rule: Rule, extra: Joined | Array | None = None) -> Array:
         first, *others = self.maps
         y: Array = first(x, rule, extra)
         for layer in others:

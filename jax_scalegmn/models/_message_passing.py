@@ -14,12 +14,13 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from jax_scalegmn.models._edges import Piece, along_edges
+from jax_scalegmn.models._features import Edges, Joined, num_ends, project, project_parts, scale_edges
 from jax_scalegmn.models._layers import (
     IO,
     MLP,
     Canonical,
     CanonicalMap,
-    Edges,
     FixedLayer,
     Groups,
     Rule,
@@ -28,17 +29,16 @@ from jax_scalegmn.models._layers import (
     ScaleInvariant,
     cast,
     inverse_norm,
-    project,
-    scale_edges,
 )
+from jax_scalegmn.models._products import times
 from jax_scalegmn.models.graph import EdgeBlock, Mask, Topology
 
 # An axis word that begins with "_" may differ from one array to the next: layers have different widths.
 Nodes: TypeAlias = dict[str, Float[Array, "_n features"]]
 
 
-def rules(topology: Topology, mask: Mask | None) -> dict[str, Rule]:
-    """For every neuron layer: whether it is an input or output of the network, or which group acts on it."""
+def rules(topology: Topology, mask: Mask | None, io: IO) -> dict[str, Rule]:
+    """For every neuron layer, which group acts on it; of inputs and outputs, one rule where they share their maps."""
     by_layer: dict[str, Rule] = {}
     for name in topology.nodes:
         if name in topology.scalings:
@@ -48,7 +48,8 @@ def rules(topology: Topology, mask: Mask | None) -> dict[str, Rule]:
                 present = tuple(mask.scalings[name][scaling.value] for scaling in scalings)
             by_layer[name] = Groups(scalings, present)
         else:
-            by_layer[name] = FixedLayer.INPUT if name in topology.inputs else FixedLayer.OUTPUT
+            own = io is IO.SEPARATE and name in topology.inputs
+            by_layer[name] = FixedLayer.INPUT if own else FixedLayer.OUTPUT
     return by_layer
 
 
@@ -89,6 +90,10 @@ class Context(NamedTuple):
             return nodes
         return {name: jnp.where(self.present_nodes[name], h, 0) for name, h in nodes.items()}
 
+    def present(self, index: int) -> Bool[Array, "_senders _receivers 1"] | None:
+        """Which edges of a block of a padded graph exist; None for all."""
+        return None if self.present_edges is None else self.present_edges[index]
+
 
 class Direction(NamedTuple):
     """Forward: from axis 0 of a block to its axis 1. Backward: from axis 1 to axis 0."""
@@ -116,18 +121,32 @@ class Direction(NamedTuple):
 FORWARD, BACKWARD = Direction(0), Direction(1)
 
 
-def aggregate(
-    context: Context, direction: Direction, index: int, messages: Array, *, normalized: bool
-) -> Float[Array, "n features"]:
-    """The messages of one block summed over its senders, over the root of their number where `normalized`."""
-    axis = direction.sender_axis
-    if context.present_edges is None:
-        total = messages.sum(axis)
-        return total / math.sqrt(messages.shape[axis]) if normalized else total
-    present = context.present_edges[index]
-    total = jnp.where(present, messages, 0).sum(axis)
-    count = jnp.maximum(present.sum(axis).max(0), 1)
-    return total / jnp.sqrt(count).astype(total.dtype) if normalized else total
+def joined_edges(pieces: list[Piece]) -> Joined:
+    """The features of the edges."""
+    return Joined([piece.edges for piece in pieces], [num_ends(piece.edges) for piece in pieces])
+
+
+def joined_ends(pieces: list[Piece]) -> Float[Array, "edges features"]:
+    """The sum of what both ends of every edge give to it."""
+    return joined_edges(pieces)._replace(parts=[first + second for first, second in (p.nodes for p in pieces)]).value()
+
+
+def summed(direction: Direction, piece: Piece, messages: Float[Array, "_senders _receivers features"]) -> Array:
+    """The messages along edges that exist, summed over their senders, whose axis stays."""
+    if piece.present is not None:
+        messages = jnp.where(piece.present, messages, 0)
+    return messages.sum(direction.sender_axis, keepdims=True)
+
+
+def total(context: Context, direction: Direction, index: int, sums: Array, *, normalized: bool) -> Array:
+    """The sum of `summed` of a block's parts, over the root of the number of senders where `normalized`."""
+    axis, present = direction.sender_axis, context.present(index)
+    sums = sums.sum(axis)
+    if not normalized:
+        return sums
+    if present is None:
+        return sums / math.sqrt(context.topology.blocks[index].shape[axis])
+    return sums / jnp.sqrt(jnp.maximum(present.sum(axis).max(0), 1)).astype(sums.dtype)
 
 
 def by_rule(rules: Mapping[str, Rule], names: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -161,6 +180,7 @@ class Options(NamedTuple):
       hidden: The width of every mlp's hidden layer.
       epsilon: Added to norms.
       extra: The number of further invariant node features that messages and updates read.
+      edges_at_once: As `models.ScaleGMN`.
     """
 
     features: int
@@ -174,6 +194,7 @@ class Options(NamedTuple):
     epsilon: float
     extra: int
     dtype: str | None
+    edges_at_once: int | None
 
 
 class EdgeUpdate(nn.Module):
@@ -192,15 +213,22 @@ class EdgeUpdate(nn.Module):
         phi = MLP(2 * features, hidden, self.outputs, 1.0, dtype, name="phi")
         # The first product of phi is taken on the nodes, half of it for each end, and summed on the edges.
         halves = jnp.concatenate(jnp.split(phi.centered_kernel, 2), -1)
-        parts = {
-            name: jnp.split(canonical.project(h, halves, context.groups[name]), 2, -1) for name, h in nodes.items()
-        }
-        updated = []
-        for block, e in zip(context.topology.blocks, edges, strict=True):
+        ends: Nodes = {}
+        for names in by_rule(context.groups, tuple(nodes)):
+            ends |= split(canonical.project(join(nodes, names), halves, context.groups[names[0]]), names, nodes)
+        parts = {name: jnp.split(end, 2, -1) for name, end in ends.items()}
+        pieces = {}
+        for index, (block, e) in enumerate(zip(context.topology.blocks, edges, strict=True)):
             sender, receiver = direction.ends(block)
-            u = direction.at_sender(parts[sender][0]) + direction.at_receiver(parts[receiver][1])
-            updated.append(project(e, cast(kernel, dtype)) * phi.lower(phi.activate(u)))
-        return updated
+            both = direction.at_sender(parts[sender][0]), direction.at_receiver(parts[receiver][1])
+            pieces[index] = Piece(e, both)
+        own = cast(kernel, dtype)
+
+        def update(phi: MLP, pieces: list[Piece], indices: list[int]) -> list[Array]:
+            edges, ends = joined_edges(pieces), joined_ends(pieces)
+            return edges.split(project(edges, own) * phi.lower(phi.activate(ends)))
+
+        return list(along_edges(phi, update, pieces, self.options.edges_at_once).values())
 
 
 class MessagePassing(nn.Module):
@@ -250,21 +278,57 @@ class MessagePassing(nn.Module):
         edge_kernel = self._kernel(f"{prefix}edge_kernel", options.features)
         message = self._equivariant(f"{prefix}message", options.features, options.message_layers, options.features)
         signs = self._signs(f"{prefix}sign_kernel", context, direction, nodes)
+        names = tuple(nodes)
+        sent = split(times(join(nodes, names), sender_kernel), names, nodes)
+        pieces = {}
         for index, (block, e) in enumerate(zip(context.topology.blocks, edges, strict=True)):
             sender, receiver = direction.ends(block)
-            if receiver not in self.updated:
-                continue
-            hides_sender, hides_receiver = direction.hide_signs(block)
-            h = nodes[sender] @ sender_kernel
-            m = scale_edges(e, edge_kernel, jnp.abs(h) if hides_sender else h, direction.sender_axis)
-            extra = None
-            if context.extra is not None:  # of the sender in both directions, of the receiver in one, as published
-                at = direction.at_sender if options.bidirectional else direction.at_receiver
-                extra = at(context.extra[sender if options.bidirectional else receiver])
-            m = message(m, context.rules[receiver], extra)
-            total = aggregate(context, direction, index, m, normalized=options.normalized)
-            sums[receiver] += total * signs[receiver] if hides_receiver else total
+            if receiver in self.updated:
+                h = jnp.abs(sent[sender]) if direction.hide_signs(block)[0] else sent[sender]
+                pieces[index] = Piece(
+                    e, (direction.at_sender(h),), self._extra(context, direction, block), context.present(index)
+                )
+        compute = functools.partial(self._messages, context, direction, edge_kernel)
+        for index, parts in along_edges(message, compute, pieces, options.edges_at_once).items():
+            block = context.topology.blocks[index]
+            receiver = direction.ends(block)[1]
+            arrived = total(context, direction, index, parts, normalized=options.normalized)
+            sums[receiver] += arrived * signs[receiver] if direction.hide_signs(block)[1] else arrived
         return sums
+
+    def _extra(self, context: Context, direction: Direction, block: EdgeBlock) -> Array | None:
+        """Further invariant features: of the sender in both directions, of the receiver in one, as published."""
+        if context.extra is None:
+            return None
+        sender, receiver = direction.ends(block)
+        if self.options.bidirectional:
+            return direction.at_sender(context.extra[sender])
+        return direction.at_receiver(context.extra[receiver])
+
+    def _messages(
+        self,
+        context: Context,
+        direction: Direction,
+        kernel: Array,
+        message: ScaleEquivariantNet,
+        pieces: list[Piece],
+        indices: list[int],
+    ) -> list[Array]:
+        """The messages of every piece summed over its senders; those of one rule are computed at once."""
+        edges = joined_edges(pieces)
+        carried = [
+            scale_edges(e, piece.nodes[0]) for e, piece in zip(project_parts(edges, kernel), pieces, strict=True)
+        ]
+        receivers = [direction.ends(context.topology.blocks[index])[1] for index in indices]
+        sums: dict[int, Array] = {}
+        for names in by_rule(context.rules, tuple(dict.fromkeys(receivers))):
+            own = [number for number, receiver in enumerate(receivers) if receiver in names]
+            rows = Joined([carried[number] for number in own], [edges.shapes[number] for number in own])
+            others = [piece.extra for piece in (pieces[number] for number in own) if piece.extra is not None]
+            further = Joined(others, rows.shapes) if others else None
+            messages = rows.split(message(rows, context.rules[names[0]], further))
+            sums |= {number: summed(direction, pieces[number], m) for number, m in zip(own, messages, strict=True)}
+        return [sums[number] for number in range(len(pieces))]
 
     def _signs(self, name: str, context: Context, direction: Direction, nodes: Nodes) -> Nodes:
         """(h @ W) / |h|, which follows a neuron's sign and not its size, where messages arrive without the sign."""
@@ -278,7 +342,6 @@ class MessagePassing(nn.Module):
     def _update_nodes(self, context: Context, old: Nodes, sums: list[Nodes]) -> Nodes:
         """h' = ScaleEq([h, sums]) + h @ W_skip, layers of one rule at a time."""
         options, width = self.options, (1 + len(sums)) * self.options.features
-        inputs = {name: jnp.concatenate([h, *(total[name] for total in sums)], -1) for name, h in old.items()}
         update = self._equivariant("update", width, options.update_layers, self.outputs)
         free = None
         if self.invariants:
@@ -287,13 +350,13 @@ class MessagePassing(nn.Module):
         skip = self._kernel("skip_kernel", self.outputs) if self.skip else None
         nodes = dict(old)
         for names in by_rule(context.rules, self.updated):
-            joined = join(inputs, names)
+            joined = jnp.concatenate([join(each, names) for each in (old, *sums)], -1)
             new = update(joined, context.rules[names[0]], None if context.extra is None else join(context.extra, names))
             if skip is not None:
-                new += join(old, names) @ skip
+                new += times(join(old, names), skip)
             if free is not None:
                 new = jnp.concatenate([new, free(joined, context.groups[names[0]])], -1)
-            nodes |= split(new, names, inputs)
+            nodes |= split(new, names, old)
         return nodes
 
     def _update_edges(self, context: Context, old: GraphFeatures) -> list[Edges]:
@@ -367,24 +430,42 @@ class PlainMessagePassing(nn.Module):
 
     def _update_edges(self, context: Context, old: GraphFeatures) -> list[Edges]:
         mlp = self._mlp("edge_update", 3 * self.options.features, self.edge_outputs)
-        own, first, second = jnp.split(mlp.centered_kernel, 3)
-        edges: list[Edges] = []
-        for block, e in zip(context.topology.blocks, old.edges, strict=True):
-            ends = FORWARD.at_sender(old.nodes[block.sender] @ first)
-            ends += FORWARD.at_receiver(old.nodes[block.receiver] @ second)
-            edges.append(mlp.lower(mlp.activate(project(e, own) + ends)))
-        return edges
+        own, *halves = jnp.split(mlp.centered_kernel, 3)
+        names = tuple(old.nodes)
+        first, second = (split(times(join(old.nodes, names), half), names, old.nodes) for half in halves)
+        pieces = {
+            index: Piece(e, (FORWARD.at_sender(first[block.sender]), FORWARD.at_receiver(second[block.receiver])))
+            for index, (block, e) in enumerate(zip(context.topology.blocks, old.edges, strict=True))
+        }
+
+        def update(mlp: MLP, pieces: list[Piece], indices: list[int]) -> list[Array]:
+            edges, ends = joined_edges(pieces), joined_ends(pieces)
+            return edges.split(mlp.lower(mlp.activate(project(edges, own) + ends)))
+
+        return list(along_edges(mlp, update, pieces, self.options.edges_at_once).values())
 
     def _sums(self, context: Context, direction: Direction, nodes: Nodes, edges: list[Edges]) -> Nodes:
         """The sums of the messages to every neuron layer that is updated; zeros where none arrives."""
         d = self.options.features
         message = self._mlp("message" if direction is FORWARD else "backward_message", 2 * d, d)
-        sums = {name: jnp.zeros_like(h) for name, h in nodes.items()}
+        pieces = {}
         for index, (block, e) in enumerate(zip(context.topology.blocks, edges, strict=True)):
             sender, receiver = direction.ends(block)
             if receiver in self.updated:
-                m = message(e, direction.at_sender(nodes[sender]))
-                sums[receiver] += aggregate(context, direction, index, m, normalized=self.options.normalized)
+                pieces[index] = Piece(e, (direction.at_sender(nodes[sender]),), present=context.present(index))
+
+        def messages(message: MLP, pieces: list[Piece], indices: list[int]) -> list[Array]:
+            edges = joined_edges(pieces)
+            senders = edges._replace(parts=[piece.nodes[0] for piece in pieces])
+            return [
+                summed(direction, piece, m)
+                for piece, m in zip(pieces, edges.split(message(edges, senders)), strict=True)
+            ]
+
+        sums = {name: jnp.zeros_like(h) for name, h in nodes.items()}
+        for index, parts in along_edges(message, messages, pieces, self.options.edges_at_once).items():
+            receiver = direction.ends(context.topology.blocks[index])[1]
+            sums[receiver] += total(context, direction, index, parts, normalized=self.options.normalized)
         return sums
 
     def _mlp(self, name: str, inputs: int, outputs: int) -> MLP:
