@@ -945,8 +945,6 @@ def speed_scalegmn(results: Results) -> Table:
             for other in results[file]
             if other["implementation"] == "segment_sum" and all(other[key] == value for key, value in alike.items())
         ]
-        # A rate of products that was measured while memory ran out says nothing; shares above 1 come from such rows.
-        share = row["share_of_matmul_rate"]
         rows.append(
             (
                 f"2-{row['width']}-{row['width']}-1",
@@ -955,15 +953,26 @@ def speed_scalegmn(results: Results) -> Table:
                 digits(row["graphs_per_second"]),
                 digits(sums[0]["graphs_per_second"]) if sums else "",
                 significant(row["gflop_per_graph"]),
-                f"{share:.0%}" if share <= 1 else "\\*",
+                f"{row['share_of_matmul_rate']:.0%}",
                 f"{row['peak_mib']:,.0f}",
+                f"{row['compile_seconds']:.1f}",
             )
         )
     return Table(
         "The encoder of INRs with 128 features and 4 layers, float32, on blocks and edge by edge with `segment_sum`",
         "python -m benchmarks.scalegmn",
         [file],
-        ("INRs", "batch", "", "INRs/s", "by segment sums", "GFLOP per INR", "share of product rate", "peak MiB"),
+        (
+            "INRs",
+            "batch",
+            "",
+            "INRs/s",
+            "by segment sums",
+            "GFLOP per INR",
+            "share of product rate",
+            "peak MiB",
+            "to compile, s",
+        ),
         rows,
     )
 
@@ -1796,22 +1805,23 @@ def _classify_mnist_values(file: Mapping[str, Any]) -> dict[str, str]:
 def _speed_values(results: Results) -> dict[str, str]:
     scalegmn = results["scalegmn_cpu.jsonl"]
     float32 = results.rows("scalegmn_cpu.jsonl", implementation="blocks", dtype="float32")
-    starved = [row for row in float32 if row["share_of_matmul_rate"] > 1]
     usual = [row for row in float32 if row["width"] == 32]
     edge = [row["edge_product_share_of_matmul_rate"] for row in usual]
     gradients = [row["weight_gradient_product_share_of_matmul_rate"] for row in usual]
-    steps = [row["share_of_matmul_rate"] for row in float32 if row["benchmark"] == "step" and row not in starved]
+    steps = [row["share_of_matmul_rate"] for row in float32 if row["benchmark"] == "step"]
     fit = results.row("inr_cpu.jsonl", benchmark="zoo_fit")
-    largest = max(starved, key=lambda row: row["peak_mib"])
+    ideas = {row["about"].split(", ")[1]: row for row in results["speed_ideas_cpu.jsonl"] if "mib" in row}
+    parts = {width: ideas[f"2-{width}-{width}-1"] for width in (64, 512)}
     return {
         "jax": scalegmn[0]["environment"]["jax"],
         "step_share": percent(max(steps), 0),
         "step_share_least": percent(min(steps), 0),
         "edge_share": f"{100 * min(edge):.0f} to {100 * max(edge):.0f}%",
         "gradient_share": f"{100 * min(gradients):.0f} to {100 * max(gradients):.0f}%",
-        "starved_gflops": f"{largest['graphs_per_second'] * largest['gflop_per_graph']:.0f}",
-        "starved_gib": f"{largest['peak_mib'] / 1024:.0f}",
-        "starved_rate": f"{largest['matmul_gflop_per_second']:.0f}",
+        "parts_narrow": f"{parts[64]['ratio']:.1f}",
+        "parts_wide": f"{parts[512]['ratio']:.1f}",
+        "parts_gib": f"{parts[512]['mib'] / 1024:.1f}",
+        "whole_gib": f"{parts[512]['base_mib'] / 1024:.1f}",
         "fit_steps": f"{fit['network_steps_per_second']:.0f}",
     } | {row["benchmark"]: f"{row['times_as_fast']:.1f}" for row in results["sine_cpu.jsonl"]}
 

@@ -27,6 +27,7 @@ from jax_scalegmn.models import (
     Readout,
     ScaleGMN,
     _features,
+    _layers,
     _message_passing,
     graph,
     reference,

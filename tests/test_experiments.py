@@ -482,6 +482,7 @@ def test_every_option_of_a_scalegmn_can_be_set():
         "update_layers": 3,
         "dropout": 0.25,
         "dtype": "bfloat16",
+        "edges_at_once": 3,
     }
     other |= {name: not value for name, value in own.items() if isinstance(value, bool)}
     assert other.keys() == own.keys()

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jax_scalegmn.models._products import times
 
@@ -107,3 +109,23 @@ def test_what_needs_no_derivative_is_not_multiplied():
     jaxpr = jax.make_jaxpr(lambda x, dx: jax.jvp(lambda x: times(x, kernel), (x,), (dx,)))(x, x)
     names = [equation.primitive.name for equation in jaxpr.jaxpr.eqns]
     assert "times" not in names
+
+
+@pytest.mark.parametrize("kind", ["varying", "explicit"])
+def test_types_that_speak_of_devices_are_kept(kind):
+    """Inside of `jax.shard_map`, whose types say over which axes an array varies, and with explicit shardings."""
+    axes = {"varying": AxisType.Auto, "explicit": AxisType.Explicit}[kind]
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(axes,))
+    x, kernel = draw(4, 3, 5), draw(5, 5, seed=1)
+    expected = jax.grad(functools.partial(loss, plain), 1)(x, kernel)
+    gradient = jax.grad(functools.partial(loss, times), 1)
+    if kind == "explicit":
+        with jax.set_mesh(mesh):
+            placed = (
+                jax.device_put(x, NamedSharding(mesh, P("data"))),
+                jax.device_put(kernel, NamedSharding(mesh, P())),
+            )
+            found = jax.jit(gradient)(*placed)
+    else:
+        found = jax.shard_map(gradient, mesh=mesh, in_specs=(P("data"), P()), out_specs=P())(x, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -32,9 +32,15 @@ def _tangent(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[A
     if not isinstance(dx, SymbolicZero):
         dy = dx @ kernel
     if not isinstance(dkernel, SymbolicZero):
-        along = _TIMES.bind(x, dkernel) if x.ndim > 1 and x.dtype == dkernel.dtype else x @ dkernel
+        along = _TIMES.bind(x, dkernel) if _is_usual(x, dkernel) else x @ dkernel
         dy = along if dy is None else dy + along
     return y, jnp.zeros_like(y) if dy is None else dy
+
+
+def _is_usual(x: Array, kernel: Array) -> bool:
+    """Whether these are rows of one dtype whose types say no more, like over which devices' axes an array varies."""
+    plain = all(str(jax.typeof(a)) == f"{a.dtype}[{','.join(map(str, a.shape))}]" for a in (x, kernel))
+    return plain and x.ndim > 1 and x.dtype == kernel.dtype
 
 
 def _times(x: Array, kernel: Array) -> Array:
