@@ -332,6 +332,14 @@ def test_json_round_trip(model):
     assert models.from_json(json.loads(json.dumps(models.as_json(model)))) == model
 
 
+def test_models_of_older_checkpoints_are_described_alike():
+    """The description of a model tells whether a checkpoint fits it."""
+    described = models.as_json(Encoder(ScaleGMN(SIREN, 4)))
+    assert "edges_at_once" not in described["gmn"]
+    assert models.from_json(described | {"gmn": described["gmn"] | {"edges_at_once": 7}}).gmn.edges_at_once == 7
+    assert models.as_json(Encoder(ScaleGMN(SIREN, 4, edges_at_once=7)))["gmn"]["edges_at_once"] == 7
+
+
 @pytest.mark.parametrize(
     "change", [{"type": "Transformer"}, {"size": 3}, {"gmn": {}}, {"gmn": {"type": "ScaleGMN", "arch": {}}}]
 )
@@ -413,6 +421,10 @@ def products(fn, *shapes) -> float:
                 (contracted, _), _ = equation.params["dimension_numbers"]
                 summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
                 total += 2 * summed * math.prod(equation.outvars[0].aval.shape)
+            if equation.primitive.name == "times":
+                total += 2 * equation.invars[0].aval.shape[-1] * equation.outvars[0].aval.size
+            if equation.primitive.name == "over_rows":
+                total += 2 * equation.invars[0].aval.size * equation.invars[1].aval.shape[-1]
             for value in equation.params.values():
                 for inner in value if isinstance(value, tuple | list) else [value]:
                     inner = getattr(inner, "jaxpr", inner)

@@ -34,7 +34,11 @@ def as_json(model: nn.Module) -> dict[str, Any]:
     >>> sg.models.as_json(sg.Decoder(sg.siren((2, 4, 1)), hidden=(8,)))["hidden"]
     (8,)
     """
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
+    fields = {
+        f.name: getattr(model, f.name)
+        for f in dataclasses.fields(model)
+        if f.name not in ("parent", "name") and not (f.name in _ADDED and getattr(model, f.name) == f.default)
+    }
     return {"type": type(model).__name__, **{name: _to_json(field) for name, field in fields.items()}}
 
 
@@ -165,6 +169,9 @@ def match_size(make: Callable[[int], nn.Module], example: Any, target: int) -> i
 # --- private ------------------------------------------------------------------------------------------------------
 
 _ANY = ScaleGMN | LeanGMN | Encoder | Editor | Decoder | Autoencoder | Matcher | Frame
+_ADDED = (
+    "edges_at_once",
+)  # later than checkpoints: left out at their defaults, so that older ones are described alike
 _LARGEST = 2**16  # of a width
 _BYTES_OF_AN_EDGE = 16  # of a network's graph, at least
 
