@@ -112,7 +112,7 @@ def clipped(name: str, rate: optax.Schedule, weight_decay: Any, clip_norm: Any) 
             )
         case _:
             raise ValueError(f"optimizer is {name!r}; expected 'adamw' or 'muon'.")
-    return optax.chain(optax.stateless(lambda grad, _: _shortened(grad, clip_norm)), update)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update)
 
 
 def init(
@@ -191,7 +191,7 @@ def make_step(
         grad, metrics = compute(state.variables, batch, keys)
         updates, opt_state = tx.update(grad, state.opt_state, state.variables)
         variables = optax.apply_updates(state.variables, updates)
-        metrics |= {"grad_norm": _norm(grad)}
+        metrics |= {"grad_norm": optax.tree.norm(grad)}
         return State(variables, opt_state, state.key, state.step + 1), metrics
 
     return step
@@ -373,19 +373,6 @@ def _make_gradient(loss_fn: LossFn, micro_batch: int | None) -> _Gradient:
         return jax.tree.map(lambda leaf: leaf * (micro_batch / size), total)
 
     return gradient
-
-
-def _norm(tree: Any) -> Array:
-    """The Euclidean norm of all numbers together; `optax.tree.norm` has two programs to compile for every array."""
-    wide = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in jax.tree.leaves(tree)]
-    leaves = zip(jax.tree.leaves(tree), wide, strict=True)
-    return jnp.sqrt(sum(jnp.vdot(leaf, leaf, preferred_element_type=dtype).real for leaf, dtype in leaves))
-
-
-def _shortened(grad: Any, largest: Any) -> Any:
-    """The gradient with at most that norm; `optax.clip_by_global_norm` has one more program for every array."""
-    factor = jnp.minimum(1, largest / _norm(grad))
-    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), grad)
 
 
 def _over_devices(gradient: _Gradient, mesh: Mesh, size: int) -> _Gradient:
