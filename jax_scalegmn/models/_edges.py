@@ -12,7 +12,7 @@ from jax_scalegmn.models._features import Edges, num_ends
 
 
 class Piece(NamedTuple):
-    """What is computed along some edges is computed from this: of a block, or of some of its senders.
+    """What a computation along edges reads: of all edges of a block, or of those of some senders.
 
     All arrays have the axes [senders, receivers, ...], of size 1 where they do not depend on them.
 

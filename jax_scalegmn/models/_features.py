@@ -103,7 +103,7 @@ def width(x: Features) -> int:
 
 
 def project(x: Features, kernel: Float[Array, "features out"]) -> Float[Array, "*batch out"]:
-    """x @ kernel, on the basis alone where x is factored, and before edges share what they have in common."""
+    """x @ kernel; of what is factored, or equal along senders or receivers, the small array alone is multiplied."""
     if isinstance(x, Factored):
         return Factored(x.weights, x.basis @ kernel).value()
     if not isinstance(x, Joined):

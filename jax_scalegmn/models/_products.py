@@ -1,7 +1,7 @@
 """x @ kernel for many rows x and one kernel, with a gradient of the kernel that is fast on a CPU.
 
-The gradient is a product over all rows, x.T @ y. XLA has its fast products take x.T on a CPU only as an array of its
-own; otherwise it transposes y, a slower program.
+The gradient is a product over all rows, x.T @ y. On a CPU XLA's fast products take x.T only as an array in memory;
+otherwise XLA transposes y for a slower product.
 """
 
 import functools
@@ -63,7 +63,7 @@ def _over_rows_on_cpu(x: Array, y: Array) -> Array:
 def _operation(
     name: str, default: Callable[[Array, Array], Array], on_cpu: Callable[[Array, Array], Array], shape: Any
 ) -> Any:
-    """A linear operation of each of two arrays, whose gradient can be stated, as a `jax.custom_jvp`'s cannot be."""
+    """An operation that is linear in each of two arrays. Its gradient is stated; a `jax.custom_jvp` would derive it."""
     operation = Primitive(name)
     program = jax.jit(operation.bind)
 
