@@ -169,9 +169,7 @@ def match_size(make: Callable[[int], nn.Module], example: Any, target: int) -> i
 # --- private ------------------------------------------------------------------------------------------------------
 
 _ANY = ScaleGMN | LeanGMN | Encoder | Editor | Decoder | Autoencoder | Matcher | Frame
-_ADDED = (
-    "edges_at_once",
-)  # later than checkpoints: left out at their defaults, so that older ones are described alike
+_ADDED = ("edges_at_once",)  # options left out at their defaults, so that checkpoints of before them still fit
 _LARGEST = 2**16  # of a width
 _BYTES_OF_AN_EDGE = 16  # of a network's graph, at least
 

@@ -46,8 +46,7 @@ def along_edges(
       module: The module whose variables `compute` uses.
       compute: What to compute.
       blocks: The blocks by their indices.
-      edges_at_once: The number of edges that are computed at a time; None: 2,048 on a CPU, which fit its caches, and
-        65,536 elsewhere.
+      edges_at_once: As `models.ScaleGMN`.
     """
     most = edges_at_once or (_ON_CPU if jax.default_backend() == "cpu" else _ELSEWHERE)
     small = [index for index, piece in blocks.items() if _num_edges(piece) <= most]
@@ -60,7 +59,7 @@ def along_edges(
 
 # --- private ------------------------------------------------------------------------------------------------------
 
-_ON_CPU, _ELSEWHERE = 2**11, 2**16
+_ON_CPU, _ELSEWHERE = 2**11, 2**16  # edges: a CPU's caches hold that many features
 
 
 def _num_edges(piece: Piece) -> int:
